@@ -1,0 +1,57 @@
+# Every target works in one environment, .venv, which is made on the first call and again only
+# when one of the files that define it changes.
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
+VENV := .venv
+BIN := $(VENV)/bin
+PLUGINS := $(sort $(dir $(wildcard plugins/*/pyproject.toml)))
+DEFINED_BY := pyproject.toml constraints.txt $(addsuffix pyproject.toml,$(PLUGINS))
+READY := $(VENV)/ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-cuda lint format train-demo evaluate-demo build clean
+
+help:  ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## make .venv with everything that the other commands need
+
+$(READY): $(DEFINED_BY)
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed"; exit 1; }
+	@$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14), sys.version' \
+		|| { echo "Python 3.11 to 3.13 is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' \
+		$(addprefix --editable ./,$(PLUGINS))
+	@touch $@
+
+demo: $(READY)  ## answer questions about the pictures in demo/images
+	@$(BIN)/python demo/run.py
+
+test: $(READY)  ## run every test
+	$(BIN)/python -m pytest
+
+test-cuda: $(READY)  ## run the tests that need a CUDA device
+	$(BIN)/python -m pytest -m cuda -rs
+
+lint: $(READY)  ## check style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy vlcore $(addsuffix vl_plugin_*,$(PLUGINS)) tests
+	cd demo && ../$(BIN)/mypy --config-file ../pyproject.toml *.py
+
+format: $(READY)  ## mend style
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+train-demo: $(READY)  ## train the demo model anew (about an hour on two cores)
+	$(BIN)/python demo/train.py
+
+evaluate-demo: $(READY)  ## measure the demo model on pictures that it has not seen
+	$(BIN)/python demo/evaluate.py
+
+build: $(READY)  ## build every wheel into dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	for plugin in $(PLUGINS); do $(BIN)/python -m build --no-isolation --outdir dist $$plugin; done
+
+clean:  ## remove .venv and everything built
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache

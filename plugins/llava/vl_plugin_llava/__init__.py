@@ -1,0 +1,91 @@
+"""LLaVA 1.5 and 1.6 for vlcore, in the original layout and in llava-hf's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from vlcore import hookimpl
+
+if TYPE_CHECKING:
+    import torch
+
+    from vlcore import ChatTemplate, Checkpoint, LanguageModel, VisionModel
+
+_PROJECTOR = re.compile(r"linear|identity|mlp\d+x_gelu")
+_OTHER_TOWERS = re.compile(r"opengvlab|intern|siglip|eva|convnext|dino", re.IGNORECASE)
+_HF_TOWERS = ("clip_vision_model",)
+_HF_TEXTS = ("llama", "mistral")
+
+
+@hookimpl
+def vl_match(config: Mapping[str, Any]) -> Literal[True] | str:
+    """Match a known projector over a CLIP tower."""
+    if "vision_config" in config or "text_config" in config:
+        return _match_hf(config)
+    return _match_original(config)
+
+
+@hookimpl
+def vl_vision_model(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
+) -> VisionModel:
+    """Load tower, projector and newline row."""
+    from vl_plugin_llava.vision import load_vision_model
+
+    return load_vision_model(checkpoint, device, dtype)
+
+
+@hookimpl
+def vl_chat_template(checkpoint: Checkpoint, name: str | None) -> ChatTemplate:
+    """Give the named template, or the checkpoint's own."""
+    from vl_plugin_llava.template import load_chat_template
+
+    return load_chat_template(checkpoint, name)
+
+
+@hookimpl
+def vl_language_model(checkpoint: Checkpoint) -> LanguageModel:
+    """Describe the text part as Llama or Mistral."""
+    from vl_plugin_llava.language import load_language_model
+
+    return load_language_model(checkpoint)
+
+
+def _match_original(config: Mapping[str, Any]) -> Literal[True] | str:
+    tower = config.get("mm_vision_tower")
+    if not isinstance(tower, str) or not tower:
+        return "config.json names no vision tower in mm_vision_tower"
+    projector = config.get("mm_projector_type", "linear")
+    if isinstance(projector, str) and projector.endswith("_Norm"):
+        return f"its projector {projector!r} is Yi-VL's; LLaVA's have no norms"
+    if not isinstance(projector, str) or not _PROJECTOR.fullmatch(projector):
+        return f"its projector {projector!r} is none of linear, mlpNx_gelu, identity"
+    if found := _OTHER_TOWERS.search(tower):
+        return f"its tower {tower!r} is no CLIP tower (it names {found[0]})"
+    if not _is_clip_name(tower):
+        return f"its tower {tower!r} is not known to be a CLIP tower"
+    return True
+
+
+def _is_clip_name(tower: str) -> bool:
+    """The release's rule: a local path, OpenAI's, LAION's, or a name that says CLIP."""
+    is_path = tower.startswith((".", "/", "~")) or "/" not in tower
+    return is_path or tower.startswith(("openai/", "laion/")) or "clip" in tower.lower()
+
+
+def _match_hf(config: Mapping[str, Any]) -> Literal[True] | str:
+    parts = {}
+    for key, default in (("vision_config", "clip_vision_model"), ("text_config", "llama")):
+        part = config.get(key)
+        if part is None:
+            part = {}
+        if not isinstance(part, Mapping):
+            return f"{key} of config.json must be an object, not {type(part).__name__}"
+        parts[key] = part.get("model_type", default)
+    if parts["vision_config"] not in _HF_TOWERS:
+        return f"its tower is a {parts['vision_config']!r}; {', '.join(_HF_TOWERS)} is known"
+    if parts["text_config"] not in _HF_TEXTS:
+        return f"its text part is a {parts['text_config']!r}; {', '.join(_HF_TEXTS)} are known"
+    return True

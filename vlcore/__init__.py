@@ -1,0 +1,165 @@
+"""vlcore: a plugin framework for vision-language models.
+
+Names below are imported when they are first used, so that ``import vlcore`` stays free of torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from vlcore._version import __version__
+from vlcore.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    ConfigError,
+    ContextLengthError,
+    EngineClosedError,
+    EngineError,
+    EngineUnavailableError,
+    ImageError,
+    ImageLimitError,
+    IncompatiblePluginError,
+    NoPluginError,
+    OptionError,
+    PluginConflictError,
+    PluginContractError,
+    PluginError,
+    PluginImportError,
+    PromptError,
+    TensorError,
+    VlcoreError,
+)
+
+if TYPE_CHECKING:
+    from vlcore.checkpoint import Checkpoint, TensorSource
+    from vlcore.encoder import ImageEncoder
+    from vlcore.engines.base import GenerationConfig
+    from vlcore.engines.transformers import TransformersEngineConfig
+    from vlcore.hookspecs import hookimpl
+    from vlcore.jinja_template import JinjaTemplate
+    from vlcore.language import LanguageModel, renamed
+    from vlcore.loading import load_chat_template, load_language_model, load_vision_model
+    from vlcore.media import ImageLimits, load_image
+    from vlcore.pipeline import Pipeline, Response, Session, pipeline
+    from vlcore.template import (
+        ChatTemplate,
+        Control,
+        ImageSlot,
+        Message,
+        RoleTemplate,
+        Rows,
+        Text,
+        parse_messages,
+    )
+    from vlcore.vision import ImageInputs, ImageRows, VisionModel
+
+_HOMES = {
+    "Checkpoint": "checkpoint",
+    "TensorSource": "checkpoint",
+    "ImageEncoder": "encoder",
+    "GenerationConfig": "engines.base",
+    "TransformersEngineConfig": "engines.transformers",
+    "hookimpl": "hookspecs",
+    "JinjaTemplate": "jinja_template",
+    "LanguageModel": "language",
+    "renamed": "language",
+    "load_chat_template": "loading",
+    "load_language_model": "loading",
+    "load_vision_model": "loading",
+    "ImageLimits": "media",
+    "load_image": "media",
+    "Pipeline": "pipeline",
+    "Response": "pipeline",
+    "Session": "pipeline",
+    "pipeline": "pipeline",
+    "ChatTemplate": "template",
+    "Control": "template",
+    "ImageSlot": "template",
+    "Message": "template",
+    "RoleTemplate": "template",
+    "Rows": "template",
+    "Text": "template",
+    "parse_messages": "template",
+    "ImageInputs": "vision",
+    "ImageRows": "vision",
+    "VisionModel": "vision",
+}
+
+__all__ = [
+    "ChatTemplate",
+    "Checkpoint",
+    "CheckpointError",
+    "CheckpointNotFoundError",
+    "ConfigError",
+    "ContextLengthError",
+    "Control",
+    "EngineClosedError",
+    "EngineError",
+    "EngineUnavailableError",
+    "GenerationConfig",
+    "ImageEncoder",
+    "ImageError",
+    "ImageInputs",
+    "ImageLimitError",
+    "ImageLimits",
+    "ImageRows",
+    "ImageSlot",
+    "IncompatiblePluginError",
+    "JinjaTemplate",
+    "LanguageModel",
+    "Message",
+    "NoPluginError",
+    "OptionError",
+    "Pipeline",
+    "PluginConflictError",
+    "PluginContractError",
+    "PluginError",
+    "PluginImportError",
+    "PromptError",
+    "Response",
+    "RoleTemplate",
+    "Rows",
+    "Session",
+    "TensorError",
+    "TensorSource",
+    "Text",
+    "TransformersEngineConfig",
+    "VisionModel",
+    "VlcoreError",
+    "__version__",
+    "hookimpl",
+    "load_chat_template",
+    "load_image",
+    "load_language_model",
+    "load_vision_model",
+    "parse_messages",
+    "pipeline",
+    "renamed",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(import_module(f"vlcore.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'vlcore' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+class _Package(ModuleType):
+    """Keeps ``vlcore.pipeline`` the function, also once the module of that name is imported."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "pipeline" and isinstance(value, ModuleType):
+            value = value.pipeline
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,83 @@
+"""An event loop in a thread of its own, for callers with a loop of their own or with none."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
+from concurrent.futures import Future
+from types import AsyncGeneratorType
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
+
+
+class LoopThread:
+    """Runs coroutines on a background loop, for synchronous and asynchronous callers alike."""
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
+        self._thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
+        """Run to the end and wait; an interrupted wait cancels the coroutine."""
+        future = self._submit(coroutine)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    async def wait(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
+        """Run to the end and await; cancelling the caller cancels the coroutine."""
+        return await asyncio.wrap_future(self._submit(coroutine))
+
+    def iterate(self, generator: AsyncGenerator[_T]) -> Iterator[_T]:
+        """Iterate an asynchronous generator; leaving the loop closes it."""
+        try:
+            while True:
+                try:
+                    yield self.run(_next(generator))
+                except StopAsyncIteration:
+                    return
+        finally:
+            self.run(_close(generator))
+
+    async def aiterate(self, generator: AsyncGenerator[_T]) -> AsyncIterator[_T]:
+        """Iterate an asynchronous generator from another loop; leaving closes it."""
+        try:
+            while True:
+                try:
+                    yield await self.wait(_next(generator))
+                except StopAsyncIteration:
+                    return
+        finally:
+            await self.wait(_close(generator))
+
+    def close(self) -> None:
+        """Stop the loop and join its thread."""
+        if self._loop.is_closed():
+            return
+        self.run(self._loop.shutdown_asyncgens())
+        self.run(self._loop.shutdown_default_executor())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _submit(self, coroutine: Coroutine[Any, Any, _T]) -> Future[_T]:
+        if self._loop.is_closed():
+            coroutine.close()
+            raise RuntimeError("the event loop is closed")
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+
+async def _next(generator: AsyncGenerator[_T]) -> _T:
+    return await anext(generator)
+
+
+async def _close(generator: AsyncGenerator[Any]) -> None:
+    # A cancelled step may still be on its way out.
+    while isinstance(generator, AsyncGeneratorType) and generator.ag_running:
+        await asyncio.sleep(0)
+    await generator.aclose()

@@ -1,0 +1,424 @@
+"""A checkpoint: its configuration as plain JSON, its tokenizer, its tensors by name.
+
+A checkpoint is a directory or a repository of the Hugging Face hub. Which model it holds is not
+known here: ``config.json`` is read as JSON and never handed to a class that might misread it.
+Only the tensors asked for are read from disk, straight to their dtype and device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from vlcore.errors import CheckpointError, CheckpointNotFoundError, ConfigError, TensorError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+_METADATA_PATTERNS = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")
+_MAX_NAMES_IN_MESSAGE = 20
+
+
+@dataclass(frozen=True)
+class TensorSource:
+    """Where a tensor that a module wants lies in a checkpoint."""
+
+    name: str
+    rows: slice | None = None
+    """The part of dimension 0 that it is; ``None`` for all of it."""
+
+    def take(self, stored: Tensor) -> Tensor:
+        """Cut the part out of the stored tensor."""
+        return stored if self.rows is None else stored[self.rows].clone()
+
+
+class Checkpoint:
+    """A model directory, or a hub repository whose files are fetched as they are needed.
+
+    Args:
+        directory: where the files lie.
+        name: what messages call the checkpoint.
+        fetch: called with file names that are about to be read; hub checkpoints download here.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        name: str | None = None,
+        fetch: Callable[[Sequence[str]], object] | None = None,
+    ) -> None:
+        self.directory = directory
+        self.name = name or str(directory)
+        self._fetch = fetch
+
+    @classmethod
+    def open(cls, model: str | Path, *, revision: str | None = None) -> Checkpoint:
+        """Open a directory, or else a hub id such as ``"organisation/name"``.
+
+        Of a hub repository, only the small files are fetched now. Code is never fetched.
+
+        Raises:
+            CheckpointNotFoundError: neither a directory nor a reachable hub repository.
+        """
+        directory = Path(model).expanduser()
+        if directory.is_dir():
+            return cls(directory)
+        if directory.exists():
+            raise CheckpointNotFoundError(
+                f"a model directory or hub id is expected; {str(model)!r} is a file"
+            )
+        hub_id = str(model)
+        if hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):
+            raise CheckpointNotFoundError(
+                f"there is no directory {hub_id!r}, and it is no hub id (organisation/name) either"
+            )
+        return cls._open_hub(hub_id, revision)
+
+    @classmethod
+    def _open_hub(cls, hub_id: str, revision: str | None) -> Checkpoint:
+        from huggingface_hub import snapshot_download
+
+        def download(patterns: Sequence[str]) -> Path:
+            try:
+                return Path(
+                    snapshot_download(hub_id, revision=revision, allow_patterns=list(patterns))
+                )
+            except Exception as error:  # the hub client raises many unrelated types
+                raise CheckpointNotFoundError(
+                    f"there is no directory {hub_id!r}, and {', '.join(patterns)} of the hub "
+                    f"repository {hub_id!r} (revision {revision or 'main'}) could not be fetched: "
+                    f"{type(error).__name__}: {error}. Check the name and the network, or "
+                    "download the repository and pass its directory"
+                ) from error
+
+        directory = download(_METADATA_PATTERNS)
+        return cls(directory, name=hub_id, fetch=download)
+
+    def __repr__(self) -> str:
+        return f"Checkpoint({self.name!r})"
+
+    # -- JSON and other small files
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """``config.json`` as plain JSON.
+
+        Raises:
+            ConfigError: it is absent or not a JSON object.
+        """
+        config = self.read_json("config.json")
+        if config is None:
+            raise ConfigError(
+                f"{self.name} has no config.json: is it a checkpoint in the Hugging Face layout? "
+                f"It holds {_shorten(sorted(path.name for path in self.directory.iterdir()))}"
+            )
+        return config
+
+    def read_json(self, filename: str) -> dict[str, Any] | None:
+        """Read a JSON object, or ``None`` where there is no such file.
+
+        Raises:
+            ConfigError: the file is not a JSON object.
+        """
+        path = self.directory / filename
+        if not path.is_file():
+            return None
+        try:
+            value = json.loads(path.read_text("utf-8"))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ConfigError(f"{path} is not readable JSON: {error}") from error
+        if not isinstance(value, dict):
+            raise ConfigError(f"{path} must hold a JSON object; it holds a {type(value).__name__}")
+        return value
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja source of the chat template that the checkpoint ships, if any."""
+        path = self.directory / "chat_template.jinja"
+        if path.is_file():
+            return path.read_text("utf-8")
+        for filename in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
+            template = (self.read_json(filename) or {}).get("chat_template")
+            if isinstance(template, str):
+                return template
+        return None
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """Texts of the tokenizer's special tokens by role, such as ``eos_token``."""
+        tokens: dict[str, str] = {}
+        for filename in ("tokenizer_config.json", "special_tokens_map.json"):
+            for role, token in (self.read_json(filename) or {}).items():
+                text = token.get("content") if isinstance(token, dict) else token
+                if role.endswith("_token") and isinstance(text, str):
+                    tokens[role] = text
+        return tokens
+
+    def related(self, reference: str) -> Checkpoint:
+        """Open a checkpoint that this one names: a directory relative to it, or a hub id."""
+        beside = self.directory / reference
+        if beside.is_dir():
+            return Checkpoint(beside)
+        try:
+            return Checkpoint.open(reference)
+        except CheckpointNotFoundError as error:
+            raise CheckpointNotFoundError(
+                f"{self.name} refers to {reference!r}, which is no directory inside it: {error}"
+            ) from error
+
+    def tokenizer(self, config: PretrainedConfig | None = None) -> PreTrainedTokenizerBase:
+        """Load the tokenizer, without remote code.
+
+        Args:
+            config: of the text part, which says the tokenizer's class where the tokenizer's own
+                files do not. Without it ``config.json`` does, and its ``model_type`` may mislead.
+
+        Raises:
+            CheckpointError: there is none, or it cannot be read.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                self.directory, config=config, trust_remote_code=False, local_files_only=True
+            )
+        except Exception as error:
+            raise CheckpointError(
+                f"the tokenizer of {self.name} could not be loaded: "
+                f"{type(error).__name__}: {error}. Expected tokenizer.json or tokenizer.model "
+                "beside config.json"
+            ) from error
+        return tokenizer
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest that changes with the checkpoint: place, files' sizes and times, headers.
+
+        Weights are never hashed.
+        """
+        digest = hashlib.sha256()
+        files = [self.directory / "config.json", *sorted(set(self._weight_files.values()))]
+        for field in (str(self.directory.resolve()), *self._fingerprint_fields(files)):
+            encoded = field.encode()
+            digest.update(len(encoded).to_bytes(8, "little") + encoded)
+        return digest.hexdigest()
+
+    @staticmethod
+    def _fingerprint_fields(files: Iterable[Path]) -> Iterator[str]:
+        for path in files:
+            if not path.exists():
+                continue
+            status = path.stat()
+            yield from (path.name, str(status.st_size), str(status.st_mtime_ns))
+            if path.suffix == ".safetensors":
+                with path.open("rb") as file:
+                    header_bytes = int.from_bytes(file.read(8), "little")
+                    yield file.read(min(header_bytes, status.st_size)).decode("utf-8", "replace")
+
+    # -- tensors
+
+    @property
+    def tensor_names(self) -> tuple[str, ...]:
+        """Every tensor's name, sorted."""
+        return tuple(sorted(self._weight_files))
+
+    def has_tensors(self, prefix: str) -> bool:
+        """Whether any tensor's name begins with ``prefix``."""
+        return any(name.startswith(prefix) for name in self._weight_files)
+
+    def file_of(self, name: str) -> Path:
+        """The weight file that holds a tensor.
+
+        Raises:
+            TensorError: no file does.
+        """
+        try:
+            return self._weight_files[name]
+        except KeyError:
+            raise TensorError(
+                f"tensor {name!r} is missing from {self.name}, which has "
+                f"{len(self._weight_files)} tensors"
+            ) from None
+
+    def tensors(
+        self,
+        names: Iterable[str],
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        progress: bool = False,
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Read tensors one at a time, file by file; nothing else is read from disk.
+
+        Args:
+            names: which ones.
+            device: where they go.
+            dtype: what floating tensors are converted to; ``None`` keeps the stored dtype.
+            progress: show a progress bar.
+
+        Raises:
+            TensorError: names are missing, or a file is damaged.
+        """
+        wanted = list(dict.fromkeys(names))
+        if missing := [name for name in wanted if name not in self._weight_files]:
+            raise TensorError(f"{self.name} lacks {len(missing)} tensor(s): {_shorten(missing)}")
+        by_file: dict[Path, list[str]] = {}
+        for name in wanted:
+            by_file.setdefault(self._weight_files[name], []).append(name)
+        if self._fetch is not None:
+            self._fetch([path.name for path in by_file])
+        with tqdm(
+            total=len(wanted), desc="loading weights", unit="tensor", disable=not progress
+        ) as bar:
+            for path, names_in_file in by_file.items():
+                with _open_weights(path) as read:
+                    for name in names_in_file:
+                        tensor = read(name)
+                        keeps = dtype is None or not tensor.is_floating_point()
+                        yield name, tensor.to(device=device, dtype=None if keeps else dtype)
+                        bar.update()
+
+    def load_module(
+        self,
+        module: nn.Module,
+        sources: Mapping[str, TensorSource],
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        progress: bool = False,
+    ) -> None:
+        """Fill a module, built on the meta device or not, with tensors of the checkpoint.
+
+        Args:
+            module: what to fill; its parameters are replaced and frozen.
+            sources: where the tensor of each key of ``module.state_dict()`` lies.
+            device: where the parameters go.
+            dtype: what floating parameters are converted to; ``None`` keeps the stored dtype.
+            progress: show a progress bar.
+
+        Raises:
+            TensorError: keys without a source, sources without a key, missing tensors or wrong
+                shapes; each is listed.
+        """
+        expected = {key: value.shape for key, value in module.state_dict().items()}
+        if missing := sorted(expected.keys() - sources.keys()):
+            raise TensorError(
+                f"{self.name} lacks {len(missing)} tensor(s) that config.json asks for: "
+                f"{_shorten(missing)}"
+            )
+        if unexpected := sorted(sources[key].name for key in sources.keys() - expected.keys()):
+            raise TensorError(
+                f"{self.name} holds {len(unexpected)} tensor(s) that the model of config.json has "
+                f"no place for: {_shorten(unexpected)}"
+            )
+        keys_of: dict[str, list[str]] = {}
+        for key, source in sources.items():
+            keys_of.setdefault(source.name, []).append(key)
+        state: dict[str, Tensor] = {}
+        misshapen = []
+        for name, tensor in self.tensors(keys_of, device=device, dtype=dtype, progress=progress):
+            for key in keys_of[name]:
+                state[key] = sources[key].take(tensor)
+                if state[key].shape != expected[key]:
+                    misshapen.append(
+                        f"{name} gives {list(state[key].shape)} where config.json asks for "
+                        f"{list(expected[key])}"
+                    )
+        if misshapen:
+            raise TensorError(f"wrong shapes in {self.name}: {_shorten(misshapen)}")
+        module.load_state_dict(state, assign=True)
+        module.requires_grad_(False)
+
+    @cached_property
+    def _weight_files(self) -> Mapping[str, Path]:
+        """The file of each tensor."""
+        for index_name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+            index = self.read_json(index_name)
+            if index is None:
+                continue
+            weight_map = index.get("weight_map")
+            if not isinstance(weight_map, dict):
+                raise ConfigError(f"{self.directory / index_name} has no weight_map object")
+            return {name: self.directory / Path(file).name for name, file in weight_map.items()}
+        for filename in ("model.safetensors", "pytorch_model.bin"):
+            path = self.directory / filename
+            if not path.exists() and self._fetch is not None:
+                self._fetch([filename])
+            if path.exists():
+                with _open_weights(path) as read:
+                    return dict.fromkeys(read.names, path)
+        raise TensorError(
+            f"{self.name} holds no weights: expected model.safetensors, pytorch_model.bin or the "
+            "index of one (*.index.json)"
+        )
+
+
+class _TensorReader:
+    """Reads tensors out of one open weight file."""
+
+    def __init__(self, path: Path, names: Sequence[str], read: Callable[[str], Tensor]) -> None:
+        self.path = path
+        self.names = names
+        self._read = read
+
+    def __call__(self, name: str) -> Tensor:
+        try:
+            return self._read(name)
+        except (SafetensorError, KeyError, RuntimeError) as error:
+            raise TensorError(
+                f"tensor {name!r} cannot be read from {self.path}: {error}"
+            ) from error
+
+
+@contextmanager
+def _open_weights(path: Path) -> Iterator[_TensorReader]:
+    if not path.is_file():
+        raise TensorError(f"weight file {path} is missing: the download may be incomplete")
+    if path.suffix == ".bin":
+        state = _load_pickle(path)
+        yield _TensorReader(path, list(state), state.__getitem__)
+        return
+    try:
+        file = safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise TensorError(
+            f"{path} is damaged or truncated ({path.stat().st_size} bytes): {error}. "
+            "Download it again"
+        ) from error
+    with file as opened:
+        yield _TensorReader(path, list(opened.keys()), opened.get_tensor)
+
+
+def _load_pickle(path: Path) -> dict[str, Tensor]:
+    """Read a ``.bin`` shard; ``weights_only`` keeps a pickle from running code."""
+    try:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # the format before torch 1.6 cannot be mapped
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise TensorError(
+            f"{path} is damaged, or holds more than plain tensors ({path.stat().st_size} bytes): "
+            f"{type(error).__name__}: {error}. Download it again, or convert it to safetensors"
+        ) from error
+    if not isinstance(state, dict):
+        raise TensorError(f"{path} must hold a dictionary of tensors, not {type(state).__name__}")
+    return state
+
+
+def _shorten(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_MAX_NAMES_IN_MESSAGE])
+    more = len(names) - _MAX_NAMES_IN_MESSAGE
+    return f"{shown} and {more} more" if more > 0 else shown

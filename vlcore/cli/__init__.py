@@ -1,0 +1,53 @@
+"""The ``vlcore`` command, one file a command.
+
+Commands import what they need when they run, so that ``vlcore --help`` and ``vlcore plugins``
+stay free of torch and of every plugin.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from vlcore._version import __version__
+from vlcore.cli.chat import chat
+from vlcore.cli.plugins import plugins
+from vlcore.errors import VlcoreError
+
+app = typer.Typer(
+    name="vlcore",
+    help="Run vision-language models, each a plugin, on any engine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command()(chat)
+app.command()(plugins)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vlcore {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    del version
+
+
+def main() -> None:
+    """Run the command line; an error of vlcore is printed without a traceback."""
+    try:
+        app()
+    except VlcoreError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)

@@ -1,0 +1,1 @@
+"""Engines: token ids and image rows in, text out, token by token."""

@@ -1,0 +1,81 @@
+"""The plugin contract: the four hooks of a plugin module.
+
+A plugin is a distribution with entry points in the group ``vlcore.architectures``. The name of
+each entry point is an ``architectures`` string of a checkpoint's ``config.json``, its value the
+plugin module::
+
+    [project.entry-points."vlcore.architectures"]
+    LlavaLlamaForCausalLM = "vl_plugin_llava"
+
+The module implements every hook below, each marked with :data:`hookimpl`. It imports torch only
+inside the hooks, so that looking at plugins stays cheap. A hook may leave out arguments it does
+not need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import pluggy
+
+if TYPE_CHECKING:
+    import torch
+
+    from vlcore.checkpoint import Checkpoint
+    from vlcore.language import LanguageModel
+    from vlcore.template import ChatTemplate
+    from vlcore.vision import VisionModel
+
+PROJECT_NAME = "vlcore"
+ENTRY_POINT_GROUP = "vlcore.architectures"
+
+hookspec = pluggy.HookspecMarker(PROJECT_NAME)
+hookimpl = pluggy.HookimplMarker(PROJECT_NAME)
+
+
+@hookspec(firstresult=True)
+def vl_match(config: Mapping[str, Any]) -> Literal[True] | str:  # type: ignore[empty-body]
+    """Say whether a checkpoint belongs to this plugin.
+
+    Two families can share one ``architectures`` name, so a match is positive evidence (a known
+    projector *and* a known tower), never "not the others". The directory's name is no evidence.
+
+    Args:
+        config: the checkpoint's ``config.json`` as plain JSON.
+
+    Returns:
+        ``True``, or the reason why not in words that are shown to the user.
+    """
+
+
+@hookspec(firstresult=True)
+def vl_vision_model(  # type: ignore[empty-body]
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
+) -> VisionModel:
+    """Load the vision part: tower, projector and whatever turns an image into rows.
+
+    It reads none of the language model's tensors and needs no tokenizer.
+
+    Args:
+        checkpoint: the opened checkpoint.
+        device: where the weights go.
+        dtype: the floating dtype of weights and rows.
+    """
+
+
+@hookspec(firstresult=True)
+def vl_chat_template(checkpoint: Checkpoint, name: str | None) -> ChatTemplate:  # type: ignore[empty-body]
+    """Give the chat template of the checkpoint.
+
+    Args:
+        checkpoint: the opened checkpoint.
+        name: the one of several templates that the user chose, or ``None`` to pick the
+            checkpoint's own. An unknown name is an :class:`~vlcore.OptionError` that lists the
+            known ones.
+    """
+
+
+@hookspec(firstresult=True)
+def vl_language_model(checkpoint: Checkpoint) -> LanguageModel:  # type: ignore[empty-body]
+    """Describe the text part as a standard architecture. Reads no weights yet."""

@@ -1,0 +1,147 @@
+"""Loads one stage of a checkpoint through its plugin, and nothing that other stages need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from vlcore.checkpoint import Checkpoint
+from vlcore.errors import OptionError, PluginContractError
+from vlcore.language import LanguageModel
+from vlcore.plugins import Plugin, find_plugin
+from vlcore.template import ChatTemplate
+from vlcore.vision import VisionModel
+
+_T = TypeVar("_T")
+
+
+class ModelStages:
+    """A checkpoint and the plugin that serves it, from which each stage is loaded.
+
+    Args:
+        model: a directory, a hub id, or an opened checkpoint.
+        plugin: the distribution to use where several would serve the checkpoint.
+        revision: of a hub repository.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read.
+        PluginError: no plugin serves it, or several do.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | Checkpoint,
+        *,
+        plugin: str | None = None,
+        revision: str | None = None,
+    ) -> None:
+        self.checkpoint = (
+            model if isinstance(model, Checkpoint) else Checkpoint.open(model, revision=revision)
+        )
+        self.plugin: Plugin = find_plugin(self.checkpoint.config, plugin=plugin)
+
+    def vision_model(
+        self, device: torch.device | str = "cpu", dtype: torch.dtype | str | None = None
+    ) -> VisionModel:
+        """Load the vision model; ``dtype=None`` is float32."""
+        wanted = as_dtype(dtype) or torch.float32
+        model = self.plugin.vision_model(self.checkpoint, torch.device(device), wanted)
+        vision_model = self._expect(model, VisionModel, "vl_vision_model")
+        if not isinstance(getattr(vision_model, "hidden_size", None), int):
+            raise PluginContractError(
+                f"{type(vision_model).__name__} of plugin {self.plugin.info.distribution} must "
+                "set hidden_size, the width of its rows"
+            )
+        vision_model.fingerprint = vision_model.fingerprint or self.checkpoint.fingerprint
+        return vision_model
+
+    def chat_template(self, name: str | None = None) -> ChatTemplate:
+        """Load the chat template, or the named one of several."""
+        template = self.plugin.chat_template(self.checkpoint, name)
+        return self._expect(template, ChatTemplate, "vl_chat_template")
+
+    def language_model(self) -> LanguageModel:
+        """Describe the text part; no weights are read."""
+        language_model = self.plugin.language_model(self.checkpoint)
+        return self._expect(language_model, LanguageModel, "vl_language_model")
+
+    def _expect(self, value: object, expected: type[_T], hook: str) -> _T:
+        if isinstance(value, expected):
+            return value
+        raise PluginContractError(
+            f"{hook} of plugin {self.plugin.info.distribution} {self.plugin.info.version} must "
+            f"return a {expected.__name__}; it returned {type(value).__name__}"
+        )
+
+
+def load_vision_model(
+    model: str | Path | Checkpoint,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | str | None = None,
+    *,
+    plugin: str | None = None,
+    revision: str | None = None,
+) -> VisionModel:
+    """Load the vision part alone: no tokenizer and no text weights are needed.
+
+    Args:
+        model: a directory, a hub id, or an opened checkpoint.
+        device: where it goes.
+        dtype: of weights and rows, as a torch dtype or its name; ``None`` is float32.
+        plugin: the distribution to use where several would serve the checkpoint.
+        revision: of a hub repository.
+    """
+    return ModelStages(model, plugin=plugin, revision=revision).vision_model(device, dtype)
+
+
+def load_chat_template(
+    model: str | Path | Checkpoint,
+    name: str | None = None,
+    *,
+    plugin: str | None = None,
+    revision: str | None = None,
+) -> ChatTemplate:
+    """Load the chat template alone: no weights are needed.
+
+    Args:
+        model: a directory, a hub id, or an opened checkpoint.
+        name: one of the plugin's templates; ``None`` for the checkpoint's own.
+        plugin: the distribution to use where several would serve the checkpoint.
+        revision: of a hub repository.
+
+    Raises:
+        OptionError: the plugin has no template of this name.
+    """
+    return ModelStages(model, plugin=plugin, revision=revision).chat_template(name)
+
+
+def load_language_model(
+    model: str | Path | Checkpoint, *, plugin: str | None = None, revision: str | None = None
+) -> LanguageModel:
+    """Describe the text part alone; weights are read by its methods.
+
+    Args:
+        model: a directory, a hub id, or an opened checkpoint.
+        plugin: the distribution to use where several would serve the checkpoint.
+        revision: of a hub repository.
+    """
+    return ModelStages(model, plugin=plugin, revision=revision).language_model()
+
+
+def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """Read a floating dtype or its name, such as ``"float16"``.
+
+    Raises:
+        OptionError: it is no floating dtype of torch.
+    """
+    if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        return dtype
+    named = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else None
+    if isinstance(named, torch.dtype) and named.is_floating_point:
+        return named
+    raise OptionError(
+        f"dtype must be a floating torch dtype or its name, such as 'float16', 'bfloat16' or "
+        f"'float32'; it is {dtype!r}"
+    )

@@ -1,0 +1,226 @@
+"""Pictures from anywhere, as upright RGB images within limits.
+
+What is decided here, for every plugin alike:
+
+- transparency is dropped, not blended: ``convert("RGB")``, as the released models do;
+- the orientation in a photo's EXIF data is applied, so that the model sees what people see;
+- of an animation, the first frame is taken;
+- 16-bit and 32-bit grey values are scaled to 8 bits by their type's range;
+- a truncated file is an error.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.request import url2pathname
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from vlcore.errors import ImageError, ImageLimitError, OptionError
+
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+
+ImageSource = str | Path | bytes | Image.Image
+"""A path, an http(s), ``file:`` or ``data:`` URL, the bytes of a file, or a PIL image."""
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What a picture may cost.
+
+    Raises:
+        OptionError: a limit is not positive.
+    """
+
+    max_pixels: int = 89_478_485
+    """Width times height, checked from the header before decoding. Pillow has a limit of its
+    own at twice ``PIL.Image.MAX_IMAGE_PIXELS``, which holds as well."""
+    max_bytes: int = 64 * 1024**2
+    """Size of the file or download."""
+    connect_timeout_s: float = 10.0
+    """To reach the server of an http(s) URL, and between two pieces of its answer."""
+    max_redirects: int = 5
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value <= 0 and name != "max_redirects":
+                raise OptionError(f"{name} must be positive; it is {value!r}")
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+
+def load_image(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+    """Load a picture.
+
+    Args:
+        source: a path, an http(s), ``file:`` or ``data:`` URL, the bytes of a file, or a PIL image.
+        limits: what it may cost.
+
+    Returns:
+        An RGB image, decoded, upright.
+
+    Raises:
+        ImageError: it is missing, cannot be fetched or is no readable picture.
+        ImageLimitError: it is larger than a limit.
+    """
+    name = describe(source)
+    if isinstance(source, Image.Image):
+        return _to_rgb(source, name, limits)
+    data = _read(source, name, limits)
+    if not data:
+        raise ImageError(f"{name} is empty: a picture in one of {', '.join(FORMATS)} is expected")
+    Image.init()  # registers the formats
+    try:
+        opened = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ImageLimitError(
+            f"{name} is too large: {error}. Shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS and "
+            "max_pixels of vlcore.ImageLimits"
+        ) from error
+    except Image.DecompressionBombWarning as error:
+        raise ImageLimitError(f"{name} is too large: {error}") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            f"{name} ({len(data)} bytes) is not a picture in one of {', '.join(FORMATS)}"
+        ) from error
+    except Exception as error:  # decoders raise many types on damaged files
+        raise ImageError(f"{name} has a damaged header: {type(error).__name__}: {error}") from error
+    with opened:
+        return _to_rgb(opened, name, limits)
+
+
+def describe(source: Any) -> str:
+    """Name a source in a message, briefly."""
+    if isinstance(source, Image.Image):
+        return f"a PIL image ({source.mode}, {source.width} x {source.height})"
+    if isinstance(source, bytes):
+        return f"a picture of {len(source)} bytes"
+    text = str(source)
+    return repr(text if len(text) <= 80 else f"{text[:77]}...")
+
+
+def _read(source: object, name: str, limits: ImageLimits) -> bytes:
+    if isinstance(source, bytes | bytearray | memoryview):
+        data = bytes(source)
+        _check_bytes(len(data), name, limits)
+        return data
+    if isinstance(source, Path):
+        return _read_file(source, name, limits)
+    if not isinstance(source, str):
+        raise ImageError(
+            "an image is a path, a URL, bytes or a PIL image, "
+            f"not {type(source).__name__}: {source!r:.80}"
+        )
+    scheme = source[:8].partition(":")[0].lower()
+    if scheme in ("http", "https"):
+        return _download(source, name, limits)
+    if scheme == "data":
+        return _read_data_url(source, name, limits)
+    if scheme == "file":
+        return _read_file(Path(url2pathname(urlsplit(source).path)), name, limits)
+    return _read_file(Path(source).expanduser(), name, limits)
+
+
+def _read_file(path: Path, name: str, limits: ImageLimits) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return _read_limited(file, name, limits)
+    except FileNotFoundError as error:
+        raise ImageError(f"there is no file {name} (working directory {Path.cwd()})") from error
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{name} cannot be read: {error}") from error
+
+
+def _read_limited(file: IO[bytes], name: str, limits: ImageLimits) -> bytes:
+    data = file.read(limits.max_bytes + 1)
+    _check_bytes(len(data), name, limits)
+    return data
+
+
+def _read_data_url(url: str, name: str, limits: ImageLimits) -> bytes:
+    header, comma, body = url.partition(",")
+    if not comma:
+        raise ImageError(f"{name} is no data URL: data:image/png;base64,… is expected")
+    _check_bytes(len(body) * 3 // 4, name, limits)
+    if not header.endswith(";base64"):
+        return unquote_to_bytes(body)
+    try:
+        return base64.b64decode(unquote_to_bytes(body), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ImageError(f"{name} holds damaged base64: {error}") from error
+
+
+def _download(url: str, name: str, limits: ImageLimits) -> bytes:
+    import httpx2
+
+    received = bytearray()
+    try:
+        with (
+            httpx2.Client(
+                follow_redirects=True,
+                max_redirects=limits.max_redirects,
+                timeout=limits.connect_timeout_s,
+            ) as client,
+            client.stream("GET", url) as response,
+        ):
+            response.raise_for_status()
+            for chunk in response.iter_bytes():
+                received += chunk
+                _check_bytes(len(received), name, limits)
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        raise ImageError(f"{name} could not be fetched: {type(error).__name__}: {error}") from error
+    return bytes(received)
+
+
+def _check_bytes(num_bytes: int, name: str, limits: ImageLimits) -> None:
+    if num_bytes > limits.max_bytes:
+        raise ImageLimitError(
+            f"{name} is larger than max_bytes={limits.max_bytes} of vlcore.ImageLimits"
+        )
+
+
+def _to_rgb(image: Image.Image, name: str, limits: ImageLimits) -> Image.Image:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ImageError(f"{name} has no pixels: it is {width} x {height}")
+    if width * height > limits.max_pixels:
+        raise ImageLimitError(
+            f"{name} is {width} x {height} = {width * height} pixels, more than "
+            f"max_pixels={limits.max_pixels} of vlcore.ImageLimits: shrink it or raise the limit"
+        )
+    try:
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode == "RGB":
+            return upright.copy() if upright is image else upright
+        return _convert(upright)
+    except Exception as error:  # decoders raise many types on damaged files
+        raise ImageError(
+            f"{name} is damaged or truncated: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _convert(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return _scale_grey(image).convert("RGB")
+    if "transparency" in image.info:  # Pillow warns when it drops a palette's transparency
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def _scale_grey(image: Image.Image) -> Image.Image:
+    """Scale deep grey to 8 bits: 16-bit values by their type's range, floats in 0..1 or 0..255."""
+    values = np.asarray(image).astype(np.float64)
+    if image.mode == "F":
+        values = values * 255 if values.max(initial=0) <= 1 else values
+    elif values.max(initial=0) > 255 or image.mode != "I":
+        values = values / 257
+    return Image.fromarray(np.clip(values.round(), 0, 255).astype(np.uint8))

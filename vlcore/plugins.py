@@ -1,0 +1,342 @@
+"""Finds the one installed plugin that serves a checkpoint.
+
+Listing plugins reads the metadata of installed distributions and imports none of them. Choosing
+one imports only the candidates: the plugins whose entry-point name is one of the checkpoint's
+``architectures``.
+
+Two environment variables, both comma-separated distribution names, narrow what is looked at:
+``VLCORE_ALLOW_PLUGINS`` (only these) and ``VLCORE_BLOCK_PLUGINS`` (not these).
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from importlib import resources
+from typing import TYPE_CHECKING, Any, cast
+
+import importlib_metadata
+import pluggy
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from vlcore import hookspecs
+from vlcore._version import __version__
+from vlcore.errors import (
+    IncompatiblePluginError,
+    NoPluginError,
+    PluginConflictError,
+    PluginContractError,
+    PluginError,
+    PluginImportError,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from vlcore.checkpoint import Checkpoint
+
+ALLOW_VARIABLE = "VLCORE_ALLOW_PLUGINS"
+BLOCK_VARIABLE = "VLCORE_BLOCK_PLUGINS"
+
+_HOOK_NAMES = ("vl_match", "vl_vision_model", "vl_chat_template", "vl_language_model")
+
+logger = logging.getLogger(__name__)
+_import_failures: dict[str, str] = {}
+
+
+class PluginState(StrEnum):
+    """What is known of an installed plugin."""
+
+    READY = "ready"
+    BLOCKED = "blocked"
+    INCOMPATIBLE = "incompatible"
+    BROKEN = "broken"
+
+
+@dataclass(frozen=True)
+class PluginInfo:
+    """One installed plugin, as its distribution's metadata tells it."""
+
+    distribution: str
+    version: str
+    modules: Mapping[str, str]
+    """Plugin module by architecture name."""
+    state: PluginState
+    reason: str = ""
+    """Why the plugin is not ready; empty where it is."""
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """The ``architectures`` names it registers, sorted."""
+        return tuple(sorted(self.modules))
+
+
+class Plugin:
+    """An imported plugin: its hooks, behind a plugin manager of its own."""
+
+    def __init__(self, info: PluginInfo, module_name: str) -> None:
+        """Import ``module_name`` and check its hooks.
+
+        Raises:
+            PluginImportError: the module cannot be imported.
+            PluginContractError: a hook is missing, misspelt or has a wrong signature.
+        """
+        self.info = info
+        self._manager = pluggy.PluginManager(hookspecs.PROJECT_NAME)
+        self._manager.add_hookspecs(hookspecs)
+        try:
+            module = importlib.import_module(module_name)
+        except (Exception, SystemExit) as error:
+            raise PluginImportError(
+                f"plugin {info.distribution} {info.version} cannot be imported: "
+                f"module {module_name!r} raised {type(error).__name__}: {error}. "
+                f"Reinstall it, or hide it with {BLOCK_VARIABLE}={info.distribution}"
+            ) from error
+        try:
+            self._manager.register(module, info.distribution)
+            self._manager.check_pending()
+        except pluggy.PluginValidationError as error:
+            raise PluginContractError(
+                f"plugin {info.distribution} {info.version} does not fit the hooks of vlcore "
+                f"{__version__}: {error}"
+            ) from error
+        implemented = {caller.name for caller in self._manager.get_hookcallers(module) or ()}
+        if missing := [name for name in _HOOK_NAMES if name not in implemented]:
+            raise PluginContractError(
+                f"plugin {info.distribution} {info.version} lacks the hook(s) "
+                f"{', '.join(missing)}: define them in {module_name!r} and mark each with "
+                "vlcore.hookimpl"
+            )
+
+    def match(self, config: Mapping[str, Any]) -> str | None:
+        """Say why the plugin does not serve ``config``, or ``None`` where it does."""
+        try:
+            answer: object = self._manager.hook.vl_match(config=config)
+        except (Exception, SystemExit) as error:
+            logger.warning("vl_match of %s raised", self.info.distribution, exc_info=True)
+            return f"its vl_match raised {type(error).__name__}: {error}"
+        if answer is True:
+            return None
+        if isinstance(answer, str) and answer:
+            return answer
+        return f"its vl_match returned {answer!r} where True or a reason (str) is expected"
+
+    def vision_model(
+        self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
+    ) -> object:
+        """Call ``vl_vision_model``."""
+        return self._manager.hook.vl_vision_model(checkpoint=checkpoint, device=device, dtype=dtype)
+
+    def chat_template(self, checkpoint: Checkpoint, name: str | None) -> object:
+        """Call ``vl_chat_template``."""
+        return self._manager.hook.vl_chat_template(checkpoint=checkpoint, name=name)
+
+    def language_model(self, checkpoint: Checkpoint) -> object:
+        """Call ``vl_language_model``."""
+        return self._manager.hook.vl_language_model(checkpoint=checkpoint)
+
+
+def installed_plugins() -> list[PluginInfo]:
+    """List every installed plugin by name, without importing any of them."""
+    plugins: dict[str, PluginInfo] = {}
+    for distribution in importlib_metadata.distributions():
+        try:
+            info = _read_distribution(cast("importlib_metadata.Distribution", distribution))
+        except Exception:
+            # A damaged distribution of somebody else's must not hide the others.
+            logger.debug("unreadable distribution %r", distribution, exc_info=True)
+            continue
+        if info is not None:
+            plugins.setdefault(canonicalize_name(info.distribution), info)
+    return [plugins[name] for name in sorted(plugins)]
+
+
+def load_plugin(info: PluginInfo) -> PluginInfo:
+    """Import every module of a ready plugin and tell the state it is in then."""
+    if info.state is not PluginState.READY:
+        return info
+    for module_name in sorted(set(info.modules.values())):
+        try:
+            Plugin(info, module_name)
+        except PluginError as error:
+            _import_failures[info.distribution] = str(error)
+            return replace(info, state=PluginState.BROKEN, reason=str(error))
+    return info
+
+
+def find_plugin(config: Mapping[str, Any], *, plugin: str | None = None) -> Plugin:
+    """Find the one installed plugin that serves a checkpoint.
+
+    Args:
+        config: the checkpoint's ``config.json``.
+        plugin: the distribution to use where several would serve the checkpoint.
+
+    Raises:
+        NoPluginError: none serves it; the message gives each candidate's reason.
+        PluginConflictError: several do and ``plugin`` does not choose.
+        PluginImportError: the only candidates cannot be imported.
+        PluginContractError: the only candidates break the contract.
+        IncompatiblePluginError: the only candidates ask for another vlcore.
+    """
+    architectures = _architectures(config)
+    installed = installed_plugins()
+    candidates = [info for info in installed if set(info.modules) & set(architectures)]
+    if plugin is not None:
+        candidates = _chosen(plugin, candidates, installed, architectures)
+
+    matches: list[Plugin] = []
+    reasons: list[str] = []
+    failures: list[PluginError] = []
+    for info in candidates:
+        if info.state in (PluginState.BLOCKED, PluginState.INCOMPATIBLE):
+            reasons.append(f"{info.distribution} {info.version} is {info.state}: {info.reason}")
+            if info.state is PluginState.INCOMPATIBLE:
+                failures.append(IncompatiblePluginError(reasons[-1]))
+            continue
+        module_name = next(info.modules[name] for name in architectures if name in info.modules)
+        try:
+            candidate = Plugin(info, module_name)
+        except PluginError as error:
+            _import_failures[info.distribution] = str(error)
+            failures.append(error)
+            reasons.append(str(error))
+            continue
+        reason = candidate.match(config)
+        if reason is None:
+            matches.append(candidate)
+        else:
+            reasons.append(f"{info.distribution} {info.version} does not serve it: {reason}")
+
+    if len(matches) == 1:
+        for failure in failures:
+            logger.warning("a plugin for the same architecture was passed over: %s", failure)
+        return matches[0]
+    if matches:
+        names = " and ".join(f"{match.info.distribution} {match.info.version}" for match in matches)
+        first = matches[0].info.distribution
+        raise PluginConflictError(
+            f"{names} both serve this {'/'.join(architectures)} checkpoint. Choose one with "
+            f"plugin={first!r} (command line: --plugin {first}), or hide the other with "
+            f"{BLOCK_VARIABLE}"
+        )
+    if failures and len(failures) == len(reasons) == 1:
+        raise failures[0]
+    message = _no_plugin_message(architectures, reasons, installed)
+    raise NoPluginError(message) from (failures[0] if failures else None)
+
+
+def _architectures(config: Mapping[str, Any]) -> tuple[str, ...]:
+    names = config.get("architectures")
+    if (
+        not isinstance(names, Sequence)
+        or isinstance(names, str)
+        or not names
+        or not all(isinstance(name, str) for name in names)
+    ):
+        raise NoPluginError(
+            'config.json must name the model class in "architectures", a list of strings such as '
+            f'["SomeModelForConditionalGeneration"]; it has {names!r}'
+        )
+    return tuple(names)
+
+
+def _chosen(
+    plugin: str,
+    candidates: Sequence[PluginInfo],
+    installed: Sequence[PluginInfo],
+    architectures: Sequence[str],
+) -> list[PluginInfo]:
+    wanted = canonicalize_name(plugin)
+    chosen = [info for info in candidates if canonicalize_name(info.distribution) == wanted]
+    if chosen:
+        return chosen
+    for info in installed:
+        if canonicalize_name(info.distribution) == wanted:
+            raise NoPluginError(
+                f"plugin {info.distribution} {info.version} serves "
+                f"{', '.join(info.architectures)}, not {'/'.join(architectures)}"
+            )
+    raise NoPluginError(
+        f"plugin {plugin!r} is not installed: pip install {plugin}. Installed: "
+        f"{_list_plugins(installed)}"
+    )
+
+
+def _no_plugin_message(
+    architectures: Sequence[str], reasons: Sequence[str], installed: Sequence[PluginInfo]
+) -> str:
+    lines = [f"no installed plugin serves this {'/'.join(architectures)} checkpoint"]
+    lines += [f"- {reason}" for reason in reasons]
+    present = {canonicalize_name(info.distribution) for info in installed}
+    known = [
+        entry
+        for entry in _known_plugins()
+        if set(entry["architectures"]) & set(architectures) and entry["package"] not in present
+    ]
+    if known:
+        lines.append("packages known to serve this architecture name:")
+        lines += [f"- pip install {entry['package']}  ({entry['serves']})" for entry in known]
+    elif not reasons:
+        lines.append("and vlcore knows of no package that does; look for one named vl-plugin-…")
+    lines.append(f"installed plugins: {_list_plugins(installed)}")
+    return "\n".join(lines)
+
+
+def _list_plugins(installed: Iterable[PluginInfo]) -> str:
+    return ", ".join(f"{info.distribution} {info.version}" for info in installed) or "none"
+
+
+def _known_plugins() -> list[dict[str, Any]]:
+    text = resources.files("vlcore").joinpath("data/known_plugins.json").read_text("utf-8")
+    known: list[dict[str, Any]] = json.loads(text)
+    return known
+
+
+def _read_distribution(distribution: importlib_metadata.Distribution) -> PluginInfo | None:
+    entry_points = distribution.entry_points.select(group=hookspecs.ENTRY_POINT_GROUP)
+    modules = {entry_point.name: entry_point.value for entry_point in entry_points}
+    if not modules:
+        return None
+    name = distribution.metadata["Name"]
+    state, reason = _state_of(name, distribution.requires or ())
+    return PluginInfo(name, distribution.version, modules, state, reason)
+
+
+def _state_of(name: str, requirements: Iterable[str]) -> tuple[PluginState, str]:
+    normalised = canonicalize_name(name)
+    allowed = _names_in(ALLOW_VARIABLE)
+    if allowed is not None and normalised not in allowed:
+        return PluginState.BLOCKED, f"not in {ALLOW_VARIABLE}"
+    if normalised in (_names_in(BLOCK_VARIABLE) or ()):
+        return PluginState.BLOCKED, f"named in {BLOCK_VARIABLE}"
+    for text in requirements:
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement as error:
+            return PluginState.INCOMPATIBLE, f"its Requires-Dist {text!r} is malformed: {error}"
+        if canonicalize_name(requirement.name) != "vlcore":
+            continue
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        if not requirement.specifier.contains(__version__, prereleases=True):
+            return (
+                PluginState.INCOMPATIBLE,
+                f"it requires vlcore{requirement.specifier} and vlcore {__version__} is "
+                f"installed: pip install --upgrade {name} vlcore",
+            )
+    if name in _import_failures:
+        return PluginState.BROKEN, _import_failures[name]
+    return PluginState.READY, ""
+
+
+def _names_in(variable: str) -> set[str] | None:
+    value = os.environ.get(variable)
+    if not value:
+        return None
+    return {canonicalize_name(name.strip()) for name in value.split(",") if name.strip()}

@@ -1,0 +1,271 @@
+"""``ChatTemplate``: a conversation in, prompt parts out.
+
+A prompt is a sequence of parts. ``Text`` is what somebody wrote: it may hold anything and never
+becomes a control token. ``Control`` is what the template wrote. An ``ImageSlot`` marks where the
+rows of an image go. Slots and control tokens travel beside the text, not in it, so nothing that
+a user types can turn into one.
+
+Knows nothing of tokenizers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from vlcore.errors import PromptError
+
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Text:
+    """Text of a user, of an earlier answer, or of a system message."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Control:
+    """Text of the template, in which special tokens count as such."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ImageSlot:
+    """The place of one image."""
+
+    index: int
+    """Which of the request's images, from 0."""
+    kind: str = "image"
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Per-image options of the request, such as ``{"detail": "low"}``."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A run of an image's rows, in the expansion of a slot."""
+
+    num_rows: int
+
+
+PromptPart = Text | Control | ImageSlot
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation: texts and image slots in the order they were written."""
+
+    role: str
+    content: tuple[Text | ImageSlot, ...]
+
+    @property
+    def text(self) -> str:
+        """The message's texts, joined by line breaks."""
+        return "\n".join(part.text for part in self.content if isinstance(part, Text))
+
+
+def parse_messages(messages: Sequence[Message | Mapping[str, Any]]) -> tuple[Message, ...]:
+    """Read OpenAI-style messages; :class:`Message` values pass through.
+
+    ``content`` is a string or a list of parts: ``{"type": "text", "text": …}``,
+    ``{"type": "image_url", "image_url": …}`` or ``{"type": "image", …}``. Image parts become
+    slots numbered from 0 over the whole conversation; they may come without a picture.
+
+    Raises:
+        PromptError: the conversation is empty, does not end with the user, holds an unknown role
+            or part, or a system message that is not the first.
+    """
+    if not messages:
+        raise PromptError("a conversation needs at least one message")
+    num_images = 0
+    parsed = []
+    for position, message in enumerate(messages):
+        if not isinstance(message, Message):
+            message = _parse_message(message, position, num_images)
+        if message.role not in ROLES:
+            raise PromptError(
+                f"message {position} has role {message.role!r}; expected one of {', '.join(ROLES)}"
+            )
+        if message.role == "system" and position > 0:
+            raise PromptError(
+                f"message {position} is a system message: only the first message may be one"
+            )
+        slots = [part for part in message.content if isinstance(part, ImageSlot)]
+        if slots and message.role != "user":
+            raise PromptError(
+                f"message {position} ({message.role}) holds an image: only user messages may"
+            )
+        num_images += len(slots)
+        parsed.append(message)
+    if parsed[-1].role != "user":
+        raise PromptError(
+            f"a conversation ends with a message of the user; this one ends with {parsed[-1].role}"
+        )
+    return tuple(parsed)
+
+
+def _parse_message(message: object, position: int, first_image: int) -> Message:
+    if not isinstance(message, Mapping):
+        raise PromptError(
+            f"message {position} must be a mapping with role and content, "
+            f"not {type(message).__name__}"
+        )
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str):
+        raise PromptError(f"message {position} needs a role: one of {', '.join(ROLES)}")
+    if isinstance(content, str):
+        return Message(role, (Text(content),))
+    if not isinstance(content, Sequence) or isinstance(content, bytes):
+        raise PromptError(
+            f"message {position} needs content: a string or a list of parts, "
+            f"not {type(content).__name__}"
+        )
+    parts: list[Text | ImageSlot] = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        if kind == "text" and isinstance(part.get("text"), str):
+            parts.append(Text(part["text"]))
+        elif kind in ("image", "image_url"):
+            num_slots = sum(isinstance(known, ImageSlot) for known in parts)
+            parts.append(ImageSlot(first_image + num_slots, options=_image_options(part)))
+        else:
+            raise PromptError(
+                f"message {position} holds a part of type {kind!r} that cannot be read: expected "
+                '{"type": "text", "text": …}, {"type": "image_url", "image_url": {"url": …}} or '
+                '{"type": "image", "image": …}'
+            )
+    return Message(role, tuple(parts))
+
+
+def _image_options(part: Mapping[str, Any]) -> dict[str, Any]:
+    options = {key: value for key, value in part.items() if key not in ("type", "image_url")}
+    options.pop("image", None)
+    if isinstance(image_url := part.get("image_url"), Mapping):
+        options |= {key: value for key, value in image_url.items() if key != "url"}
+    if options.get("detail") == "auto":  # what OpenAI's clients send for "as you like"
+        del options["detail"]
+    return options
+
+
+class ChatTemplate:
+    """Base class of a plugin's chat template.
+
+    A subclass writes :meth:`messages2prompt`. Most plugins build on :class:`RoleTemplate` or
+    :class:`~vlcore.JinjaTemplate` instead and state only how images are placed.
+    """
+
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer."""
+
+    def append_image_token(self, prompt: str, num_images: int) -> tuple[PromptPart, ...]:
+        """Place images that were given beside a prompt; slots are numbered from 0."""
+        parts: list[PromptPart] = []
+        for index in range(num_images):
+            parts += (ImageSlot(index), Control("\n"))
+        return (*parts, Text(prompt))
+
+    def messages2prompt(
+        self, messages: Sequence[Message | Mapping[str, Any]]
+    ) -> tuple[PromptPart, ...]:
+        """Turn a conversation into the parts that ask for its next answer.
+
+        Raises:
+            PromptError: the conversation cannot be read or does not suit the template.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define messages2prompt")
+
+    def expand(self, layout: Any, num_rows: int) -> tuple[Text | Control | Rows, ...]:  # noqa: ARG002
+        """Give what stands in an image's slot: runs of its rows and any tokens between them.
+
+        Args:
+            layout: what the vision model said of the image's layout.
+            num_rows: how many rows it has; the runs' lengths must sum to it.
+        """
+        return (Rows(num_rows),)
+
+    def render(
+        self, messages: Sequence[Message | Mapping[str, Any]], image_token: str = "<image>"
+    ) -> str:
+        """Give the prompt as people read it, with ``image_token`` where an image goes."""
+        return "".join(
+            image_token if isinstance(part, ImageSlot) else part.text
+            for part in self.messages2prompt(messages)
+        )
+
+
+@dataclass(frozen=True)
+class RoleTemplate(ChatTemplate):
+    """A template that puts fixed text around each role's messages.
+
+    A conversation reads: system, then for each turn ``user_prefix`` question ``user_suffix``
+    ``assistant_prefix``, and for each answer that is already there ``answer_prefix`` answer
+    ``answer_suffix``.
+    """
+
+    user_prefix: str
+    user_suffix: str
+    assistant_prefix: str
+    answer_prefix: str = ""
+    answer_suffix: str = ""
+    system: str = ""
+    """System text where the conversation brings none; empty for none at all."""
+    system_prefix: str = ""
+    system_suffix: str = ""
+    system_inside_first_turn: bool = False
+    """The system text stands after the first ``user_prefix`` instead of before it."""
+    image_prefix: str = ""
+    image_suffix: str = "\n"
+    stop: tuple[str, ...] = ()
+
+    def append_image_token(self, prompt: str, num_images: int) -> tuple[PromptPart, ...]:
+        """Place images before the text, each between ``image_prefix`` and ``image_suffix``."""
+        slots = [part for index in range(num_images) for part in self._around(ImageSlot(index))]
+        return (*slots, Text(prompt))
+
+    def messages2prompt(
+        self, messages: Sequence[Message | Mapping[str, Any]]
+    ) -> tuple[PromptPart, ...]:
+        """Turn a conversation into the parts that ask for its next answer."""
+        conversation = parse_messages(messages)
+        system = self.system
+        if conversation[0].role == "system":
+            system = conversation[0].text
+            conversation = conversation[1:]
+        header: list[PromptPart] = []
+        if system:
+            header = [Control(self.system_prefix), Text(system), Control(self.system_suffix)]
+        parts: list[PromptPart] = [] if self.system_inside_first_turn else header
+        for position, message in enumerate(conversation):
+            if message.role == "user":
+                parts.append(Control(self.user_prefix))
+                if position == 0 and self.system_inside_first_turn:
+                    parts += header
+                parts += self._user_content(message)
+                parts.append(Control(self.user_suffix + self.assistant_prefix))
+            else:
+                parts += (
+                    Control(self.answer_prefix),
+                    Text(message.text),
+                    Control(self.answer_suffix),
+                )
+        return tuple(part for part in parts if isinstance(part, ImageSlot) or part.text)
+
+    def _user_content(self, message: Message) -> Iterable[PromptPart]:
+        slots = [part for part in message.content if isinstance(part, ImageSlot)]
+        if message.content[: len(slots)] == tuple(slots):
+            numbered = self.append_image_token(message.text, len(slots))
+            return [slots[part.index] if isinstance(part, ImageSlot) else part for part in numbered]
+        parts: list[PromptPart] = []
+        for part in message.content:
+            if isinstance(part, ImageSlot):
+                parts += self._around(part)
+            else:
+                separate = bool(parts) and isinstance(parts[-1], Text)
+                parts.append(replace(part, text="\n" + part.text) if separate else part)
+        return parts
+
+    def _around(self, slot: ImageSlot) -> tuple[PromptPart, ...]:
+        return (Control(self.image_prefix), slot, Control(self.image_suffix))

@@ -1,0 +1,168 @@
+"""``VisionModel``: images in, rows of the language model's embedding space out.
+
+Knows nothing of prompts or engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from vlcore.errors import PluginContractError
+
+
+@dataclass(frozen=True)
+class ImageInputs:
+    """What ``preprocess`` returns where ``tower`` is used.
+
+    Shapes:
+        pixels: [tiles, 3, H, W], floating point; H and W the same for all images of a model.
+    """
+
+    pixels: Tensor
+    layout: Any = None
+    """Anything ``assemble`` and ``ChatTemplate.expand`` want to know, such as a grid."""
+    num_rows: int | None = None
+    """How many rows the image will give, where that is known before it is encoded."""
+
+
+@dataclass(frozen=True)
+class ImageRows:
+    """One image as the language model reads it.
+
+    Shapes:
+        rows: [k, hidden_size].
+    """
+
+    rows: Tensor
+    layout: Any = None
+
+
+class VisionModel:
+    """Base class of a plugin's vision model.
+
+    A subclass sets :attr:`hidden_size` and writes either :meth:`forward`, or the pair
+    :meth:`tower` and :meth:`assemble` from which :meth:`forward` is then built. With the pair,
+    tiles of different images share a batch.
+    """
+
+    hidden_size: int
+    """Width of every row."""
+    image_options: frozenset[str] = frozenset()
+    """Names of the per-image options that :meth:`preprocess` takes."""
+    fingerprint: str = ""
+    """Tells the weights apart from any others; set from the checkpoint when it is loaded."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; by default, where the first tensor among the attributes is."""
+        tensor = self._first_tensor()
+        return torch.device("cpu") if tensor is None else tensor.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights; by default, that of the first tensor among the attributes."""
+        tensor = self._first_tensor()
+        return torch.float32 if tensor is None else tensor.dtype
+
+    def preprocess(self, image: Image.Image, **options: Any) -> Any:
+        """Turn one picture of any PIL mode into what :meth:`forward` takes. Thread-safe.
+
+        Args:
+            image: the picture.
+            options: the ones named in :attr:`image_options`.
+
+        Returns:
+            :class:`ImageInputs` where :meth:`tower` is used, anything else where not.
+        """
+        if options:
+            raise TypeError(f"unexpected image options: {', '.join(sorted(options))}")
+        return image
+
+    def forward(self, inputs: Sequence[Any]) -> Sequence[Tensor | ImageRows]:
+        """Encode a list of preprocessed images; moves them to the device first.
+
+        Shapes:
+            each result: [k, hidden_size], k free for each image.
+        """
+        pixels = torch.cat([image.pixels for image in inputs])
+        with torch.inference_mode():
+            features = self.tower(pixels.to(self.device, self.dtype))
+            per_image = torch.split(features, [len(image.pixels) for image in inputs])
+            assembled = [
+                self.assemble(tiles, image) for tiles, image in zip(per_image, inputs, strict=True)
+            ]
+        return [
+            rows if isinstance(rows, ImageRows) else ImageRows(rows, image.layout)
+            for rows, image in zip(assembled, inputs, strict=True)
+        ]
+
+    def tower(self, pixels: Tensor) -> Tensor:
+        """Encode tiles, each for itself.
+
+        Shapes:
+            pixels: [N, 3, H, W]; result: [N, T, D].
+        """
+        raise NotImplementedError(self._neither())
+
+    def assemble(self, features: Tensor, inputs: ImageInputs) -> Tensor | ImageRows:
+        """Put the features of one image's tiles together as rows.
+
+        Shapes:
+            features: [tiles, T, D]; result: [k, hidden_size].
+        """
+        raise NotImplementedError(self._neither())
+
+    def __call__(self, inputs: Sequence[Any]) -> Sequence[Tensor | ImageRows]:
+        """Call :meth:`forward`."""
+        return self.forward(inputs)
+
+    def _first_tensor(self) -> Tensor | None:
+        for value in vars(self).values():
+            if isinstance(value, Tensor):
+                return value
+            if isinstance(value, nn.Module):
+                parameter = next(value.parameters(), None)
+                if parameter is not None:
+                    return parameter
+        return None
+
+    def _neither(self) -> str:
+        return f"{type(self).__name__} must define forward, or both tower and assemble"
+
+
+def encode_batch(model: VisionModel, inputs: Sequence[Any]) -> list[ImageRows]:
+    """Encode preprocessed images in one forward and check what comes back.
+
+    Raises:
+        PluginContractError: a wrong number of results, or rows of a wrong shape or value.
+    """
+    name = type(model).__name__
+    with torch.inference_mode():
+        results = model.forward(inputs)
+    if len(results) != len(inputs):
+        raise PluginContractError(
+            f"{name}.forward was given {len(inputs)} image(s) and returned {len(results)} result(s)"
+        )
+    encoded = []
+    for position, result in enumerate(results):
+        image_rows = result if isinstance(result, ImageRows) else ImageRows(result)
+        rows = image_rows.rows
+        if not isinstance(rows, Tensor) or rows.ndim != 2 or rows.shape[1] != model.hidden_size:
+            came = list(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
+            raise PluginContractError(
+                f"{name}.forward must return rows [k, {model.hidden_size}] for every image; "
+                f"image {position} of {len(inputs)} came as {came}"
+            )
+        if not torch.isfinite(rows).all():
+            raise PluginContractError(
+                f"{name}.forward returned NaN or Inf for image {position} of {len(inputs)}: "
+                "try another dtype"
+            )
+        encoded.append(image_rows)
+    return encoded
