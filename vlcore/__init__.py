@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from vlcore.language import LanguageModel, renamed
     from vlcore.loading import load_chat_template, load_language_model, load_vision_model
     from vlcore.media import ImageLimits, load_image
-    from vlcore.pipeline import Pipeline, Response, Session, pipeline
+    from vlcore.pipeline import Pipeline, pipeline
+    from vlcore.response import Response, Session
     from vlcore.template import (
         ChatTemplate,
         Control,
@@ -72,9 +73,9 @@ _HOMES = {
     "ImageLimits": "media",
     "load_image": "media",
     "Pipeline": "pipeline",
-    "Response": "pipeline",
-    "Session": "pipeline",
     "pipeline": "pipeline",
+    "Response": "response",
+    "Session": "response",
     "ChatTemplate": "template",
     "Control": "template",
     "ImageSlot": "template",

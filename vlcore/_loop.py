@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from types import AsyncGeneratorType
 from typing import Any, TypeVar
 
+from vlcore.errors import EngineClosedError
+
 _T = TypeVar("_T")
+_CLOSED = "the pipeline was closed: make a new one"
 
 
 class LoopThread:
@@ -17,6 +20,8 @@ class LoopThread:
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
+        self._executor = ThreadPoolExecutor(thread_name_prefix=name)
+        self._loop.set_default_executor(self._executor)
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._thread.start()
 
@@ -25,13 +30,22 @@ class LoopThread:
         future = self._submit(coroutine)
         try:
             return future.result()
+        except CancelledError as error:
+            raise EngineClosedError(_CLOSED) from error
         except BaseException:
             future.cancel()
             raise
 
     async def wait(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
         """Run to the end and await; cancelling the caller cancels the coroutine."""
-        return await asyncio.wrap_future(self._submit(coroutine))
+        future = self._submit(coroutine)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():  # the caller's own cancellation
+                raise
+            raise EngineClosedError(_CLOSED) from error
 
     def iterate(self, generator: AsyncGenerator[_T]) -> Iterator[_T]:
         """Iterate an asynchronous generator; leaving the loop closes it."""
@@ -42,7 +56,8 @@ class LoopThread:
                 except StopAsyncIteration:
                     return
         finally:
-            self.run(_close(generator))
+            if not self._loop.is_closed():
+                self.run(_close(generator))
 
     async def aiterate(self, generator: AsyncGenerator[_T]) -> AsyncIterator[_T]:
         """Iterate an asynchronous generator from another loop; leaving closes it."""
@@ -53,23 +68,32 @@ class LoopThread:
                 except StopAsyncIteration:
                     return
         finally:
-            await self.wait(_close(generator))
+            if not self._loop.is_closed():
+                await self.wait(_close(generator))
 
     def close(self) -> None:
-        """Stop the loop and join its thread."""
+        """Cancel what still runs, stop the loop and join its thread."""
         if self._loop.is_closed():
             return
+        self.run(_cancel_others())
         self.run(self._loop.shutdown_asyncgens())
-        self.run(self._loop.shutdown_default_executor())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._executor.shutdown()
         self._loop.close()
 
     def _submit(self, coroutine: Coroutine[Any, Any, _T]) -> Future[_T]:
         if self._loop.is_closed():
             coroutine.close()
-            raise RuntimeError("the event loop is closed")
+            raise EngineClosedError(_CLOSED)
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 async def _next(generator: AsyncGenerator[_T]) -> _T:

@@ -59,6 +59,7 @@ def image_key(image: Image.Image, options: Mapping[str, Any], model: VisionModel
         repr(sorted(options.items())).encode(),
         image.mode.encode(),
         repr(image.size).encode(),
+        repr((image.getpalette(), image.info.get("transparency"))).encode(),
         image.tobytes(),
     )
     for field in fields:

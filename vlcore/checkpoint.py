@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from vlcore._progress import progress_bar
 from vlcore.errors import CheckpointError, CheckpointNotFoundError, ConfigError, TensorError
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class Checkpoint:
             return None
         try:
             value = json.loads(path.read_text("utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"{path} is not readable JSON: {error}") from error
         if not isinstance(value, dict):
             raise ConfigError(f"{path} must hold a JSON object; it holds a {type(value).__name__}")
@@ -279,16 +279,16 @@ class Checkpoint:
             by_file.setdefault(self._weight_files[name], []).append(name)
         if self._fetch is not None:
             self._fetch([path.name for path in by_file])
-        with tqdm(
-            total=len(wanted), desc="loading weights", unit="tensor", disable=not progress
-        ) as bar:
+        with progress_bar(
+            len(wanted), description="loading weights", unit="tensor", shown=progress
+        ) as advance:
             for path, names_in_file in by_file.items():
                 with _open_weights(path) as read:
                     for name in names_in_file:
                         tensor = read(name)
                         keeps = dtype is None or not tensor.is_floating_point()
                         yield name, tensor.to(device=device, dtype=None if keeps else dtype)
-                        bar.update()
+                        advance()
 
     def load_module(
         self,
@@ -344,15 +344,9 @@ class Checkpoint:
     @cached_property
     def _weight_files(self) -> Mapping[str, Path]:
         """The file of each tensor."""
-        for index_name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
-            index = self.read_json(index_name)
-            if index is None:
-                continue
-            weight_map = index.get("weight_map")
-            if not isinstance(weight_map, dict):
-                raise ConfigError(f"{self.directory / index_name} has no weight_map object")
-            return {name: self.directory / Path(file).name for name, file in weight_map.items()}
         for filename in ("model.safetensors", "pytorch_model.bin"):
+            if (index := self.read_json(f"{filename}.index.json")) is not None:
+                return self._shards_of(index, f"{filename}.index.json")
             path = self.directory / filename
             if not path.exists() and self._fetch is not None:
                 self._fetch([filename])
@@ -364,22 +358,36 @@ class Checkpoint:
             "index of one (*.index.json)"
         )
 
+    def _shards_of(self, index: Mapping[str, Any], index_name: str) -> dict[str, Path]:
+        weight_map = index.get("weight_map")
+        if not isinstance(weight_map, dict) or not all(
+            isinstance(file, str) for file in weight_map.values()
+        ):
+            raise ConfigError(
+                f"{self.directory / index_name} has no weight_map object that gives the file of "
+                "each tensor"
+            )
+        return {name: self.directory / Path(file).name for name, file in weight_map.items()}
+
 
 class _TensorReader:
     """Reads tensors out of one open weight file."""
 
-    def __init__(self, path: Path, names: Sequence[str], read: Callable[[str], Tensor]) -> None:
+    def __init__(self, path: Path, names: Sequence[str], read: Callable[[str], Any]) -> None:
         self.path = path
         self.names = names
         self._read = read
 
     def __call__(self, name: str) -> Tensor:
         try:
-            return self._read(name)
+            tensor = self._read(name)
         except (SafetensorError, KeyError, RuntimeError) as error:
             raise TensorError(
                 f"tensor {name!r} cannot be read from {self.path}: {error}"
             ) from error
+        if not isinstance(tensor, Tensor):
+            raise TensorError(f"{name!r} in {self.path} is no tensor but {type(tensor).__name__}")
+        return tensor
 
 
 @contextmanager
@@ -401,7 +409,7 @@ def _open_weights(path: Path) -> Iterator[_TensorReader]:
         yield _TensorReader(path, list(opened.keys()), opened.get_tensor)
 
 
-def _load_pickle(path: Path) -> dict[str, Tensor]:
+def _load_pickle(path: Path) -> dict[str, Any]:
     """Read a ``.bin`` shard; ``weights_only`` keeps a pickle from running code."""
     try:
         try:

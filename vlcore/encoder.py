@@ -95,6 +95,7 @@ class ImageEncoder:
         self._in_flight: dict[str, asyncio.Future[ImageRows]] = {}
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, "vlcore-preprocess")
         self._device = ThreadPoolExecutor(1, "vlcore-vision")
+        self._preparing: set[asyncio.Future[PreparedImage]] = set()
         self._worker: asyncio.Task[None] | None = None
         self._counters = _Counters()
         self._closed = False
@@ -128,14 +129,14 @@ class ImageEncoder:
         options = [_NO_OPTIONS] * len(images) if options is None else options
         loop = asyncio.get_running_loop()
         self._counters.add("num_images", len(images))
-        return list(
-            await asyncio.gather(
-                *(
-                    loop.run_in_executor(self._pool, self._prepare, image, of_image)
-                    for image, of_image in zip(images, options, strict=True)
-                )
-            )
-        )
+        running = [
+            loop.run_in_executor(self._pool, self._prepare, image, of_image)
+            for image, of_image in zip(images, options, strict=True)
+        ]
+        for future in running:
+            self._preparing.add(future)
+            future.add_done_callback(self._preparing.discard)
+        return list(await asyncio.gather(*running))
 
     async def encode(self, images: Sequence[Image.Image | PreparedImage]) -> list[ImageRows]:
         """Encode images, in order; ones that are prepared already are not prepared again.
@@ -167,7 +168,9 @@ class ImageEncoder:
                 future.set_exception(EngineClosedError("the image encoder was closed"))
         if self._worker is not None:
             await self._worker
-        self._pool.shutdown(cancel_futures=True)
+        if self._preparing:
+            await asyncio.wait(self._preparing)
+        self._pool.shutdown()
         self._device.shutdown()
 
     def _check_open(self) -> None:
@@ -175,6 +178,7 @@ class ImageEncoder:
             raise EngineClosedError("the image encoder was closed")
 
     def _prepare(self, image: Image.Image, options: Mapping[str, Any]) -> PreparedImage:
+        self._check_open()
         model = self.vision_model
         if unknown := sorted(set(options) - model.image_options):
             raise OptionError(

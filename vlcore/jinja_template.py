@@ -12,8 +12,6 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from jinja2 import TemplateError
-
 from vlcore.errors import PromptError
 from vlcore.template import (
     ChatTemplate,
@@ -73,7 +71,7 @@ class JinjaTemplate(ChatTemplate):
                 add_generation_prompt=True,
                 **self.variables,
             )
-        except (TemplateError, TypeError, ValueError) as error:
+        except Exception as error:  # the template is a program, and can fail like any
             raise PromptError(
                 f"the checkpoint's chat template refused the conversation: {error}"
             ) from error
@@ -127,6 +125,11 @@ class JinjaTemplate(ChatTemplate):
             end = found.end()
         if end < len(rendered):
             parts.append(Control(rendered[end:]))
+        if any(isinstance(part, Control) and secret in part.text.lower() for part in parts):
+            raise PromptError(
+                "the checkpoint's chat template rewrites what people wrote (such as its letter "
+                "case), which vlcore does not follow: choose another template"
+            )
         if num_images != len(slots):
             raise PromptError(
                 f"the conversation holds {len(slots)} image(s) and the checkpoint's chat template "

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vlcore.checkpoint import Checkpoint, TensorSource
+from vlcore.dtypes import as_dtype
 from vlcore.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class LanguageModel:
     def to_transformers(
         self,
         device: torch.device | str = "cpu",
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         *,
         progress: bool = False,
     ) -> PreTrainedModel:
@@ -115,7 +116,7 @@ class LanguageModel:
 
         Args:
             device: where the weights go.
-            dtype: the weights' dtype; ``None`` keeps the stored one.
+            dtype: the weights' dtype or its name; ``None`` keeps the stored one.
             progress: show a progress bar.
 
         Raises:
@@ -133,7 +134,9 @@ class LanguageModel:
         for key, original in tied.items():
             if key not in sources and original in sources:
                 sources[key] = sources[original]
-        self.checkpoint.load_module(model, sources, device=device, dtype=dtype, progress=progress)
+        self.checkpoint.load_module(
+            model, sources, device=device, dtype=as_dtype(dtype), progress=progress
+        )
         cast("nn.Module", model).to(device)  # the buffers, such as rotary frequencies
         model.tie_weights()
         generation = self.checkpoint.read_json("generation_config.json")
@@ -151,9 +154,11 @@ class LanguageModel:
         symbolic links; tensors are copied only where they are renamed, cut, or pickled.
 
         Raises:
-            CheckpointError: the directory exists and is not empty.
+            CheckpointError: the directory exists and is not empty, or is a file.
         """
         view = Path(directory)
+        if view.exists() and not view.is_dir():
+            raise CheckpointError(f"a text view needs a directory; {view} is a file")
         view.mkdir(parents=True, exist_ok=True)
         if any(view.iterdir()):
             raise CheckpointError(f"a text view needs an empty directory; {view} is not empty")

@@ -8,7 +8,8 @@ from typing import TypeVar
 import torch
 
 from vlcore.checkpoint import Checkpoint
-from vlcore.errors import OptionError, PluginContractError
+from vlcore.dtypes import as_dtype
+from vlcore.errors import PluginContractError
 from vlcore.language import LanguageModel
 from vlcore.plugins import Plugin, find_plugin
 from vlcore.template import ChatTemplate
@@ -128,20 +129,3 @@ def load_language_model(
         revision: of a hub repository.
     """
     return ModelStages(model, plugin=plugin, revision=revision).language_model()
-
-
-def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """Read a floating dtype or its name, such as ``"float16"``.
-
-    Raises:
-        OptionError: it is no floating dtype of torch.
-    """
-    if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        return dtype
-    named = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else None
-    if isinstance(named, torch.dtype) and named.is_floating_point:
-        return named
-    raise OptionError(
-        f"dtype must be a floating torch dtype or its name, such as 'float16', 'bfloat16' or "
-        f"'float32'; it is {dtype!r}"
-    )

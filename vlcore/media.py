@@ -16,7 +16,7 @@ import binascii
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
 from urllib.request import url2pathname
 
@@ -25,7 +25,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vlcore.errors import ImageError, ImageLimitError, OptionError
 
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 ImageSource = str | Path | bytes | Image.Image
 """A path, an http(s), ``file:`` or ``data:`` URL, the bytes of a file, or a PIL image."""
@@ -50,7 +50,7 @@ class ImageLimits:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value <= 0 and name != "max_redirects":
+            if value < 0 or (value == 0 and name != "max_redirects"):
                 raise OptionError(f"{name} must be positive; it is {value!r}")
 
 
@@ -77,9 +77,11 @@ def load_image(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> Ima
     data = _read(source, name, limits)
     if not data:
         raise ImageError(f"{name} is empty: a picture in one of {', '.join(FORMATS)} is expected")
-    Image.init()  # registers the formats
+    Image.init()  # registers the formats; an older Pillow lacks some
     try:
-        opened = Image.open(io.BytesIO(data), formats=FORMATS)
+        opened = Image.open(
+            io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN]
+        )
     except Image.DecompressionBombError as error:
         raise ImageLimitError(
             f"{name} is too large: {error}. Shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS and "
@@ -101,7 +103,7 @@ def describe(source: Any) -> str:
     """Name a source in a message, briefly."""
     if isinstance(source, Image.Image):
         return f"a PIL image ({source.mode}, {source.width} x {source.height})"
-    if isinstance(source, bytes):
+    if isinstance(source, bytes | bytearray | memoryview):
         return f"a picture of {len(source)} bytes"
     text = str(source)
     return repr(text if len(text) <= 80 else f"{text[:77]}...")
@@ -126,21 +128,17 @@ def _read(source: object, name: str, limits: ImageLimits) -> bytes:
         return _read_data_url(source, name, limits)
     if scheme == "file":
         return _read_file(Path(url2pathname(urlsplit(source).path)), name, limits)
-    return _read_file(Path(source).expanduser(), name, limits)
+    return _read_file(Path(source), name, limits)
 
 
 def _read_file(path: Path, name: str, limits: ImageLimits) -> bytes:
     try:
-        with path.open("rb") as file:
-            return _read_limited(file, name, limits)
+        with path.expanduser().open("rb") as file:
+            data = file.read(limits.max_bytes + 1)
     except FileNotFoundError as error:
         raise ImageError(f"there is no file {name} (working directory {Path.cwd()})") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a ~user nobody has
         raise ImageError(f"{name} cannot be read: {error}") from error
-
-
-def _read_limited(file: IO[bytes], name: str, limits: ImageLimits) -> bytes:
-    data = file.read(limits.max_bytes + 1)
     _check_bytes(len(data), name, limits)
     return data
 
@@ -218,7 +216,7 @@ def _convert(image: Image.Image) -> Image.Image:
 
 def _scale_grey(image: Image.Image) -> Image.Image:
     """Scale deep grey to 8 bits: 16-bit values by their type's range, floats in 0..1 or 0..255."""
-    values = np.asarray(image).astype(np.float64)
+    values = np.nan_to_num(np.asarray(image).astype(np.float64))
     if image.mode == "F":
         values = values * 255 if values.max(initial=0) <= 1 else values
     elif values.max(initial=0) > 255 or image.mode != "I":

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -173,6 +174,7 @@ class _TokenRun:
                 self.add(part)
                 continue
             self.flush()
+            self._strip_left = False
             start = len(self.token_ids)
             self.token_ids += [self._tokenizer.filler_id] * part.num_rows
             self.spans.append(Span(start, start + part.num_rows, index, placed))
@@ -220,26 +222,17 @@ def _ids_before_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def _plain_backends(backend: Tokenizer, control: set[str]) -> tuple[Tokenizer, Tokenizer]:
     """Copy a tokenizer without its control tokens: for text that begins a chunk, and for later.
 
-    Merges that would put a control token's text together from pieces are left out too.
+    They keep their ids, under names that nobody can type.
     """
     from tokenizers import Tokenizer
 
+    secret = secrets.token_hex(16)
+    names = {text: f"{secret}{number}" for number, text in enumerate(control)}
     spec = json.loads(backend.to_str())
-    spec["added_tokens"] = [
-        token for token in spec["added_tokens"] if token["content"] not in control
-    ]
+    for token in spec["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
     spec["post_processor"] = spec["truncation"] = spec["padding"] = None
-    model = spec["model"]
-    if "merges" in model:
-        model["merges"] = [
-            merge
-            for merge in model["merges"]
-            if "".join(merge.split(" ") if isinstance(merge, str) else merge) not in control
-        ]
-    elif model["type"] == "Unigram":
-        model["vocab"] = [
-            [piece, -1e9 if piece in control else score] for piece, score in model["vocab"]
-        ]
+    _rename(spec["model"], names)
     first = Tokenizer.from_str(json.dumps(spec))
     pre_tokenizer = spec["pre_tokenizer"] or {}
     for step in pre_tokenizer.get("pretokenizers", [pre_tokenizer]):
@@ -247,3 +240,19 @@ def _plain_backends(backend: Tokenizer, control: set[str]) -> tuple[Tokenizer, T
             step["prepend_scheme"] = "never"
             return first, Tokenizer.from_str(json.dumps(spec))
     return first, first
+
+
+def _rename(model: dict[str, Any], names: Mapping[str, str]) -> None:
+    """Rename entries of a tokenizer's vocabulary, and drop the merges that would make them."""
+    if model["type"] == "Unigram":
+        model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
+        return
+    model["vocab"] = {names.get(text, text): token for text, token in model["vocab"].items()}
+    model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
+    if "merges" in model:
+        pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
+        model["merges"] = [
+            (left, right)
+            for left, right in pairs
+            if names.keys().isdisjoint((left, right, left + right))
+        ]

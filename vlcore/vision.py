@@ -145,6 +145,11 @@ def encode_batch(model: VisionModel, inputs: Sequence[Any]) -> list[ImageRows]:
     name = type(model).__name__
     with torch.inference_mode():
         results = model.forward(inputs)
+    if not isinstance(results, Sequence | Tensor):
+        raise PluginContractError(
+            f"{name}.forward must return a list of rows, one for each image; "
+            f"it returned {type(results).__name__}"
+        )
     if len(results) != len(inputs):
         raise PluginContractError(
             f"{name}.forward was given {len(inputs)} image(s) and returned {len(results)} result(s)"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from vlcore.pipeline import Pipeline, Session
+    from vlcore.pipeline import Pipeline
+    from vlcore.response import Session
 
 _HELP = """\
 /image PATH|URL   show the model a picture with the next question
@@ -74,7 +76,7 @@ class _Conversation:
     """Questions and answers at a terminal."""
 
     def __init__(self, pipe: Pipeline, config: Any, images: list[str]) -> None:
-        from vlcore.pipeline import Session
+        from vlcore.response import Session
 
         self._pipe = pipe
         self._config = config
@@ -85,6 +87,8 @@ class _Conversation:
         """Answer until the input ends."""
         from vlcore.errors import VlcoreError
 
+        with suppress(ImportError):  # gives input() line editing and recall, where there is one
+            import readline  # noqa: F401
         typer.echo("Ask away; /help lists the commands.", err=True)
         while True:
             try:
@@ -125,13 +129,11 @@ class _Conversation:
         typer.echo("")
         seconds = time.perf_counter() - first
         speed = f"{(num_tokens - 1) / seconds:.1f} tokens/s" if num_tokens > 1 else "–"
-        typer.echo(
-            f"[{num_tokens} tokens, {speed}, first after {first - started:.2f} s]", err=True
-        )
+        typer.echo(f"[{num_tokens} tokens, {speed}, first after {first - started:.2f} s]", err=True)
 
     def _command(self, command: str, argument: str = "") -> None:
         from vlcore.media import load_image
-        from vlcore.pipeline import Session
+        from vlcore.response import Session
 
         if command == "/image" and argument:
             load_image(argument)

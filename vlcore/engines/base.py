@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -61,7 +62,8 @@ class GenerationConfig:
     def __post_init__(self) -> None:
         for name in ("stop_words", "stop_token_ids"):
             value = getattr(self, name)
-            value = () if value is None else (value,) if isinstance(value, str | int) else value
+            several = isinstance(value, Iterable) and not isinstance(value, str)
+            value = () if value is None else value if several else (value,)
             object.__setattr__(self, name, tuple(value))
         is_int = {"max_new_tokens": 1, "min_new_tokens": 0, "top_k": 0}
         for name, least in is_int.items():
@@ -82,11 +84,13 @@ class GenerationConfig:
             self._check(name, inside, f"a number in {bracket}{low:g}, {high:g}]")
         for name in ("do_sample", "ignore_eos", "skip_special_tokens"):
             self._check(name, isinstance(getattr(self, name), bool), "True or False")
-        self._check("random_seed", self.random_seed is None or _is_int(self.random_seed),
-                    "an integer or None")  # fmt: skip
+        seed = self.random_seed
+        self._check("random_seed", seed is None or (_is_int(seed) and 0 <= seed < 2**64),
+                    "an integer in 0..2**64-1 or None")  # fmt: skip
         self._check("stop_words", all(isinstance(w, str) and w for w in self.stop_words),
                     "texts that are not empty")  # fmt: skip
-        self._check("stop_token_ids", all(map(_is_int, self.stop_token_ids)), "integers")
+        self._check("stop_token_ids", all(_is_int(t) and t >= 0 for t in self.stop_token_ids),
+                    "token ids")  # fmt: skip
         self._check("min_new_tokens", self.min_new_tokens <= self.max_new_tokens,
                     f"at most max_new_tokens={self.max_new_tokens}")  # fmt: skip
 
@@ -178,7 +182,7 @@ class Engine(ABC):
                 f"{min(prompt.token_ids)}..{max(prompt.token_ids)}: does the tokenizer belong to "
                 "this model?"
             )
-        placed = [0] * len(request.rows)
+        placed = Counter[int]()
         for span in prompt.spans:
             placed[span.image] += span.stop - span.start
         for image, rows in enumerate(request.rows):
@@ -191,6 +195,37 @@ class Engine(ABC):
                 raise PluginContractError(
                     f"image {image} has {len(rows)} rows and its spans hold {placed[image]}"
                 )
+        counts = dict(enumerate(map(len, request.rows)))
+        for span in prompt.spans:
+            num_rows = counts.get(span.image, 0)
+            if not (
+                0 <= span.start <= span.stop <= len(prompt.token_ids)
+                and 0 <= span.first_row <= num_rows - (span.stop - span.start)
+            ):
+                raise PluginContractError(
+                    f"{span} points outside the prompt's {len(prompt.token_ids)} tokens or outside "
+                    f"the {num_rows} rows that came for image {span.image}"
+                )
+
+
+def as_generation_config(
+    config: GenerationConfig | Mapping[str, Any] | None,
+) -> GenerationConfig:
+    """Read options that came as a mapping, or not at all.
+
+    Raises:
+        OptionError: it is neither, or an option is wrong.
+    """
+    if config is None:
+        return GenerationConfig()
+    if isinstance(config, GenerationConfig):
+        return config
+    if isinstance(config, Mapping):
+        return GenerationConfig(**config)
+    raise OptionError(
+        "gen_config must be a GenerationConfig or a mapping of its options, "
+        f"not {type(config).__name__}"
+    )
 
 
 def _is_int(value: object) -> bool:

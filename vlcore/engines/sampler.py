@@ -70,8 +70,10 @@ class Sampler:
         """
         if len(generated) < self._config.min_new_tokens:
             logits = logits.clone()
-            logits[self._end_ids] = -torch.inf
-        token_ids = torch.tensor([[*self._prompt_ids, *generated]], device=self._device)
+            logits[[token_id for token_id in self._end_ids if token_id < len(logits)]] = -torch.inf
+        token_ids = torch.tensor(
+            [[*self._prompt_ids, *generated]], dtype=torch.long, device=self._device
+        )
         scores = self._processors(cast("Any", token_ids), cast("Any", logits[None]))
         if self._generator is None:
             return int(scores.argmax())

@@ -124,7 +124,11 @@ class TransformersEngine(Engine):
         with self._wakeup:
             self._closed = True
             self._wakeup.notify()
-        await asyncio.to_thread(self._thread.join)
+        # Looked at rather than joined in an executor, which no longer starts threads at exit.
+        while self._thread.is_alive():
+            await asyncio.sleep(0.005)
+        self.__dict__.pop("_model", None)
+        self.__dict__.pop("_embedding", None)
 
     # -- the engine's thread
 

@@ -1,0 +1,207 @@
+"""Walks the road from a prompt with pictures to text, on the event loop it is called from."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from vlcore._progress import progress_bar
+from vlcore.conversation import Conversation, Prompt, is_batch, parse_prompt
+from vlcore.encoder import ImageEncoder, PreparedImage
+from vlcore.engines.base import Engine, EngineRequest, GenerationConfig
+from vlcore.errors import PluginContractError, VlcoreError
+from vlcore.media import ImageLimits, load_image
+from vlcore.prompt import ImageLayout, PromptTokenizer
+from vlcore.prompt import Prompt as TokenPrompt
+from vlcore.response import Response, Session, failed, join
+from vlcore.template import ChatTemplate, Message, PromptPart, Text
+from vlcore.vision import ImageInputs
+
+_MAX_PROMPTS_IN_FLIGHT = 64
+"""Of one list: bounds the decoded pictures in memory."""
+
+
+@dataclass(frozen=True)
+class Road:
+    """The stages of one model, and how a request passes through them.
+
+    Nothing here blocks the loop: files, downloads and tokenising run in its executor, the models
+    in threads of their own.
+    """
+
+    encoder: ImageEncoder
+    template: ChatTemplate
+    tokenizer: PromptTokenizer
+    engine: Engine
+    limits: ImageLimits
+
+    async def answer(
+        self, conversation: Conversation, config: GenerationConfig, index: int = 0
+    ) -> AsyncGenerator[Response]:
+        """Walk the road once: pictures, rows, token ids, text."""
+        parts = self._prompt_parts(conversation)
+        images = await asyncio.gather(
+            *(asyncio.to_thread(load_image, source, self.limits) for source in conversation.images)
+        )
+        prepared = await self.encoder.prepare(images, conversation.image_options)
+        known = _known_layouts(prepared)
+        if known is not None:  # a prompt that is too long is refused before it costs anything
+            prompt = await self._build(parts, known)
+            self.engine.check_length(len(prompt.token_ids))
+        encoded = await self.encoder.encode(prepared)
+        layouts = [ImageLayout(len(image.rows), image.layout) for image in encoded]
+        if known is None or not _same(known, layouts):
+            prompt = await self._build(parts, layouts)
+        request = EngineRequest(
+            prompt, tuple(image.rows for image in encoded), config, tuple(self.template.stop)
+        )
+        num_generated = 0
+        async with aclosing(self.engine.generate(request)) as pieces:
+            async for piece in pieces:
+                num_generated += len(piece.token_ids)
+                yield Response(
+                    piece.text,
+                    num_generated,
+                    len(prompt.token_ids),
+                    piece.finish_reason,
+                    piece.token_ids,
+                    index,
+                )
+
+    def _prompt_parts(self, conversation: Conversation) -> tuple[PromptPart, ...]:
+        try:
+            return tuple(self.template.messages2prompt(conversation.messages))
+        except VlcoreError:
+            raise
+        except Exception as error:
+            raise PluginContractError(
+                f"{type(self.template).__name__}.messages2prompt failed: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    async def _build(
+        self, parts: Sequence[PromptPart], layouts: Sequence[ImageLayout]
+    ) -> TokenPrompt:
+        return await asyncio.to_thread(self.tokenizer.build, parts, layouts, self.template)
+
+    async def _whole(
+        self, conversation: Conversation, config: GenerationConfig, index: int = 0
+    ) -> Response:
+        async with aclosing(self.answer(conversation, config, index)) as pieces:
+            return join([piece async for piece in pieces])
+
+    async def infer(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        config: GenerationConfig,
+        *,
+        shows_progress: bool = False,
+    ) -> Response | list[Response]:
+        """Answer a prompt, or every prompt of a list; in a list, one that fails fails alone."""
+        if not is_batch(prompts):
+            return await self._whole(parse_prompt(prompts), config)
+        slots = asyncio.Semaphore(_MAX_PROMPTS_IN_FLIGHT)
+        with progress_bar(
+            len(prompts), description="answering", unit="prompt", shown=shows_progress
+        ) as advance:
+
+            async def answer(index: int, prompt: Prompt) -> Response:
+                async with slots:
+                    try:
+                        return await self._whole(parse_prompt(prompt), config, index)
+                    except Exception as error:  # the others keep their answers
+                        return failed(error, index)
+                    finally:
+                        advance()
+
+            return list(await asyncio.gather(*(answer(*item) for item in enumerate(prompts))))
+
+    async def stream(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        config: GenerationConfig,
+    ) -> AsyncGenerator[Response]:
+        """Answer like :meth:`infer`, piece by piece as they come."""
+        if not is_batch(prompts):
+            async with aclosing(self.answer(parse_prompt(prompts), config)) as pieces:
+                async for piece in pieces:
+                    yield piece
+            return
+        arrived: asyncio.Queue[Response] = asyncio.Queue()
+        slots = asyncio.Semaphore(_MAX_PROMPTS_IN_FLIGHT)
+
+        async def answer(index: int, prompt: Prompt) -> None:
+            async with slots:
+                try:
+                    async with aclosing(self.answer(parse_prompt(prompt), config, index)) as pieces:
+                        async for piece in pieces:
+                            arrived.put_nowait(piece)
+                except Exception as error:  # the others keep their answers
+                    arrived.put_nowait(failed(error, index))
+
+        tasks = [asyncio.create_task(answer(*item)) for item in enumerate(prompts)]
+        try:
+            num_finished = 0
+            while num_finished < len(tasks):
+                piece = await arrived.get()
+                num_finished += piece.finish_reason is not None
+                yield piece
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def chat(
+        self,
+        prompt: Prompt,
+        session: Session,
+        config: GenerationConfig,
+    ) -> Session:
+        """Answer with a session's history, and add question and answer to it."""
+        async with aclosing(self.stream_chat(prompt, session, config)) as pieces:
+            async for _ in pieces:
+                pass
+        return session
+
+    async def stream_chat(
+        self,
+        prompt: Prompt,
+        session: Session,
+        config: GenerationConfig,
+    ) -> AsyncGenerator[Response]:
+        """Answer like :meth:`chat`, piece by piece; a session that fails is left as it was."""
+        conversation = parse_prompt(prompt)
+        if session.conversation is not None:
+            conversation = session.conversation + conversation
+        pieces = []
+        async with aclosing(self.answer(conversation, config)) as answer:
+            async for piece in answer:
+                pieces.append(piece)
+                yield piece
+        session.response = join(pieces)
+        reply = Message("assistant", (Text(session.response.text),))
+        session.conversation = Conversation((*conversation.messages, reply), conversation.images)
+
+    async def close(self) -> None:
+        """Cancel what runs, and free the models."""
+        await self.engine.close()
+        await self.encoder.close()
+
+
+def _known_layouts(images: Sequence[PreparedImage]) -> list[ImageLayout] | None:
+    """Layouts of the images, if the plugin gave every number of rows beforehand."""
+    layouts = []
+    for image in images:
+        if not isinstance(image.inputs, ImageInputs) or image.inputs.num_rows is None:
+            return None
+        layouts.append(ImageLayout(image.inputs.num_rows, image.inputs.layout))
+    return layouts
+
+
+def _same(known: Sequence[ImageLayout], actual: Sequence[ImageLayout]) -> bool:
+    return all(
+        before.num_rows == after.num_rows and before.layout is after.layout
+        for before, after in zip(known, actual, strict=True)
+    )
