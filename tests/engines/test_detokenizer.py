@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from vlcore.engines.detokenizer import Detokenizer
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def sentencepiece() -> PreTrainedTokenizerBase:
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        GOLDEN / "tokenization_llava"
+    )
+    return tokenizer
+
+
+def byte_level() -> PreTrainedTokenizerBase:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = ["</s>", *alphabet, "he", "ll", "hell", "Ġhell"]
+    merges = [("h", "e"), ("l", "l"), ("he", "ll"), ("Ġ", "hell")]
+    vocabulary = {word: token_id for token_id, word in enumerate(words)}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken("</s>", special=True, normalized=False)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend)  # type: ignore[no-untyped-call]
+
+
+@pytest.fixture(scope="module", params=[sentencepiece, byte_level])
+def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
+    made: PreTrainedTokenizerBase = request.param()
+    return made
+
+
+def ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    encoded: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return encoded
+
+
+def stream(detokenizer: Detokenizer, token_ids: Iterable[int]) -> list[str]:
+    """Every piece, up to a stop text, the last one by ``finish``."""
+    pieces = []
+    for token_id in token_ids:
+        pieces.append(detokenizer.add(token_id))
+        if detokenizer.stopped:
+            return pieces
+    return [*pieces, detokenizer.finish()]
+
+
+TEXTS = [
+    "hello there",
+    "  two  spaces ",
+    "猫？请用中文回答。",
+    "a 🙂🙃 b👩‍👩‍👧",
+    "é\u0301 \n\t x",
+    "hell hell",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_pieces_join_to_the_text(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+    pieces = stream(Detokenizer(tokenizer), ids(tokenizer, text))
+    assert "".join(pieces) == tokenizer.decode(ids(tokenizer, text))
+    assert "".join(pieces).strip() == text.strip()
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_no_piece_holds_part_of_a_character(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+    token_ids = ids(tokenizer, text)
+    pieces = stream(Detokenizer(tokenizer), token_ids)
+    assert not any("�" in piece for piece in pieces)
+    emoji = stream(Detokenizer(tokenizer), ids(tokenizer, "a🙂b"))
+    assert [piece for piece in emoji if piece] == ["a", "🙂", "b"]
+
+
+def test_text_is_given_as_soon_as_it_is_certain(tokenizer: PreTrainedTokenizerBase) -> None:
+    detokenizer = Detokenizer(tokenizer)
+    shown = ""
+    token_ids = ids(tokenizer, "hello there hello")
+    for number, token_id in enumerate(token_ids, start=1):
+        shown += detokenizer.add(token_id)
+        assert shown == tokenizer.decode(token_ids[:number])
+    assert detokenizer.finish() == ""
+
+
+def random_ids(tokenizer: PreTrainedTokenizerBase, draw: random.Random) -> list[int]:
+    """Any tokens; bytes of sentencepiece only where they make whole characters.
+
+    Decoding at once turns a whole run of its bytes into U+FFFD where any of them is wrong, also
+    bytes long before that one.
+    """
+    token_ids: list[int] = []
+    for _ in range(draw.randint(1, 12)):
+        token_id = draw.randrange(len(tokenizer))
+        if str(tokenizer.convert_ids_to_tokens(token_id)).startswith("<0x"):
+            token_ids += ids(tokenizer, draw.choice(["é", "猫", "🙂", "\n"]))
+        else:
+            token_ids.append(token_id)
+    return token_ids
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("skip", [True, False])
+def test_random_tokens_give_what_decoding_them_at_once_gives(
+    tokenizer: PreTrainedTokenizerBase, seed: int, skip: bool
+) -> None:
+    draw = random.Random(seed)
+    for _ in range(40):
+        token_ids = random_ids(tokenizer, draw)
+        pieces = stream(Detokenizer(tokenizer, skip_special_tokens=skip), token_ids)
+        whole = tokenizer.decode(token_ids, skip_special_tokens=skip)
+        assert "".join(pieces) == whole, token_ids
+
+
+def test_special_tokens_are_left_out_or_shown(tokenizer: PreTrainedTokenizerBase) -> None:
+    end = tokenizer.convert_tokens_to_ids("</s>")
+    assert isinstance(end, int)
+    token_ids = [*ids(tokenizer, "a"), end, *ids(tokenizer, "b")]
+    hidden = "".join(stream(Detokenizer(tokenizer), token_ids))
+    shown = "".join(stream(Detokenizer(tokenizer, skip_special_tokens=False), token_ids))
+    assert "</s>" not in hidden
+    assert "</s>" in shown
+    assert shown.replace("</s>", "").replace(" ", "") == hidden.replace(" ", "") == "ab"
+
+
+def test_an_unfinished_character_comes_at_the_end(tokenizer: PreTrainedTokenizerBase) -> None:
+    detokenizer = Detokenizer(tokenizer)
+    token_ids = ids(tokenizer, "a🙂")
+    shown = "".join(map(detokenizer.add, token_ids[:-1]))
+    assert shown == "a"
+    rest = detokenizer.finish()
+    assert rest
+    assert set(rest) == {"�"}
+
+
+# -- stop texts
+
+
+@pytest.mark.parametrize("stop", ["the", " there", "there you", "o t", "u?"])
+def test_a_stop_text_over_several_tokens_ends_the_text(
+    tokenizer: PreTrainedTokenizerBase, stop: str
+) -> None:
+    text = "hello there you?"
+    detokenizer = Detokenizer(tokenizer, [stop])
+    shown = ""
+    for piece in stream(detokenizer, ids(tokenizer, text)):
+        shown += piece
+        assert text.partition(stop)[0].startswith(shown)
+    assert detokenizer.stopped
+    assert shown == text.partition(stop)[0]
+
+
+def test_the_first_of_several_stop_texts_counts(tokenizer: PreTrainedTokenizerBase) -> None:
+    for stop in (["you", "there"], ["there", "you"], ["here", "there"]):
+        pieces = stream(Detokenizer(tokenizer, stop), ids(tokenizer, "hello there you"))
+        assert "".join(pieces) == "hello "
+
+
+def test_what_only_begins_a_stop_text_is_given_later(tokenizer: PreTrainedTokenizerBase) -> None:
+    detokenizer = Detokenizer(tokenizer, ["there!"])
+    shown = "".join(map(detokenizer.add, ids(tokenizer, "hello there")))
+    assert shown == "hello "
+    assert not detokenizer.stopped
+    assert detokenizer.finish() == "there"
+    assert not detokenizer.stopped
+
+
+def test_a_stop_text_that_begins_again_inside_itself_is_found() -> None:
+    tokenizer = byte_level()
+    pieces = stream(Detokenizer(tokenizer, ["aab"]), ids(tokenizer, "xaaabc"))
+    assert "".join(pieces) == "xa"
+
+
+def test_after_a_stop_text_nothing_comes(tokenizer: PreTrainedTokenizerBase) -> None:
+    detokenizer = Detokenizer(tokenizer, ["there"])
+    for token_id in ids(tokenizer, "hello there you hello"):
+        shown = detokenizer.add(token_id)
+        if detokenizer.stopped:
+            assert shown == ""
+    assert detokenizer.stopped
+    assert detokenizer.finish() == ""
+
+
+def test_a_stop_text_that_only_the_end_completes_is_found(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    detokenizer = Detokenizer(tokenizer, ["�"])
+    token_ids = ids(tokenizer, "a🙂")
+    assert "".join(map(detokenizer.add, token_ids[:-1])) == "a"
+    assert detokenizer.finish() == ""
+    assert detokenizer.stopped

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from vlcore.cache import RowCache, image_key
+from vlcore.vision import ImageRows, VisionModel
+
+
+def rows(num_rows: int) -> ImageRows:
+    """Rows of 16 bytes each."""
+    return ImageRows(torch.zeros(num_rows, 4))
+
+
+def test_what_was_put_is_found() -> None:
+    cache = RowCache(1000)
+    kept = rows(1)
+    cache.put("a", kept)
+    assert cache.get("a") is kept
+    assert cache.get("b") is None
+    assert (len(cache), cache.num_bytes) == (1, 16)
+
+
+def test_the_least_recently_used_goes_first() -> None:
+    cache = RowCache(48)
+    for key in "abc":
+        cache.put(key, rows(1))
+    assert cache.get("a") is not None
+    cache.put("d", rows(1))
+    assert [key for key in "abcd" if cache.get(key) is not None] == ["a", "c", "d"]
+    assert cache.num_bytes == 48
+
+
+def test_the_bound_holds_in_bytes() -> None:
+    cache = RowCache(48)
+    for key in "abc":
+        cache.put(key, rows(1))
+    cache.put("d", rows(2))
+    assert [key for key in "abcd" if cache.get(key) is not None] == ["c", "d"]
+    assert cache.num_bytes == 48
+
+
+def test_what_exceeds_the_bound_is_not_kept_and_drops_nothing() -> None:
+    cache = RowCache(47)
+    cache.put("a", rows(2))
+    cache.put("b", rows(3))
+    assert cache.get("b") is None
+    assert cache.get("a") is not None
+    assert cache.num_bytes == 32
+
+
+def test_a_bound_of_zero_keeps_nothing() -> None:
+    cache = RowCache(0)
+    cache.put("a", rows(1))
+    assert (len(cache), cache.num_bytes) == (0, 0)
+
+
+def test_a_key_that_is_known_is_not_counted_twice() -> None:
+    cache = RowCache(100)
+    first = rows(1)
+    cache.put("a", first)
+    cache.put("a", rows(2))
+    assert cache.get("a") is first
+    assert cache.num_bytes == 16
+
+
+def test_rows_of_half_precision_take_half() -> None:
+    cache = RowCache(100)
+    cache.put("a", ImageRows(torch.zeros(2, 4, dtype=torch.float16)))
+    assert cache.num_bytes == 16
+
+
+# -- keys
+
+
+class Model(VisionModel):
+    hidden_size = 4
+
+    def __init__(self, fingerprint: str = "f", dtype: torch.dtype = torch.float32) -> None:
+        self.fingerprint = fingerprint
+        self.weight = torch.zeros(1, dtype=dtype)
+
+
+class OtherModel(Model):
+    pass
+
+
+def grey(*values: int, size: tuple[int, int] | None = None, mode: str = "L") -> Image.Image:
+    return Image.frombytes(mode, size or (len(values), 1), bytes(values))
+
+
+def coloured(*colours: int) -> Image.Image:
+    image = grey(0, 1, mode="P")
+    image.putpalette(colours)
+    return image
+
+
+IMAGE = grey(1, 2)
+MODEL = Model()
+KEY = image_key(IMAGE, {"detail": "low"}, MODEL)
+
+
+def test_the_same_content_gives_the_same_key() -> None:
+    assert image_key(grey(1, 2), {"detail": "low"}, Model()) == KEY
+    both = image_key(IMAGE, {"a": 1, "b": 2}, MODEL)
+    assert image_key(IMAGE, {"b": 2, "a": 1}, MODEL) == both
+
+
+def test_what_a_file_says_beside_the_pixels_does_not_count() -> None:
+    noted = grey(1, 2)
+    noted.info["comment"] = "a note"
+    assert image_key(noted, {"detail": "low"}, MODEL) == KEY
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "model"),
+    [
+        (grey(1, 3), {"detail": "low"}, MODEL),
+        (grey(1, 2, size=(1, 2)), {"detail": "low"}, MODEL),
+        (grey(1, 2, size=(1, 1), mode="LA"), {"detail": "low"}, MODEL),
+        (grey(1, 2, mode="P"), {"detail": "low"}, MODEL),
+        (IMAGE, {"detail": "high"}, MODEL),
+        (IMAGE, {}, MODEL),
+        (IMAGE, {"detail": "low", "max_pixels": 1}, MODEL),
+        (IMAGE, {"detail": "low"}, Model("g")),
+        (IMAGE, {"detail": "low"}, Model(dtype=torch.float16)),
+        (IMAGE, {"detail": "low"}, OtherModel()),
+    ],
+)
+def test_everything_that_rows_depend_on_counts(
+    image: Image.Image, options: dict[str, Any], model: VisionModel
+) -> None:
+    assert image_key(image, options, model) != KEY
+
+
+def test_colours_of_a_palette_count() -> None:
+    red_and_blue = image_key(coloured(255, 0, 0, 0, 0, 255), {}, MODEL)
+    assert image_key(coloured(255, 0, 0, 0, 255, 0), {}, MODEL) != red_and_blue
+    assert image_key(coloured(255, 0, 0, 0, 0, 255), {}, MODEL) == red_and_blue
+
+
+def test_transparency_of_a_palette_counts() -> None:
+    opaque, clear = coloured(255, 0, 0, 0, 0, 255), coloured(255, 0, 0, 0, 0, 255)
+    clear.info["transparency"] = 1
+    assert image_key(opaque, {}, MODEL) != image_key(clear, {}, MODEL)
+
+
+def test_fields_do_not_run_into_each_other() -> None:
+    keys = {
+        image_key(IMAGE, {"a": "1', 'b': '2"}, MODEL),
+        image_key(IMAGE, {"a": "1", "b": "2"}, MODEL),
+        image_key(IMAGE, {"a": 1}, MODEL),
+        image_key(IMAGE, {"a": "1"}, MODEL),
+        image_key(grey(1, 2, 3, 4, size=(2, 2)), {}, MODEL),
+        image_key(grey(1, 2, 3, 4, size=(4, 1)), {}, MODEL),
+        image_key(grey(1, 2, 3, 4, size=(1, 4)), {}, MODEL),
+    }
+    assert len(keys) == 7

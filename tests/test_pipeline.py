@@ -1,0 +1,521 @@
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import NUM_ROWS, write_llava
+from PIL import Image
+
+from vlcore.encoder import EncoderStats
+from vlcore.engines.base import GenerationConfig
+from vlcore.engines.transformers import TransformersEngineConfig
+from vlcore.errors import (
+    CheckpointNotFoundError,
+    ContextLengthError,
+    EngineClosedError,
+    EngineUnavailableError,
+    ImageError,
+    ImageLimitError,
+    NoPluginError,
+    OptionError,
+    PluginContractError,
+    PromptError,
+)
+from vlcore.media import ImageLimits
+from vlcore.pipeline import Pipeline, pipeline
+from vlcore.response import Response, Session
+from vlcore.template import ChatTemplate, Control, Message, PromptPart, RoleTemplate, Text
+
+SHORT = GenerationConfig(max_new_tokens=6)
+RED = Image.new("RGB", (50, 30), "red")
+BLUE = Image.new("RGB", (30, 50), "blue")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_llava(tmp_path_factory.mktemp("pipeline") / "llava")
+
+
+@pytest.fixture(scope="module")
+def pipe(checkpoint: Path) -> Iterator[Pipeline]:
+    with pipeline(checkpoint, device="cpu") as made:
+        yield made
+
+
+@pytest.fixture
+def fresh(checkpoint: Path) -> Iterator[Pipeline]:
+    """A pipeline whose counts are zero, or that a test closes."""
+    with pipeline(checkpoint, device="cpu") as made:
+        yield made
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def user(*content: Any) -> dict[str, Any]:
+    parts = [{"type": "text", "text": p} if isinstance(p, str) else p for p in content]
+    return {"role": "user", "content": parts}
+
+
+def picture(image: Any) -> dict[str, Any]:
+    return {"type": "image", "image": image}
+
+
+def join(pieces: list[Response], index: int = 0) -> tuple[str, tuple[int, ...]]:
+    own = [piece for piece in pieces if piece.index == index]
+    text = "".join(piece.text for piece in own)
+    return text, tuple(token_id for piece in own for token_id in piece.token_ids)
+
+
+# -- one prompt
+
+
+def test_an_answer_says_what_it_took(pipe: Pipeline) -> None:
+    response = pipe(("hello", RED), SHORT)
+    assert isinstance(response, Response)
+    assert response.text
+    assert len(response.token_ids) == response.generate_token_len == 6
+    assert (response.finish_reason, response.index, response.error) == ("length", 0, None)
+    assert response.raise_for_error() is response
+    template_tokens = pipe("hello", SHORT).input_token_len
+    assert response.input_token_len > template_tokens + NUM_ROWS - 1
+
+
+def test_every_form_of_a_prompt_gives_the_same_answer(pipe: Pipeline, tmp_path: Path) -> None:
+    file = tmp_path / "red.png"
+    file.write_bytes(png(RED))
+    url = "data:image/png;base64," + base64.b64encode(png(RED)).decode()
+    expected = pipe(("hello", RED), SHORT)
+    prompts: list[Any] = [
+        (RED, "hello"),
+        ("hello", [RED]),
+        ("hello", file),
+        (str(file), "hello"),
+        ("hello", url),
+        ("hello", png(RED)),
+        [user(picture(RED), "hello")],
+        [user({"type": "image_url", "image_url": {"url": url}}, "hello")],
+        [user({"type": "image_url", "image_url": file.as_uri()}, "hello")],
+    ]
+    for response in pipe(prompts, SHORT):
+        assert response.raise_for_error().token_ids == expected.token_ids
+        assert response.input_token_len == expected.input_token_len
+    assert pipe(("hello", BLUE), SHORT).text != expected.text
+
+
+def test_images_count_in_their_order(pipe: Pipeline) -> None:
+    both = pipe(("hello", [RED, BLUE]), SHORT)
+    assert both.input_token_len > pipe(("hello", RED), SHORT).input_token_len + NUM_ROWS - 1
+    assert pipe(("hello", [BLUE, RED]), SHORT).text != both.text
+    assert pipe([user(picture(RED), picture(BLUE), "hello")], SHORT).text == both.text
+    assert pipe([user(picture(RED), "hello", picture(BLUE))], SHORT).text != both.text
+
+
+def test_generation_options_come_as_a_mapping_too(pipe: Pipeline) -> None:
+    assert pipe("hello", {"max_new_tokens": 6}) == pipe("hello", SHORT)
+    with pytest.raises(OptionError, match=r"option\(s\) beams; known: max_new_tokens"):
+        pipe("hello", {"beams": 4})
+    with pytest.raises(OptionError, match="top_p must be"):
+        pipe([], {"top_p": 7.0})
+    with pytest.raises(OptionError, match=r"gen_config must be .* not int"):
+        pipe("hello", 5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "error", "reason"),
+    [
+        (5, PromptError, "a prompt is a text"),
+        (("a", RED, RED), PromptError, "has 3 items"),
+        ([{"role": "robot", "content": "a"}], PromptError, "role 'robot'"),
+        (("a", "/absent/red.png"), ImageError, "no file '/absent/red.png'"),
+        (("a", b"not a picture"), ImageError, "is not a picture"),
+        (("a", Image.new("RGB", (0, 4))), ImageError, "no pixels"),
+        ([user(picture(RED) | {"zoom": 2}, "a")], OptionError, r"image option\(s\) zoom"),
+        ("x" * 3000, ContextLengthError, "the context holds 512"),
+    ],
+)
+def test_a_prompt_that_cannot_be_answered_raises(
+    pipe: Pipeline, prompt: Any, error: type[Exception], reason: str
+) -> None:
+    with pytest.raises(error, match=reason):
+        pipe(prompt, SHORT)
+    (response,) = pipe([prompt], SHORT)
+    assert isinstance(response.error, error)
+    assert pipe("hello", SHORT).finish_reason == "length"
+
+
+def test_typed_image_and_control_tokens_stay_text(pipe: Pipeline) -> None:
+    typed = pipe("<image> </s>", SHORT)
+    assert typed.finish_reason in ("stop", "length")
+    beside = pipe(("<image> </s>", RED), SHORT)
+    assert beside.input_token_len > typed.input_token_len + NUM_ROWS - 1
+
+
+def test_a_template_that_loses_an_image_is_an_error(checkpoint: Path) -> None:
+    class Forgetful(ChatTemplate):
+        def messages2prompt(self, messages: Any) -> tuple[PromptPart, ...]:
+            return (Text(messages[0].text),)
+
+    with (
+        pipeline(checkpoint, device="cpu", chat_template=Forgetful()) as pipe,
+        pytest.raises(PromptError, match=r"0 image slot.* 1 image"),
+    ):
+        pipe(("hello", RED), SHORT)
+
+
+def test_a_prompt_that_is_too_long_is_refused_before_anything_is_encoded(fresh: Pipeline) -> None:
+    with pytest.raises(ContextLengthError, match="shorten the text"):
+        fresh(("x" * 3000, RED), SHORT)
+    with pytest.raises(ContextLengthError, match="fewer images"):
+        fresh(("hello", [RED] * 200), SHORT)
+    assert fresh.encoder_stats().num_forwards == 0
+    fresh(("hello", RED), SHORT)
+    fresh(("hello again", RED), SHORT)
+    assert fresh.encoder_stats() == EncoderStats(
+        num_images=203, num_cache_hits=1, num_forwards=1, num_encoded=1
+    )
+
+
+# -- a list of prompts
+
+
+def test_a_list_is_answered_in_order_and_a_bad_prompt_fails_alone(
+    pipe: Pipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    prompts: list[Any] = ["one", ("two", RED), ("three", "/absent.png"), ("four", [BLUE, RED]), 5]
+    alone = [pipe(prompts[i], SHORT) for i in (0, 1, 3)]
+    responses = pipe(prompts, SHORT)
+    assert [response.index for response in responses] == [0, 1, 2, 3, 4]
+    assert [responses[i].token_ids for i in (0, 1, 3)] == [one.token_ids for one in alone]
+    assert [responses[i].text for i in (0, 1, 3)] == [one.text for one in alone]
+    for index, error in ((2, ImageError), (4, PromptError)):
+        bad = responses[index]
+        assert (bad.finish_reason, bad.text, bad.token_ids) == ("error", "", ())
+        with pytest.raises(error):
+            bad.raise_for_error()
+    assert "prompt 2 was not answered" in caplog.text
+
+
+def test_an_empty_list_has_no_answers(pipe: Pipeline) -> None:
+    assert pipe([], SHORT) == []
+    assert list(pipe.stream_infer([], SHORT)) == []
+
+
+def test_a_long_list_is_answered_whole(pipe: Pipeline) -> None:
+    prompts: list[Any] = [f"question {number}" for number in range(70)]
+    responses = pipe(prompts, {"max_new_tokens": 1})
+    assert [response.index for response in responses] == list(range(70))
+    assert {response.generate_token_len for response in responses} == {1}
+
+
+def test_a_progress_bar_is_shown_when_asked_for(
+    pipe: Pipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts: list[Any] = ["a", "b", ("c", "/absent.png")]
+    pipe(prompts, SHORT)
+    assert "prompt" not in capsys.readouterr().err.replace("prompt 2 was not", "")
+    pipe(prompts, SHORT, use_tqdm=True)
+    assert "3/3" in capsys.readouterr().err
+
+
+# -- streams
+
+
+def test_pieces_join_to_the_answer(pipe: Pipeline) -> None:
+    whole = pipe(("hello", RED), SHORT)
+    pieces = list(pipe.stream_infer(("hello", RED), SHORT))
+    assert join(pieces) == (whole.text, whole.token_ids)
+    assert [piece.generate_token_len for piece in pieces] == list(range(1, 7))
+    assert {piece.input_token_len for piece in pieces} == {whole.input_token_len}
+    reasons = [piece.finish_reason for piece in pieces]
+    assert reasons == [None] * 5 + ["length"]
+
+
+def test_pieces_of_a_list_join_to_its_answers(pipe: Pipeline) -> None:
+    prompts: list[Any] = ["one", ("two", RED), ("three", "/absent.png"), "four"]
+    whole = pipe(prompts, SHORT)
+    pieces = list(pipe.stream_infer(prompts, SHORT))
+    for index in (0, 1, 3):
+        assert join(pieces, index) == (whole[index].text, whole[index].token_ids)
+    (bad,) = [piece for piece in pieces if piece.index == 2]
+    assert bad.finish_reason == "error"
+    assert isinstance(bad.error, ImageError)
+
+
+def test_a_stream_may_be_left(pipe: Pipeline) -> None:
+    several: list[Any] = ["one", "two"]
+    for prompts in ("hello", several):
+        for _ in pipe.stream_infer(prompts, {"max_new_tokens": 400}):
+            break
+    assert pipe("hello", SHORT).finish_reason == "length"
+
+
+def test_errors_travel_through_a_stream(pipe: Pipeline) -> None:
+    with pytest.raises(ImageError, match="absent"):
+        list(pipe.stream_infer(("a", "/absent.png"), SHORT))
+    with pytest.raises(OptionError, match="beams"):
+        list(pipe.stream_infer("a", {"beams": 1}))
+
+
+# -- chat
+
+
+def test_a_second_turn_sees_the_first(pipe: Pipeline) -> None:
+    session = pipe.chat(("hello", RED), gen_config=SHORT)
+    assert session.response == pipe(("hello", RED), SHORT)
+    assert session.response is not None
+    first = session.response.text
+    assert pipe.chat("and now?", session, SHORT) is session
+    explicit = pipe(
+        [user(picture(RED), "hello"), {"role": "assistant", "content": first}, user("and now?")],
+        SHORT,
+    )
+    assert session.response.token_ids == explicit.token_ids
+    assert session.response.input_token_len == explicit.input_token_len
+    assert session.response.text != pipe("and now?", SHORT).text
+    roles = [message.role for message in session.messages]
+    assert roles == ["user", "assistant", "user", "assistant"]
+    assert session.messages[3].text == session.response.text
+
+
+def test_a_later_turn_may_bring_an_image(pipe: Pipeline) -> None:
+    session = pipe.chat(("hello", RED), gen_config=SHORT)
+    assert session.response is not None
+    history = [user(picture(RED), "hello"), {"role": "assistant", "content": session.response.text}]
+    pipe.chat(("this?", BLUE), session, SHORT)
+    assert session.response == pipe([*history, user(picture(BLUE), "this?")], SHORT)
+
+
+def test_an_error_leaves_the_session_as_it_was(pipe: Pipeline) -> None:
+    session = pipe.chat("hello", gen_config=SHORT)
+    conversation, response = session.conversation, session.response
+    with pytest.raises(ImageError):
+        pipe.chat(("look", "/absent.png"), session, SHORT)
+    with pytest.raises(OptionError):
+        pipe.chat("again", session, {"beams": 1})
+    assert (session.conversation, session.response) == (conversation, response)
+    assert pipe.chat("again", session, SHORT).response is not None
+
+
+def test_a_stream_grows_the_session_at_its_end(pipe: Pipeline) -> None:
+    expected = pipe.chat(("hello", RED), gen_config=SHORT)
+    session = Session()
+    pieces = []
+    for piece in pipe.stream_chat(("hello", RED), session, SHORT):
+        assert session.messages == ()
+        pieces.append(piece)
+    assert session == expected
+    assert expected.response is not None
+    assert join(pieces) == (expected.response.text, expected.response.token_ids)
+    for _ in pipe.stream_chat("more", session, SHORT):
+        break
+    assert session == expected
+
+
+# -- from another loop
+
+
+def test_the_asynchronous_twins_give_the_same(pipe: Pipeline) -> None:
+    expected = pipe(("hello", RED), SHORT)
+    prompts: list[Any] = ["one", ("two", RED)]
+    several = pipe(prompts, SHORT)
+
+    async def body() -> None:
+        assert await pipe.ainfer(("hello", RED), SHORT) == expected
+        assert await pipe.ainfer(prompts, SHORT) == several
+        pieces = [piece async for piece in pipe.astream_infer(("hello", RED), SHORT)]
+        assert join(pieces) == (expected.text, expected.token_ids)
+        session = await pipe.achat(("hello", RED), gen_config=SHORT)
+        assert session.response == expected
+        streamed = Session()
+        async for _ in pipe.astream_chat(("hello", RED), streamed, SHORT):
+            pass
+        assert streamed == session
+        with pytest.raises(ImageError):
+            await pipe.ainfer(("a", "/absent.png"), SHORT)
+
+    asyncio.run(body())
+
+
+def test_requests_of_many_callers_run_beside_each_other(pipe: Pipeline) -> None:
+    expected = [pipe((f"question {i}", RED), SHORT).text for i in range(6)]
+
+    async def body() -> None:
+        asked = (pipe.ainfer((f"question {i}", RED), SHORT) for i in range(6))
+        assert [response.text for response in await asyncio.gather(*asked)] == expected
+
+    asyncio.run(body())
+
+
+def test_a_cancelled_request_leaves_the_pipeline_working(pipe: Pipeline) -> None:
+    async def body() -> None:
+        task = asyncio.create_task(pipe.ainfer("hello", {"max_new_tokens": 400}))
+        await asyncio.sleep(0.02)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert (await pipe.ainfer("hello", SHORT)).finish_reason == "length"
+
+    asyncio.run(body())
+
+
+# -- closing
+
+
+def vlcore_threads() -> set[threading.Thread]:
+    return {t for t in threading.enumerate() if t.name.startswith(("vlcore", "asyncio"))}
+
+
+def test_a_closed_pipeline_leaves_no_thread_and_refuses_work(checkpoint: Path) -> None:
+    before = vlcore_threads()
+    with pipeline(checkpoint, device="cpu") as pipe:
+        pipe(("hello", RED), SHORT)
+        assert vlcore_threads() > before
+    assert vlcore_threads() <= before
+    pipe.close()
+
+    async def body() -> None:
+        for call in (pipe.ainfer("a"), pipe.achat("a")):
+            with pytest.raises(EngineClosedError, match="pipeline was closed"):
+                await call
+        with pytest.raises(EngineClosedError, match="pipeline was closed"):
+            pipe.astream_infer("a")
+        await pipe.aclose()
+
+    for call in (pipe, pipe.stream_infer, pipe.chat):
+        with pytest.raises(EngineClosedError, match="pipeline was closed"):
+            call("a")
+    asyncio.run(body())
+
+
+def test_an_asynchronous_context_closes_too(checkpoint: Path) -> None:
+    async def body() -> Pipeline:
+        async with pipeline(checkpoint, device="cpu") as pipe:
+            assert (await pipe.ainfer("a", SHORT)).generate_token_len == 6
+        return pipe
+
+    before = vlcore_threads()
+    closed = asyncio.run(body())
+    assert vlcore_threads() <= before
+    with pytest.raises(EngineClosedError):
+        closed("a")
+
+
+def test_closing_ends_what_other_threads_wait_for(fresh: Pipeline) -> None:
+    outcomes: list[Any] = []
+
+    def call(prompts: Any) -> None:
+        try:
+            outcomes.append(fresh(prompts, {"max_new_tokens": 400, "ignore_eos": True}))
+        except Exception as error:
+            outcomes.append(error)
+
+    stream = fresh.stream_infer("hello", {"max_new_tokens": 400, "ignore_eos": True})
+    next(stream)
+    prompts: list[Any] = ["hello", ["hello"] * 200]
+    threads = [threading.Thread(target=call, args=(p,), daemon=True) for p in prompts]
+    for thread in threads:
+        thread.start()
+    next(stream)
+    fresh.close()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    with pytest.raises(EngineClosedError):
+        list(stream)
+    assert len(outcomes) == 2
+    for outcome in outcomes:
+        last = outcome[-1].error if isinstance(outcome, list) else outcome
+        assert isinstance(last, EngineClosedError)
+
+
+# -- options
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "reason"),
+    [
+        ({"engine": "magic"}, OptionError, "engine must be one of auto, transformers.*'magic'"),
+        ({"device": "tpu9000"}, OptionError, "device must be auto, cpu.*'tpu9000'"),
+        ({"dtype": "int8"}, OptionError, "dtype must be a floating.*'int8'"),
+        ({"dtype": "float99"}, OptionError, "dtype must be a floating.*'float99'"),
+        ({"dtype": torch.int32}, OptionError, "dtype must be a floating"),
+        ({"plugin": "absent-plugin"}, NoPluginError, "absent-plugin"),
+        ({"chat_template": "absent"}, OptionError, "absent.*vicuna_v1"),
+        ({"max_batch_size": 0}, OptionError, "max_batch_size must be at least 1"),
+        ({"cache_bytes": -1}, OptionError, "cache_bytes at least 0"),
+    ],
+)
+def test_an_option_that_is_wrong_is_named_and_no_thread_is_left(
+    checkpoint: Path, options: dict[str, Any], error: type[Exception], reason: str
+) -> None:
+    before = vlcore_threads()
+    with pytest.raises(error, match=reason):
+        pipeline(checkpoint, **{"device": "cpu"} | options)
+    assert vlcore_threads() <= before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
+def test_cuda_where_there_is_none_is_an_error(checkpoint: Path) -> None:
+    with pytest.raises(EngineUnavailableError, match="sees no CUDA device: use device='cpu'"):
+        pipeline(checkpoint, device="cuda")
+
+
+def test_a_model_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointNotFoundError):
+        pipeline(tmp_path / "absent")
+
+
+def test_limits_and_settings_reach_their_stages(checkpoint: Path) -> None:
+    with pipeline(
+        checkpoint,
+        device="cpu",
+        image_limits=ImageLimits(max_pixels=100),
+        engine_config=TransformersEngineConfig(session_len=40),
+        chat_template=RoleTemplate("U:", "", "A:"),
+    ) as pipe:
+        with pytest.raises(ImageLimitError, match="max_pixels=100"):
+            pipe(("hello", RED), SHORT)
+        assert pipe("hello").input_token_len < 15
+        assert pipe("hello", {"ignore_eos": True}).finish_reason == "length"
+        with pytest.raises(ContextLengthError, match="holds 40"):
+            pipe("hello " * 40)
+
+
+def test_a_named_template_is_used(checkpoint: Path) -> None:
+    with pipeline(checkpoint, device="cpu", chat_template="chatml_direct") as pipe:
+        assert pipe.template.render([{"role": "user", "content": "hello"}]).startswith(
+            "<|im_start|>"
+        )
+
+
+def test_half_precision_answers(checkpoint: Path) -> None:
+    with pipeline(checkpoint, device="cpu", dtype="bfloat16") as pipe:
+        assert pipe(("hello", RED), SHORT).generate_token_len == 6
+
+
+def test_an_expansion_that_does_not_fit_its_image_is_a_contract_error(checkpoint: Path) -> None:
+    class Wrong(RoleTemplate):
+        def expand(self, layout: Any, num_rows: int) -> tuple[Text | Control, ...]:
+            return ()
+
+    with (
+        pipeline(checkpoint, device="cpu", chat_template=Wrong("U:", "", "A:")) as pipe,
+        pytest.raises(PluginContractError, match=f"placed 0 rows of image 0, which has {NUM_ROWS}"),
+    ):
+        pipe(("hello", RED), SHORT)
+
+
+def test_messages_may_be_ready_made(pipe: Pipeline) -> None:
+    session = pipe.chat("hello", gen_config=SHORT)
+    assert session.messages[0] == Message("user", (Text("hello"),))
