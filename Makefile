@@ -36,7 +36,8 @@ test-cuda: $(READY)  ## run the tests that need a CUDA device
 lint: $(READY)  ## check style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy vlcore $(addsuffix vl_plugin_*,$(PLUGINS)) tests
+	$(BIN)/mypy --explicit-package-bases vlcore tests
+	for plugin in $(PLUGINS); do $(BIN)/mypy $$plugin || exit 1; done
 	cd demo && ../$(BIN)/mypy --config-file ../pyproject.toml *.py
 
 format: $(READY)  ## mend style

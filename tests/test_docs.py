@@ -8,6 +8,7 @@ import sys
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -81,9 +82,7 @@ def test_every_python_block_runs(block: Block, tmp_path: Path) -> None:
     assert done.stdout.strip() or "print" not in block.text
 
 
-def test_the_plugin_of_the_readme_works(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_plugin_of_the_readme_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site = tmp_path / "site"
     for block in filter(is_file_of_the_example, BLOCKS):
         path = site / block.text.splitlines()[0].removeprefix("# ")
@@ -93,10 +92,10 @@ def test_the_plugin_of_the_readme_works(
     architecture, module = re.findall(r'^(\w+) = "(\w+)"$', entry_points, re.MULTILINE)[0]
     info = site / "vl_plugin_patchwork-1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vl-plugin-patchwork\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(
-        f"[vlcore.architectures]\n{architecture} = {module}\n"
+    (info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: vl-plugin-patchwork\nVersion: 1.0\n"
     )
+    (info / "entry_points.txt").write_text(f"[vlcore.architectures]\n{architecture} = {module}\n")
     monkeypatch.syspath_prepend(site)
 
     picture = Image.new("RGB", (30, 40), "red")
@@ -109,7 +108,7 @@ def test_the_plugin_of_the_readme_works(
 def write_patchwork(directory: Path, architecture: str) -> Path:
     """Write a random checkpoint of the README's model."""
     directory.mkdir()
-    text = {
+    text: dict[str, Any] = {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
         "hidden_size": 32,

@@ -10,18 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vlcore._progress import progress_bar
 from vlcore.errors import CheckpointError, CheckpointNotFoundError, ConfigError, TensorError
+from vlcore.weights import open_weights
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -283,7 +282,7 @@ class Checkpoint:
             len(wanted), description="loading weights", unit="tensor", shown=progress
         ) as advance:
             for path, names_in_file in by_file.items():
-                with _open_weights(path) as read:
+                with open_weights(path) as read:
                     for name in names_in_file:
                         tensor = read(name)
                         keeps = dtype is None or not tensor.is_floating_point()
@@ -351,7 +350,7 @@ class Checkpoint:
             if not path.exists() and self._fetch is not None:
                 self._fetch([filename])
             if path.exists():
-                with _open_weights(path) as read:
+                with open_weights(path) as read:
                     return dict.fromkeys(read.names, path)
         raise TensorError(
             f"{self.name} holds no weights: expected model.safetensors, pytorch_model.bin or the "
@@ -368,62 +367,6 @@ class Checkpoint:
                 "each tensor"
             )
         return {name: self.directory / Path(file).name for name, file in weight_map.items()}
-
-
-class _TensorReader:
-    """Reads tensors out of one open weight file."""
-
-    def __init__(self, path: Path, names: Sequence[str], read: Callable[[str], Any]) -> None:
-        self.path = path
-        self.names = names
-        self._read = read
-
-    def __call__(self, name: str) -> Tensor:
-        try:
-            tensor = self._read(name)
-        except (SafetensorError, KeyError, RuntimeError) as error:
-            raise TensorError(
-                f"tensor {name!r} cannot be read from {self.path}: {error}"
-            ) from error
-        if not isinstance(tensor, Tensor):
-            raise TensorError(f"{name!r} in {self.path} is no tensor but {type(tensor).__name__}")
-        return tensor
-
-
-@contextmanager
-def _open_weights(path: Path) -> Iterator[_TensorReader]:
-    if not path.is_file():
-        raise TensorError(f"weight file {path} is missing: the download may be incomplete")
-    if path.suffix == ".bin":
-        state = _load_pickle(path)
-        yield _TensorReader(path, list(state), state.__getitem__)
-        return
-    try:
-        file = safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise TensorError(
-            f"{path} is damaged or truncated ({path.stat().st_size} bytes): {error}. "
-            "Download it again"
-        ) from error
-    with file as opened:
-        yield _TensorReader(path, list(opened.keys()), opened.get_tensor)
-
-
-def _load_pickle(path: Path) -> dict[str, Any]:
-    """Read a ``.bin`` shard; ``weights_only`` keeps a pickle from running code."""
-    try:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # the format before torch 1.6 cannot be mapped
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise TensorError(
-            f"{path} is damaged, or holds more than plain tensors ({path.stat().st_size} bytes): "
-            f"{type(error).__name__}: {error}. Download it again, or convert it to safetensors"
-        ) from error
-    if not isinstance(state, dict):
-        raise TensorError(f"{path} must hold a dictionary of tensors, not {type(state).__name__}")
-    return state
 
 
 def _shorten(names: Sequence[str]) -> str:

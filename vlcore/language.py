@@ -171,10 +171,13 @@ class LanguageModel:
         linked: dict[Path, str] = {}
         weight_map: dict[str, str] = {}
         to_copy: dict[str, TensorSource] = {}
+        stored = set(self.checkpoint.tensor_names)
+        changed = {name for name, source in self.tensors.items() if source != TensorSource(name)}
+        # Some readers take all that a shard holds, and would take these under a name of ours.
+        unfit = {self.checkpoint.file_of(name) for name in changed & stored}
         for target, source in self.tensors.items():
             path = self.checkpoint.file_of(source.name)
-            fits = target == source.name and source.rows is None
-            if fits and path.suffix == ".safetensors":
+            if target not in changed and path not in unfit and path.suffix == ".safetensors":
                 link = f"linked-{len(linked) + 1:05}.safetensors"
                 weight_map[target] = linked.setdefault(path, link)
             else:

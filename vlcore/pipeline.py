@@ -51,7 +51,7 @@ class Pipeline:
 
     def __call__(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompt | Sequence[Any],
         gen_config: GenerationConfig | Mapping[str, Any] | None = None,
         *,
         use_tqdm: bool = False,
@@ -77,7 +77,7 @@ class Pipeline:
 
     def stream_infer(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompt | Sequence[Any],
         gen_config: GenerationConfig | Mapping[str, Any] | None = None,
     ) -> Iterator[Response]:
         """Answer like a call of the pipeline, piece by piece.
@@ -139,7 +139,7 @@ class Pipeline:
 
     async def ainfer(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompt | Sequence[Any],
         gen_config: GenerationConfig | Mapping[str, Any] | None = None,
         *,
         use_tqdm: bool = False,
@@ -151,7 +151,7 @@ class Pipeline:
 
     def astream_infer(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompt | Sequence[Any],
         gen_config: GenerationConfig | Mapping[str, Any] | None = None,
     ) -> AsyncIterator[Response]:
         """Iterate asynchronously over what :meth:`stream_infer` gives."""

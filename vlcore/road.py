@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Any
 
 from vlcore._progress import progress_bar
 from vlcore.conversation import Conversation, Prompt, is_batch, parse_prompt
@@ -94,7 +95,7 @@ class Road:
 
     async def infer(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompt | Sequence[Any],
         config: GenerationConfig,
         *,
         shows_progress: bool = False,
@@ -120,7 +121,7 @@ class Road:
 
     async def stream(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompt | Sequence[Any],
         config: GenerationConfig,
     ) -> AsyncGenerator[Response]:
         """Answer like :meth:`infer`, piece by piece as they come."""

@@ -57,7 +57,7 @@ def test_several_images(checkpoint: Path, picture: Path) -> None:
 def test_a_conversation_has_history_and_forgets_it_when_asked(
     checkpoint: Path, picture: Path
 ) -> None:
-    typed = f"/image {picture}\nWhat is this?\n\nAre you sure?\n/reset\nAre you sure?\n/exit\nlate\n"
+    typed = f"/image {picture}\nWhat is this?\n\nAre you sure?\n/reset\nAre you sure?\n/exit\nHi\n"
     result = chat(checkpoint, typed=typed)
     with_history = answers(checkpoint, [("What is this?", picture), "Are you sure?"])
     without = answers(checkpoint, ["Are you sure?"])

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from vlcore import ChatTemplate, Checkpoint, LanguageModel, VisionModel
 
-_PROJECTOR = re.compile(r"linear|identity|mlp\d+x_gelu")
+_PROJECTOR = re.compile(r"linear|identity|mlp[1-9]\d*x_gelu")
 _OTHER_TOWERS = re.compile(r"opengvlab|intern|siglip|eva|convnext|dino", re.IGNORECASE)
 _HF_TOWERS = ("clip_vision_model",)
 _HF_TEXTS = ("llama", "mistral")

@@ -12,6 +12,15 @@ from torch.nn import functional as F
 
 from vlcore import ConfigError
 
+_COUNTS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "image_size",
+    "patch_size",
+)
+
 
 @dataclass(frozen=True)
 class ClipConfig:
@@ -39,6 +48,11 @@ class ClipConfig:
         elif model_type != "clip_vision_model":
             raise ConfigError(f"{where} must describe a CLIP vision tower, not a {model_type!r}")
         known = {key: config[key] for key in cls.__dataclass_fields__ if key in config}
+        for key in _COUNTS:
+            if key in known and (not isinstance(known[key], int) or known[key] < 1):
+                raise ConfigError(
+                    f"{where}: {key} must be a positive integer; it is {known[key]!r}"
+                )
         tower = cls(**known)
         if tower.hidden_act not in _ACTIVATIONS:
             raise ConfigError(

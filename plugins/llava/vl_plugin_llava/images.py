@@ -46,7 +46,7 @@ class ClipProcessor:
         """Read a preprocessor configuration; what it leaves out is CLIP's default.
 
         Raises:
-            ConfigError: a size cannot be read.
+            ConfigError: a value cannot be read, or cannot work.
         """
         size = config.get("size", {"shortest_edge": image_size})
         shortest_edge, resize_to = _read_size(size, where)
@@ -57,10 +57,10 @@ class ClipProcessor:
             shortest_edge=shortest_edge if resizes else None,
             resize_to=resize_to if resizes else None,
             crop_to=crop_to if config.get("do_center_crop", True) else None,
-            resample=Image.Resampling(config.get("resample", Image.Resampling.BICUBIC)),
+            resample=_read_resample(config.get("resample", Image.Resampling.BICUBIC), where),
             scale=config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else None,
-            mean=tuple(config.get("image_mean", CLIP_MEAN)) if normalises else None,
-            std=tuple(config.get("image_std", CLIP_STD)) if normalises else None,
+            mean=_read_channels(config, "image_mean", CLIP_MEAN, where) if normalises else None,
+            std=_read_channels(config, "image_std", CLIP_STD, where) if normalises else None,
         )
 
     @property
@@ -99,7 +99,7 @@ class ClipProcessor:
         if size[0] * size[1] <= MAX_RESIZED_PIXELS or left < 0 or top < 0:
             resized = image.resize(size, self.resample)
             return resized.crop((left, top, left + crop[0], top + crop[1]))
-        # A long thin strip: resize what the crop keeps, which is off by a grey level at most.
+        # A long thin strip: resize what the crop keeps, which rounds differently at most.
         x_scale, y_scale = image.width / size[0], image.height / size[1]
         box = (
             left * x_scale,
@@ -126,7 +126,7 @@ def read_pinpoints(value: Any, where: str, *, height_first: bool = False) -> tup
         sizes = tuple((int(first), int(second)) for first, second in pairs)
         if not sizes or min(min(size) for size in sizes) <= 0:
             raise ValueError("no sizes")
-    except (TypeError, ValueError, SyntaxError) as error:
+    except (TypeError, ValueError, OverflowError, SyntaxError) as error:
         raise ConfigError(
             f"{where}: image_grid_pinpoints must be a list of pairs such as [[336, 672]]; "
             f"it is {value!r}"
@@ -190,14 +190,34 @@ def pad_to_square(image: Image.Image, background: tuple[int, ...]) -> Image.Imag
 
 def _read_size(size: Any, where: str, *, square: bool = False) -> tuple[int | None, Size | None]:
     match size:
-        case int():
+        case int() if size > 0:
             return (None, (size, size)) if square else (size, None)
-        case {"shortest_edge": int(edge)}:
+        case {"shortest_edge": int(edge)} if edge > 0:
             return edge, None
-        case {"height": int(height), "width": int(width)}:
+        case {"height": int(height), "width": int(width)} if min(height, width) > 0:
             return None, (width, height)
     raise ConfigError(
         f"{where}: a size is an integer, shortest_edge, or height and width; it is {size!r}"
+    )
+
+
+def _read_resample(value: Any, where: str) -> Image.Resampling:
+    try:
+        return Image.Resampling(value)
+    except ValueError as error:
+        raise ConfigError(f"{where}: Pillow knows no resample filter {value!r}") from error
+
+
+def _read_channels(
+    config: Mapping[str, Any], key: str, default: tuple[float, ...], where: str
+) -> tuple[float, ...]:
+    match config.get(key, default):
+        case [int() | float(), int() | float(), int() | float()] as values if (
+            key == "image_mean" or 0 not in values
+        ):
+            return tuple(values)
+    raise ConfigError(
+        f"{where}: {key} must be three numbers, one for each channel; it is {config[key]!r}"
     )
 
 

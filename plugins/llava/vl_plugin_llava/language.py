@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vl_plugin_llava.vision import is_hf
+from vl_plugin_llava.parts import is_hf
 from vlcore import Checkpoint, LanguageModel, renamed
 
 if TYPE_CHECKING:

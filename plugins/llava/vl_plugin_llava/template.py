@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vl_plugin_llava.vision import is_hf
+from vl_plugin_llava.parts import is_hf
 from vlcore import ChatTemplate, Checkpoint, JinjaTemplate, OptionError, RoleTemplate
 
 _VICUNA_SYSTEM = (

@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import TOKENIZER, write_llava
+from golden_cases import GOLDEN, GoldenCase, load_case, read_lines
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from vl_plugin_llava.language import LlavaLanguageModel
+from weight_files import LAYOUTS, read_all
+
+import vlcore
+from vlcore import Checkpoint, ImageSlot, TensorError
+from vlcore.prompt import ImageLayout, PromptTokenizer
+from vlcore.template import Control, PromptPart, Text
+
+CASES = (
+    "llava15",
+    "llava16_anyres",
+    "llava16_mistral",
+    "llava15_hf",
+    "llava16_hf",
+    "llava16_mistral_hf_newkeys",
+)
+NUM_ROWS = 3
+IN_PLACE = -200
+
+
+# -- logits
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest) -> GoldenCase:
+    return load_case(request.param)
+
+
+@pytest.fixture(scope="module")
+def model(case: GoldenCase) -> PreTrainedModel:
+    return vlcore.load_language_model(case.directory).to_transformers("cpu", torch.float32)
+
+
+@pytest.fixture(scope="module")
+def rows(case: GoldenCase) -> list[Tensor]:
+    vision = vlcore.load_vision_model(case.directory)
+    encoded = vision.forward([vision.preprocess(image) for image in case.images()])
+    return [image.rows if not isinstance(image, Tensor) else image for image in encoded]
+
+
+def logits(model: PreTrainedModel, embeddings: Tensor) -> Tensor:
+    with torch.inference_mode():
+        result: Tensor = model(inputs_embeds=embeddings[None]).logits[0]
+    return result
+
+
+def test_logits_are_the_releases(
+    case: GoldenCase, model: PreTrainedModel, rows: list[Tensor]
+) -> None:
+    assert {"single0", "two", "text"} <= set(case.prompts)
+    for prompt in case.prompts:
+        with torch.inference_mode():
+            embeddings = case.embeddings(prompt, model.get_input_embeddings(), rows)
+        result = logits(model, embeddings)[case.expected[f"{prompt}_pos"]]
+        np.testing.assert_allclose(
+            result.numpy(), case.expected[f"{prompt}_logits"], err_msg=prompt, **case.tolerance
+        )
+
+
+def test_a_view_computes_the_same(case: GoldenCase, model: PreTrainedModel, tmp_path: Path) -> None:
+    language = vlcore.load_language_model(case.directory)
+    view = language.write_view(tmp_path / "view")
+    index = json.loads((view / "model.safetensors.index.json").read_text())["weight_map"]
+    assert set(index) == set(model.state_dict())
+    is_link = {path.is_symlink() for path in view.glob("*.safetensors")}
+    if "_hf" in case.name:
+        assert False in is_link
+    else:
+        assert is_link == {True}
+    loaded = AutoModelForCausalLM.from_pretrained(view, dtype=torch.float32)
+    ids = torch.from_numpy(case.expected["text_ids"])
+    with torch.inference_mode():
+        embeddings = model.get_input_embeddings()(ids)
+    assert torch.equal(logits(loaded, embeddings), logits(model, embeddings))
+
+
+def test_the_text_part_is_a_standard_architecture(case: GoldenCase) -> None:
+    language = vlcore.load_language_model(case.directory)
+    is_mistral = "mistral" in case.name
+    assert language.architecture == ("MistralForCausalLM" if is_mistral else "LlamaForCausalLM")
+    assert language.hidden_size == 64
+    assert language.context_length == (32768 if is_mistral else 4096)
+    assert not any("mm_" in key or "vision" in key for key in language.config)
+
+
+@pytest.mark.parametrize("write", LAYOUTS)
+def test_every_storage_gives_the_same_model(tmp_path: Path, write: Any) -> None:
+    write_llava(tmp_path)
+    expected = vlcore.load_language_model(tmp_path).to_transformers().state_dict()
+    stored = read_all(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    write(tmp_path, stored)
+    state = vlcore.load_language_model(tmp_path).to_transformers().state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in state)
+
+
+def test_stored_rotary_frequencies_are_left_alone(tmp_path: Path) -> None:
+    stored = read_all(write_llava(tmp_path))
+    stored["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(8)
+    LAYOUTS[0](tmp_path, stored)
+    model = vlcore.load_language_model(tmp_path).to_transformers()
+    assert all(buffer.any() for name, buffer in model.named_buffers() if "inv_freq" in name)
+
+
+def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
+    stored = read_all(write_llava(tmp_path))
+    del stored["model.layers.1.mlp.up_proj.weight"]
+    LAYOUTS[0](tmp_path, stored)
+    with pytest.raises(TensorError, match=r"lacks 1 .*: model\.layers\.1\.mlp\.up_proj\.weight"):
+        vlcore.load_language_model(tmp_path).to_transformers()
+
+
+def test_a_tensor_without_a_place_is_named(tmp_path: Path) -> None:
+    stored = read_all(write_llava(tmp_path))
+    stored["model.layers.0.self_attn.q_proj.bias"] = torch.zeros(64)
+    LAYOUTS[0](tmp_path, stored)
+    with pytest.raises(
+        TensorError, match=r"no place for: model\.layers\.0\.self_attn\.q_proj\.bias"
+    ):
+        vlcore.load_language_model(tmp_path).to_transformers()
+
+
+# -- tokens
+
+
+def tokenizer_of(folder: str) -> PromptTokenizer:
+    checkpoint = Checkpoint.open(GOLDEN / folder)
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    return PromptTokenizer(LlavaLanguageModel(checkpoint, config, {}).tokenizer())
+
+
+@pytest.fixture(scope="module")
+def tokenizers() -> dict[str, PromptTokenizer]:
+    return {name: tokenizer_of(name) for name in ("tokenization_llava", "tokenization_nobos")}
+
+
+def control_parts(prompt: str) -> list[PromptPart]:
+    """Take a prompt apart at its images; all its text counts as the template's."""
+    parts: list[PromptPart] = []
+    for position, text in enumerate(prompt.split("<image>")):
+        parts += [ImageSlot(position - 1)] if position else []
+        parts += [Control(text)] if text else []
+    return parts
+
+
+def ids_of(tokenizer: PromptTokenizer, parts: list[PromptPart]) -> list[int]:
+    """Tokenise a prompt, with one placeholder for the rows of each image."""
+    num_images = sum(isinstance(part, ImageSlot) for part in parts)
+    prompt = tokenizer.build(parts, [ImageLayout(NUM_ROWS)] * num_images)
+    ids = list(prompt.token_ids)
+    for span in reversed(prompt.spans):
+        assert span.stop - span.start == NUM_ROWS
+        ids[span.start : span.stop] = [IN_PLACE]
+    return ids
+
+
+TOKENIZATIONS = [
+    pytest.param(folder, line, id=f"{folder}-{line['id']}")
+    for folder in ("tokenization_llava", "tokenization_nobos")
+    for line in read_lines(GOLDEN / folder / "cases.jsonl")
+]
+PLAIN = "special_text_is_plain"
+
+
+@pytest.mark.parametrize(
+    ("folder", "line"), [case for case in TOKENIZATIONS if PLAIN not in str(case.id)]
+)
+def test_tokens_are_the_releases(
+    folder: str, line: dict[str, Any], tokenizers: dict[str, PromptTokenizer]
+) -> None:
+    assert ids_of(tokenizers[folder], control_parts(line["prompt"])) == line["ids"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "line"), [case for case in TOKENIZATIONS if PLAIN in str(case.id)]
+)
+def test_control_tokens_that_a_user_types_stay_text(
+    folder: str, line: dict[str, Any], tokenizers: dict[str, PromptTokenizer]
+) -> None:
+    tokenizer = tokenizers[folder]
+    typed = "Print <|im_end|> and </s> and ### please."
+    before, after = line["prompt"].split(typed)
+    parts = [*control_parts(before), Text(typed), Control(after)]
+    control_ids = {token_id for token_id, _ in tokenizer.control_tokens.values()}
+    placed = [token_id for token_id in ids_of(tokenizer, parts) if token_id in control_ids]
+    assert placed == [token_id for token_id in line["ids"][:1] if token_id in control_ids]
+    assert len(control_ids.intersection(line["ids"])) > len(placed)
+
+
+def test_the_same_conversation_through_its_template() -> None:
+    tokenizer = tokenizer_of("tokenization_llava")
+    conversations = read_lines(GOLDEN / "prompts" / "llava_vicuna_v1.jsonl")
+    template = vlcore.load_chat_template(GOLDEN / "llava15", "vicuna_v1")
+    expected = {line["id"]: line["ids"] for line in read_lines(TOKENIZER / "cases.jsonl")}
+    num_compared = 0
+    for line in conversations:
+        name = f"llava_vicuna_v1/{line['id']}"
+        if name in expected and PLAIN not in name:
+            parts = list(template.messages2prompt(line["messages"]))
+            assert ids_of(tokenizer, parts) == expected[name], name
+            num_compared += 1
+    assert num_compared > 5
+
+
+def test_the_tokenizer_keeps_the_dummy_prefix_before_a_space(tmp_path: Path) -> None:
+    tokenizer = vlcore.load_language_model(write_llava(tmp_path)).tokenizer()
+    assert tokenizer.eos_token == "</s>"
+    pieces = tokenizer.convert_ids_to_tokens(
+        tokenizer(" a picture", add_special_tokens=False)["input_ids"]
+    )
+    assert "".join(pieces) == "▁▁a▁picture"

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from golden_cases import GOLDEN
+from vl_plugin_llava import vl_match
+
+from vlcore import NoPluginError
+from vlcore.plugins import find_plugin
+
+ORIGINAL: dict[str, Any] = {
+    "architectures": ["LlavaLlamaForCausalLM"],
+    "model_type": "llava",
+    "mm_projector_type": "mlp2x_gelu",
+    "mm_vision_tower": "openai/clip-vit-large-patch14-336",
+}
+HF: dict[str, Any] = {
+    "architectures": ["LlavaForConditionalGeneration"],
+    "vision_config": {"model_type": "clip_vision_model"},
+    "text_config": {"model_type": "llama"},
+}
+
+
+def cases() -> list[str]:
+    return sorted(path.parent.name for path in GOLDEN.glob("llava*/config.json"))
+
+
+@pytest.mark.parametrize("case", cases())
+def test_golden_checkpoints_match(case: str) -> None:
+    config = json.loads((GOLDEN / case / "config.json").read_text())
+    assert vl_match(config) is True
+    assert find_plugin(config).info.distribution == "vl-plugin-llava"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"architectures": ["LlavaMistralForCausalLM"], "model_type": "llava_mistral"},
+        {"mm_projector_type": "linear"},
+        {"mm_projector_type": "identity"},
+        {"mm_projector_type": "mlp3x_gelu"},
+        {"mm_vision_tower": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"},
+        {"mm_vision_tower": "somebody/my-clip-vit"},
+        {"mm_vision_tower": "./tower"},
+        {"mm_vision_tower": "tower"},
+        {"mm_vision_tower": "/models/vit-large"},
+    ],
+    ids=str,
+)
+def test_the_original_layout_matches(change: dict[str, Any]) -> None:
+    assert vl_match(ORIGINAL | change) is True
+
+
+def test_releases_before_projector_types_are_linear() -> None:
+    assert vl_match({key: ORIGINAL[key] for key in ORIGINAL if key != "mm_projector_type"}) is True
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            {
+                "mm_projector_type": "mlp2x_gelu_Norm",
+                "mm_vision_tower": "./vit/clip-vit-H-14-laion2B-s32B-b79K-448",
+            },
+            "its projector 'mlp2x_gelu_Norm' is Yi-VL's; LLaVA's have no norms",
+        ),
+        (
+            {"mm_vision_tower": "OpenGVLab/InternViT-6B-224px"},
+            "its tower 'OpenGVLab/InternViT-6B-224px' is no CLIP tower (it names OpenGVLab)",
+        ),
+        (
+            {"mm_vision_tower": "./InternViT-6B-224px"},
+            "its tower './InternViT-6B-224px' is no CLIP tower (it names Intern)",
+        ),
+        (
+            {"mm_vision_tower": "google/siglip-so400m-patch14-384"},
+            "its tower 'google/siglip-so400m-patch14-384' is no CLIP tower (it names siglip)",
+        ),
+        (
+            {"mm_vision_tower": "somebody/vit-large"},
+            "its tower 'somebody/vit-large' is not known to be a CLIP tower",
+        ),
+        ({"mm_vision_tower": None}, "config.json names no vision tower in mm_vision_tower"),
+        ({"mm_vision_tower": ""}, "config.json names no vision tower in mm_vision_tower"),
+        ({"mm_vision_tower": ["a"]}, "config.json names no vision tower in mm_vision_tower"),
+        (
+            {"mm_projector_type": "resampler"},
+            "its projector 'resampler' is none of linear, mlpNx_gelu, identity",
+        ),
+        (
+            {"mm_projector_type": "mlp0x_gelu"},
+            "its projector 'mlp0x_gelu' is none of linear, mlpNx_gelu, identity",
+        ),
+        (
+            {"mm_projector_type": 3},
+            "its projector 3 is none of linear, mlpNx_gelu, identity",
+        ),
+    ],
+    ids=str,
+)
+def test_others_of_the_same_name_are_refused_with_the_reason(
+    change: dict[str, Any], reason: str
+) -> None:
+    config = ORIGINAL | change
+    assert vl_match(config) == reason
+    with pytest.raises(NoPluginError) as caught:
+        find_plugin(config, plugin="vl-plugin-llava")
+    assert reason in str(caught.value)
+
+
+def test_a_text_model_under_the_same_name_is_refused() -> None:
+    config = {"architectures": ["LlavaLlamaForCausalLM"], "hidden_size": 64, "vocab_size": 320}
+    assert vl_match(config) == "config.json names no vision tower in mm_vision_tower"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"architectures": ["LlavaNextForConditionalGeneration"]},
+        {"text_config": {"model_type": "mistral"}},
+        {"text_config": {}, "vision_config": {}},
+        {"text_config": None},
+    ],
+    ids=str,
+)
+def test_the_hf_layout_matches(change: dict[str, Any]) -> None:
+    assert vl_match(HF | change) is True
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            {"vision_config": {"model_type": "siglip_vision_model"}},
+            "its tower is a 'siglip_vision_model'; clip_vision_model is known",
+        ),
+        (
+            {"text_config": {"model_type": "qwen2"}},
+            "its text part is a 'qwen2'; llama, mistral are known",
+        ),
+        (
+            {"vision_config": "clip"},
+            "vision_config of config.json must be an object, not str",
+        ),
+    ],
+)
+def test_other_parts_in_the_hf_layout_are_refused_with_the_reason(
+    change: dict[str, Any], reason: str
+) -> None:
+    assert vl_match(HF | change) == reason
+
+
+def test_text_alone_in_the_hf_layout_is_refused() -> None:
+    config = {"architectures": ["LlavaForConditionalGeneration"], "hidden_size": 64}
+    assert isinstance(vl_match(config), str)
+
+
+def test_the_directorys_name_is_no_evidence() -> None:
+    assert vl_match(ORIGINAL | {"_name_or_path": "yi-vl-6b"}) is True

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from vlcore.dtypes import as_dtype
+from vlcore.errors import OptionError
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype"),
+    [
+        (None, None),
+        ("float16", torch.float16),
+        ("torch.bfloat16", torch.bfloat16),
+        ("half", torch.float16),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_a_dtype_is_read(given: Any, dtype: torch.dtype | None) -> None:
+    assert as_dtype(given) is dtype
+
+
+@pytest.mark.parametrize("given", ["int8", torch.int64, "float13", "nn", "", 16, "__doc__"])
+def test_a_dtype_that_is_none(given: Any) -> None:
+    with pytest.raises(OptionError, match="dtype must be a floating torch dtype") as caught:
+        as_dtype(given)
+    assert repr(given) in str(caught.value)

@@ -1,0 +1,127 @@
+"""Writes tensors in the ways that checkpoints store them, and counts what is read of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pytest
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+Tensors = Mapping[str, Tensor]
+
+
+def read_all(directory: Path) -> dict[str, Tensor]:
+    """Read a checkpoint's one safetensors file."""
+    return load_file(directory / "model.safetensors")
+
+
+def single_safetensors(directory: Path, tensors: Tensors) -> None:
+    save_file(dict(tensors), directory / "model.safetensors")
+
+
+def single_bin(directory: Path, tensors: Tensors) -> None:
+    torch.save(dict(tensors), directory / "pytorch_model.bin")
+
+
+def sharded_safetensors(directory: Path, tensors: Tensors, *, num_shards: int = 2) -> None:
+    pattern = "model-{:05}-of-{:05}.safetensors"
+    _sharded(directory, tensors, num_shards, pattern, "model.safetensors.index.json", save_file)
+
+
+def sharded_bin(directory: Path, tensors: Tensors, *, num_shards: int = 2) -> None:
+    pattern = "pytorch_model-{:05}-of-{:05}.bin"
+    _sharded(directory, tensors, num_shards, pattern, "pytorch_model.bin.index.json", torch.save)
+
+
+LAYOUTS = (single_safetensors, sharded_safetensors, single_bin, sharded_bin)
+
+
+def _sharded(
+    directory: Path,
+    tensors: Tensors,
+    num_shards: int,
+    pattern: str,
+    index_name: str,
+    save: Callable[[dict[str, Tensor], Path], object],
+) -> None:
+    weight_map: dict[str, str] = {}
+    for shard in range(num_shards):
+        filename = pattern.format(shard + 1, num_shards)
+        names = sorted(tensors)[shard::num_shards]
+        save({name: tensors[name] for name in names}, directory / filename)
+        weight_map |= dict.fromkeys(names, filename)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (directory / index_name).write_text(json.dumps(index))
+
+
+class ReadSpy:
+    """Records which tensors are read out of safetensors files, and their bytes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.names: list[str] = []
+        self.num_bytes = 0
+        self.files: list[Path] = []
+        monkeypatch.setattr("vlcore.weights.safe_open", self._open)
+
+    def _open(self, path: Path, **options: Any) -> _SpiedFile:
+        self.files.append(path)
+        return _SpiedFile(self, safetensors.safe_open(path, **options))
+
+
+class _SpiedFile:
+    def __init__(self, spy: ReadSpy, file: Any) -> None:
+        self._spy = spy
+        self._file = file
+
+    def __enter__(self) -> _SpiedFile:
+        self._file.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._file.__exit__(kind, error, traceback)
+
+    def keys(self) -> list[str]:
+        return list(self._file.keys())
+
+    def get_tensor(self, name: str) -> Tensor:
+        tensor: Tensor = self._file.get_tensor(name)
+        self._spy.names.append(name)
+        self._spy.num_bytes += tensor.nbytes
+        return tensor
+
+
+class FakeHub:
+    """Stands in for the hub: repositories are directories, copied file by file as asked for."""
+
+    def __init__(self, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.repositories: dict[str, Path] = {}
+        self.requests: list[tuple[str, str | None, list[str]]] = []
+        self._cache = cache
+        monkeypatch.setattr("huggingface_hub.snapshot_download", self._download)
+
+    def fetched(self, hub_id: str) -> set[str]:
+        """Name the files of a repository that have been downloaded."""
+        return {path.name for path in (self._cache / hub_id).iterdir()}
+
+    def _download(self, hub_id: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        self.requests.append((hub_id, revision, allow_patterns))
+        if hub_id not in self.repositories:
+            raise OSError("no route to the hub")
+        snapshot = self._cache / hub_id
+        snapshot.mkdir(parents=True, exist_ok=True)
+        for path in self.repositories[hub_id].iterdir():
+            if any(path.match(pattern) for pattern in allow_patterns) and path.is_file():
+                (snapshot / path.name).write_bytes(path.read_bytes())
+        return str(snapshot)

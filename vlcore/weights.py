@@ -1,0 +1,80 @@
+"""Weight files: tensors by name out of one safetensors file or ``.bin`` shard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from vlcore.errors import TensorError
+
+
+class TensorReader:
+    """Reads tensors out of one open weight file."""
+
+    def __init__(self, path: Path, names: Sequence[str], read: Callable[[str], Any]) -> None:
+        self.path = path
+        self.names = names
+        self._read = read
+
+    def __call__(self, name: str) -> Tensor:
+        """Read a tensor.
+
+        Raises:
+            TensorError: it cannot be read.
+        """
+        try:
+            tensor = self._read(name)
+        except (SafetensorError, KeyError, RuntimeError) as error:
+            raise TensorError(
+                f"tensor {name!r} cannot be read from {self.path}: {error}"
+            ) from error
+        if not isinstance(tensor, Tensor):
+            raise TensorError(f"{name!r} in {self.path} is no tensor but {type(tensor).__name__}")
+        return tensor
+
+
+@contextmanager
+def open_weights(path: Path) -> Iterator[TensorReader]:
+    """Open a weight file; tensors are read when they are asked for.
+
+    Raises:
+        TensorError: the file is missing or damaged, or its pickle holds more than tensors.
+    """
+    if not path.is_file():
+        raise TensorError(f"weight file {path} is missing: the download may be incomplete")
+    if path.suffix == ".bin":
+        state = _load_pickle(path)
+        yield TensorReader(path, list(state), state.__getitem__)
+        return
+    try:
+        file = safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise TensorError(
+            f"{path} is damaged or truncated ({path.stat().st_size} bytes): {error}. "
+            "Download it again"
+        ) from error
+    with file as opened:
+        yield TensorReader(path, list(opened.keys()), opened.get_tensor)
+
+
+def _load_pickle(path: Path) -> dict[str, Any]:
+    """Read a ``.bin`` shard; ``weights_only`` keeps a pickle from running code."""
+    try:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # the format before torch 1.6 cannot be mapped
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise TensorError(
+            f"{path} is damaged, or holds more than plain tensors ({path.stat().st_size} bytes): "
+            f"{type(error).__name__}: {error}. Download it again, or convert it to safetensors"
+        ) from error
+    if not isinstance(state, dict):
+        raise TensorError(f"{path} must hold a dictionary of tensors, not {type(state).__name__}")
+    return state
