@@ -8,7 +8,7 @@ DEFINED_BY := pyproject.toml constraints.txt $(addsuffix pyproject.toml,$(PLUGIN
 READY := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-cuda lint format train-demo evaluate-demo build clean
+.PHONY: help setup demo test test-cuda lint format bench train-demo evaluate-demo build clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,7 @@ lint: $(READY)  ## check style and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy --explicit-package-bases vlcore tests
 	for plugin in $(PLUGINS); do $(BIN)/mypy $$plugin || exit 1; done
+	$(BIN)/mypy benchmarks/*.py
 	cd demo && ../$(BIN)/mypy --config-file ../pyproject.toml *.py
 
 format: $(READY)  ## mend style
@@ -49,6 +50,9 @@ train-demo: $(READY)  ## train the demo model anew (about an hour on two cores)
 
 evaluate-demo: $(READY)  ## measure the demo model on pictures that it has not seen
 	$(BIN)/python demo/evaluate.py
+
+bench: $(READY)  ## time the imports; ratios from one run
+	$(BIN)/python benchmarks/imports.py
 
 build: $(READY)  ## build every wheel into dist
 	$(BIN)/python -m build --no-isolation --outdir dist .

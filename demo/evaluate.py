@@ -80,6 +80,7 @@ def main() -> None:
                 options.show_errors -= 1
                 print(f"{turn.question}  {answer.text!r} instead of {turn.answer!r}")
     print(f"{'':<10} {'all pictures':>18} {f'no object < {TINY:.0%}':>18}")
+    pipe.close()
     print(f"{'kind':<10}" + f" {'questions':>10} {'exact':>7}" * 2)
     for kind in KINDS:
         print(f"{kind:<10}" + "".join(score.columns(kind) for score in scores.values()))
