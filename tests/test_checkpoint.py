@@ -197,7 +197,7 @@ def test_the_tokenizer_is_loaded(tmp_path: Path) -> None:
 
 def test_no_tokenizer_is_told(tmp_path: Path) -> None:
     write_json(tmp_path / "config.json", {"model_type": "llama"})
-    with pytest.raises(CheckpointError, match=r"(?s)tokenizer of .* Expected tokenizer\.json "):
+    with pytest.raises(CheckpointError, match=r"has no tokenizer: expected one of tokenizer\.json"):
         Checkpoint.open(tmp_path).tokenizer()
 
 
@@ -518,3 +518,26 @@ def test_a_vision_model_reads_its_own_tensors_only(
     assert sorted(spy.names) == sorted(used)
     assert spy.num_bytes == own_bytes
     assert not any(name.startswith(is_text) for name in spy.names)
+
+
+@pytest.mark.parametrize("content", [b"xx", b"version https://git-lfs.github.com/spec/v1", b""])
+def test_a_damaged_vocabulary_is_told(tmp_path: Path, content: bytes) -> None:
+    write_json(tmp_path / "config.json", {"model_type": "llama"})
+    (tmp_path / "tokenizer_config.json").write_bytes(
+        (TOKENIZER / "tokenizer_config.json").read_bytes()
+    )
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model .*no sentencepiece model|special"):
+        Checkpoint.open(tmp_path).tokenizer()
+
+
+@pytest.mark.parametrize("model", ["", None, 5])
+def test_something_that_names_no_checkpoint_is_told(model: Any) -> None:
+    with pytest.raises(CheckpointNotFoundError, match="model directory or hub id"):
+        Checkpoint.open(model)
+
+
+def test_an_impossible_reference_is_told(tmp_path: Path) -> None:
+    write_json(tmp_path / "config.json", {})
+    with pytest.raises(CheckpointNotFoundError, match="refers to"):
+        Checkpoint.open(tmp_path).related("x" * 5000)

@@ -128,9 +128,16 @@ def test_max_batch_size_bounds_a_forward() -> None:
     run(body)
 
 
-@pytest.mark.parametrize("options", [{"max_batch_size": 0}, {"cache_bytes": -1}])
-def test_a_limit_out_of_range_is_refused(options: dict[str, int]) -> None:
-    with pytest.raises(OptionError, match="max_batch_size must be at least 1 and cache_bytes"):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_batch_size": 0}, "max_batch_size must be an integer of at least 1; it is 0"),
+        ({"max_batch_size": "8"}, "max_batch_size must be an integer of at least 1; it is '8'"),
+        ({"cache_bytes": -1}, "cache_bytes must be an integer of at least 0; it is -1"),
+    ],
+)
+def test_a_limit_out_of_range_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
         ImageEncoder(FakeModel(), **options)
 
 

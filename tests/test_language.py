@@ -11,8 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
-from weight_files import ReadSpy, read_all, sharded_safetensors, single_bin
+from weight_files import FakeHub, ReadSpy, read_all, sharded_safetensors, single_bin
 
+import vlcore
 from vlcore import Checkpoint, LanguageModel, TensorSource, renamed
 from vlcore.errors import CheckpointError, ConfigError, TensorError
 
@@ -368,7 +369,7 @@ def test_a_view_links_the_tokenizers_files(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(write_llava(tmp_path / "model"))
     write_json(checkpoint.directory / "generation_config.json", {"eos_token_id": 2})
     write_json(checkpoint.directory / "preprocessor_config.json", {})
-    language = LanguageModel(checkpoint, CONFIG, renamed(checkpoint, TEXT))
+    language = vlcore.load_language_model(checkpoint)
     view = language.write_view(tmp_path / "view")
     linked = {path.name for path in view.iterdir() if path.is_symlink()}
     assert linked == {
@@ -408,3 +409,32 @@ def test_a_view_survives_relative_paths(
     view = language.write_view("deep/view").resolve()
     monkeypatch.chdir("/")
     assert torch.equal(logits(load(view)), logits(reference))
+
+
+def test_the_view_of_a_hub_checkpoint_links_files_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = FakeHub(tmp_path / "cache", monkeypatch)
+    hub.repositories["somebody/llava"] = write_llava(tmp_path / "repository")
+    view = vlcore.load_language_model("somebody/llava").write_view(tmp_path / "view")
+    links = [path for path in view.iterdir() if path.is_symlink()]
+    assert links
+    assert all(path.exists() for path in links)
+
+
+@pytest.mark.parametrize(
+    "change", [{"hidden_act": "nope"}, {"rope_theta": "x"}, {"pad_token_id": 9999}], ids=str
+)
+def test_values_that_transformers_cannot_use_are_told(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    language_model = vlcore.load_language_model(write_llava(tmp_path, **change))
+    with pytest.raises(ConfigError, match="transformers cannot"):
+        language_model.to_transformers()
+
+
+def test_an_end_token_that_is_no_id_is_told(tmp_path: Path) -> None:
+    write_llava(tmp_path)
+    write_json(tmp_path / "generation_config.json", {"eos_token_id": "x"})
+    with pytest.raises(ConfigError, match="eos_token_id must be an integer"):
+        vlcore.load_language_model(tmp_path).to_transformers()

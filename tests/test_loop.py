@@ -114,7 +114,7 @@ def test_leaving_the_asynchronous_iteration_closes_the_generator(loop: LoopThrea
     async def body() -> None:
         iterator = loop.aiterate(numbers.count(9))
         assert await anext(iterator) == 0
-        await iterator.aclose()  # type: ignore[attr-defined]
+        await iterator.aclose()
         assert numbers.closed.is_set()
 
     asyncio.run(body())
@@ -182,14 +182,14 @@ def test_an_iteration_may_be_left_after_the_loop_closed() -> None:
     iterator = loop.iterate(Numbers().count(9))
     assert next(iterator) == 0
     loop.close()
-    iterator.close()  # type: ignore[attr-defined]
+    iterator.close()
 
     async def body() -> None:
         other = LoopThread("test-closing")
         waiting = other.aiterate(Numbers().count(9))
         assert await anext(waiting) == 0
         other.close()
-        await waiting.aclose()  # type: ignore[attr-defined]
+        await waiting.aclose()
 
     asyncio.run(body())
 
@@ -213,3 +213,48 @@ def test_closing_ends_what_still_runs() -> None:
     assert not thread.is_alive()
     assert cancelled.is_set()
     assert isinstance(outcome[0], EngineClosedError)
+
+
+def test_an_iteration_that_is_collected_on_the_loop_does_not_wait_for_itself(
+    loop: LoopThread,
+) -> None:
+    closed = threading.Event()
+
+    async def numbers() -> AsyncGenerator[int]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            closed.set()
+
+    iteration = loop.iterate(numbers())
+    assert next(iteration) == 1
+
+    async def drop() -> None:
+        iteration.close()
+
+    loop.run(drop())
+    assert closed.wait(5)
+
+
+def test_nothing_that_is_submitted_while_the_loop_closes_waits_forever() -> None:
+    loop = LoopThread("closing")
+    outcomes: list[str] = []
+
+    async def one() -> int:
+        return 1
+
+    def submit() -> None:
+        try:
+            while True:
+                loop.run(one())
+        except EngineClosedError:
+            outcomes.append("closed")
+
+    threads = [threading.Thread(target=submit) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    loop.close()
+    for thread in threads:
+        thread.join(10)
+    assert outcomes == ["closed"] * 4

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import io
 import threading
+import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import torch
@@ -29,7 +32,7 @@ from vlcore.errors import (
     PromptError,
 )
 from vlcore.media import ImageLimits
-from vlcore.pipeline import Pipeline, pipeline
+from vlcore.pipeline import Pipeline, _choose_dtype, pipeline
 from vlcore.response import Response, Session
 from vlcore.template import ChatTemplate, Control, Message, PromptPart, RoleTemplate, Text
 
@@ -452,8 +455,8 @@ def test_closing_ends_what_other_threads_wait_for(fresh: Pipeline) -> None:
         ({"dtype": torch.int32}, OptionError, "dtype must be a floating"),
         ({"plugin": "absent-plugin"}, NoPluginError, "absent-plugin"),
         ({"chat_template": "absent"}, OptionError, "absent.*vicuna_v1"),
-        ({"max_batch_size": 0}, OptionError, "max_batch_size must be at least 1"),
-        ({"cache_bytes": -1}, OptionError, "cache_bytes at least 0"),
+        ({"max_batch_size": 0}, OptionError, "max_batch_size must be an integer of at least 1"),
+        ({"cache_bytes": -1}, OptionError, "cache_bytes must be an integer of at least 0"),
     ],
 )
 def test_an_option_that_is_wrong_is_named_and_no_thread_is_left(
@@ -519,3 +522,137 @@ def test_an_expansion_that_does_not_fit_its_image_is_a_contract_error(checkpoint
 def test_messages_may_be_ready_made(pipe: Pipeline) -> None:
     session = pipe.chat("hello", gen_config=SHORT)
     assert session.messages[0] == Message("user", (Text("hello"),))
+
+
+class SlowServer:
+    """Sends one byte of a picture, and the rest when it is let go."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        self.released = threading.Event()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(200)
+                self.send_header("Content-Length", "100")
+                self.end_headers()
+                self.wfile.write(b"x")
+                self.wfile.flush()
+                outer.asked.set()
+                outer.released.wait(10)
+                self.close_connection = True
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/picture.png"
+        self._thread = threading.Thread(target=self._server.serve_forever)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.released.set()
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+def test_text_does_not_wait_for_slow_pictures(fresh: Pipeline) -> None:
+    with SlowServer() as server:
+        slow: list[Any] = []
+        prompts = [("a", server.url)] * 12
+        thread = threading.Thread(target=lambda: slow.extend(fresh(prompts, SHORT)))
+        thread.start()
+        assert server.asked.wait(10)
+        assert fresh("hello", SHORT).text
+        assert not slow
+        server.released.set()
+        thread.join()
+    assert {answer.finish_reason for answer in slow} == {"error"}
+
+
+def test_closing_does_not_wait_for_slow_pictures_and_leaves_nobody_waiting(
+    checkpoint: Path,
+) -> None:
+    outcomes: list[str] = []
+
+    def consume(stream: Iterator[Response]) -> None:
+        try:
+            for _ in stream:
+                pass
+        except EngineClosedError:
+            outcomes.append("closed")
+
+    with SlowServer() as server:
+        pipe = pipeline(checkpoint, device="cpu")
+        endless = {"max_new_tokens": 450, "ignore_eos": True}
+        started = pipe.stream_infer("hello", endless)
+        next(started)
+        threads = [
+            threading.Thread(target=consume, args=(stream,))
+            for stream in (pipe.stream_infer(("a", server.url)), started)
+        ]
+        threads[0].start()
+        assert server.asked.wait(10)
+        pipe.close()
+        threads[1].start()
+        for thread in threads:
+            thread.join(10)
+        assert outcomes == ["closed", "closed"]
+
+
+def test_a_session_keeps_its_pictures(pipe: Pipeline, tmp_path: Path) -> None:
+    path = tmp_path / "red.png"
+    RED.save(path)
+    session = pipe.chat(("What is this?", path), gen_config=SHORT)
+    path.unlink()
+    session = pipe.chat("Are you sure?", session, SHORT)
+    assert len(session.messages) == 4
+
+
+def test_a_session_answers_one_question_at_a_time(pipe: Pipeline) -> None:
+    session = Session()
+    first = pipe.stream_chat("hello", session, {"max_new_tokens": 400, "ignore_eos": True})
+    next(first)
+    with pytest.raises(PromptError, match="still answering another question"):
+        pipe.chat("and?", session, SHORT)
+    first.close()
+    assert session.messages == ()
+    assert len(pipe.chat("and?", session, SHORT).messages) == 2
+
+
+def test_a_pipeline_that_is_dropped_is_freed_but_not_before_its_streams(checkpoint: Path) -> None:
+    before = set(threading.enumerate())
+    stream = pipeline(checkpoint, device="cpu").stream_infer("hello", SHORT)
+    gc.collect()
+    assert sum(len(piece.token_ids) for piece in stream) > 0
+    del stream
+    gc.collect()
+    deadline = time.monotonic() + 10
+    while set(threading.enumerate()) - before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert set(threading.enumerate()) <= before
+
+
+def test_text_that_is_no_unicode_is_refused(pipe: Pipeline) -> None:
+    with pytest.raises(PromptError, match="not valid Unicode"):
+        pipe("a\ud800b", SHORT)
+
+
+@pytest.mark.parametrize(
+    ("config", "device", "expected"),
+    [
+        ({"torch_dtype": "bfloat16"}, "cuda", torch.bfloat16),
+        ({"torch_dtype": "float32"}, "cuda", torch.float32),
+        ({"text_config": {"dtype": "bfloat16"}}, "cuda", torch.bfloat16),
+        ({}, "cuda", torch.float16),
+        ({"torch_dtype": "bfloat16"}, "cpu", torch.float32),
+    ],
+)
+def test_auto_dtype(config: dict[str, Any], device: str, expected: torch.dtype) -> None:
+    assert _choose_dtype("auto", torch.device(device), config) is expected

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from vlcore.errors import PluginContractError, PromptError
 from vlcore.prompt import ImageLayout, PromptTokenizer, Span
-from vlcore.template import ChatTemplate, Control, ImageSlot, PromptPart, Rows, Text
+from vlcore.template import ChatTemplate, Control, ImageSlot, PromptPart, RoleTemplate, Rows, Text
 
 GOLDEN = Path(__file__).parent / "golden"
 CONTROL = ("<s>", "</s>", "<|im_end|>", "<image>", "[INST]")
@@ -424,3 +424,16 @@ def test_released_prompts_give_their_ids(name: str) -> None:
         places = {span.start for span in prompt.spans}
         released = [-200 if i in places else t for i, t in enumerate(prompt.token_ids)]
         assert released == case["ids"], case["id"]
+
+
+@pytest.mark.parametrize("restarts", [True, False])
+def test_text_after_an_image_begins_anew_or_goes_on(restarts: bool) -> None:
+    tokenizer = sentencepiece("tokenization_llava")
+    backend = tokenizer.backend_tokenizer
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    pieces = PromptTokenizer(wrap(backend))
+    template = RoleTemplate("", "", "", restarts_after_image=restarts)
+    prompt = pieces.build([ImageSlot(0), Text("this")], [ImageLayout(1)], template)
+    ids = list(prompt.token_ids[prompt.spans[0].stop :])
+    assert ids == pieces.encode_plain("this", first=restarts)
+    assert pieces.encode_plain("this", first=True) != pieces.encode_plain("this", first=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Coroutine, Generator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from types import AsyncGeneratorType
 from typing import Any, TypeVar
@@ -22,11 +22,17 @@ class LoopThread:
         self._loop = asyncio.new_event_loop()
         self._executor = ThreadPoolExecutor(thread_name_prefix=name)
         self._loop.set_default_executor(self._executor)
+        self._lock = threading.Lock()
+        self._closed = False
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._thread.start()
 
     def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
-        """Run to the end and wait; an interrupted wait cancels the coroutine."""
+        """Run to the end and wait; an interrupted wait cancels the coroutine.
+
+        Raises:
+            EngineClosedError: the loop was closed, before or meanwhile.
+        """
         future = self._submit(coroutine)
         try:
             return future.result()
@@ -37,7 +43,11 @@ class LoopThread:
             raise
 
     async def wait(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
-        """Run to the end and await; cancelling the caller cancels the coroutine."""
+        """Run to the end and await; cancelling the caller cancels the coroutine.
+
+        Raises:
+            EngineClosedError: the loop was closed, before or meanwhile.
+        """
         future = self._submit(coroutine)
         try:
             return await asyncio.wrap_future(future)
@@ -47,7 +57,7 @@ class LoopThread:
                 raise
             raise EngineClosedError(_CLOSED) from error
 
-    def iterate(self, generator: AsyncGenerator[_T]) -> Iterator[_T]:
+    def iterate(self, generator: AsyncGenerator[_T]) -> Generator[_T]:
         """Iterate an asynchronous generator; leaving the loop closes it."""
         try:
             while True:
@@ -56,10 +66,13 @@ class LoopThread:
                 except StopAsyncIteration:
                     return
         finally:
-            if not self._loop.is_closed():
+            if threading.current_thread() is self._thread:
+                # The garbage collector runs anywhere, and the loop cannot wait for itself.
+                self._loop.create_task(_close(generator))
+            elif not self._closed:
                 self.run(_close(generator))
 
-    async def aiterate(self, generator: AsyncGenerator[_T]) -> AsyncIterator[_T]:
+    async def aiterate(self, generator: AsyncGenerator[_T]) -> AsyncGenerator[_T]:
         """Iterate an asynchronous generator from another loop; leaving closes it."""
         try:
             while True:
@@ -68,32 +81,35 @@ class LoopThread:
                 except StopAsyncIteration:
                     return
         finally:
-            if not self._loop.is_closed():
+            if not self._closed:
                 await self.wait(_close(generator))
 
     def close(self) -> None:
         """Cancel what still runs, stop the loop and join its thread."""
-        if self._loop.is_closed():
-            return
-        self.run(_cancel_others())
-        self.run(self._loop.shutdown_asyncgens())
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        # Whoever submitted before the flag was set has a task by the time this runs.
+        asyncio.run_coroutine_threadsafe(self._finish(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._executor.shutdown()
         self._loop.close()
 
+    async def _finish(self) -> None:
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+        await self._loop.shutdown_asyncgens()
+
     def _submit(self, coroutine: Coroutine[Any, Any, _T]) -> Future[_T]:
-        if self._loop.is_closed():
-            coroutine.close()
-            raise EngineClosedError(_CLOSED)
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-
-
-async def _cancel_others() -> None:
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
+        with self._lock:
+            if not self._closed:
+                return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        coroutine.close()
+        raise EngineClosedError(_CLOSED)
 
 
 async def _next(generator: AsyncGenerator[_T]) -> _T:

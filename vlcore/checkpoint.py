@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 _METADATA_PATTERNS = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")
+_VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _MAX_NAMES_IN_MESSAGE = 20
 
 
@@ -71,14 +72,22 @@ class Checkpoint:
         Raises:
             CheckpointNotFoundError: neither a directory nor a reachable hub repository.
         """
-        directory = Path(model).expanduser()
-        if directory.is_dir():
-            return cls(directory)
-        if directory.exists():
+        if not isinstance(model, str | Path) or not str(model):
             raise CheckpointNotFoundError(
-                f"a model directory or hub id is expected; {str(model)!r} is a file"
+                f"a model directory or hub id is expected; {model!r} is neither"
             )
         hub_id = str(model)
+        try:
+            directory = Path(model).expanduser()
+            if directory.is_dir():
+                return cls(directory)
+            is_file = directory.exists()
+        except (OSError, ValueError, RuntimeError) as error:  # no possible path
+            raise CheckpointNotFoundError(f"{hub_id[:80]!r} is no directory: {error}") from error
+        if is_file:
+            raise CheckpointNotFoundError(
+                f"a model directory or hub id is expected; {hub_id!r} is a file"
+            )
         if hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):
             raise CheckpointNotFoundError(
                 f"there is no directory {hub_id!r}, and it is no hub id (organisation/name) either"
@@ -167,14 +176,13 @@ class Checkpoint:
 
     def related(self, reference: str) -> Checkpoint:
         """Open a checkpoint that this one names: a directory relative to it, or a hub id."""
-        beside = self.directory / reference
-        if beside.is_dir():
-            return Checkpoint(beside)
         try:
-            return Checkpoint.open(reference)
-        except CheckpointNotFoundError as error:
+            beside = self.directory / reference
+            return Checkpoint(beside) if beside.is_dir() else Checkpoint.open(reference)
+        except (OSError, ValueError, CheckpointNotFoundError) as error:
             raise CheckpointNotFoundError(
-                f"{self.name} refers to {reference!r}, which is no directory inside it: {error}"
+                f"{self.name} refers to {reference[:80]!r}, which is no directory inside it: "
+                f"{error}"
             ) from error
 
     def tokenizer(self, config: PretrainedConfig | None = None) -> PreTrainedTokenizerBase:
@@ -189,6 +197,7 @@ class Checkpoint:
         """
         from transformers import AutoTokenizer
 
+        self._check_vocabulary()
         try:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 self.directory, config=config, trust_remote_code=False, local_files_only=True
@@ -199,7 +208,32 @@ class Checkpoint:
                 f"{type(error).__name__}: {error}. Expected tokenizer.json or tokenizer.model "
                 "beside config.json"
             ) from error
+        if len(tokenizer) <= len(tokenizer.all_special_tokens):
+            raise CheckpointError(
+                f"the tokenizer of {self.name} has {len(tokenizer)} tokens, all of them special: "
+                f"is its vocabulary file ({', '.join(_VOCABULARY_FILES)}) complete?"
+            )
         return tokenizer
+
+    def _check_vocabulary(self) -> None:
+        """Refuse a missing or damaged vocabulary, which transformers takes for an empty one."""
+        if not any((self.directory / file).is_file() for file in _VOCABULARY_FILES):
+            raise CheckpointError(
+                f"{self.name} has no tokenizer: expected one of {', '.join(_VOCABULARY_FILES)} "
+                f"in {self.directory}"
+            )
+        path = self.directory / "tokenizer.model"
+        if not path.is_file() or (self.directory / "tokenizer.json").is_file():
+            return
+        from sentencepiece import SentencePieceProcessor
+
+        try:
+            SentencePieceProcessor(model_file=str(path))
+        except (OSError, RuntimeError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} ({path.stat().st_size} bytes) is no sentencepiece model: {error}. The "
+                "download may be incomplete, or a Git LFS pointer"
+            ) from error
 
     @cached_property
     def fingerprint(self) -> str:
@@ -276,8 +310,7 @@ class Checkpoint:
         by_file: dict[Path, list[str]] = {}
         for name in wanted:
             by_file.setdefault(self._weight_files[name], []).append(name)
-        if self._fetch is not None:
-            self._fetch([path.name for path in by_file])
+        self.fetch_files(by_file)
         with progress_bar(
             len(wanted), description="loading weights", unit="tensor", shown=progress
         ) as advance:
@@ -288,6 +321,15 @@ class Checkpoint:
                         keeps = dtype is None or not tensor.is_floating_point()
                         yield name, tensor.to(device=device, dtype=None if keeps else dtype)
                         advance()
+
+    def fetch_files(self, paths: Iterable[Path]) -> None:
+        """Make sure that weight files are there; those of a hub checkpoint are fetched now.
+
+        Raises:
+            CheckpointNotFoundError: they cannot be fetched.
+        """
+        if self._fetch is not None:
+            self._fetch([path.name for path in paths])
 
     def load_module(
         self,

@@ -83,11 +83,12 @@ class ImageEncoder:
         max_batch_size: int = 8,
         cache_bytes: int = 256 * 1024**2,
     ) -> None:
-        if max_batch_size < 1 or cache_bytes < 0:
-            raise OptionError(
-                "max_batch_size must be at least 1 and cache_bytes at least 0; they are "
-                f"{max_batch_size} and {cache_bytes}"
-            )
+        for name, value, least in (
+            ("max_batch_size", max_batch_size, 1),
+            ("cache_bytes", cache_bytes, 0),
+        ):
+            if not isinstance(value, int) or value < least:
+                raise OptionError(f"{name} must be an integer of at least {least}; it is {value!r}")
         self.vision_model = vision_model
         self.max_batch_size = max_batch_size
         self._cache = RowCache(cache_bytes)

@@ -5,7 +5,7 @@ each entry point is an ``architectures`` string of a checkpoint's ``config.json`
 plugin module::
 
     [project.entry-points."vlcore.architectures"]
-    LlavaLlamaForCausalLM = "vl_plugin_llava"
+    SomeModelForConditionalGeneration = "vl_plugin_some"
 
 The module implements every hook below, each marked with :data:`hookimpl`. It imports torch only
 inside the hooks, so that looking at plugins stays cheap. A hook may leave out arguments it does

@@ -37,6 +37,8 @@ class JinjaTemplate(ChatTemplate):
         variables: what else the template may use, such as ``bos_token``.
     """
 
+    restarts_after_image = False
+
     def __init__(
         self,
         source: str,

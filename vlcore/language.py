@@ -102,8 +102,15 @@ class LanguageModel:
         return int(self.transformers_config.max_position_embeddings)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Load the tokenizer."""
-        return self.checkpoint.tokenizer(self.transformers_config)
+        """Load the tokenizer.
+
+        Of which class it is, ``config.json`` says where transformers knows its ``model_type``, and
+        the text part's configuration elsewhere.
+        """
+        from transformers import CONFIG_MAPPING
+
+        known = self.checkpoint.config.get("model_type") in CONFIG_MAPPING
+        return self.checkpoint.tokenizer(None if known else self.transformers_config)
 
     def to_transformers(
         self,
@@ -125,10 +132,17 @@ class LanguageModel:
         from accelerate import init_empty_weights
         from transformers import AutoModelForCausalLM
 
-        with init_empty_weights(include_buffers=False):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                self.transformers_config, attn_implementation="sdpa"
-            )
+        config = self.transformers_config
+        try:
+            with init_empty_weights(include_buffers=False):
+                model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                    config, attn_implementation="sdpa"
+                )
+        except Exception as error:
+            raise ConfigError(
+                f"transformers cannot build {self.architecture} from the text configuration of "
+                f"{self.checkpoint.name}: {type(error).__name__}: {error}"
+            ) from error
         sources = dict(self.tensors)
         tied = getattr(model, "all_tied_weights_keys", None) or {}
         for key, original in tied.items():
@@ -139,12 +153,22 @@ class LanguageModel:
         )
         cast("nn.Module", model).to(device)  # the buffers, such as rotary frequencies
         model.tie_weights()
-        generation = self.checkpoint.read_json("generation_config.json")
-        if generation is not None and model.generation_config is not None:
-            eos = generation.get("eos_token_id")
-            model.generation_config.eos_token_id = eos or model.generation_config.eos_token_id
+        eos_ids = self._stated_eos_ids()
+        if eos_ids and model.generation_config is not None:
+            model.generation_config.eos_token_id = eos_ids
         model.train(False)
         return model
+
+    def _stated_eos_ids(self) -> list[int]:
+        """The end tokens that ``generation_config.json`` states, if it does."""
+        stated = (self.checkpoint.read_json("generation_config.json") or {}).get("eos_token_id")
+        eos_ids = stated if isinstance(stated, list) else [] if stated is None else [stated]
+        if not all(isinstance(token_id, int) for token_id in eos_ids):
+            raise ConfigError(
+                f"generation_config.json of {self.checkpoint.name}: eos_token_id must be an "
+                f"integer or a list of integers; it is {stated!r}"
+            )
+        return eos_ids
 
     def write_view(self, directory: str | Path) -> Path:
         """Write the text view: a directory that loads as an ordinary text model.
@@ -182,6 +206,7 @@ class LanguageModel:
                 weight_map[target] = linked.setdefault(path, link)
             else:
                 to_copy[target] = source
+        self.checkpoint.fetch_files(linked)
         for path, filename in linked.items():
             (view / filename).symlink_to(path.resolve())
         for number, shard in enumerate(self._copied_shards(to_copy), start=1):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -9,7 +11,7 @@ import torch
 
 from vlcore.checkpoint import Checkpoint
 from vlcore.dtypes import as_dtype
-from vlcore.errors import PluginContractError
+from vlcore.errors import PluginContractError, VlcoreError
 from vlcore.language import LanguageModel
 from vlcore.plugins import Plugin, find_plugin
 from vlcore.template import ChatTemplate
@@ -48,7 +50,8 @@ class ModelStages:
     ) -> VisionModel:
         """Load the vision model; ``dtype=None`` is float32."""
         wanted = as_dtype(dtype) or torch.float32
-        model = self.plugin.vision_model(self.checkpoint, torch.device(device), wanted)
+        with self._blaming("vl_vision_model"):
+            model = self.plugin.vision_model(self.checkpoint, torch.device(device), wanted)
         vision_model = self._expect(model, VisionModel, "vl_vision_model")
         if not isinstance(getattr(vision_model, "hidden_size", None), int):
             raise PluginContractError(
@@ -60,13 +63,28 @@ class ModelStages:
 
     def chat_template(self, name: str | None = None) -> ChatTemplate:
         """Load the chat template, or the named one of several."""
-        template = self.plugin.chat_template(self.checkpoint, name)
+        with self._blaming("vl_chat_template"):
+            template = self.plugin.chat_template(self.checkpoint, name)
         return self._expect(template, ChatTemplate, "vl_chat_template")
 
     def language_model(self) -> LanguageModel:
         """Describe the text part; no weights are read."""
-        language_model = self.plugin.language_model(self.checkpoint)
+        with self._blaming("vl_language_model"):
+            language_model = self.plugin.language_model(self.checkpoint)
         return self._expect(language_model, LanguageModel, "vl_language_model")
+
+    @contextmanager
+    def _blaming(self, hook: str) -> Iterator[None]:
+        """Say which hook of which plugin raised what no hook should."""
+        try:
+            yield
+        except VlcoreError:
+            raise
+        except Exception as error:
+            raise PluginContractError(
+                f"{hook} of plugin {self.plugin.info.distribution} {self.plugin.info.version} "
+                f"failed on {self.checkpoint.name}: {type(error).__name__}: {error}"
+            ) from error
 
     def _expect(self, value: object, expected: type[_T], hook: str) -> _T:
         if isinstance(value, expected):

@@ -5,7 +5,7 @@ What is decided here, for every plugin alike:
 - transparency is dropped, not blended: ``convert("RGB")``, as the released models do;
 - the orientation in a photo's EXIF data is applied, so that the model sees what people see;
 - of an animation, the first frame is taken;
-- 16-bit and 32-bit grey values are scaled to 8 bits by their type's range;
+- deep grey is scaled to 8 bits: 16-bit values by 257, and so 32-bit ones unless none exceeds 255;
 - a truncated file is an error.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,12 +47,15 @@ class ImageLimits:
     """Size of the file or download."""
     connect_timeout_s: float = 10.0
     """To reach the server of an http(s) URL, and between two pieces of its answer."""
+    timeout_s: float = 60.0
+    """For a whole download."""
     max_redirects: int = 5
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < 0 or (value == 0 and name != "max_redirects"):
-                raise OptionError(f"{name} must be positive; it is {value!r}")
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not is_number or value < 0 or (value == 0 and name != "max_redirects"):
+                raise OptionError(f"{name} must be a positive number; it is {value!r}")
 
 
 DEFAULT_LIMITS = ImageLimits()
@@ -127,7 +131,10 @@ def _read(source: object, name: str, limits: ImageLimits) -> bytes:
     if scheme == "data":
         return _read_data_url(source, name, limits)
     if scheme == "file":
-        return _read_file(Path(url2pathname(urlsplit(source).path)), name, limits)
+        url = urlsplit(source)
+        if url.netloc not in ("", "localhost"):
+            raise ImageError(f"{name} is a file of another machine: file:///path is expected")
+        return _read_file(Path(url2pathname(url.path)), name, limits)
     return _read_file(Path(source), name, limits)
 
 
@@ -160,6 +167,7 @@ def _download(url: str, name: str, limits: ImageLimits) -> bytes:
     import httpx2
 
     received = bytearray()
+    deadline = time.monotonic() + limits.timeout_s
     try:
         with (
             httpx2.Client(
@@ -173,6 +181,11 @@ def _download(url: str, name: str, limits: ImageLimits) -> bytes:
             for chunk in response.iter_bytes():
                 received += chunk
                 _check_bytes(len(received), name, limits)
+                if time.monotonic() > deadline:
+                    raise ImageLimitError(
+                        f"{name} took longer than timeout_s={limits.timeout_s:g} of "
+                        f"vlcore.ImageLimits; {len(received)} bytes had come"
+                    )
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         raise ImageError(f"{name} could not be fetched: {type(error).__name__}: {error}") from error
     return bytes(received)
@@ -215,7 +228,11 @@ def _convert(image: Image.Image) -> Image.Image:
 
 
 def _scale_grey(image: Image.Image) -> Image.Image:
-    """Scale deep grey to 8 bits: 16-bit values by their type's range, floats in 0..1 or 0..255."""
+    """Scale deep grey to 8 bits.
+
+    32-bit integers hold 16-bit values in the files that Pillow reads, or what ``convert("I")``
+    made of 8-bit ones; floats are in 0..1 or in 0..255.
+    """
     values = np.nan_to_num(np.asarray(image).astype(np.float64))
     if image.mode == "F":
         values = values * 255 if values.max(initial=0) <= 1 else values

@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import atexit
 import logging
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+import threading
+import weakref
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -45,7 +49,10 @@ class Pipeline:
         self._loop = LoopThread("vlcore-pipeline")
         self._closed = False
         # A thread that still computes while the interpreter exits would crash it.
-        atexit.register(self.close)
+        self._at_exit = partial(_close_if_alive, weakref.ref(self))
+        atexit.register(self._at_exit)
+        self._finalizer = weakref.finalize(self, _free_in_thread, road, self._loop, self._at_exit)
+        self._finalizer.atexit = False
 
     # -- synchronous
 
@@ -79,14 +86,14 @@ class Pipeline:
         self,
         prompts: Prompt | Sequence[Any],
         gen_config: GenerationConfig | Mapping[str, Any] | None = None,
-    ) -> Iterator[Response]:
+    ) -> Generator[Response]:
         """Answer like a call of the pipeline, piece by piece.
 
         Each :class:`Response` holds the next piece of the answer to prompt ``index``.
         """
         self._check_open()
         config = as_generation_config(gen_config)
-        return self._loop.iterate(self._road.stream(prompts, config))
+        return self._keep(self._loop.iterate(self._road.stream(prompts, config)))
 
     def chat(
         self,
@@ -109,20 +116,19 @@ class Pipeline:
         prompt: Prompt,
         session: Session,
         gen_config: GenerationConfig | Mapping[str, Any] | None = None,
-    ) -> Iterator[Response]:
+    ) -> Generator[Response]:
         """Answer like :meth:`chat`, piece by piece."""
         self._check_open()
         config = as_generation_config(gen_config)
-        return self._loop.iterate(self._road.stream_chat(prompt, session, config))
+        return self._keep(self._loop.iterate(self._road.stream_chat(prompt, session, config)))
 
     def close(self) -> None:
         """Cancel what runs, and free the threads and the models."""
         if self._closed:
             return
         self._closed = True
-        atexit.unregister(self.close)
-        self._loop.run(self._road.close())
-        self._loop.close()
+        self._finalizer.detach()
+        _free(self._road, self._loop, self._at_exit)
 
     def __enter__(self) -> Self:
         return self
@@ -153,11 +159,11 @@ class Pipeline:
         self,
         prompts: Prompt | Sequence[Any],
         gen_config: GenerationConfig | Mapping[str, Any] | None = None,
-    ) -> AsyncIterator[Response]:
+    ) -> AsyncGenerator[Response]:
         """Iterate asynchronously over what :meth:`stream_infer` gives."""
         self._check_open()
         config = as_generation_config(gen_config)
-        return self._loop.aiterate(self._road.stream(prompts, config))
+        return self._akeep(self._loop.aiterate(self._road.stream(prompts, config)))
 
     async def achat(
         self,
@@ -175,11 +181,11 @@ class Pipeline:
         prompt: Prompt,
         session: Session,
         gen_config: GenerationConfig | Mapping[str, Any] | None = None,
-    ) -> AsyncIterator[Response]:
+    ) -> AsyncGenerator[Response]:
         """Iterate asynchronously over what :meth:`stream_chat` gives."""
         self._check_open()
         config = as_generation_config(gen_config)
-        return self._loop.aiterate(self._road.stream_chat(prompt, session, config))
+        return self._akeep(self._loop.aiterate(self._road.stream_chat(prompt, session, config)))
 
     async def aclose(self) -> None:
         """Close without blocking the caller's event loop."""
@@ -210,9 +216,36 @@ class Pipeline:
         """Count what the image encoder did so far."""
         return self._road.encoder.stats()
 
+    def _keep(self, pieces: Generator[Response]) -> Generator[Response]:
+        """Keep the pipeline alive as long as one of its streams."""
+        yield from pieces
+
+    async def _akeep(self, pieces: AsyncGenerator[Response]) -> AsyncGenerator[Response]:
+        """Keep the pipeline alive as long as one of its asynchronous streams."""
+        async with aclosing(pieces):
+            async for piece in pieces:
+                yield piece
+
     def _check_open(self) -> None:
         if self._closed:
             raise EngineClosedError("the pipeline was closed: make a new one")
+
+
+def _close_if_alive(reference: weakref.ref[Pipeline]) -> None:
+    pipe = reference()
+    if pipe is not None:
+        pipe.close()
+
+
+def _free(road: Road, loop: LoopThread, at_exit: Callable[[], None]) -> None:
+    atexit.unregister(at_exit)
+    loop.run(road.close())
+    loop.close()
+
+
+def _free_in_thread(road: Road, loop: LoopThread, at_exit: Callable[[], None]) -> None:
+    """Free a pipeline that was dropped; the garbage collector may run in a thread to be freed."""
+    threading.Thread(target=_free, args=(road, loop, at_exit), name="vlcore-free").start()
 
 
 def pipeline(
@@ -236,7 +269,8 @@ def pipeline(
         model: a checkpoint directory or hub id.
         engine: ``"transformers"``, or ``"auto"`` for the best one that can run here.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …; ``"auto"`` is CUDA where there is any.
-        dtype: of weights and rows; ``"auto"`` is float32 on a CPU and the checkpoint's on CUDA.
+        dtype: of weights and rows; ``"auto"`` is float32 on a CPU, and on CUDA what the checkpoint
+            states, or else float16.
         plugin: the distribution to use where several would serve the checkpoint.
         chat_template: the name of one of the plugin's templates, or a template; ``None`` for the
             checkpoint's own.
@@ -256,6 +290,10 @@ def pipeline(
     if engine not in ENGINES:
         raise OptionError(f"engine must be one of {', '.join(ENGINES)}; it is {engine!r}")
     stages = ModelStages(model, plugin=plugin, revision=revision)
+    if engine_config is not None and not isinstance(engine_config, TransformersEngineConfig):
+        raise OptionError(
+            f"engine_config must be a TransformersEngineConfig, not {type(engine_config).__name__}"
+        )
     place = _as_device(device)
     precision = _choose_dtype(dtype, place, stages.checkpoint.config)
     language_model = stages.language_model()
@@ -297,10 +335,12 @@ def _as_device(device: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         place = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise OptionError(
             f"device must be auto, cpu, cuda or cuda:N; it is {str(device)!r}: {error}"
         ) from error
+    if place.type not in ("cpu", "cuda"):
+        raise OptionError(f"device must be auto, cpu, cuda or cuda:N; it is {str(device)!r}")
     if place.type == "cuda" and not torch.cuda.is_available():
         raise EngineUnavailableError(
             f"device {str(device)!r} was asked for and torch {torch.__version__} sees no CUDA "
@@ -316,5 +356,8 @@ def _choose_dtype(
         return as_dtype(dtype) or torch.float32
     if device.type == "cpu":
         return torch.float32
-    stated = config.get("torch_dtype") or config.get("dtype")
-    return torch.bfloat16 if stated == "bfloat16" else torch.float16
+    for part in (config, config.get("text_config")):
+        for key in ("torch_dtype", "dtype"):
+            if isinstance(part, Mapping) and part.get(key) in ("bfloat16", "float32"):
+                return as_dtype(part[key]) or torch.float16
+    return torch.float16

@@ -106,12 +106,13 @@ class PromptTokenizer:
             PluginContractError: the expansion's runs do not sum to the image's rows.
         """
         _check_slots(parts, len(images))
-        expand = (template or ChatTemplate()).expand
-        run = _TokenRun(self)
+        template = template or ChatTemplate()
+        run = _TokenRun(self, restarts_after_image=template.restarts_after_image)
         for part in parts:
             if isinstance(part, ImageSlot):
                 image = images[part.index]
-                run.add_image(part.index, expand(image.layout, image.num_rows), image.num_rows)
+                expansion = template.expand(image.layout, image.num_rows)
+                run.add_image(part.index, expansion, image.num_rows)
             else:
                 run.add(part)
         run.flush()
@@ -134,14 +135,18 @@ class PromptTokenizer:
             first: whether the text begins a chunk; some tokenizers put a space before it then.
         """
         backend = self._first if first else self._later
-        ids: list[int] = backend.encode(text, add_special_tokens=False).ids
+        try:
+            ids: list[int] = backend.encode(text, add_special_tokens=False).ids
+        except (TypeError, UnicodeEncodeError) as error:  # lone surrogates are no text
+            raise PromptError(f"{text[:80]!r} is not valid Unicode text: {error}") from error
         return ids
 
 
 class _TokenRun:
     """Collects adjacent text, and tokenises it when a control token or an image ends it."""
 
-    def __init__(self, tokenizer: PromptTokenizer) -> None:
+    def __init__(self, tokenizer: PromptTokenizer, *, restarts_after_image: bool) -> None:
+        self._restarts_after_image = restarts_after_image
         self.token_ids: list[int] = []
         self.spans: list[Span] = []
         self._tokenizer = tokenizer
@@ -179,7 +184,7 @@ class _TokenRun:
             self.token_ids += [self._tokenizer.filler_id] * part.num_rows
             self.spans.append(Span(start, start + part.num_rows, index, placed))
             placed += part.num_rows
-            self._begins_chunk = True
+            self._begins_chunk = self._restarts_after_image
         if placed != num_rows:
             raise PluginContractError(
                 f"the chat template's expand placed {placed} rows of image {index}, "

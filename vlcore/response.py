@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, Self
 
 from vlcore.conversation import Conversation
 from vlcore.engines.base import FinishReason
+from vlcore.errors import PromptError
 from vlcore.template import Message
 
 logger = logging.getLogger(__name__)
@@ -45,11 +47,30 @@ class Session:
     conversation: Conversation | None = None
     response: Response | None = field(default=None, repr=False)
     """The last answer."""
+    _is_answering: bool = field(default=False, repr=False)
 
     @property
     def messages(self) -> tuple[Message, ...]:
         """Every turn so far, answers included."""
         return () if self.conversation is None else self.conversation.messages
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Hold the session while one question is answered.
+
+        Raises:
+            PromptError: another question is still being answered; its turn would be lost.
+        """
+        if self._is_answering:
+            raise PromptError(
+                "the session is still answering another question: wait for that answer, or close "
+                "its stream"
+            )
+        self._is_answering = True
+        try:
+            yield
+        finally:
+            self._is_answering = False
 
 
 def join(pieces: Sequence[Response]) -> Response:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from PIL import Image
 
 from vlcore._progress import progress_bar
 from vlcore.conversation import Conversation, Prompt, is_batch, parse_prompt
 from vlcore.encoder import ImageEncoder, PreparedImage
 from vlcore.engines.base import Engine, EngineRequest, GenerationConfig
 from vlcore.errors import PluginContractError, VlcoreError
-from vlcore.media import ImageLimits, load_image
+from vlcore.media import ImageLimits, ImageSource, load_image
 from vlcore.prompt import ImageLayout, PromptTokenizer
 from vlcore.prompt import Prompt as TokenPrompt
 from vlcore.response import Response, Session, failed, join
@@ -22,6 +25,9 @@ from vlcore.vision import ImageInputs
 
 _MAX_PROMPTS_IN_FLIGHT = 64
 """Of one list: bounds the decoded pictures in memory."""
+_MAX_FETCHES = 32
+"""Pictures read or downloaded at a time; they have threads of their own, so that only pictures
+wait for a slow server."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +43,16 @@ class Road:
     tokenizer: PromptTokenizer
     engine: Engine
     limits: ImageLimits
+    _fetchers: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(_MAX_FETCHES, "vlcore-fetch")
+    )
 
     async def answer(
         self, conversation: Conversation, config: GenerationConfig, index: int = 0
     ) -> AsyncGenerator[Response]:
         """Walk the road once: pictures, rows, token ids, text."""
         parts = self._prompt_parts(conversation)
-        images = await asyncio.gather(
-            *(asyncio.to_thread(load_image, source, self.limits) for source in conversation.images)
-        )
+        images = await self._load(conversation.images)
         prepared = await self.encoder.prepare(images, conversation.image_options)
         known = _known_layouts(prepared)
         if known is not None:  # a prompt that is too long is refused before it costs anything
@@ -70,6 +77,14 @@ class Road:
                     piece.token_ids,
                     index,
                 )
+
+    async def _load(self, sources: Sequence[ImageSource]) -> list[Image.Image]:
+        loop = asyncio.get_running_loop()
+        fetches = (
+            loop.run_in_executor(self._fetchers, load_image, source, self.limits)
+            for source in sources
+        )
+        return list(await asyncio.gather(*fetches))
 
     def _prompt_parts(self, conversation: Conversation) -> tuple[PromptPart, ...]:
         try:
@@ -173,22 +188,28 @@ class Road:
         config: GenerationConfig,
     ) -> AsyncGenerator[Response]:
         """Answer like :meth:`chat`, piece by piece; a session that fails is left as it was."""
-        conversation = parse_prompt(prompt)
-        if session.conversation is not None:
-            conversation = session.conversation + conversation
-        pieces = []
-        async with aclosing(self.answer(conversation, config)) as answer:
-            async for piece in answer:
-                pieces.append(piece)
-                yield piece
-        session.response = join(pieces)
-        reply = Message("assistant", (Text(session.response.text),))
-        session.conversation = Conversation((*conversation.messages, reply), conversation.images)
+        question = parse_prompt(prompt)
+        with session.answering():
+            # Kept decoded: a file may change, and a download would be repeated at every turn.
+            question = replace(question, images=tuple(await self._load(question.images)))
+            conversation = question
+            if session.conversation is not None:
+                conversation = session.conversation + question
+            pieces = []
+            async with aclosing(self.answer(conversation, config)) as answer:
+                async for piece in answer:
+                    pieces.append(piece)
+                    yield piece
+            session.response = join(pieces)
+            reply = Message("assistant", (Text(session.response.text),))
+            session.conversation = replace(conversation, messages=(*conversation.messages, reply))
 
     async def close(self) -> None:
         """Cancel what runs, and free the models."""
         await self.engine.close()
         await self.encoder.close()
+        # Not waited for: a download ends by its own limits.
+        self._fetchers.shutdown(wait=False, cancel_futures=True)
 
 
 def _known_layouts(images: Sequence[PreparedImage]) -> list[ImageLayout] | None:

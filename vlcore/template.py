@@ -159,6 +159,9 @@ class ChatTemplate:
 
     stop: tuple[str, ...] = ()
     """Texts that end an answer."""
+    restarts_after_image: bool = True
+    """Text after an image is tokenised like text at the beginning, as the code does that splits a
+    prompt at its images; ``False`` where the image is a token in the midst of the text."""
 
     def append_image_token(self, prompt: str, num_images: int) -> tuple[PromptPart, ...]:
         """Place images that were given beside a prompt; slots are numbered from 0."""
@@ -219,6 +222,7 @@ class RoleTemplate(ChatTemplate):
     image_prefix: str = ""
     image_suffix: str = "\n"
     stop: tuple[str, ...] = ()
+    restarts_after_image: bool = True
 
     def append_image_token(self, prompt: str, num_images: int) -> tuple[PromptPart, ...]:
         """Place images before the text, each between ``image_prefix`` and ``image_suffix``."""

@@ -169,5 +169,7 @@ def encode_batch(model: VisionModel, inputs: Sequence[Any]) -> list[ImageRows]:
                 f"{name}.forward returned NaN or Inf for image {position} of {len(inputs)}: "
                 "try another dtype"
             )
+        if rows.untyped_storage().nbytes() > rows.nbytes:  # a view would keep its whole batch
+            image_rows = ImageRows(rows.clone(), image_rows.layout)
         encoded.append(image_rows)
     return encoded

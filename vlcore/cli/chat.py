@@ -44,17 +44,24 @@ def chat(
     temperature: Annotated[
         float | None, typer.Option(help="Sample at this temperature; the default is greedy.")
     ] = None,
-    top_p: Annotated[float, typer.Option(help="Sample among this probability.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Sample among this probability; needs --temperature.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Makes sampling repeatable; needs --temperature.")
+    ] = None,
 ) -> None:
     """Ask a model about pictures: one question, or a conversation without PROMPT."""
     from vlcore.engines.base import GenerationConfig
     from vlcore.pipeline import pipeline
 
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "random_seed": seed}
-    if temperature:
-        options |= {"do_sample": True, "temperature": temperature, "top_p": top_p}
-    config = GenerationConfig(**options)
+    sampling = {"temperature": temperature, "top_p": top_p, "random_seed": seed}
+    options: dict[str, Any] = {name: value for name, value in sampling.items() if value is not None}
+    if options and temperature is None:
+        raise typer.BadParameter("--top-p and --seed sample, which needs --temperature")
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=temperature is not None, **options
+    )
     with pipeline(
         model,
         engine=engine,
@@ -112,21 +119,27 @@ class _Conversation:
 
     def ask(self, question: str) -> None:
         """Stream the answer to stdout, and how fast it came to stderr."""
+        from vlcore.errors import ImageError
+
         prompt: Any = (question, self._images) if self._images else question
-        # A picture that cannot be shown must not spoil the next question too.
-        self._images = []
         pieces = self._pipe.stream_chat(prompt, self._session, self._config)
-        num_tokens, started, first = 0, time.perf_counter(), 0.0
+        num_tokens, started, first = 0, time.perf_counter(), None
         try:
             for piece in pieces:
                 first = first or time.perf_counter()
                 num_tokens = piece.generate_token_len
                 typer.echo(piece.text, nl=False)
+            self._images = []  # they are part of the session now
+        except ImageError:
+            self._images = []  # a picture that cannot be shown must not spoil the next question
+            raise
         except KeyboardInterrupt:
             typer.echo(" …", nl=False)
         finally:
-            pieces.close()  # type: ignore[attr-defined]
+            pieces.close()
         typer.echo("")
+        if first is None:
+            return
         seconds = time.perf_counter() - first
         speed = f"{(num_tokens - 1) / seconds:.1f} tokens/s" if num_tokens > 1 else "–"
         typer.echo(f"[{num_tokens} tokens, {speed}, first after {first - started:.2f} s]", err=True)

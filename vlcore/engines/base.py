@@ -28,7 +28,7 @@ class GenerationConfig:
     max_new_tokens: int = 512
     """The longest answer, in tokens; the context's end cuts it too."""
     min_new_tokens: int = 0
-    """No end of answer before this many tokens."""
+    """No token that ends the answer before this many; stop texts end it at any time."""
     do_sample: bool = False
     """Draw tokens at random; ``False`` takes the most likely one and ignores the next four."""
     temperature: float = 0.8
@@ -50,8 +50,12 @@ class GenerationConfig:
     skip_special_tokens: bool = True
     """Leave special tokens out of the text."""
 
-    def __new__(cls, *_: Any, **options: Any) -> Self:
+    def __new__(cls, *values: Any, **options: Any) -> Self:
         """Refuse unknown options with the list of known ones."""
+        if values:
+            raise OptionError(
+                f"generation options are given by name, such as max_new_tokens={values[0]!r}"
+            )
         known = [option.name for option in fields(cls)]
         if unknown := sorted(set(options) - set(known)):
             raise OptionError(

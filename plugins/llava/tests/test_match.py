@@ -70,11 +70,11 @@ def test_releases_before_projector_types_are_linear() -> None:
         ),
         (
             {"mm_vision_tower": "OpenGVLab/InternViT-6B-224px"},
-            "its tower 'OpenGVLab/InternViT-6B-224px' is no CLIP tower (it names OpenGVLab)",
+            "its tower 'OpenGVLab/InternViT-6B-224px' is no CLIP tower (it is OpenGVLab's)",
         ),
         (
             {"mm_vision_tower": "./InternViT-6B-224px"},
-            "its tower './InternViT-6B-224px' is no CLIP tower (it names Intern)",
+            "its tower './InternViT-6B-224px' is no CLIP tower (it names InternViT)",
         ),
         (
             {"mm_vision_tower": "google/siglip-so400m-patch14-384"},
@@ -162,3 +162,20 @@ def test_text_alone_in_the_hf_layout_is_refused() -> None:
 
 def test_the_directorys_name_is_no_evidence() -> None:
     assert vl_match(ORIGINAL | {"_name_or_path": "yi-vl-6b"}) is True
+
+
+@pytest.mark.parametrize(
+    "tower",
+    [
+        "/data/internal/models/clip-vit-large-patch14-336",
+        "/home/eva/clip-vit",
+        "./retrieval/clip",
+        "eva/clip-vit-large",
+    ],
+)
+def test_a_word_in_the_path_is_no_tower(tower: str) -> None:
+    assert vl_match(ORIGINAL | {"mm_vision_tower": tower}) is True
+
+
+def test_a_projector_of_absurd_depth_is_refused() -> None:
+    assert vl_match(ORIGINAL | {"mm_projector_type": "mlp999999x_gelu"}) is not True

@@ -160,3 +160,10 @@ def test_images_given_beside_a_prompt_come_first() -> None:
         Control("\n"),
         Text("Compare."),
     ]
+
+
+def test_text_goes_on_after_an_image_token_and_begins_anew_between_chunks() -> None:
+    original = vlcore.load_chat_template(GOLDEN / "llava15")
+    assert original.restarts_after_image
+    for name in (None, "vicuna_v1"):
+        assert not vlcore.load_chat_template(GOLDEN / "llava15_hf", name).restarts_after_image

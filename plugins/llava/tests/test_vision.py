@@ -543,9 +543,9 @@ def test_an_unknown_projector_is_not_matched(tmp_path: Path) -> None:
     [
         (
             f"{TOWER}encoder.layers.0.mlp.fc1.bias",
-            r"lacks 1 .*: encoder\.layers\.0\.mlp\.fc1\.bias",
+            r"lacks 1 .*: model\.vision_tower\..*encoder\.layers\.0\.mlp\.fc1\.bias",
         ),
-        ("model.mm_projector.2.weight", r"lacks 1 tensor\(s\) .*: 2\.weight"),
+        ("model.mm_projector.2.weight", r"lacks 1 tensor\(s\): model\.mm_projector\.2\.weight"),
     ],
 )
 def test_a_missing_tensor_is_named(tmp_path: Path, name: str, message: str) -> None:

@@ -13,8 +13,11 @@ if TYPE_CHECKING:
 
     from vlcore import ChatTemplate, Checkpoint, LanguageModel, VisionModel
 
-_PROJECTOR = re.compile(r"linear|identity|mlp[1-9]\d*x_gelu")
-_OTHER_TOWERS = re.compile(r"opengvlab|intern|siglip|eva|convnext|dino", re.IGNORECASE)
+_PROJECTOR = re.compile(r"linear|identity|mlp[1-9]\d?x_gelu")
+_OTHER_TOWERS = re.compile(
+    r"internvit|internvl|siglip|convnext|dino|(?<![a-z])eva(?![a-z])", re.IGNORECASE
+)
+_OTHER_OWNERS = ("opengvlab",)
 _HF_TOWERS = ("clip_vision_model",)
 _HF_TEXTS = ("llama", "mistral")
 
@@ -62,7 +65,10 @@ def _match_original(config: Mapping[str, Any]) -> Literal[True] | str:
         return f"its projector {projector!r} is Yi-VL's; LLaVA's have no norms"
     if not isinstance(projector, str) or not _PROJECTOR.fullmatch(projector):
         return f"its projector {projector!r} is none of linear, mlpNx_gelu, identity"
-    if found := _OTHER_TOWERS.search(tower):
+    owner, _, name = tower.rstrip("/").rpartition("/")
+    if owner.lower() in _OTHER_OWNERS:
+        return f"its tower {tower!r} is no CLIP tower (it is {owner}'s)"
+    if found := _OTHER_TOWERS.search(name):
         return f"its tower {tower!r} is no CLIP tower (it names {found[0]})"
     if not _is_clip_name(tower):
         return f"its tower {tower!r} is not known to be a CLIP tower"

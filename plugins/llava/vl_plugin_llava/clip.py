@@ -45,6 +45,8 @@ class ClipConfig:
         model_type = config.get("model_type", "clip_vision_model")
         if model_type == "clip":
             config = config.get("vision_config") or config.get("vision_config_dict") or {}
+            if not isinstance(config, Mapping):
+                raise ConfigError(f"{where}: vision_config must be an object; it is {config!r}")
         elif model_type != "clip_vision_model":
             raise ConfigError(f"{where} must describe a CLIP vision tower, not a {model_type!r}")
         known = {key: config[key] for key in cls.__dataclass_fields__ if key in config}

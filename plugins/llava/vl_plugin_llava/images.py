@@ -21,7 +21,7 @@ from vlcore import ConfigError, ImageLimitError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-MAX_SQUARE_PIXELS = 2**28
+MAX_SQUARE_PIXELS = 2**27
 MAX_RESIZED_PIXELS = 2**26
 
 Size = tuple[int, int]

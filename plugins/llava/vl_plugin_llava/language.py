@@ -26,7 +26,8 @@ class LlavaLanguageModel(LanguageModel):
         """Load the tokenizer."""
         from tokenizers import normalizers, pre_tokenizers
 
-        tokenizer = super().tokenizer()
+        # Not as config.json says: its model_type "llava" is llava-hf's to transformers.
+        tokenizer = self.checkpoint.tokenizer(self.transformers_config)
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             return tokenizer

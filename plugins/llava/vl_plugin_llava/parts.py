@@ -104,8 +104,10 @@ def _read_original(checkpoint: Checkpoint) -> VisionParts:
         checkpoint,
         ("model.vision_tower.vision_tower.vision_model.", "model.vision_tower.vision_tower."),
     )
-    projector_prefix = "model.mm_projector."
     hidden_size = _integer(config, "hidden_size", where)
+    projector = _projector(
+        config.get("mm_projector_type", "linear"), clip.hidden_size, hidden_size, where
+    )
     return VisionParts(
         clip=clip,
         processor=ClipProcessor.from_json(
@@ -116,10 +118,8 @@ def _read_original(checkpoint: Checkpoint) -> VisionParts:
         tower_prefix=_require(_tower_prefix(tower_checkpoint, ("vision_model.", "")), checkpoint)
         if own_prefix is None
         else own_prefix,
-        projector=_projector(
-            config.get("mm_projector_type", "linear"), clip.hidden_size, hidden_size, where
-        ),
-        projector_sources=renamed(checkpoint, {projector_prefix: ""}),
+        projector=projector,
+        projector_sources=_sources(checkpoint, projector, {"model.mm_projector.": ""}),
         newline_name="model.image_newline",
         hidden_size=hidden_size,
     )
@@ -156,8 +156,15 @@ def _read_hf(checkpoint: Checkpoint) -> VisionParts:
     )
     root = "model." if checkpoint.has_tensors("model.multi_modal_projector.") else ""
     prefixes = (f"{root}vision_tower.vision_model.", f"{root}vision_tower.")
-    projector_prefix = f"{root}multi_modal_projector.linear_"
     hidden_size = _integer(config.get("text_config") or {}, "hidden_size", where, default=4096)
+    projector = _projector(
+        "mlp2x_gelu",
+        clip.hidden_size,
+        hidden_size,
+        where,
+        bias=config.get("multimodal_projector_bias", True),
+    )
+    linear = f"{root}multi_modal_projector.linear_"
     newline_name = f"{root}image_newline"
     return VisionParts(
         clip=clip,
@@ -167,15 +174,9 @@ def _read_hf(checkpoint: Checkpoint) -> VisionParts:
         settings=settings,
         tower_checkpoint=checkpoint,
         tower_prefix=_require(_tower_prefix(checkpoint, prefixes), checkpoint),
-        projector=_projector(
-            "mlp2x_gelu",
-            clip.hidden_size,
-            hidden_size,
-            where,
-            bias=config.get("multimodal_projector_bias", True),
-        ),
-        projector_sources=renamed(
-            checkpoint, {f"{projector_prefix}1.": "0.", f"{projector_prefix}2.": "2."}
+        projector=projector,
+        projector_sources=_sources(
+            checkpoint, projector, {f"{linear}1.": "0.", f"{linear}2.": "2."}
         ),
         newline_name=newline_name if config.get("use_image_newline_parameter", True) else None,
         hidden_size=hidden_size,
@@ -199,9 +200,22 @@ def _require(prefix: str | None, checkpoint: Checkpoint) -> str:
     return prefix
 
 
-def tower_sources(parts: VisionParts, num_layers: int) -> dict[str, TensorSource]:
+def _sources(
+    checkpoint: Checkpoint, module: nn.Module, prefixes: Mapping[str, str]
+) -> dict[str, TensorSource]:
+    """What a module asks for, under the checkpoint's names, and what the checkpoint has."""
+    expected = {
+        key: TensorSource(old + key.removeprefix(new))
+        for key in module.state_dict()
+        for old, new in prefixes.items()
+        if key.startswith(new)
+    }
+    return expected | renamed(checkpoint, prefixes)
+
+
+def tower_sources(parts: VisionParts, tower: nn.Module, num_layers: int) -> dict[str, TensorSource]:
     """The tensors of the tower up to the selected layer."""
-    sources = renamed(parts.tower_checkpoint, {parts.tower_prefix: ""})
+    sources = _sources(parts.tower_checkpoint, tower, {parts.tower_prefix: ""})
     if not parts.tower_prefix:  # a whole file of somebody else's: take what is a tower's
         sources = {key: value for key, value in sources.items() if _TOWER_KEYS.match(key)}
     unused = range(num_layers, parts.clip.num_hidden_layers)
@@ -256,6 +270,6 @@ def _one_of(value: str, known: Sequence[str], where: str) -> str:
 
 def _integer(config: Mapping[str, Any], key: str, where: str, *, default: int | None = None) -> int:
     value = config.get(key, default)
-    if not isinstance(value, int):
+    if not isinstance(value, int) or isinstance(value, bool):
         raise ConfigError(f"{where}: {key} must be an integer; it is {value!r}")
     return value

@@ -76,7 +76,8 @@ def load_chat_template(checkpoint: Checkpoint, name: str | None) -> ChatTemplate
         raise OptionError(
             f"LLaVA has no chat template {name!r}; it has {', '.join(sorted(TEMPLATES))}"
         )
-    return _with_image_marks(checkpoint, TEMPLATES[name])
+    template = _with_image_marks(checkpoint, TEMPLATES[name])
+    return replace(template, restarts_after_image=not is_hf(checkpoint.config))
 
 
 def _template_of(checkpoint: Checkpoint) -> ChatTemplate:
@@ -105,12 +106,14 @@ def _hf_template(checkpoint: Checkpoint) -> ChatTemplate:
         )
     config = checkpoint.config
     if (config.get("text_config") or {}).get("model_type") == "mistral":
-        return replace(MISTRAL_INSTRUCT, system_inside_first_turn=False)
-    if _speaks_chatml(checkpoint):
-        return TEMPLATES["chatml_direct"]
-    if "LlavaNextForConditionalGeneration" in config["architectures"]:
-        return TEMPLATES["llava_v1"]
-    return replace(VICUNA_V1, system="")
+        template = replace(MISTRAL_INSTRUCT, system_inside_first_turn=False)
+    elif _speaks_chatml(checkpoint):
+        template = TEMPLATES["chatml_direct"]
+    elif "LlavaNextForConditionalGeneration" in config["architectures"]:
+        template = TEMPLATES["llava_v1"]
+    else:
+        template = replace(VICUNA_V1, system="")
+    return replace(template, restarts_after_image=False)
 
 
 def _speaks_chatml(checkpoint: Checkpoint) -> bool:

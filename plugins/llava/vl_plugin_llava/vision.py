@@ -156,7 +156,7 @@ def load_vision_model(
         raise ConfigError(f"{checkpoint.name}: tiles with a class token cannot be laid out")
     with init_empty_weights(include_buffers=False):
         tower = ClipTower(clip, num_layers)
-    sources = tower_sources(parts, num_layers)
+    sources = tower_sources(parts, tower, num_layers)
     parts.tower_checkpoint.load_module(tower, sources, device=device, dtype=dtype)
     checkpoint.load_module(parts.projector, parts.projector_sources, device=device, dtype=dtype)
     newline = None
