@@ -17,7 +17,7 @@ ORDER = (
     "_version",
     "_progress",
     "errors",
-    "dtypes",
+    "placement",
     "hookspecs",
     "plugins",
     "weights",

@@ -32,7 +32,7 @@ from vlcore.errors import (
     PromptError,
 )
 from vlcore.media import ImageLimits
-from vlcore.pipeline import Pipeline, _choose_dtype, pipeline
+from vlcore.pipeline import Pipeline, pipeline
 from vlcore.response import Response, Session
 from vlcore.template import ChatTemplate, Control, Message, PromptPart, RoleTemplate, Text
 
@@ -642,17 +642,3 @@ def test_a_pipeline_that_is_dropped_is_freed_but_not_before_its_streams(checkpoi
 def test_text_that_is_no_unicode_is_refused(pipe: Pipeline) -> None:
     with pytest.raises(PromptError, match="not valid Unicode"):
         pipe("a\ud800b", SHORT)
-
-
-@pytest.mark.parametrize(
-    ("config", "device", "expected"),
-    [
-        ({"torch_dtype": "bfloat16"}, "cuda", torch.bfloat16),
-        ({"torch_dtype": "float32"}, "cuda", torch.float32),
-        ({"text_config": {"dtype": "bfloat16"}}, "cuda", torch.bfloat16),
-        ({}, "cuda", torch.float16),
-        ({"torch_dtype": "bfloat16"}, "cpu", torch.float32),
-    ],
-)
-def test_auto_dtype(config: dict[str, Any], device: str, expected: torch.dtype) -> None:
-    assert _choose_dtype("auto", torch.device(device), config) is expected

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from vlcore.checkpoint import Checkpoint, TensorSource
-from vlcore.dtypes import as_dtype
 from vlcore.errors import CheckpointError, ConfigError
+from vlcore.placement import as_dtype
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

@@ -10,9 +10,9 @@ from typing import TypeVar
 import torch
 
 from vlcore.checkpoint import Checkpoint
-from vlcore.dtypes import as_dtype
 from vlcore.errors import PluginContractError, VlcoreError
 from vlcore.language import LanguageModel
+from vlcore.placement import as_device, as_dtype
 from vlcore.plugins import Plugin, find_plugin
 from vlcore.template import ChatTemplate
 from vlcore.vision import VisionModel
@@ -51,7 +51,7 @@ class ModelStages:
         """Load the vision model; ``dtype=None`` is float32."""
         wanted = as_dtype(dtype) or torch.float32
         with self._blaming("vl_vision_model"):
-            model = self.plugin.vision_model(self.checkpoint, torch.device(device), wanted)
+            model = self.plugin.vision_model(self.checkpoint, as_device(device), wanted)
         vision_model = self._expect(model, VisionModel, "vl_vision_model")
         if not isinstance(getattr(vision_model, "hidden_size", None), int):
             raise PluginContractError(

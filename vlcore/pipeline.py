@@ -18,7 +18,6 @@ import torch
 
 from vlcore._loop import LoopThread
 from vlcore.conversation import Prompt
-from vlcore.dtypes import as_dtype
 from vlcore.encoder import EncoderStats, ImageEncoder
 from vlcore.engines.base import Engine, GenerationConfig, as_generation_config
 from vlcore.engines.transformers import TransformersEngine, TransformersEngineConfig
@@ -31,6 +30,7 @@ from vlcore.errors import (
 from vlcore.language import LanguageModel
 from vlcore.loading import ModelStages
 from vlcore.media import DEFAULT_LIMITS, ImageLimits
+from vlcore.placement import as_device, choose_dtype
 from vlcore.prompt import PromptTokenizer
 from vlcore.response import Response, Session
 from vlcore.road import Road
@@ -294,8 +294,8 @@ def pipeline(
         raise OptionError(
             f"engine_config must be a TransformersEngineConfig, not {type(engine_config).__name__}"
         )
-    place = _as_device(device)
-    precision = _choose_dtype(dtype, place, stages.checkpoint.config)
+    place = as_device(device)
+    precision = choose_dtype(dtype, place, stages.checkpoint.config)
     language_model = stages.language_model()
     _check_requirements(TransformersEngine, language_model)
     logger.info("%s runs on the transformers engine, %s, %s", model, place, precision)
@@ -328,36 +328,3 @@ def _check_requirements(engine: type[Engine], language_model: LanguageModel) -> 
             f"the {engine.name} engine lacks {', '.join(lacking)}, which "
             f"{language_model.checkpoint.name} requires"
         )
-
-
-def _as_device(device: str | torch.device) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise OptionError(
-            f"device must be auto, cpu, cuda or cuda:N; it is {str(device)!r}: {error}"
-        ) from error
-    if place.type not in ("cpu", "cuda"):
-        raise OptionError(f"device must be auto, cpu, cuda or cuda:N; it is {str(device)!r}")
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise EngineUnavailableError(
-            f"device {str(device)!r} was asked for and torch {torch.__version__} sees no CUDA "
-            "device: use device='cpu', or install a CUDA build of torch"
-        )
-    return place
-
-
-def _choose_dtype(
-    dtype: str | torch.dtype, device: torch.device, config: Mapping[str, Any]
-) -> torch.dtype:
-    if dtype != "auto":
-        return as_dtype(dtype) or torch.float32
-    if device.type == "cpu":
-        return torch.float32
-    for part in (config, config.get("text_config")):
-        for key in ("torch_dtype", "dtype"):
-            if isinstance(part, Mapping) and part.get(key) in ("bfloat16", "float32"):
-                return as_dtype(part[key]) or torch.float16
-    return torch.float16
