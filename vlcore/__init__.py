@@ -56,6 +56,7 @@ if TYPE_CHECKING:
         parse_messages,
     )
     from vlcore.vision import ImageInputs, ImageRows, VisionModel
+    from vlcore.weights import empty_weights
 
 _HOMES = {
     "Checkpoint": "checkpoint",
@@ -87,6 +88,7 @@ _HOMES = {
     "ImageInputs": "vision",
     "ImageRows": "vision",
     "VisionModel": "vision",
+    "empty_weights": "weights",
 }
 
 __all__ = [
@@ -131,6 +133,7 @@ __all__ = [
     "VisionModel",
     "VlcoreError",
     "__version__",
+    "empty_weights",
     "hookimpl",
     "load_chat_template",
     "load_image",

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from vlcore.checkpoint import Checkpoint, TensorSource
 from vlcore.errors import CheckpointError, ConfigError
 from vlcore.placement import as_dtype
+from vlcore.weights import empty_weights
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -129,12 +130,11 @@ class LanguageModel:
         Raises:
             TensorError: tensors are missing, unexpected or misshapen.
         """
-        from accelerate import init_empty_weights
         from transformers import AutoModelForCausalLM
 
         config = self.transformers_config
         try:
-            with init_empty_weights(include_buffers=False):
+            with empty_weights():
                 model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                     config, attn_implementation="sdpa"
                 )

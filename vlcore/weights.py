@@ -1,7 +1,8 @@
-"""Weight files: tensors by name out of one safetensors file or ``.bin`` shard."""
+"""Tensors by name out of one weight file, and modules that wait for theirs."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,21 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vlcore.errors import TensorError
+
+_building = threading.Lock()
+
+
+@contextmanager
+def empty_weights() -> Iterator[None]:
+    """Build modules whose parameters take no memory, for ``Checkpoint.load_module`` to fill.
+
+    Buffers are computed as usual. One thread at a time is let in, because accelerate patches
+    torch for as long as this lasts.
+    """
+    from accelerate import init_empty_weights
+
+    with _building, init_empty_weights(include_buffers=False):
+        yield
 
 
 class TensorReader:

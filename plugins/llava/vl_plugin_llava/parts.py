@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from accelerate import init_empty_weights
 from torch import nn
 
 from vl_plugin_llava import images
 from vl_plugin_llava.clip import ClipConfig
 from vl_plugin_llava.images import ClipProcessor, Size
-from vlcore import Checkpoint, ConfigError, TensorError, TensorSource, renamed
+from vlcore import Checkpoint, ConfigError, TensorError, TensorSource, empty_weights, renamed
 
 _TOWER_KEYS = re.compile(r"embeddings\.|pre_layrnorm\.|encoder\.layers\.")
 
@@ -236,7 +235,7 @@ def _projector(
             f"{where}: an identity projector needs a tower as wide as the language model; they "
             f"are {width} and {hidden_size} wide"
         )
-    with init_empty_weights(include_buffers=False):
+    with empty_weights():
         if kind == "identity":
             return nn.Identity()
         if kind == "linear":

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from PIL import Image
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from vlcore import (
     ConfigError,
     ImageInputs,
     VisionModel,
+    empty_weights,
 )
 
 
@@ -154,7 +154,7 @@ def load_vision_model(
         )
     if settings.aspect == "anyres" and settings.merge != "flat" and settings.keep_class_token:
         raise ConfigError(f"{checkpoint.name}: tiles with a class token cannot be laid out")
-    with init_empty_weights(include_buffers=False):
+    with empty_weights():
         tower = ClipTower(clip, num_layers)
     sources = tower_sources(parts, tower, num_layers)
     parts.tower_checkpoint.load_module(tower, sources, device=device, dtype=dtype)
