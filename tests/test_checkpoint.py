@@ -520,17 +520,6 @@ def test_a_vision_model_reads_its_own_tensors_only(
     assert not any(name.startswith(is_text) for name in spy.names)
 
 
-@pytest.mark.parametrize("content", [b"xx", b"version https://git-lfs.github.com/spec/v1", b""])
-def test_a_damaged_vocabulary_is_told(tmp_path: Path, content: bytes) -> None:
-    write_json(tmp_path / "config.json", {"model_type": "llama"})
-    (tmp_path / "tokenizer_config.json").write_bytes(
-        (TOKENIZER / "tokenizer_config.json").read_bytes()
-    )
-    (tmp_path / "tokenizer.model").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"tokenizer\.model .*no sentencepiece model|special"):
-        Checkpoint.open(tmp_path).tokenizer()
-
-
 @pytest.mark.parametrize("model", ["", None, 5])
 def test_something_that_names_no_checkpoint_is_told(model: Any) -> None:
     with pytest.raises(CheckpointNotFoundError, match="model directory or hub id"):

@@ -20,6 +20,7 @@ ORDER = (
     "placement",
     "hookspecs",
     "plugins",
+    "vocabulary",
     "weights",
     "checkpoint",
     "vision",

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from vlcore._progress import progress_bar
-from vlcore.errors import CheckpointError, CheckpointNotFoundError, ConfigError, TensorError
+from vlcore.errors import CheckpointNotFoundError, ConfigError, TensorError
+from vlcore.vocabulary import load_tokenizer
 from vlcore.weights import open_weights
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 _METADATA_PATTERNS = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")
-_VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _MAX_NAMES_IN_MESSAGE = 20
 
 
@@ -195,45 +195,7 @@ class Checkpoint:
         Raises:
             CheckpointError: there is none, or it cannot be read.
         """
-        from transformers import AutoTokenizer
-
-        self._check_vocabulary()
-        try:
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                self.directory, config=config, trust_remote_code=False, local_files_only=True
-            )
-        except Exception as error:
-            raise CheckpointError(
-                f"the tokenizer of {self.name} could not be loaded: "
-                f"{type(error).__name__}: {error}. Expected tokenizer.json or tokenizer.model "
-                "beside config.json"
-            ) from error
-        if len(tokenizer) <= len(tokenizer.all_special_tokens):
-            raise CheckpointError(
-                f"the tokenizer of {self.name} has {len(tokenizer)} tokens, all of them special: "
-                f"is its vocabulary file ({', '.join(_VOCABULARY_FILES)}) complete?"
-            )
-        return tokenizer
-
-    def _check_vocabulary(self) -> None:
-        """Refuse a missing or damaged vocabulary, which transformers takes for an empty one."""
-        if not any((self.directory / file).is_file() for file in _VOCABULARY_FILES):
-            raise CheckpointError(
-                f"{self.name} has no tokenizer: expected one of {', '.join(_VOCABULARY_FILES)} "
-                f"in {self.directory}"
-            )
-        path = self.directory / "tokenizer.model"
-        if not path.is_file() or (self.directory / "tokenizer.json").is_file():
-            return
-        from sentencepiece import SentencePieceProcessor
-
-        try:
-            SentencePieceProcessor(model_file=str(path))
-        except (OSError, RuntimeError, ValueError) as error:
-            raise CheckpointError(
-                f"{path} ({path.stat().st_size} bytes) is no sentencepiece model: {error}. The "
-                "download may be incomplete, or a Git LFS pointer"
-            ) from error
+        return load_tokenizer(self.directory, config)
 
     @cached_property
     def fingerprint(self) -> str:

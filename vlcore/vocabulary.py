@@ -1,0 +1,64 @@
+"""A tokenizer out of its files, or an error where transformers would make one of nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlcore.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+_VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+def load_tokenizer(
+    directory: Path, config: PretrainedConfig | None = None
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a directory, without remote code.
+
+    Args:
+        directory: where its files lie.
+        config: says the tokenizer's class where its own files do not, instead of ``config.json``.
+
+    Raises:
+        CheckpointError: its vocabulary is missing, damaged or empty, or it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    _check_vocabulary(directory)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            directory, config=config, trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:
+        raise CheckpointError(
+            f"the tokenizer in {directory} could not be loaded: {type(error).__name__}: {error}"
+        ) from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise CheckpointError(
+            f"the tokenizer in {directory} has {len(tokenizer)} tokens, all of them special: is "
+            f"its vocabulary file ({', '.join(_VOCABULARY_FILES)}) complete?"
+        )
+    return tokenizer
+
+
+def _check_vocabulary(directory: Path) -> None:
+    """Refuse a missing or damaged vocabulary, which transformers takes for an empty one."""
+    if not any((directory / file).is_file() for file in _VOCABULARY_FILES):
+        raise CheckpointError(
+            f"{directory} has no tokenizer: expected one of {', '.join(_VOCABULARY_FILES)}"
+        )
+    path = directory / "tokenizer.model"
+    if not path.is_file() or (directory / "tokenizer.json").is_file():
+        return
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        SentencePieceProcessor(model_file=str(path))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} ({path.stat().st_size} bytes) is no sentencepiece model: {error}. The "
+            "download may be incomplete, or a Git LFS pointer"
+        ) from error
