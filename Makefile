@@ -45,7 +45,7 @@ format: $(READY)  ## mend style
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-train-demo: $(READY)  ## train the demo model anew (about an hour on two cores)
+train-demo: $(READY)  ## train the demo model anew (an hour and a half on two cores)
 	$(BIN)/python demo/train.py
 
 evaluate-demo: $(READY)  ## measure the demo model on pictures that it has not seen

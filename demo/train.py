@@ -276,7 +276,7 @@ def main() -> None:
     """Run the training, or continue it."""
     here = Path(__file__).resolve().parent
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=60.0, help="time to train for")
+    parser.add_argument("--minutes", type=float, default=84.0, help="time to train for")
     parser.add_argument("--out", type=Path, default=here / "tiny-llava", help="checkpoint to write")
     parser.add_argument(
         "--work-dir",
