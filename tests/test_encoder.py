@@ -475,3 +475,21 @@ def test_a_closed_encoder_refuses_work_and_leaves_no_thread() -> None:
         assert not any(thread.name.startswith("vlcore-") for thread in threading.enumerate())
 
     run(body)
+
+
+def test_counts_from_many_threads_are_all_kept() -> None:
+    class Picky(VisionModel):
+        hidden_size = 4
+
+        def preprocess(self, image: Image.Image, **options: Any) -> Any:
+            raise ValueError("not this one")
+
+    async def run() -> int:
+        async with ImageEncoder(Picky()) as encoder:
+            images = [Image.new("L", (1, 1), shade) for shade in range(200)]
+            await asyncio.gather(
+                *(encoder.encode([image]) for image in images), return_exceptions=True
+            )
+            return encoder.stats().num_failures
+
+    assert asyncio.run(run()) == 200

@@ -5,8 +5,10 @@ import io
 import socket
 import struct
 import threading
+import time
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -147,6 +149,13 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(302, b"", Location=target)
         elif route == "to_file":
             self._answer(302, b"", Location="file:///etc/hostname")
+        elif route == "drip":
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):  # whoever asked has gone
+                for _ in range(200):
+                    self.wfile.write(b"x")
+                    time.sleep(0.02)
         elif route == "page":
             self._answer(200, b"<html>not a picture</html>")
         else:
@@ -212,6 +221,11 @@ def test_a_download_stops_at_the_limit(server: str) -> None:
     with pytest.raises(ImageLimitError, match=f"/picture.*max_bytes={len(PNG) - 1}"):
         load_image(f"{server}/picture", ImageLimits(max_bytes=len(PNG) - 1))
     assert_is_drawing(load_image(f"{server}/picture", ImageLimits(max_bytes=len(PNG))))
+
+
+def test_a_download_that_drips_stops_at_the_time_limit(server: str) -> None:
+    with pytest.raises(ImageLimitError, match=r"took longer than timeout_s=0\.1 of vlcore"):
+        load_image(f"{server}/drip", ImageLimits(timeout_s=0.1))
 
 
 def test_a_port_where_nobody_listens_is_an_image_error(server: str) -> None:
@@ -353,7 +367,13 @@ def test_max_bytes_holds_for_every_source(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("max_pixels", 0), ("max_bytes", -1), ("connect_timeout_s", 0), ("max_redirects", -1)],
+    [
+        ("max_pixels", 0),
+        ("max_bytes", -1),
+        ("connect_timeout_s", 0),
+        ("timeout_s", 0),
+        ("max_redirects", -1),
+    ],
 )
 def test_a_limit_out_of_range_is_named(name: str, value: int) -> None:
     with pytest.raises(OptionError, match=f"{name} must be .*{value}"):

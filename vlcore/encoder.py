@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import deque
+import threading
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
@@ -53,14 +54,6 @@ class EncoderStats:
     """Images whose preprocessing or forward raised."""
 
 
-@dataclass
-class _Counters:
-    values: dict[str, int] = field(default_factory=dict)
-
-    def add(self, name: str, count: int = 1) -> None:
-        self.values[name] = self.values.get(name, 0) + count
-
-
 class ImageEncoder:
     """Encodes images of concurrent requests in shared batches.
 
@@ -98,7 +91,8 @@ class ImageEncoder:
         self._device = ThreadPoolExecutor(1, "vlcore-vision")
         self._preparing: set[asyncio.Future[PreparedImage]] = set()
         self._worker: asyncio.Task[None] | None = None
-        self._counters = _Counters()
+        self._counts: Counter[str] = Counter()
+        self._counting = threading.Lock()  # preprocessing counts from many threads
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -129,7 +123,7 @@ class ImageEncoder:
         self._check_open()
         options = [_NO_OPTIONS] * len(images) if options is None else options
         loop = asyncio.get_running_loop()
-        self._counters.add("num_images", len(images))
+        self._count("num_images", len(images))
         running = [
             loop.run_in_executor(self._pool, self._prepare, image, of_image)
             for image, of_image in zip(images, options, strict=True)
@@ -158,7 +152,8 @@ class ImageEncoder:
 
     def stats(self) -> EncoderStats:
         """Take a snapshot of the counts."""
-        return EncoderStats(**self._counters.values)
+        with self._counting:
+            return EncoderStats(**self._counts)
 
     async def close(self) -> None:
         """Fail what waits, let the batch on the device finish, and free the threads."""
@@ -173,6 +168,10 @@ class ImageEncoder:
             await asyncio.wait(self._preparing)
         self._pool.shutdown()
         self._device.shutdown()
+
+    def _count(self, name: str, count: int = 1) -> None:
+        with self._counting:
+            self._counts[name] += count
 
     def _check_open(self) -> None:
         if self._closed:
@@ -190,10 +189,10 @@ class ImageEncoder:
             inputs = model.preprocess(image, **options)
             return PreparedImage(inputs, image_key(image, options, model))
         except VlcoreError:
-            self._counters.add("num_failures")
+            self._count("num_failures")
             raise
         except Exception as error:
-            self._counters.add("num_failures")
+            self._count("num_failures")
             raise ImageError(
                 f"{type(model).__name__}.preprocess failed on an image ({image.mode}, "
                 f"{image.width} x {image.height}): {type(error).__name__}: {error}"
@@ -202,7 +201,7 @@ class ImageEncoder:
     async def _encode_one(self, image: PreparedImage) -> ImageRows:
         rows = self._cache.get(image.key)
         if rows is not None:
-            self._counters.add("num_cache_hits")
+            self._count("num_cache_hits")
             return rows
         future = self._in_flight.get(image.key)
         if future is None:
@@ -213,7 +212,7 @@ class ImageEncoder:
             if self._worker is None or self._worker.done():
                 self._worker = asyncio.create_task(self._work())
         else:
-            self._counters.add("num_cache_hits")
+            self._count("num_cache_hits")
         # Shielded: one request's cancellation must not take the rows from another.
         return await asyncio.shield(future)
 
@@ -229,7 +228,7 @@ class ImageEncoder:
 
     async def _run(self, batch: list[tuple[PreparedImage, asyncio.Future[ImageRows]]]) -> None:
         loop = asyncio.get_running_loop()
-        self._counters.add("num_forwards")
+        self._count("num_forwards")
         inputs = [image.inputs for image, _ in batch]
         try:
             rows = await loop.run_in_executor(self._device, encode_batch, self.vision_model, inputs)
@@ -238,10 +237,10 @@ class ImageEncoder:
                 for single in batch:
                     await self._run([single])
                 return
-            self._counters.add("num_failures")
+            self._count("num_failures")
             batch[0][1].set_exception(self._as_vlcore_error(error))
             return
-        self._counters.add("num_encoded", len(batch))
+        self._count("num_encoded", len(batch))
         for (_, future), image_rows in zip(batch, rows, strict=True):
             future.set_result(image_rows)
 

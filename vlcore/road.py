@@ -34,8 +34,8 @@ wait for a slow server."""
 class Road:
     """The stages of one model, and how a request passes through them.
 
-    Nothing here blocks the loop: files, downloads and tokenising run in its executor, the models
-    in threads of their own.
+    Nothing here blocks the loop: prompts are read and tokenised in its executor; pictures are
+    fetched, and the models run, in threads of their own.
     """
 
     encoder: ImageEncoder
@@ -117,7 +117,7 @@ class Road:
     ) -> Response | list[Response]:
         """Answer a prompt, or every prompt of a list; in a list, one that fails fails alone."""
         if not is_batch(prompts):
-            return await self._whole(parse_prompt(prompts), config)
+            return await self._whole(await _parse(prompts), config)
         slots = asyncio.Semaphore(_MAX_PROMPTS_IN_FLIGHT)
         with progress_bar(
             len(prompts), description="answering", unit="prompt", shown=shows_progress
@@ -126,7 +126,7 @@ class Road:
             async def answer(index: int, prompt: Prompt) -> Response:
                 async with slots:
                     try:
-                        return await self._whole(parse_prompt(prompt), config, index)
+                        return await self._whole(await _parse(prompt), config, index)
                     except Exception as error:  # the others keep their answers
                         return failed(error, index)
                     finally:
@@ -141,7 +141,8 @@ class Road:
     ) -> AsyncGenerator[Response]:
         """Answer like :meth:`infer`, piece by piece as they come."""
         if not is_batch(prompts):
-            async with aclosing(self.answer(parse_prompt(prompts), config)) as pieces:
+            conversation = await _parse(prompts)
+            async with aclosing(self.answer(conversation, config)) as pieces:
                 async for piece in pieces:
                     yield piece
             return
@@ -151,7 +152,8 @@ class Road:
         async def answer(index: int, prompt: Prompt) -> None:
             async with slots:
                 try:
-                    async with aclosing(self.answer(parse_prompt(prompt), config, index)) as pieces:
+                    conversation = await _parse(prompt)
+                    async with aclosing(self.answer(conversation, config, index)) as pieces:
                         async for piece in pieces:
                             arrived.put_nowait(piece)
                 except Exception as error:  # the others keep their answers
@@ -188,8 +190,8 @@ class Road:
         config: GenerationConfig,
     ) -> AsyncGenerator[Response]:
         """Answer like :meth:`chat`, piece by piece; a session that fails is left as it was."""
-        question = parse_prompt(prompt)
         with session.answering():
+            question = await _parse(prompt)
             # Kept decoded: a file may change, and a download would be repeated at every turn.
             question = replace(question, images=tuple(await self._load(question.images)))
             conversation = question
@@ -210,6 +212,11 @@ class Road:
         await self.encoder.close()
         # Not waited for: a download ends by its own limits.
         self._fetchers.shutdown(wait=False, cancel_futures=True)
+
+
+async def _parse(prompt: Any) -> Conversation:
+    """Read a prompt off the loop: telling a picture from a text may look at the disk."""
+    return await asyncio.to_thread(parse_prompt, prompt)
 
 
 def _known_layouts(images: Sequence[PreparedImage]) -> list[ImageLayout] | None:
