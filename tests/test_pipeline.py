@@ -17,7 +17,7 @@ from checkpoints import NUM_ROWS, write_llava
 from PIL import Image
 
 from vlcore.encoder import EncoderStats
-from vlcore.engines.base import GenerationConfig
+from vlcore.engines.generation import GenerationConfig
 from vlcore.engines.transformers import TransformersEngineConfig
 from vlcore.errors import (
     CheckpointNotFoundError,
@@ -126,7 +126,7 @@ def test_images_count_in_their_order(pipe: Pipeline) -> None:
 
 def test_generation_options_come_as_a_mapping_too(pipe: Pipeline) -> None:
     assert pipe("hello", {"max_new_tokens": 6}) == pipe("hello", SHORT)
-    with pytest.raises(OptionError, match=r"option\(s\) beams; known: max_new_tokens"):
+    with pytest.raises(OptionError, match=r"option\(s\) beams; known: n, max_new_tokens"):
         pipe("hello", {"beams": 4})
     with pytest.raises(OptionError, match="top_p must be"):
         pipe([], {"top_p": 7.0})

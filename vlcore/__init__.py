@@ -36,7 +36,7 @@ from vlcore.errors import (
 if TYPE_CHECKING:
     from vlcore.checkpoint import Checkpoint, TensorSource
     from vlcore.encoder import ImageEncoder
-    from vlcore.engines.base import GenerationConfig
+    from vlcore.engines.generation import GenerationConfig
     from vlcore.engines.transformers import TransformersEngineConfig
     from vlcore.hookspecs import hookimpl
     from vlcore.jinja_template import JinjaTemplate
@@ -62,7 +62,7 @@ _HOMES = {
     "Checkpoint": "checkpoint",
     "TensorSource": "checkpoint",
     "ImageEncoder": "encoder",
-    "GenerationConfig": "engines.base",
+    "GenerationConfig": "engines.generation",
     "TransformersEngineConfig": "engines.transformers",
     "hookimpl": "hookspecs",
     "JinjaTemplate": "jinja_template",

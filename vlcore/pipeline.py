@@ -19,7 +19,8 @@ import torch
 from vlcore._loop import LoopThread
 from vlcore.conversation import Prompt
 from vlcore.encoder import EncoderStats, ImageEncoder
-from vlcore.engines.base import Engine, GenerationConfig, as_generation_config
+from vlcore.engines.base import Engine
+from vlcore.engines.generation import GenerationConfig, as_generation_config
 from vlcore.engines.transformers import TransformersEngine, TransformersEngineConfig
 from vlcore.errors import (
     EngineClosedError,

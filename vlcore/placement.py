@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import psutil
 import torch
 
 from vlcore.errors import EngineUnavailableError, OptionError
@@ -69,3 +70,11 @@ def choose_dtype(
             if isinstance(part, Mapping) and part.get(key) in ("bfloat16", "float32"):
                 return as_dtype(part[key]) or torch.float16
     return torch.float16
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that a device has left."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free
+    return int(psutil.virtual_memory().available)

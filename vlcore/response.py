@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Literal, Self
+
+from torch import Tensor, cat
 
 from vlcore.conversation import Conversation
 from vlcore.engines.base import FinishReason
@@ -18,7 +21,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Response:
-    """An answer, or the next piece of one."""
+    """An answer, or the next piece of one.
+
+    Shapes:
+        logits: [tokens, vocab] float32 on the host, a row for each of ``token_ids``.
+        prompt_logits: [input_token_len, vocab] float32 on the host.
+    """
 
     text: str
     generate_token_len: int
@@ -32,6 +40,22 @@ class Response:
     """Which prompt of a list it answers."""
     error: Exception | None = None
     """Why one prompt of a list has no answer; the others have theirs."""
+    choice: int = 0
+    """Which of the prompt's ``n`` answers it is, or belongs to."""
+    others: tuple[Response, ...] = field(default=(), repr=False)
+    """The rest of the prompt's ``n`` answers."""
+    logprobs: tuple[Mapping[int, float], ...] = field(default=(), repr=False)
+    """For each of ``token_ids``, if asked for: log-probabilities by token id, its own first, then
+    those of the likeliest tokens."""
+    logits: Tensor | None = field(default=None, repr=False, compare=False)
+    """If ``output_logits`` asks for them."""
+    prompt_logits: Tensor | None = field(default=None, repr=False, compare=False)
+    """If ``output_logits="all"`` asks for them; in a stream, with an answer's first piece."""
+
+    @property
+    def choices(self) -> tuple[Response, ...]:
+        """All ``n`` answers to the prompt."""
+        return (replace(self, others=()), *self.others)
 
     def raise_for_error(self) -> Self:
         """Raise :attr:`error` if there is one; otherwise give the response back."""
@@ -74,19 +98,27 @@ class Session:
 
 
 def join(pieces: Sequence[Response]) -> Response:
-    """Put the pieces of one answer together."""
-    last = pieces[-1]
-    return Response(
-        "".join(piece.text for piece in pieces),
-        last.generate_token_len,
-        last.input_token_len,
-        last.finish_reason,
-        tuple(token_id for piece in pieces for token_id in piece.token_ids),
-        last.index,
+    """Put the pieces of a prompt's answers together."""
+    answers: dict[int, list[Response]] = {}
+    for piece in pieces:
+        answers.setdefault(piece.choice, []).append(piece)
+    first, *others = (_join_one(answers[choice]) for choice in sorted(answers))
+    return replace(first, others=tuple(others))
+
+
+def _join_one(pieces: Sequence[Response]) -> Response:
+    logits = [piece.logits for piece in pieces if piece.logits is not None]
+    return replace(
+        pieces[-1],
+        text="".join(piece.text for piece in pieces),
+        token_ids=tuple(chain.from_iterable(piece.token_ids for piece in pieces)),
+        logprobs=tuple(chain.from_iterable(piece.logprobs for piece in pieces)),
+        logits=cat(logits) if logits else None,
+        prompt_logits=pieces[0].prompt_logits,
     )
 
 
 def failed(error: Exception, index: int) -> Response:
     """Say that one prompt of a list has no answer."""
     logger.warning("prompt %d was not answered: %s", index, error)
-    return Response("", 0, 0, "error", (), index, error)
+    return Response("", 0, 0, "error", index=index, error=error)

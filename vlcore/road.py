@@ -14,8 +14,9 @@ from PIL import Image
 from vlcore._progress import progress_bar
 from vlcore.conversation import Conversation, Prompt, is_batch, parse_prompt
 from vlcore.encoder import ImageEncoder, PreparedImage
-from vlcore.engines.base import Engine, EngineRequest, GenerationConfig
-from vlcore.errors import PluginContractError, VlcoreError
+from vlcore.engines.base import Engine, EngineRequest
+from vlcore.engines.generation import GenerationConfig
+from vlcore.errors import OptionError, PluginContractError, VlcoreError
 from vlcore.media import ImageLimits, ImageSource, load_image
 from vlcore.prompt import ImageLayout, PromptTokenizer
 from vlcore.prompt import Prompt as TokenPrompt
@@ -65,17 +66,21 @@ class Road:
         request = EngineRequest(
             prompt, tuple(image.rows for image in encoded), config, tuple(self.template.stop)
         )
-        num_generated = 0
+        num_generated = [0] * config.n
         async with aclosing(self.engine.generate(request)) as pieces:
             async for piece in pieces:
-                num_generated += len(piece.token_ids)
+                num_generated[piece.choice] += len(piece.token_ids)
                 yield Response(
                     piece.text,
-                    num_generated,
+                    num_generated[piece.choice],
                     len(prompt.token_ids),
                     piece.finish_reason,
                     piece.token_ids,
                     index,
+                    choice=piece.choice,
+                    logprobs=piece.logprobs,
+                    logits=piece.logits,
+                    prompt_logits=piece.prompt_logits,
                 )
 
     async def _load(self, sources: Sequence[ImageSource]) -> list[Image.Image]:
@@ -146,7 +151,7 @@ class Road:
                 async for piece in pieces:
                     yield piece
             return
-        arrived: asyncio.Queue[Response] = asyncio.Queue()
+        arrived: asyncio.Queue[Response | None] = asyncio.Queue()
         slots = asyncio.Semaphore(_MAX_PROMPTS_IN_FLIGHT)
 
         async def answer(index: int, prompt: Prompt) -> None:
@@ -158,14 +163,17 @@ class Road:
                             arrived.put_nowait(piece)
                 except Exception as error:  # the others keep their answers
                     arrived.put_nowait(failed(error, index))
+                finally:
+                    arrived.put_nowait(None)
 
         tasks = [asyncio.create_task(answer(*item)) for item in enumerate(prompts)]
         try:
-            num_finished = 0
-            while num_finished < len(tasks):
-                piece = await arrived.get()
-                num_finished += piece.finish_reason is not None
-                yield piece
+            num_running = len(tasks)
+            while num_running:
+                if (next_piece := await arrived.get()) is None:
+                    num_running -= 1
+                else:
+                    yield next_piece
         finally:
             for task in tasks:
                 task.cancel()
@@ -190,6 +198,8 @@ class Road:
         config: GenerationConfig,
     ) -> AsyncGenerator[Response]:
         """Answer like :meth:`chat`, piece by piece; a session that fails is left as it was."""
+        if config.n != 1:
+            raise OptionError(f"a session goes on with one answer: n must be 1; it is {config.n}")
         with session.answering():
             question = await _parse(prompt)
             # Kept decoded: a file may change, and a download would be repeated at every turn.

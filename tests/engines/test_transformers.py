@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ import torch
 from checkpoints import write_llava
 from transformers import PreTrainedTokenizerBase
 
-from vlcore.engines.base import EngineOutput, EngineRequest, GenerationConfig
+from vlcore.engines.base import EngineOutput, EngineRequest
 from vlcore.engines.detokenizer import Detokenizer
+from vlcore.engines.generation import GenerationConfig
 from vlcore.engines.transformers import TransformersEngine, TransformersEngineConfig
 from vlcore.errors import ContextLengthError, EngineClosedError, EngineError, OptionError
 from vlcore.language import LanguageModel
@@ -148,7 +150,7 @@ def watch_batches(engine: TransformersEngine) -> list[int]:
     sizes: list[int] = []
 
     def record(module: Any, args: Any, options: dict[str, Any]) -> None:
-        sizes.append(len(options["attention_mask"]))
+        sizes.append(len(options["position_ids"]))
 
     engine._model.register_forward_pre_hook(record, with_kwargs=True)
     return sizes
@@ -269,7 +271,7 @@ def test_ignore_eos_goes_on_after_every_end_but_the_users(engine: TransformersEn
     async def body() -> None:
         whole = await pieces(engine, request(5, max_new_tokens=12))
         place = next(i for i in range(3, 12) if token_ids(whole)[i] not in token_ids(whole)[:i])
-        engine._eos_ids = frozenset({token_ids(whole)[place]})
+        engine._ends = replace(engine._ends, eos_ids=frozenset({token_ids(whole)[place]}))
         ends = await pieces(engine, request(5, max_new_tokens=12, ignore_eos=False))
         assert token_ids(ends) == token_ids(whole)[:place]
         assert ends[-1].finish_reason == "stop"
@@ -286,7 +288,7 @@ def test_a_template_stop_that_is_a_token_ends_by_its_id(
     engine: TransformersEngine, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     async def body() -> None:
-        engine._eos_ids = frozenset()
+        engine._ends = replace(engine._ends, eos_ids=frozenset())
         with torch.no_grad():  # the end token wins at every step
             model: Any = engine._model
             head = model.get_output_embeddings()

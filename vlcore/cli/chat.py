@@ -52,7 +52,7 @@ def chat(
     ] = None,
 ) -> None:
     """Ask a model about pictures: one question, or a conversation without PROMPT."""
-    from vlcore.engines.base import GenerationConfig
+    from vlcore.engines.generation import GenerationConfig
     from vlcore.pipeline import pipeline
 
     sampling = {"temperature": temperature, "top_p": top_p, "random_seed": seed}

@@ -1,4 +1,4 @@
-"""Text of an answer while its tokens arrive: whole characters only, and never a stop text."""
+"""Text of an answer while its tokens arrive: whole characters only, never a stop or bad text."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class Detokenizer:
     Args:
         tokenizer: decodes.
         stop: texts that end the answer.
+        bad: texts that may not appear in it; ask :meth:`allows` before each :meth:`add`.
         skip_special_tokens: leave special tokens out.
     """
 
@@ -27,6 +28,7 @@ class Detokenizer:
         self,
         tokenizer: PreTrainedTokenizerBase,
         stop: Sequence[str] = (),
+        bad: Sequence[str] = (),
         *,
         skip_special_tokens: bool = True,
     ) -> None:
@@ -34,6 +36,9 @@ class Detokenizer:
         """Whether a stop text was met; text after it is dropped."""
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
+        self._bad = tuple(bad)
+        self._bad_reach = max(map(len, self._bad), default=1) - 1
+        self._tail = ""
         self._skip_special_tokens = skip_special_tokens
         self._token_ids: list[int] = []
         # Decoding starts at a token whose text is known, because a piece's text can depend on
@@ -41,6 +46,15 @@ class Detokenizer:
         self._start = 0
         self._given = 0
         self._held = ""
+
+    def allows(self, token_id: int) -> bool:
+        """Whether the answer would hold no bad text with this token."""
+        if not self._bad:
+            return True
+        known = self._decode(self._token_ids[self._start : self._given])
+        text = self._decode([*self._token_ids[self._start :], token_id])
+        seen = self._tail + text[len(known) :]
+        return not any(bad in seen for bad in self._bad)
 
     def add(self, token_id: int) -> str:
         """Take a token and give the text that is now certain."""
@@ -50,7 +64,10 @@ class Detokenizer:
         if text.endswith(_INCOMPLETE) or len(text) <= len(known):
             return ""
         self._start, self._given = self._given, len(self._token_ids)
-        return self._release(text[len(known) :])
+        text = text[len(known) :]
+        if self._bad_reach:
+            self._tail = (self._tail + text)[-self._bad_reach :]
+        return self._release(text)
 
     def finish(self) -> str:
         """Give the rest, an unfinished character as U+FFFD."""

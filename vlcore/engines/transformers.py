@@ -1,30 +1,43 @@
 """The embedded engine: a transformers model fed with embeddings, in a thread of its own.
 
-Requests that wait when the model becomes free run together as one padded batch.
+A request joins the running batch between two steps and leaves when it is done, stopped or
+cancelled; what does not fit waits in order.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from itertools import chain
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-from vlcore.engines.base import Engine, EngineOutput, EngineRequest, FinishReason
-from vlcore.engines.detokenizer import Detokenizer
-from vlcore.engines.sampler import Sampler
-from vlcore.errors import EngineClosedError, EngineError, OptionError
+from vlcore.engines.base import Engine, EngineOutput, EngineRequest
+from vlcore.engines.batch import Batch, Step
+from vlcore.engines.sampler import DAMAGED, choose
+from vlcore.engines.sequence import Ends, Sequence
+from vlcore.errors import EngineClosedError, EngineError, EngineUnavailableError, OptionError
+from vlcore.placement import free_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from vlcore.language import LanguageModel
+
+logger = logging.getLogger(__name__)
+
+Answers: TypeAlias = tuple[Sequence, ...]
+"""What one request asks for; they share its prompt."""
+
+_CACHE_SHARE = 0.5
+"""Of the memory that is free once the model is loaded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +49,23 @@ class TransformersEngineConfig:
     """
 
     max_num_seqs: int = 16
-    """How many requests run together at most; the rest waits in order."""
+    """How many answers run together at most; the rest waits in order."""
     session_len: int | None = None
     """The longest sequence of prompt and answer; ``None`` for the model's own context."""
+    max_cached_tokens: int | None = None
+    """Room for keys and values: answers that run together, times the longest that one of them may
+    become. ``None`` for what half of the free memory holds."""
+    max_prefill_tokens: int = 2048
+    """Prompts that arrive together are computed together up to this many tokens, the padding
+    included; a longer one is computed alone."""
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "session_len"):
+        optional = ("session_len", "max_cached_tokens")
+        for name in ("max_num_seqs", "max_prefill_tokens", *optional):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is None and name in optional:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise OptionError(f"{name} must be a positive integer; it is {value!r}")
 
 
@@ -57,6 +79,10 @@ class TransformersEngine(Engine):
         dtype: of weights and embeddings.
         config: settings.
         progress: show a progress bar while weights load.
+
+    Raises:
+        EngineUnavailableError: the model's layers keep something else than keys and values, or
+            no memory is left for these.
     """
 
     name = "transformers"
@@ -73,18 +99,19 @@ class TransformersEngine(Engine):
     ) -> None:
         config = config or TransformersEngineConfig()
         self.hidden_size = language_model.hidden_size
-        own_length = language_model.context_length
-        self.context_length = min(config.session_len or own_length, own_length)
         self._config = config
         self._tokenizer = tokenizer
         self._device = device
         self._model: PreTrainedModel = language_model.to_transformers(
             device, dtype, progress=progress
         )
-        self._embedding = self._model.get_input_embeddings()
-        self.vocab_size = len(cast("Tensor", self._embedding.weight))
-        self._eos_ids = _eos_ids(self._model, tokenizer)
-        self._waiting: deque[_Sequence] = deque()
+        self._batch = Batch(self._model, device, config.max_num_seqs)
+        self.vocab_size = self._batch.vocab_size
+        own_length = language_model.context_length
+        self.context_length = min(config.session_len or own_length, own_length)
+        self._limit_cache(language_model.checkpoint.name)
+        self._ends = Ends.of(self._model, tokenizer)
+        self._waiting: deque[Answers] = deque()
         self._wakeup = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._serve, name="vlcore-engine", daemon=True)
@@ -100,24 +127,22 @@ class TransformersEngine(Engine):
             try:
                 loop.call_soon_threadsafe(pieces.put_nowait, piece)
             except RuntimeError:  # the loop is gone, and with it whoever asked
-                sequence.cancelled = True
+                _cancel(answers)
 
-        sequence = _Sequence(request, self, emit)
-        with self._wakeup:
-            if self._closed:
-                raise EngineClosedError("the engine was closed")
-            self._waiting.append(sequence)
-            self._wakeup.notify()
+        answers = self._answers(request, emit)
+        self._admit(answers)
         try:
-            while True:
+            num_running = len(answers)
+            while num_running:
                 piece = await pieces.get()
                 if isinstance(piece, EngineError):
                     raise piece
+                num_running -= piece.finish_reason is not None
                 yield piece
-                if piece.finish_reason is not None:
-                    return
         finally:
-            sequence.cancelled = True
+            _cancel(answers)
+            with self._wakeup, suppress(ValueError):
+                self._waiting.remove(answers)
 
     async def close(self) -> None:
         """Cancel what runs and waits, and free the model."""
@@ -128,204 +153,176 @@ class TransformersEngine(Engine):
         while self._thread.is_alive():
             await asyncio.sleep(0.005)
         self.__dict__.pop("_model", None)
-        self.__dict__.pop("_embedding", None)
+        self.__dict__.pop("_batch", None)
+
+    # -- the callers' side
+
+    def _limit_cache(self, model_name: str) -> None:
+        """Settle how many tokens are cached at most, and with it how long a sequence can be."""
+        with torch.inference_mode():
+            bytes_per_token = self._batch.measure_token()
+        room = self._config.max_cached_tokens
+        if room is None:
+            room = int(free_bytes(self._device) * _CACHE_SHARE) // bytes_per_token
+        room = min(room, self._config.max_num_seqs * self.context_length)
+        if room < 2:
+            raise EngineUnavailableError(
+                f"no memory is left on {self._device} for the keys and values of {model_name}, "
+                f"{bytes_per_token} bytes a token: use a smaller dtype or a larger device"
+            )
+        if room < self.context_length:
+            logger.warning(
+                "%s can look at %d tokens; there is room for the keys and values of %d",
+                model_name,
+                self.context_length,
+                room,
+            )
+            self.context_length = room
+        self._max_cached_tokens = self._batch.max_cached_tokens = room
+
+    def _answers(
+        self, request: EngineRequest, emit: Callable[[EngineOutput | EngineError], None]
+    ) -> Answers:
+        """Make ready what a request asks for.
+
+        Raises:
+            OptionError: it can never run, or no token could come first.
+        """
+        answers = tuple(
+            Sequence(
+                request,
+                choice,
+                ends=self._ends,
+                tokenizer=self._tokenizer,
+                max_length=self.context_length,
+                vocab_size=self.vocab_size,
+                device=self._device,
+                emit=emit,
+            )
+            for choice in range(request.config.n)
+        )
+        longest, num_cached = answers[0].max_num_tokens, self._max_cached_tokens
+        if len(answers) > self._config.max_num_seqs or len(answers) * longest > num_cached:
+            raise OptionError(
+                f"n={len(answers)} answers of up to {longest} tokens, the prompt included, can "
+                f"never run together: the engine runs {self._config.max_num_seqs} "
+                f"(max_num_seqs) and caches {num_cached} tokens (max_cached_tokens). Lower n or "
+                "max_new_tokens"
+            )
+        return answers
+
+    def _admit(self, answers: Answers) -> None:
+        with self._wakeup:
+            if self._closed:
+                raise EngineClosedError("the engine was closed")
+            self._waiting.append(answers)
+            self._wakeup.notify()
 
     # -- the engine's thread
 
     def _serve(self) -> None:
-        while True:
-            with self._wakeup:
-                self._wakeup.wait_for(lambda: self._waiting or self._closed)
-                if self._closed:
-                    break
-                size = min(len(self._waiting), self._config.max_num_seqs)
-                batch = [self._waiting.popleft() for _ in range(size)]
-            batch = [sequence for sequence in batch if not sequence.cancelled]
-            try:
-                with torch.inference_mode():
-                    self._run(batch)
-            except Exception as error:
-                for sequence in batch:
-                    sequence.fail(f"the model failed: {type(error).__name__}: {error}", error)
-        for sequence in self._waiting:
-            sequence.fail_closed()
+        with torch.inference_mode():
+            while self._has_work():
+                self._batch.keep(_is_running)
+                if arrived := self._arrivals():
+                    self._prefill(arrived)
+                    self._batch.keep(_is_running)  # those that one token was enough for
+                if self._batch.sequences:
+                    self._decode()
+        unfinished = [*self._batch.sequences, *chain.from_iterable(self._waiting)]
+        _fail(unfinished, EngineClosedError("the engine was closed while it served the request"))
 
-    def _run(self, batch: list[_Sequence]) -> None:
-        """Run a batch until every sequence in it is finished or cancelled."""
-        if not batch:
-            return
-        embeddings, mask = self._pad([self._embed(sequence.request) for sequence in batch])
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        cache = DynamicCache(config=self._model.config)
-        inputs: dict[str, Tensor] = {"inputs_embeds": embeddings}
-        while True:
-            logits = self._model(
-                **inputs,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
-            next_ids = self._advance(batch, logits.float())
-            if self._closed:
-                for sequence in batch:
-                    sequence.fail_closed()
-                return
-            running = [row for row, sequence in enumerate(batch) if not sequence.finished]
-            if not running:
-                return
-            if len(running) < len(batch):
-                batch[:] = [batch[row] for row in running]
-                rows = torch.tensor(running, device=self._device)
-                cache.batch_select_indices(rows)
-                mask, positions = mask[rows], positions[rows]
-                next_ids = [next_ids[row] for row in running]
-            mask = torch.cat([mask, mask.new_ones(len(batch), 1)], dim=1)
-            positions = positions[:, -1:] + 1
-            inputs = {"input_ids": torch.tensor(next_ids, device=self._device)[:, None]}
+    def _has_work(self) -> bool:
+        """Wait until there is some; false once the engine is closed."""
+        with self._wakeup:
+            self._wakeup.wait_for(lambda: self._waiting or self._batch.sequences or self._closed)
+            return not self._closed
 
-    def _advance(self, batch: list[_Sequence], logits: Tensor) -> list[int]:
-        """Choose each sequence's next token and hand it over.
+    def _arrivals(self) -> list[Answers]:
+        """Take the requests whose prompts are computed next, in order, as far as there is room."""
+        taken: list[Answers] = []
+        with self._wakeup:
+            while self._waiting:
+                if any(map(_is_running, self._waiting[0])):
+                    if not self._goes_with(taken, self._waiting[0]):
+                        break
+                    taken.append(self._waiting[0])
+                self._waiting.popleft()
+        return taken
 
-        Shapes:
-            logits: [batch, vocab] float32.
-        """
-        best = logits.argmax(dim=-1)
-        # argmax of a row with NaN is the NaN.
-        damaged = logits.gather(1, best[:, None]).isnan().flatten().tolist()
-        next_ids: list[int] = best.tolist()
-        for row, sequence in enumerate(batch):
-            if damaged[row]:
-                sequence.fail("the model computed NaN logits: try another dtype")
-                continue
-            try:
-                if not sequence.sampler.takes_argmax(len(sequence.generated)):
-                    next_ids[row] = sequence.sampler.draw(logits[row], sequence.generated)
-                sequence.accept(next_ids[row])
-            except Exception as error:
-                sequence.fail(f"sampling failed: {type(error).__name__}: {error}", error)
-        return next_ids
+    def _goes_with(self, taken: list[Answers], answers: Answers) -> bool:
+        requests = [*taken, answers]
+        if not self._batch.has_room(list(chain.from_iterable(requests))):
+            return False
+        if not taken:
+            return True
+        longest = max(request[0].num_tokens for request in requests)
+        fits = longest * len(requests) <= self._config.max_prefill_tokens
+        return fits and not any(request[0].wants_prompt_logits for request in requests)
 
-    def _embed(self, request: EngineRequest) -> Tensor:
-        """Look up a prompt's tokens and put image rows in their spans.
-
-        Shapes:
-            result: [tokens, hidden_size].
-        """
-        token_ids = torch.tensor(request.prompt.token_ids, device=self._device)
-        embeddings: Tensor = self._embedding(token_ids)
-        for span in request.prompt.spans:
-            last_row = span.first_row + span.stop - span.start
-            embeddings[span.start : span.stop] = request.rows[span.image][
-                span.first_row : last_row
-            ].to(embeddings)
-        return embeddings
-
-    def _pad(self, prompts: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Pad prompts on the left.
-
-        Shapes:
-            results: [batch, tokens, hidden_size] and [batch, tokens] of int64, 0 where padded.
-        """
-        longest = max(map(len, prompts))
-        padded = prompts[0].new_zeros(len(prompts), longest, self.hidden_size)
-        mask = torch.zeros(len(prompts), longest, dtype=torch.long, device=self._device)
-        for row, prompt in enumerate(prompts):
-            padded[row, longest - len(prompt) :] = prompt
-            mask[row, longest - len(prompt) :] = 1
-        return padded, mask
-
-
-class _Sequence:
-    """One request in the engine's thread."""
-
-    def __init__(
-        self,
-        request: EngineRequest,
-        engine: TransformersEngine,
-        emit: Callable[[EngineOutput | EngineError], None],
-    ) -> None:
-        config = request.config
-        self.request = request
-        self.generated: list[int] = []
-        self.cancelled = False
-        self._done = False
-        self._emit = emit
-        stop_texts = () if config.ignore_eos else request.stop
-        end_ids = set(() if config.ignore_eos else engine._eos_ids)
-        texts = list(config.stop_words)
-        for text in stop_texts:
-            token_id = _control_id(engine._tokenizer, text)
-            if token_id is None:
-                texts.append(text)
-            else:
-                end_ids.add(token_id)
-        self._end_ids = end_ids | set(config.stop_token_ids)
-        num_prompt = len(request.prompt.token_ids)
-        self._max_new_tokens = min(config.max_new_tokens, engine.context_length - num_prompt)
-        self._detokenizer = Detokenizer(
-            engine._tokenizer, texts, skip_special_tokens=config.skip_special_tokens
-        )
-        covered = {i for span in request.prompt.spans for i in range(span.start, span.stop)}
-        self.sampler = Sampler(
-            config,
-            [t for i, t in enumerate(request.prompt.token_ids) if i not in covered],
-            self._end_ids,
-            engine._device,
-        )
-
-    @property
-    def finished(self) -> bool:
-        return self._done or self.cancelled
-
-    def accept(self, token_id: int) -> None:
-        """Take the next token and give out what text it makes certain."""
-        if self.finished:
-            return
-        if token_id in self._end_ids:
-            self._finish((), "stop", self._detokenizer.finish())
-            return
-        self.generated.append(token_id)
-        text = self._detokenizer.add(token_id)
-        if self._detokenizer.stopped:
-            self._finish((token_id,), "stop", text)
-        elif len(self.generated) >= self._max_new_tokens:
-            text += self._detokenizer.finish()
-            reason: FinishReason = "stop" if self._detokenizer.stopped else "length"
-            self._finish((token_id,), reason, text)
+    def _prefill(self, requests: list[Answers]) -> None:
+        """Compute prompts together, or one by one where that fails, so that each fails alone."""
+        try:
+            step = self._batch.join(requests)
+        except Exception as error:
+            failure = _wrapped("the model failed", error)
         else:
-            self._emit(EngineOutput(text, (token_id,)))
+            self._advance(step)
+            return
+        if len(requests) == 1:
+            _fail(requests[0], failure)
+            return
+        for request in requests:
+            self._prefill([request])
 
-    def fail(self, message: str, cause: Exception | None = None) -> None:
-        """End the request with an error."""
-        if not self.finished:
-            self._done = True
-            error = EngineError(message)
-            error.__cause__ = cause
-            self._emit(error)
+    def _decode(self) -> None:
+        try:
+            step = self._batch.decode()
+        except Exception as error:
+            _fail(self._batch.sequences, _wrapped("the model failed", error))
+        else:
+            self._batch.chose(self._advance(step))
 
-    def fail_closed(self) -> None:
-        """End the request because the engine closes."""
-        if not self.finished:
-            self._done = True
-            self._emit(EngineClosedError("the engine was closed while it served the request"))
+    def _advance(self, step: Step) -> Tensor | None:
+        """Choose the next token of each sequence and hand it over.
 
-    def _finish(self, token_ids: tuple[int, ...], reason: FinishReason, text: str) -> None:
-        self._done = True
-        self._emit(EngineOutput(text, token_ids, reason))
+        Shapes:
+            result: [sequences] int64, or nothing where some sequence did not take its token.
+        """
+        chosen = choose(step.logits, [sequence.sampler for sequence in step.sequences])
+        taken = True
+        for sequence, token_id, logits in zip(
+            step.sequences, chosen.tolist(), step.logits, strict=True
+        ):
+            if token_id == DAMAGED:
+                self._batch.forget(sequence)
+                sequence.fail(EngineError("the model computed NaN logits: try another dtype"))
+            elif _is_running(sequence):
+                try:
+                    sequence.accept(token_id, logits, step.prompt_logits)
+                except EngineError as error:
+                    sequence.fail(error)
+                except Exception as error:
+                    sequence.fail(_wrapped("the answer could not go on", error))
+            taken = taken and sequence.last_id == token_id
+        return chosen if taken else None
 
 
-def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The tokens that end an answer, by the model's generation settings and its tokenizer."""
-    stated = getattr(model.generation_config, "eos_token_id", None)
-    ids = stated if isinstance(stated, list) else [stated]
-    return frozenset(token for token in (*ids, tokenizer.eos_token_id) if token is not None)
+def _is_running(sequence: Sequence) -> bool:
+    return not sequence.is_finished
 
 
-def _control_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
-    """The id of a special token, or ``None`` where the text is none."""
-    for token_id, token in tokenizer.added_tokens_decoder.items():
-        if token.content == text:
-            return int(token_id)
-    return None
+def _cancel(answers: Iterable[Sequence]) -> None:
+    for sequence in answers:
+        sequence.is_finished = True
+
+
+def _fail(sequences: Iterable[Sequence], error: EngineError) -> None:
+    for sequence in sequences:
+        sequence.fail(error)
+
+
+def _wrapped(what: str, error: Exception) -> EngineError:
+    wrapped = EngineError(f"{what}: {type(error).__name__}: {error}")
+    wrapped.__cause__ = error.with_traceback(None)  # which would keep the tensors of its frames
+    return wrapped
