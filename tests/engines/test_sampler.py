@@ -143,9 +143,10 @@ def test_no_temperature_overflows(temperature: float) -> None:
 
 def test_the_answers_of_one_request_draw_differently() -> None:
     config = GenerationConfig(n=2, do_sample=True, random_seed=2**64 - 1, temperature=5.0)
-    answers = [[draw(sampled, LOGITS) for _ in range(64)]
-               for sampled in (Sampler(config, (), (), CPU, choice) for choice in (0, 1, 1))]  # fmt: skip
-    assert answers[0] != answers[1] == answers[2]
+    samplers = [Sampler(config, (), (), CPU, choice) for choice in (0, 1, 1)]
+    first, second, again = ([draw(one, LOGITS) for _ in range(64)] for one in samplers)
+    assert first != second
+    assert second == again
 
 
 def test_ranked_tokens_are_the_likeliest_allowed_ones() -> None:

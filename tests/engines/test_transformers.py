@@ -2,92 +2,22 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from checkpoints import write_llava
+from engine_requests import CPU, LONG, answer, pieces, request, run, text, token_ids, watch_batches
 from transformers import PreTrainedTokenizerBase
 
-from vlcore.engines.base import EngineOutput, EngineRequest
+from vlcore.engines.base import EngineRequest
 from vlcore.engines.detokenizer import Detokenizer
 from vlcore.engines.generation import GenerationConfig
 from vlcore.engines.transformers import TransformersEngine, TransformersEngineConfig
 from vlcore.errors import ContextLengthError, EngineClosedError, EngineError, OptionError
 from vlcore.language import LanguageModel
-from vlcore.loading import load_language_model
-from vlcore.prompt import Prompt, Span
-
-CPU = torch.device("cpu")
-TIMEOUT_S = 60
-"""Of a wait that only a failing test waits out."""
-LONG = 400
-"""Tokens that take much longer to generate than a test looks at them."""
-
-
-@pytest.fixture(scope="module")
-def language_model(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
-    return load_language_model(write_llava(tmp_path_factory.mktemp("model") / "llava"))
-
-
-@pytest.fixture(scope="module")
-def tokenizer(language_model: LanguageModel) -> PreTrainedTokenizerBase:
-    return language_model.tokenizer()
-
-
-@pytest.fixture
-def engine(
-    language_model: LanguageModel, tokenizer: PreTrainedTokenizerBase
-) -> Iterator[TransformersEngine]:
-    made = TransformersEngine(language_model, tokenizer, device=CPU, dtype=torch.float32)
-    yield made
-    asyncio.run(made.close())
-
-
-def run(body: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(asyncio.wait_for(body(), TIMEOUT_S))
-
-
-def request(
-    num_tokens: int,
-    *,
-    seed: int = 0,
-    image_rows: int = 0,
-    stop: tuple[str, ...] = (),
-    **options: Any,
-) -> EngineRequest:
-    """Draw a prompt, an image in its middle; the answer goes on to ``max_new_tokens``."""
-    draw = torch.Generator().manual_seed(seed)
-    token_ids = torch.randint(300, 690, (num_tokens,), generator=draw).tolist()
-    config = GenerationConfig(**{"max_new_tokens": 8, "ignore_eos": not stop} | options)
-    if not image_rows:
-        return EngineRequest(Prompt(tuple(token_ids)), (), config, stop)
-    half = num_tokens // 2
-    rows = torch.randn(image_rows, 64, generator=draw) / 8
-    token_ids[half:half] = [0] * image_rows
-    spans = (Span(half, half + 1, 0, 0), Span(half + 1, half + image_rows, 0, 1))
-    return EngineRequest(Prompt(tuple(token_ids), spans), (rows,), config, stop)
-
-
-async def pieces(engine: TransformersEngine, asked: EngineRequest) -> list[EngineOutput]:
-    async with aclosing(engine.generate(asked)) as generated:
-        return [piece async for piece in generated]
-
-
-async def answer(engine: TransformersEngine, asked: EngineRequest) -> tuple[int, ...]:
-    return token_ids(await pieces(engine, asked))
-
-
-def token_ids(outputs: Sequence[EngineOutput]) -> tuple[int, ...]:
-    return tuple(token_id for output in outputs for token_id in output.token_ids)
-
-
-def text(outputs: Sequence[EngineOutput]) -> str:
-    return "".join(output.text for output in outputs)
-
+from vlcore.prompt import Prompt
 
 # -- what it computes
 
@@ -145,17 +75,6 @@ def test_a_batch_of_different_lengths_gives_what_each_gives_alone(
     run(body)
 
 
-def watch_batches(engine: TransformersEngine) -> list[int]:
-    """Record how many sequences every forward takes from now on."""
-    sizes: list[int] = []
-
-    def record(module: Any, args: Any, options: dict[str, Any]) -> None:
-        sizes.append(len(options["position_ids"]))
-
-    engine._model.register_forward_pre_hook(record, with_kwargs=True)
-    return sizes
-
-
 def test_max_num_seqs_bounds_a_batch(
     language_model: LanguageModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
@@ -177,10 +96,12 @@ def test_max_num_seqs_bounds_a_batch(
     run(body)
 
 
-@pytest.mark.parametrize("setting", ["max_num_seqs", "session_len"])
-@pytest.mark.parametrize("value", [0, -1, 1.5, "4"])
+@pytest.mark.parametrize(
+    "setting", ["max_num_seqs", "session_len", "max_cached_tokens", "max_prefill_tokens"]
+)
+@pytest.mark.parametrize("value", [0, -1, 1.5, "4", True])
 def test_a_setting_out_of_range_is_refused(setting: str, value: Any) -> None:
-    with pytest.raises(OptionError, match=f"{setting} must be a positive integer; it is"):
+    with pytest.raises(OptionError, match=f"{setting} must be an integer of at least .; it is"):
         TransformersEngineConfig(**{setting: value})
 
 

@@ -58,8 +58,7 @@ class Batch:
         self._embedding = model.get_input_embeddings()
         self._device = device
         self._cache = SlotCache(model.config)
-        # What the next step computes. It stays on the device from step to step, and is read off
-        # the sequences anew when one came, went or took another token than the model's.
+        # What the next step computes, where it is on the device already.
         self._token_ids: Tensor | None = None
         self._positions: Tensor | None = None
 
@@ -102,28 +101,28 @@ class Batch:
 
     def decode(self) -> Step:
         """Compute the next token of every sequence."""
-        if self._token_ids is None or self._positions is None:
-            self._token_ids = torch.tensor([s.last_id for s in self.sequences], device=self._device)
-            lengths = [sequence.num_tokens for sequence in self.sequences]
-            self._positions = torch.tensor(lengths, device=self._device) - 1
-        longest = max(sequence.num_tokens for sequence in self.sequences)
-        mask = self._cache.decode(self._positions, longest)
+        lengths = [sequence.num_tokens for sequence in self.sequences]
+        token_ids, positions = self._token_ids, self._positions
+        if token_ids is None or positions is None:
+            token_ids = torch.tensor([s.last_id for s in self.sequences], device=self._device)
+            positions = torch.tensor(lengths, device=self._device) - 1
+        mask = self._cache.decode(positions, max(lengths))
         logits = self._model(
-            input_ids=self._token_ids[:, None],
-            position_ids=self._positions[:, None],
+            input_ids=token_ids[:, None],
+            position_ids=positions[:, None],
             attention_mask=mask,
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-        self._positions = self._positions + 1
+        self._token_ids, self._positions = None, positions + 1
         return Step(tuple(self.sequences), logits.float())
 
-    def chose(self, token_ids: Tensor | None) -> None:
-        """Take the next token of every sequence, without its leaving the device.
+    def go_on_from(self, token_ids: Tensor) -> None:
+        """Decode these next, which saves their way to the host and back.
 
-        Args:
-            token_ids: [sequences] int64; ``None`` to read them off the sequences.
+        Shapes:
+            token_ids: [sequences] int64, the last token of each.
         """
         self._token_ids = token_ids
 

@@ -60,13 +60,17 @@ class TransformersEngineConfig:
     included; a longer one is computed alone."""
 
     def __post_init__(self) -> None:
-        optional = ("session_len", "max_cached_tokens")
-        for name in ("max_num_seqs", "max_prefill_tokens", *optional):
+        for name, least, is_optional in (
+            ("max_num_seqs", 1, False),
+            ("session_len", 2, True),
+            ("max_cached_tokens", 2, True),
+            ("max_prefill_tokens", 1, False),
+        ):
             value = getattr(self, name)
-            if value is None and name in optional:
+            if value is None and is_optional:
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise OptionError(f"{name} must be a positive integer; it is {value!r}")
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise OptionError(f"{name} must be an integer of at least {least}; it is {value!r}")
 
 
 class TransformersEngine(Engine):
@@ -164,20 +168,21 @@ class TransformersEngine(Engine):
         room = self._config.max_cached_tokens
         if room is None:
             room = int(free_bytes(self._device) * _CACHE_SHARE) // bytes_per_token
+            if room < 2:
+                raise EngineUnavailableError(
+                    f"no memory is left on {self._device} for the keys and values of "
+                    f"{model_name}, {bytes_per_token} bytes a token: use a smaller dtype or a "
+                    "larger device"
+                )
+            if room < self.context_length:
+                logger.warning(
+                    "%s can look at %d tokens; there is room for the keys and values of %d",
+                    model_name,
+                    self.context_length,
+                    room,
+                )
         room = min(room, self._config.max_num_seqs * self.context_length)
-        if room < 2:
-            raise EngineUnavailableError(
-                f"no memory is left on {self._device} for the keys and values of {model_name}, "
-                f"{bytes_per_token} bytes a token: use a smaller dtype or a larger device"
-            )
-        if room < self.context_length:
-            logger.warning(
-                "%s can look at %d tokens; there is room for the keys and values of %d",
-                model_name,
-                self.context_length,
-                room,
-            )
-            self.context_length = room
+        self.context_length = min(self.context_length, room)
         self._max_cached_tokens = self._batch.max_cached_tokens = room
 
     def _answers(
@@ -229,8 +234,8 @@ class TransformersEngine(Engine):
                     self._batch.keep(_is_running)  # those that one token was enough for
                 if self._batch.sequences:
                     self._decode()
-        unfinished = [*self._batch.sequences, *chain.from_iterable(self._waiting)]
-        _fail(unfinished, EngineClosedError("the engine was closed while it served the request"))
+        for sequence in [*self._batch.sequences, *chain.from_iterable(self._waiting)]:
+            sequence.fail(EngineClosedError("the engine was closed while it served the request"))
 
     def _has_work(self) -> bool:
         """Wait until there is some; false once the engine is closed."""
@@ -265,12 +270,12 @@ class TransformersEngine(Engine):
         try:
             step = self._batch.join(requests)
         except Exception as error:
-            failure = _wrapped("the model failed", error)
+            failure = error.with_traceback(None)  # which would keep the tensors of its frames
         else:
             self._advance(step)
             return
         if len(requests) == 1:
-            _fail(requests[0], failure)
+            _fail(requests[0], "the model failed", failure)
             return
         for request in requests:
             self._prefill([request])
@@ -279,9 +284,10 @@ class TransformersEngine(Engine):
         try:
             step = self._batch.decode()
         except Exception as error:
-            _fail(self._batch.sequences, _wrapped("the model failed", error))
+            _fail(self._batch.sequences, "the model failed", error.with_traceback(None))
         else:
-            self._batch.chose(self._advance(step))
+            if (token_ids := self._advance(step)) is not None:
+                self._batch.go_on_from(token_ids)
 
     def _advance(self, step: Step) -> Tensor | None:
         """Choose the next token of each sequence and hand it over.
@@ -303,7 +309,7 @@ class TransformersEngine(Engine):
                 except EngineError as error:
                     sequence.fail(error)
                 except Exception as error:
-                    sequence.fail(_wrapped("the answer could not go on", error))
+                    _fail([sequence], "the answer could not go on", error)
             taken = taken and sequence.last_id == token_id
         return chosen if taken else None
 
@@ -317,12 +323,8 @@ def _cancel(answers: Iterable[Sequence]) -> None:
         sequence.is_finished = True
 
 
-def _fail(sequences: Iterable[Sequence], error: EngineError) -> None:
+def _fail(sequences: Iterable[Sequence], what: str, cause: Exception) -> None:
     for sequence in sequences:
+        error = EngineError(f"{what}: {type(cause).__name__}: {cause}")
+        error.__cause__ = cause
         sequence.fail(error)
-
-
-def _wrapped(what: str, error: Exception) -> EngineError:
-    wrapped = EngineError(f"{what}: {type(error).__name__}: {error}")
-    wrapped.__cause__ = error.with_traceback(None)  # which would keep the tensors of its frames
-    return wrapped
