@@ -31,6 +31,7 @@ ORDER = (
     "settings",
     "clip.tower",
     "clip.images",
+    "clip.projector",
     "clip.source",
     "clip.vision",
     "clip",

@@ -95,9 +95,6 @@ def follow_sentencepiece(tokenizer: PreTrainedTokenizerBase, directory: Path) ->
 
 
 def _has_dummy_prefix(path: Path) -> bool:
-    from sentencepiece import sentencepiece_model_pb2
+    from sentencepiece import SentencePieceProcessor
 
-    model = sentencepiece_model_pb2.ModelProto()
-    if path.is_file():
-        model.ParseFromString(path.read_bytes())
-    return bool(model.normalizer_spec.add_dummy_prefix)
+    return not path.is_file() or SentencePieceProcessor(model_file=str(path)).normalize("x") != "x"

@@ -4,6 +4,7 @@
 ``ClipVisionModel``       a whole vision model: views of a picture, tower, projector
 ``ClipSource``            where a tower lies, inside a checkpoint or beside it
 ``ClipTower``             the tower, up to a hidden state; ``ClipConfig`` its sizes
+``mlp_projector``         linear layers from a tower's width to a language model's
 ``ClipProcessor``         a view → pixels, as ``preprocessor_config.json`` says
 ``pad_to_square``         a picture in the middle of a square
 ``best_canvas``           the canvas of several that suits a picture
@@ -24,6 +25,7 @@ from vlcore.clip.images import (
     pad_to_square,
     read_pinpoints,
 )
+from vlcore.clip.projector import mlp_projector
 from vlcore.clip.source import ClipSource, module_sources
 from vlcore.clip.tower import ClipConfig, ClipTower
 from vlcore.clip.vision import ClipVisionModel
@@ -37,6 +39,7 @@ __all__ = [
     "best_canvas",
     "cut_tiles",
     "fit_on_canvas",
+    "mlp_projector",
     "module_sources",
     "pad_to_square",
     "read_pinpoints",

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from vlcore import Checkpoint, ConfigError, empty_weights
-from vlcore.clip import ClipSource, read_pinpoints
+from vlcore.clip import ClipSource, mlp_projector, read_pinpoints
 from vlcore.clip.images import Size
 from vlcore.flat_layout import PROJECTOR_PREFIX, FlatVisionPart
 from vlcore.settings import integer, one_of
@@ -84,7 +84,7 @@ def _read_original(checkpoint: Checkpoint) -> VisionParts:
         keep_class_token=flat.keep_class_token,
         pads=flat.aspect == "pad",
         tiles=tiles,
-        projector=_projector(
+        projector=_original_projector(
             config.get("mm_projector_type", "linear"),
             flat.source.config.hidden_size,
             flat.hidden_size,
@@ -123,13 +123,8 @@ def _read_hf(checkpoint: Checkpoint) -> VisionParts:
         tiles = TileSettings(canvases, "spatial_unpad", rounds_unpad=True)
     pads = processor.get("image_processor_type", "").startswith("LlavaImageProcessor")
     hidden_size = integer(config.get("text_config") or {}, "hidden_size", where, default=4096)
-    projector = _projector(
-        "mlp2x_gelu",
-        source.config.hidden_size,
-        hidden_size,
-        where,
-        bias=config.get("multimodal_projector_bias", True),
-    )
+    has_bias = config.get("multimodal_projector_bias", True)
+    projector = mlp_projector(source.config.hidden_size, hidden_size, 2, bias=has_bias)
     linear = f"{root}multi_modal_projector.linear_"
     has_newline = config.get("use_image_newline_parameter", True)
     return VisionParts(
@@ -145,25 +140,20 @@ def _read_hf(checkpoint: Checkpoint) -> VisionParts:
     )
 
 
-def _projector(
-    kind: str, width: int, hidden_size: int, where: str, *, bias: bool = True
-) -> nn.Module:
-    """Build a projector on the meta device, with the release's key names."""
+def _original_projector(kind: str, width: int, hidden_size: int, where: str) -> nn.Module:
+    """Build a projector to be filled, with the release's key names."""
     if kind == "identity" and width != hidden_size:
         raise ConfigError(
             f"{where}: an identity projector needs a tower as wide as the language model; they "
             f"are {width} and {hidden_size} wide"
         )
-    with empty_weights():
-        if kind == "identity":
-            return nn.Identity()
-        if kind == "linear":
+    if kind == "identity":
+        return nn.Identity()
+    if kind == "linear":
+        with empty_weights():
             return nn.Linear(width, hidden_size)
-        depth = int(kind.removeprefix("mlp").removesuffix("x_gelu"))
-        layers: list[nn.Module] = [nn.Linear(width, hidden_size, bias=bias)]
-        for _ in range(1, depth):
-            layers += [nn.GELU(), nn.Linear(hidden_size, hidden_size, bias=bias)]
-        return nn.Sequential(*layers)
+    depth = int(kind.removeprefix("mlp").removesuffix("x_gelu"))
+    return mlp_projector(width, hidden_size, depth)
 
 
 def _canvases(

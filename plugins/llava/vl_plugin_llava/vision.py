@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +39,7 @@ class LlavaVisionModel(ClipVisionModel):
         self._tiles = tiles
         self._newline = newline
 
-    def views(self, image: Image.Image) -> tuple[list[Image.Image], TileLayout | None]:
+    def views(self, image: Image.Image) -> tuple[Sequence[Image.Image], TileLayout | None]:
         """Give the whole picture as a square, and where there are canvases its tiles."""
         if not self._tiles.canvases:
             return super().views(image)
