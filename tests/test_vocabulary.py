@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from checkpoints import GOLDEN, TOKENIZER, write_json
-from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
+from checkpoints import TOKENIZER, write_json, write_tokenizer
+from sentencepiece import SentencePieceProcessor
 from transformers import LlamaConfig
 
 from vlcore.errors import CheckpointError
@@ -42,18 +40,6 @@ def test_a_damaged_vocabulary_is_told(tmp_path: Path, content: bytes) -> None:
 
 
 # -- as sentencepiece does it
-
-
-def write_tokenizer(directory: Path, *, has_dummy_prefix: bool, **config: Any) -> Path:
-    source = GOLDEN / "tokenization_nobos"
-    model: Any = getattr(sentencepiece_model_pb2, "ModelProto")()  # noqa: B009
-    model.ParseFromString((source / "tokenizer.model").read_bytes())
-    model.normalizer_spec.add_dummy_prefix = has_dummy_prefix
-    directory.mkdir(exist_ok=True)
-    (directory / "tokenizer.model").write_bytes(model.SerializeToString())
-    settings = json.loads((source / "tokenizer_config.json").read_text())
-    write_json(directory / "tokenizer_config.json", settings | config)
-    return directory
 
 
 @pytest.mark.parametrize("has_dummy_prefix", [True, False])

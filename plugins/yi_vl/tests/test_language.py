@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoints import write_json, write_yi
+from checkpoints import write_json, write_tokenizer, write_yi
 from golden_cases import GOLDEN, GoldenCase, load_case, read_lines
+from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -121,6 +122,22 @@ def test_tokens_are_the_releases_through_template_and_tokenizer(tmp_path: Path) 
         assert ids == expected[line["id"]], line["id"]
         num_compared += 1
     assert num_compared == len(conversations) - 1
+
+
+def test_tokens_are_sentencepieces_where_there_is_no_dummy_prefix(tmp_path: Path) -> None:
+    directory = write_yi(tmp_path)
+    write_tokenizer(directory, has_dummy_prefix=False)
+    tokenizer = PromptTokenizer(vlcore.load_language_model(directory).tokenizer())
+    processor = SentencePieceProcessor(model_file=str(directory / "tokenizer.model"))
+    template = vlcore.load_chat_template(directory)
+    for line in read_lines(GOLDEN / "prompts" / "yi_vl.jsonl"):
+        if line["id"] == "special_text_is_plain":
+            continue
+        parts = template.messages2prompt(line["messages"])
+        prompt = tokenizer.build(parts, [ImageLayout(1)] * line["n_images"], template)
+        first, *others = (processor.encode(chunk) for chunk in line["prompt"].split("<image>"))
+        filler = [PromptTokenizer.filler_id]
+        assert list(prompt.token_ids) == first + [i for ids in others for i in filler + ids]
 
 
 def test_there_is_no_beginning_token(tmp_path: Path) -> None:

@@ -90,6 +90,28 @@ def test_with_neither_the_right_one_is_named(
     assert f"pip install {OTHER[owner]}" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"hidden_size": 64},
+        {"mm_projector_type": "resampler", "mm_vision_tower": "openai/clip-vit-large-patch14"},
+        {"mm_projector_type": "mlp2x_gelu", "mm_vision_tower": "OpenGVLab/InternViT-6B-224px"},
+    ],
+    ids=str,
+)
+def test_both_are_named_for_a_checkpoint_that_may_be_neithers(
+    monkeypatch: pytest.MonkeyPatch, config: dict[str, object]
+) -> None:
+    uninstall("vl-plugin-yi", monkeypatch)
+    uninstall("vl-plugin-llava", monkeypatch)
+    with pytest.raises(NoPluginError) as caught:
+        find_plugin({"architectures": ARCHITECTURES} | config)
+    message = str(caught.value)
+    assert "packages known to serve this architecture name:" in message
+    assert "pip install vl-plugin-yi  (Yi-VL)" in message
+    assert "pip install vl-plugin-llava  (LLaVA" in message
+
+
 @pytest.mark.parametrize("owner", WRITERS)
 def test_a_third_plugin_that_claims_a_checkpoint_is_a_conflict(
     tmp_path: Path, site: Site, owner: str
