@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from sentencepiece import sentencepiece_model_pb2
 
 GOLDEN = Path(__file__).parent / "golden"
 TOKENIZER = GOLDEN / "tokenization_llava"
@@ -35,6 +36,35 @@ def write_llava(directory: Path, *, seed: int = 0, **config: Any) -> Path:
         processor | {"size": IMAGE_SIZE, "crop_size": IMAGE_SIZE},
     )
     save_file(llava_tensors(values, clip["vision_config"], seed), directory / "model.safetensors")
+    return directory
+
+
+def write_yi(directory: Path, *, seed: int = 0, **config: Any) -> Path:
+    """Write the golden Yi-VL checkpoint with a tokenizer, and an embedding for its 900 tokens."""
+    directory.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(GOLDEN / "yi_vl" / "vit", directory / "vit", dirs_exist_ok=True)
+    values = json.loads((GOLDEN / "yi_vl" / "config.json").read_text())
+    values |= {"vocab_size": 900, "max_position_embeddings": 1024} | config
+    write_json(directory / "config.json", values)
+    write_tokenizer(directory, has_dummy_prefix=True)
+    tensors = load_file(GOLDEN / "yi_vl" / "model.safetensors")
+    generator = torch.Generator().manual_seed(seed)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = torch.randn(values["vocab_size"], 64, generator=generator) / 8
+    save_file(tensors, directory / "model.safetensors")
+    return directory
+
+
+def write_tokenizer(directory: Path, *, has_dummy_prefix: bool, **config: Any) -> Path:
+    """Write a sentencepiece model of 900 tokens without BOS, with a dummy prefix or without."""
+    source = GOLDEN / "tokenization_nobos"
+    model: Any = getattr(sentencepiece_model_pb2, "ModelProto")()  # noqa: B009
+    model.ParseFromString((source / "tokenizer.model").read_bytes())
+    model.normalizer_spec.add_dummy_prefix = has_dummy_prefix
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "tokenizer.model").write_bytes(model.SerializeToString())
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    write_json(directory / "tokenizer_config.json", settings | config)
     return directory
 
 

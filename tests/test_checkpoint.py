@@ -39,7 +39,7 @@ def some_tensors() -> dict[str, Tensor]:
 
 
 def write_checkpoint(directory: Path, write: Writer = single_safetensors) -> Path:
-    directory.mkdir(exist_ok=True)
+    directory.mkdir(exist_ok=True, parents=True)
     write_json(directory / "config.json", {"architectures": ["MadeUp"]})
     write(directory, some_tensors())
     return directory
@@ -215,6 +215,22 @@ def test_a_related_checkpoint_lies_inside_or_on_the_hub(
     assert main.related("./tower").config == {"architectures": ["MadeUp"]}
     assert main.related("maker/tower").name == "maker/tower"
     assert main.related(str(tmp_path / "source")).directory == tmp_path / "source"
+
+
+def test_a_folder_of_a_hub_repository_fetches_its_own_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = write_checkpoint(tmp_path / "source")
+    write_checkpoint(repository / "towers" / "a", single_bin)
+    write_checkpoint(repository / "towers" / "b", single_bin)
+    hub = FakeHub(tmp_path / "cache", monkeypatch)
+    hub.repositories["maker/model"] = repository
+    tower = Checkpoint.open("maker/model").related("./towers/a")
+    assert tower.name == "maker/model/towers/a"
+    assert not any(file.endswith(".bin") for file in hub.fetched("maker/model"))
+    assert read(tower).keys() == some_tensors().keys()
+    assert "towers/a/pytorch_model.bin" in hub.fetched("maker/model")
+    assert "towers/b/pytorch_model.bin" not in hub.fetched("maker/model")
 
 
 def test_a_related_checkpoint_that_is_nowhere(

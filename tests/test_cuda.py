@@ -18,7 +18,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("name", ["llava15", "llava16_anyres"])
+@pytest.mark.parametrize("name", ["llava15", "llava16_anyres", "yi_vl"])
 def test_features_are_those_of_the_release(name: str) -> None:
     case = load_case(name)
     model = vlcore.load_vision_model(case.directory, "cuda", torch.float32)

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from checkpoints import TOKENIZER, write_json
+from checkpoints import TOKENIZER, write_json, write_llava, write_yi
 from PIL import Image
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
 
 import vlcore
+from vlcore.cli import app
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PLUGIN_READMES = sorted((ROOT / "plugins").glob("*/README.md"))
+STAND_INS = {"01-ai/Yi-VL-6B": write_yi, "liuhaotian/llava-v1.5-7b": write_llava}
+"""Tiny checkpoints in the places of those that the plugins' READMEs name."""
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NEEDS_NO_RUN = {"make test"}  # that is what runs this
 
@@ -35,18 +42,26 @@ class Block:
         return f"{self.document.name}-{self.language}"
 
 
-BLOCKS = [
-    Block(document, found[1], found[2])
-    for document in DOCUMENTS
-    for found in FENCE.finditer(document.read_text("utf-8"))
-]
-COMMANDS = [
-    line.split("  #")[0].strip()
-    for block in BLOCKS
-    if block.language == "sh"
-    for line in block.text.splitlines()
-    if line.strip()
-]
+def blocks_of(documents: Iterable[Path]) -> list[Block]:
+    return [
+        Block(document, found[1], found[2])
+        for document in documents
+        for found in FENCE.finditer(document.read_text("utf-8"))
+    ]
+
+
+def commands_of(blocks: Iterable[Block]) -> list[str]:
+    return [
+        line.split("  #")[0].strip()
+        for block in blocks
+        if block.language == "sh"
+        for line in block.text.splitlines()
+        if line.strip()
+    ]
+
+
+BLOCKS = blocks_of(DOCUMENTS)
+COMMANDS = commands_of(BLOCKS)
 
 
 def is_file_of_the_example(block: Block) -> bool:
@@ -103,6 +118,46 @@ def test_the_plugin_of_the_readme_works(tmp_path: Path, monkeypatch: pytest.Monk
         answer = pipe(("What is this?", picture), {"max_new_tokens": 3, "ignore_eos": True})
     assert answer.generate_token_len == 3
     assert answer.input_token_len > 16
+
+
+# -- the plugins' READMEs
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The READMEs' hub ids as tiny checkpoints, and their picture."""
+    directory = tmp_path_factory.mktemp("elsewhere")
+    for hub_id, write in STAND_INS.items():
+        write(directory / hub_id)
+    Image.new("RGB", (60, 40), "green").save(directory / "table.png")
+    return directory
+
+
+@pytest.mark.parametrize("readme", PLUGIN_READMES, ids=lambda path: path.parent.name)
+def test_a_plugins_readme_shows_a_command_and_an_example_that_run(
+    readme: Path,
+    elsewhere: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(elsewhere)
+    blocks = blocks_of([readme])
+    (command,) = commands_of(blocks)
+    program, *arguments = shlex.split(command)
+    assert program == "vlcore"
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert result.stdout.strip()
+    (example,) = (block.text for block in blocks if block.language == "python")
+    exec(compile(example, str(readme), "exec"), {})
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("readme", PLUGIN_READMES, ids=lambda path: path.parent.name)
+def test_a_plugins_readme_says_what_its_users_need(readme: Path) -> None:
+    text = readme.read_text("utf-8")
+    for words in ("weights in fp16", "## Use it", "## Differences from the release"):
+        assert words in text
 
 
 def write_patchwork(directory: Path, architecture: str) -> Path:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -224,11 +225,73 @@ def test_the_package_known_to_serve_an_architecture_is_named(
     assert "pip install vl-plugin-no" not in message
 
 
+GADGETS: list[dict[str, Any]] = [
+    {
+        "package": "vl-plugin-round",
+        "serves": "round gadgets",
+        "architectures": ["MadeUpForTests"],
+        "signs": {"shape": "^(round|oval)?$"},
+    },
+    {
+        "package": "vl-plugin-square",
+        "serves": "square gadgets",
+        "architectures": ["MadeUpForTests"],
+        "signs": {"shape": "^square$", "size": "."},
+    },
+    {"package": "vl-plugin-any", "serves": "gadgets", "architectures": ["MadeUpForTests"]},
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"shape": "oval"}, ["vl-plugin-round"]),
+        ({}, ["vl-plugin-round"]),
+        ({"shape": "square", "size": 3}, ["vl-plugin-square"]),
+    ],
+    ids=str,
+)
+def test_the_package_for_the_variant_is_named(
+    site: Site, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], named: list[str]
+) -> None:
+    monkeypatch.setattr(plugins, "_known_plugins", lambda: GADGETS)
+    with pytest.raises(NoPluginError) as caught:
+        find_plugin(CONFIG | change)
+    message = str(caught.value)
+    assert "packages known to serve this checkpoint, by its config.json:" in message
+    assert re.findall(r"pip install (\S+)", message) == named
+
+
+@pytest.mark.parametrize("change", [{"shape": "square"}, {"shape": "star"}, {"shape": None}])
+def test_every_package_is_named_where_the_variant_cannot_be_told(
+    site: Site, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(plugins, "_known_plugins", lambda: GADGETS)
+    with pytest.raises(NoPluginError) as caught:
+        find_plugin(CONFIG | change)
+    message = str(caught.value)
+    assert "packages known to serve this architecture name:" in message
+    assert re.findall(r"pip install (\S+)", message) == [entry["package"] for entry in GADGETS]
+
+
+def test_another_variants_package_is_not_named_where_the_right_one_is_installed(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugins, "_known_plugins", lambda: GADGETS)
+    site.install("vl-plugin-round", ARCHITECTURES, REFUSES)
+    with pytest.raises(NoPluginError) as caught:
+        find_plugin(CONFIG | {"shape": "round"})
+    assert "its gadget is unknown" in str(caught.value)
+    assert "pip install" not in str(caught.value)
+
+
 def test_the_known_packages_are_well_formed() -> None:
     text = resources.files("vlcore").joinpath("data/known_plugins.json").read_text("utf-8")
     packages: dict[str, set[str]] = {}
     for entry in json.loads(text):
-        assert entry.keys() == {"package", "serves", "architectures"}
+        assert entry.keys() - {"signs"} == {"package", "serves", "architectures"}
+        for pattern in entry.get("signs", {}).values():
+            re.compile(pattern)
         for name in entry["architectures"]:
             packages.setdefault(name, set()).add(entry["package"])
     assert packages["LlavaLlamaForCausalLM"] >= {"vl-plugin-llava", "vl-plugin-yi"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -113,7 +114,8 @@ class FakeHub:
 
     def fetched(self, hub_id: str) -> set[str]:
         """Name the files of a repository that have been downloaded."""
-        return {path.name for path in (self._cache / hub_id).iterdir()}
+        snapshot = self._cache / hub_id
+        return {path.relative_to(snapshot).as_posix() for path in files_below(snapshot)}
 
     def _download(self, hub_id: str, *, revision: str | None, allow_patterns: list[str]) -> str:
         self.requests.append((hub_id, revision, allow_patterns))
@@ -121,7 +123,14 @@ class FakeHub:
             raise OSError("no route to the hub")
         snapshot = self._cache / hub_id
         snapshot.mkdir(parents=True, exist_ok=True)
-        for path in self.repositories[hub_id].iterdir():
-            if any(path.match(pattern) for pattern in allow_patterns) and path.is_file():
-                (snapshot / path.name).write_bytes(path.read_bytes())
+        for path in files_below(self.repositories[hub_id]):
+            name = path.relative_to(self.repositories[hub_id]).as_posix()
+            # As the hub's client does, a pattern's star matches folders too.
+            if any(fnmatch(name, pattern) for pattern in allow_patterns):
+                (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+                (snapshot / name).write_bytes(path.read_bytes())
         return str(snapshot)
+
+
+def files_below(directory: Path) -> list[Path]:
+    return [path for path in directory.rglob("*") if path.is_file()]

@@ -175,15 +175,31 @@ class Checkpoint:
         return tokens
 
     def related(self, reference: str) -> Checkpoint:
-        """Open a checkpoint that this one names: a directory relative to it, or a hub id."""
+        """Open a checkpoint that this one names: a directory relative to it, or a hub id.
+
+        Raises:
+            CheckpointNotFoundError: it is neither.
+        """
         try:
             beside = self.directory / reference
-            return Checkpoint(beside) if beside.is_dir() else Checkpoint.open(reference)
+            return self._inner(beside) if beside.is_dir() else Checkpoint.open(reference)
         except (OSError, ValueError, CheckpointNotFoundError) as error:
             raise CheckpointNotFoundError(
                 f"{self.name} refers to {reference[:80]!r}, which is no directory inside it: "
                 f"{error}"
             ) from error
+
+    def _inner(self, directory: Path) -> Checkpoint:
+        """Open a directory; in a hub repository, its files come from the folder of that name."""
+        fetch = self._fetch
+        if fetch is None or not directory.is_relative_to(self.directory):
+            return Checkpoint(directory)
+        folder = directory.relative_to(self.directory)
+        return Checkpoint(
+            directory,
+            name=f"{self.name}/{folder.as_posix()}",
+            fetch=lambda names: fetch([(folder / name).as_posix() for name in names]),
+        )
 
     def tokenizer(self, config: PretrainedConfig | None = None) -> PreTrainedTokenizerBase:
         """Load the tokenizer, without remote code.

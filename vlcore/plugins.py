@@ -14,6 +14,7 @@ import importlib
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -227,7 +228,7 @@ def find_plugin(config: Mapping[str, Any], *, plugin: str | None = None) -> Plug
         )
     if failures and len(failures) == len(reasons) == 1:
         raise failures[0]
-    message = _no_plugin_message(architectures, reasons, installed)
+    message = _no_plugin_message(config, architectures, reasons, installed)
     raise NoPluginError(message) from (failures[0] if failures else None)
 
 
@@ -269,23 +270,34 @@ def _chosen(
 
 
 def _no_plugin_message(
-    architectures: Sequence[str], reasons: Sequence[str], installed: Sequence[PluginInfo]
+    config: Mapping[str, Any],
+    architectures: Sequence[str],
+    reasons: Sequence[str],
+    installed: Sequence[PluginInfo],
 ) -> str:
     lines = [f"no installed plugin serves this {'/'.join(architectures)} checkpoint"]
     lines += [f"- {reason}" for reason in reasons]
-    present = {canonicalize_name(info.distribution) for info in installed}
     known = [
-        entry
-        for entry in _known_plugins()
-        if set(entry["architectures"]) & set(architectures) and entry["package"] not in present
+        entry for entry in _known_plugins() if set(entry["architectures"]) & set(architectures)
     ]
-    if known:
-        lines.append("packages known to serve this architecture name:")
-        lines += [f"- pip install {entry['package']}  ({entry['serves']})" for entry in known]
+    fitting = [entry for entry in known if _has_signs(config, entry)]
+    present = {canonicalize_name(info.distribution) for info in installed}
+    if absent := [entry for entry in fitting or known if entry["package"] not in present]:
+        what = "checkpoint, by its config.json" if fitting else "architecture name"
+        lines.append(f"packages known to serve this {what}:")
+        lines += [f"- pip install {entry['package']}  ({entry['serves']})" for entry in absent]
     elif not reasons:
         lines.append("and vlcore knows of no package that does; look for one named vl-plugin-…")
     lines.append(f"installed plugins: {_list_plugins(installed)}")
     return "\n".join(lines)
+
+
+def _has_signs(config: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:
+    """Whether a configuration bears every sign of a known package; one without signs has none."""
+    signs: Mapping[str, str] = entry.get("signs", {})
+    return bool(signs) and all(
+        re.search(pattern, str(config.get(key, ""))) for key, pattern in signs.items()
+    )
 
 
 def _list_plugins(installed: Iterable[PluginInfo]) -> str:
@@ -293,6 +305,11 @@ def _list_plugins(installed: Iterable[PluginInfo]) -> str:
 
 
 def _known_plugins() -> list[dict[str, Any]]:
+    """Read the list of published packages.
+
+    Several may serve one architecture name. The ``signs`` of a package tell its checkpoints from
+    those of the others: patterns for values of config.json, where an absent key counts as empty.
+    """
     text = resources.files("vlcore").joinpath("data/known_plugins.json").read_text("utf-8")
     known: list[dict[str, Any]] = json.loads(text)
     return known

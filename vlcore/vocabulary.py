@@ -62,3 +62,39 @@ def _check_vocabulary(directory: Path) -> None:
             f"{path} ({path.stat().st_size} bytes) is no sentencepiece model: {error}. The "
             "download may be incomplete, or a Git LFS pointer"
         ) from error
+
+
+def follow_sentencepiece(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Make a tokenizer split text as sentencepiece itself does with ``tokenizer.model``.
+
+    Code that tokenises with sentencepiece has its dummy prefix before every text. The Metaspace
+    step that transformers builds leaves it out before a text that begins with a space, and puts
+    it there also where the model asks for none.
+
+    Args:
+        tokenizer: changed in place; left alone where transformers built another step.
+        directory: where ``tokenizer.model`` lies; without one, a dummy prefix is taken for asked.
+    """
+    from tokenizers import normalizers, pre_tokenizers
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    step = getattr(backend, "pre_tokenizer", None)
+    if (
+        backend is None
+        or backend.normalizer is not None
+        or not isinstance(step, pre_tokenizers.Metaspace)
+        or step.prepend_scheme != "always"
+    ):
+        return
+    mark = step.replacement
+    steps: list[normalizers.Normalizer] = [normalizers.Replace(" ", mark)]
+    if _has_dummy_prefix(directory / "tokenizer.model"):
+        steps.insert(0, normalizers.Prepend(mark))
+    backend.normalizer = normalizers.Sequence(steps)
+    backend.pre_tokenizer = None
+
+
+def _has_dummy_prefix(path: Path) -> bool:
+    from sentencepiece import SentencePieceProcessor
+
+    return not path.is_file() or SentencePieceProcessor(model_file=str(path)).normalize("x") != "x"

@@ -11,11 +11,11 @@ from checkpoints import TOKENIZER, write_llava
 from golden_cases import GOLDEN, GoldenCase, load_case, read_lines
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from vl_plugin_llava.language import LlavaLanguageModel
 from weight_files import LAYOUTS, read_all
 
 import vlcore
 from vlcore import Checkpoint, ImageSlot, TensorError
+from vlcore.flat_layout import FlatLanguageModel
 from vlcore.prompt import ImageLayout, PromptTokenizer
 from vlcore.template import Control, PromptPart, Text
 
@@ -140,7 +140,7 @@ def test_a_tensor_without_a_place_is_named(tmp_path: Path) -> None:
 def tokenizer_of(folder: str) -> PromptTokenizer:
     checkpoint = Checkpoint.open(GOLDEN / folder)
     config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
-    return PromptTokenizer(LlavaLanguageModel(checkpoint, config, {}).tokenizer())
+    return PromptTokenizer(FlatLanguageModel(checkpoint, config, {}).tokenizer())
 
 
 @pytest.fixture(scope="module")

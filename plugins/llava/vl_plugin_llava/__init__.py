@@ -61,7 +61,7 @@ def _match_original(config: Mapping[str, Any]) -> Literal[True] | str:
     if not isinstance(tower, str) or not tower:
         return "config.json names no vision tower in mm_vision_tower"
     projector = config.get("mm_projector_type", "linear")
-    if isinstance(projector, str) and projector.endswith("_Norm"):
+    if isinstance(projector, str) and "_Norm" in projector:
         return f"its projector {projector!r} is Yi-VL's; LLaVA's have no norms"
     if not isinstance(projector, str) or not _PROJECTOR.fullmatch(projector):
         return f"its projector {projector!r} is none of linear, mlpNx_gelu, identity"

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from vl_plugin_llava import images
-from vl_plugin_llava.clip import ClipConfig, ClipTower
-from vl_plugin_llava.images import ClipProcessor, Size
-from vl_plugin_llava.parts import LlavaSettings, read_parts, tower_sources
-from vlcore import (
-    Checkpoint,
-    ConfigError,
-    ImageInputs,
-    VisionModel,
-    empty_weights,
-)
+from vl_plugin_llava.parts import TileSettings, read_parts
+from vlcore import Checkpoint, ConfigError, ImageInputs
+from vlcore.clip import ClipVisionModel, best_canvas, cut_tiles, fit_on_canvas
+from vlcore.clip.images import Size
 
 
 @dataclass(frozen=True)
@@ -28,10 +22,10 @@ class TileLayout:
 
     image_size: Size
     grid: Size
-    """Columns and rows of tiles beside the base view; (0, 0) where there is only the base."""
+    """Columns and rows of tiles beside the base view."""
 
 
-class LlavaVisionModel(VisionModel):
+class LlavaVisionModel(ClipVisionModel):
     """CLIP features of an image, projected, in the release's order of rows.
 
     Source: the released LLaVA code (``llava_arch.py``, ``mm_utils.py``) and, for llava-hf
@@ -39,57 +33,22 @@ class LlavaVisionModel(VisionModel):
     """
 
     def __init__(
-        self,
-        tower: ClipTower,
-        projector: nn.Module,
-        newline: Tensor | None,
-        settings: LlavaSettings,
-        config: ClipConfig,
-        processor: ClipProcessor,
-        hidden_size: int,
+        self, *parts: Any, tiles: TileSettings, newline: Tensor | None, **options: Any
     ) -> None:
-        self.hidden_size = hidden_size
-        self._tower = tower
-        self._projector = projector
+        super().__init__(*parts, **options)
+        self._tiles = tiles
         self._newline = newline
-        self._settings = settings
-        self._grid_size = config.grid_size
-        self._edge = config.image_size
-        self._processor = processor
 
-    def preprocess(self, image: Image.Image, **options: Any) -> ImageInputs:
-        """Turn a picture into normalised tiles, the base view first.
-
-        Shapes:
-            pixels: [tiles, 3, S, S] float32.
-        """
-        image = super().preprocess(image, **options)
-        image = image if image.mode == "RGB" else image.convert("RGB")
-        views, grid = [image], (0, 0)
-        if self._settings.aspect == "pad":
-            views = [images.pad_to_square(image, self._processor.background)]
-        elif self._settings.aspect == "anyres":
-            resample = self._processor.resample
-            canvas = images.best_canvas(image.size, self._settings.canvases)
-            base = image.resize((self._processor.edge, self._processor.edge), resample)
-            fitted = images.fit_on_canvas(image, canvas, resample)
-            views = [base, *images.cut_tiles(fitted, self._edge)]
-            grid = (canvas[0] // self._edge, canvas[1] // self._edge)
-        layout = TileLayout(image.size, grid)
-        pixels = torch.stack([self._processor(view) for view in views])
-        return ImageInputs(pixels, layout, self._num_rows(layout))
-
-    def tower(self, pixels: Tensor) -> Tensor:
-        """Encode and project tiles.
-
-        Shapes:
-            pixels: [N, 3, S, S]; result: [N, T, hidden_size].
-        """
-        features = self._tower(pixels)
-        projected: Tensor = self._projector(
-            features if self._settings.keep_class_token else features[:, 1:]
-        )
-        return projected
+    def views(self, image: Image.Image) -> tuple[Sequence[Image.Image], TileLayout | None]:
+        """Give the whole picture as a square, and where there are canvases its tiles."""
+        if not self._tiles.canvases:
+            return super().views(image)
+        resample = self.processor.resample
+        canvas = best_canvas(image.size, self._tiles.canvases)
+        base = image.resize((self.processor.edge, self.processor.edge), resample)
+        tiles = cut_tiles(fit_on_canvas(image, canvas, resample), self.edge)
+        grid = (canvas[0] // self.edge, canvas[1] // self.edge)
+        return [base, *tiles], TileLayout(image.size, grid)
 
     def assemble(self, features: Tensor, inputs: ImageInputs) -> Tensor:
         """Lay out the tiles' rows: base view, then the grid with its newline rows.
@@ -97,17 +56,16 @@ class LlavaVisionModel(VisionModel):
         Shapes:
             features: [tiles, T, hidden_size]; result: [k, hidden_size].
         """
-        layout: TileLayout = inputs.layout
-        settings = self._settings
-        if settings.aspect != "anyres" or settings.merge == "flat":
-            return features.flatten(0, 1)
+        layout: TileLayout | None = inputs.layout
+        if layout is None or self._tiles.merge == "flat":
+            return super().assemble(features, inputs)
         base = features[0]
         columns, rows = layout.grid
-        side = self._grid_size
+        side = self.grid_size
         # [tiles, T, D] -> [D, rows * side, columns * side]
         grid = features[1:].reshape(rows, columns, side, side, -1).permute(4, 0, 2, 1, 3)
         grid = grid.flatten(3, 4).flatten(1, 2)
-        if settings.merge == "spatial_unpad":
+        if self._tiles.merge == "spatial_unpad":
             top, left = self._padding(layout)
             grid = grid[:, top : grid.shape[1] - top, left : grid.shape[2] - left]
             if self._newline is not None:
@@ -115,27 +73,26 @@ class LlavaVisionModel(VisionModel):
                 grid = torch.cat([grid, newline.to(grid)], dim=2)
         return torch.cat([base, grid.flatten(1).T])
 
+    def count_rows(self, num_views: int, layout: TileLayout | None) -> int:
+        """Say how many rows :meth:`assemble` will give."""
+        if layout is None or self._tiles.merge != "spatial_unpad":
+            return super().count_rows(num_views, layout)
+        columns, rows = layout.grid
+        top, left = self._padding(layout)
+        height = rows * self.grid_size - 2 * top
+        width = columns * self.grid_size - 2 * left
+        return self.rows_per_view + height * (width + (self._newline is not None))
+
     def _padding(self, layout: TileLayout) -> tuple[int, int]:
         """Rows and columns of features that hold nothing but canvas, on either side."""
         width, height = layout.image_size
-        columns, rows = (tiles * self._grid_size for tiles in layout.grid)
+        columns, rows = (tiles * self.grid_size for tiles in layout.grid)
         if width / height > columns / rows:
             return (rows - self._whole(height * (columns / width))) // 2, 0
         return 0, (columns - self._whole(width * (rows / height))) // 2
 
     def _whole(self, length: float) -> int:
-        return int(round(length, 7) if self._settings.rounds_unpad else length)
-
-    def _num_rows(self, layout: TileLayout) -> int:
-        settings = self._settings
-        per_tile = self._grid_size**2 + settings.keep_class_token
-        columns, rows = layout.grid
-        if settings.merge != "spatial_unpad" or settings.aspect != "anyres":
-            return per_tile * (1 + columns * rows)
-        top, left = self._padding(layout)
-        height = rows * self._grid_size - 2 * top
-        width = columns * self._grid_size - 2 * left
-        return per_tile + height * (width + (self._newline is not None))
+        return int(round(length, 7) if self._tiles.rounds_unpad else length)
 
 
 def load_vision_model(
@@ -143,29 +100,25 @@ def load_vision_model(
 ) -> LlavaVisionModel:
     """Load the vision model of a checkpoint in the original or in llava-hf's layout."""
     parts = read_parts(checkpoint)
-    clip, settings = parts.clip, parts.settings
-    num_layers = settings.select_layer
-    if num_layers < 0:
-        num_layers += clip.num_hidden_layers + 1
-    if not 0 <= num_layers <= clip.num_hidden_layers:
-        raise ConfigError(
-            f"{checkpoint.name}: hidden state {settings.select_layer} of the tower is asked for, "
-            f"which has {clip.num_hidden_layers} layers"
-        )
-    if settings.aspect == "anyres" and settings.merge != "flat" and settings.keep_class_token:
-        raise ConfigError(f"{checkpoint.name}: tiles with a class token cannot be laid out")
-    with empty_weights():
-        tower = ClipTower(clip, num_layers)
-    sources = tower_sources(parts, tower, num_layers)
-    parts.tower_checkpoint.load_module(tower, sources, device=device, dtype=dtype)
-    checkpoint.load_module(parts.projector, parts.projector_sources, device=device, dtype=dtype)
+    tiles = parts.tiles
     newline = None
-    if settings.aspect == "anyres" and settings.merge == "spatial_unpad" and parts.newline_name:
-        newline = next(checkpoint.tensors([parts.newline_name], device=device, dtype=dtype))[1]
-    model = LlavaVisionModel(
-        tower.eval(), parts.projector.eval(), newline, settings, clip, parts.processor,
-        parts.hidden_size,
-    )  # fmt: skip
-    places = (checkpoint, parts.tower_checkpoint)
-    model.fingerprint = "+".join(dict.fromkeys(place.fingerprint for place in places))
-    return model
+    if tiles.canvases and tiles.merge != "flat":
+        if parts.keep_class_token:
+            raise ConfigError(f"{checkpoint.name}: tiles with a class token cannot be laid out")
+        if tiles.merge == "spatial_unpad" and parts.newline_name:
+            names = [parts.newline_name]
+            newline = next(checkpoint.tensors(names, device=device, dtype=dtype))[1]
+    return LlavaVisionModel.load(
+        checkpoint,
+        parts.source,
+        parts.projector,
+        parts.projector_prefixes,
+        layer=parts.layer,
+        device=device,
+        dtype=dtype,
+        hidden_size=parts.hidden_size,
+        pads=parts.pads,
+        keep_class_token=parts.keep_class_token,
+        tiles=tiles,
+        newline=newline,
+    )

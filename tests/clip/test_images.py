@@ -10,7 +10,8 @@ from transformers import CLIPImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import (
     LlavaNextImageProcessorPil,
 )
-from vl_plugin_llava.images import (
+
+from vlcore.clip.images import (
     ClipProcessor,
     best_canvas,
     cut_tiles,
@@ -18,8 +19,7 @@ from vl_plugin_llava.images import (
     pad_to_square,
     read_pinpoints,
 )
-
-from vlcore import ConfigError, ImageLimitError
+from vlcore.errors import ConfigError, ImageLimitError
 
 CANVASES = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 BICUBIC = Image.Resampling.BICUBIC
@@ -72,7 +72,7 @@ def test_a_long_strip_is_not_resized_whole(
     strip = Image.linear_gradient("L").resize(size, BICUBIC).convert("RGB")
     processor = ClipProcessor.from_json({"do_rescale": False, "do_normalize": False}, 28, "")
     whole = processor(strip)
-    monkeypatch.setattr("vl_plugin_llava.images.MAX_RESIZED_PIXELS", 28 * 28)
+    monkeypatch.setattr("vlcore.clip.images.MAX_RESIZED_PIXELS", 28 * 28)
     assert (processor(strip) - whole).abs().max() <= 1
 
 

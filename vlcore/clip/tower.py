@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlcore import ConfigError
+from vlcore.errors import ConfigError
 
 _COUNTS = (
     "hidden_size",
@@ -86,6 +86,7 @@ class ClipTower(nn.Module):
 
     def __init__(self, config: ClipConfig, num_layers: int) -> None:
         super().__init__()
+        self.config = config
         self.embeddings = _Embeddings(config)
         self.pre_layrnorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.encoder = _Encoder(config, num_layers)

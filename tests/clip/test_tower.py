@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
-from vl_plugin_llava.clip import ClipConfig, ClipTower
 
-from vlcore import ConfigError
+from vlcore.clip.tower import ClipConfig, ClipTower
+from vlcore.errors import ConfigError
 
 SIZES: dict[str, Any] = {
     "hidden_size": 24,

@@ -1,7 +1,7 @@
-"""LLaVA's image processing: squares, padding and any-resolution tiles, from a PIL image.
+"""Image processing for CLIP towers: squares, padding and grids of tiles, from a PIL image.
 
-Pixels equal those of the released code, which builds on transformers' ``CLIPImageProcessor``:
-Pillow resizes, then values are scaled and normalised in float32.
+Pixels equal those of transformers' ``CLIPImageProcessor``, which released code builds on: Pillow
+resizes, then values are scaled and normalised in float32.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlcore import ConfigError, ImageLimitError
+from vlcore.errors import ConfigError, ImageLimitError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -72,7 +72,7 @@ class ClipProcessor:
 
     @property
     def background(self) -> tuple[int, ...]:
-        """The mean colour, as the release pads with it."""
+        """The mean colour, as released code pads with it."""
         return tuple(int(channel * 255) for channel in self.mean or CLIP_MEAN)
 
     def __call__(self, image: Image.Image) -> Tensor:
@@ -116,7 +116,7 @@ def read_pinpoints(value: Any, where: str, *, height_first: bool = False) -> tup
     Args:
         value: the configuration's value.
         where: the file it comes from, for messages.
-        height_first: whether the pairs are (height, width), as llava-hf writes them.
+        height_first: whether the pairs are (height, width).
 
     Raises:
         ConfigError: it is no list of pairs of positive integers.

@@ -1,0 +1,57 @@
+"""Yi-VL for vlcore."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from vlcore import hookimpl
+
+if TYPE_CHECKING:
+    import torch
+
+    from vlcore import ChatTemplate, Checkpoint, LanguageModel, VisionModel
+
+_PROJECTOR = re.compile(r"mlp[1-9]\d?x_gelu_Norm")
+
+
+@hookimpl
+def vl_match(config: Mapping[str, Any]) -> Literal[True] | str:
+    """Match a projector with norms over a CLIP tower, in a folder or by a name that says CLIP."""
+    projector = config.get("mm_projector_type")
+    if not isinstance(projector, str) or not _PROJECTOR.fullmatch(projector):
+        return f"its projector {projector!r} has no norms; Yi-VL's is mlp2x_gelu_Norm"
+    tower = config.get("mm_vision_tower")
+    if not isinstance(tower, str) or not tower:
+        return "config.json names no vision tower in mm_vision_tower"
+    is_folder = tower.startswith((".", "/", "~")) or "/" not in tower
+    if not is_folder and "clip" not in tower.lower():
+        return f"its tower {tower!r} is neither a folder nor known to be a CLIP tower"
+    return True
+
+
+@hookimpl
+def vl_vision_model(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
+) -> VisionModel:
+    """Load tower and projector."""
+    from vl_plugin_yi.vision import load_vision_model
+
+    return load_vision_model(checkpoint, device, dtype)
+
+
+@hookimpl
+def vl_chat_template(name: str | None) -> ChatTemplate:
+    """Give the one template."""
+    from vl_plugin_yi.template import load_chat_template
+
+    return load_chat_template(name)
+
+
+@hookimpl
+def vl_language_model(checkpoint: Checkpoint) -> LanguageModel:
+    """Describe the text part as Llama."""
+    from vl_plugin_yi.language import load_language_model
+
+    return load_language_model(checkpoint)

@@ -1,0 +1,11 @@
+"""Yi-VL's language model: Llama under its own names."""
+
+from __future__ import annotations
+
+from vlcore import Checkpoint
+from vlcore.flat_layout import FlatLanguageModel
+
+
+def load_language_model(checkpoint: Checkpoint) -> FlatLanguageModel:
+    """Describe the text part."""
+    return FlatLanguageModel.read(checkpoint, model_type="llama", architecture="LlamaForCausalLM")

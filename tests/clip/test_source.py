@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import write_llava
+from torch import Tensor
+from weight_files import ReadSpy, read_all, single_safetensors
+
+from vlcore import Checkpoint, CheckpointNotFoundError, ConfigError, TensorError
+from vlcore.clip import ClipSource, ClipTower, module_sources
+
+INSIDE = "model.vision_tower.vision_tower.vision_model."
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Checkpoint:
+    """A checkpoint with its tower inside; ``clip`` describes it and holds no weights."""
+    return Checkpoint.open(write_llava(tmp_path))
+
+
+def move_beside(checkpoint: Checkpoint, prefix: str) -> dict[str, Tensor]:
+    """Move the tower's tensors to ``clip``, and give them."""
+    stored = read_all(checkpoint.directory)
+    tower = {name: stored.pop(name) for name in [*stored] if name.startswith(INSIDE)}
+    tower = {prefix + name.removeprefix(INSIDE): tensor for name, tensor in tower.items()}
+    single_safetensors(checkpoint.directory, stored)
+    single_safetensors(checkpoint.directory / "clip", tower)
+    return tower
+
+
+def load(source: ClipSource, layer: int = -2) -> ClipTower:
+    return source.load_tower(layer, device=CPU, dtype=torch.float32)
+
+
+def assert_same(tower: ClipTower, other: ClipTower) -> None:
+    state = other.state_dict()
+    assert tower.state_dict().keys() == state.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in tower.state_dict().items())
+
+
+def test_a_tower_inside_the_checkpoint_that_names_it(checkpoint: Checkpoint) -> None:
+    source = ClipSource.named(checkpoint, "clip", ("elsewhere.", INSIDE))
+    assert (source.checkpoint, source.prefix) == (checkpoint, INSIDE)
+    assert source.config.image_size == source.processor.edge == 28
+
+
+@pytest.mark.parametrize("prefix", ["vision_model.", ""])
+def test_a_tower_beside_it(checkpoint: Checkpoint, prefix: str) -> None:
+    expected = load(ClipSource.named(checkpoint, "clip", (INSIDE,)))
+    move_beside(checkpoint, prefix)
+    source = ClipSource.named(Checkpoint.open(checkpoint.directory), "clip", (INSIDE,))
+    assert source.checkpoint.directory == checkpoint.directory / "clip"
+    assert source.prefix == prefix
+    assert_same(load(source), expected)
+
+
+def test_the_tower_inside_wins(checkpoint: Checkpoint) -> None:
+    stored = read_all(checkpoint.directory)
+    move_beside(checkpoint, "vision_model.")
+    single_safetensors(checkpoint.directory, stored)
+    source = ClipSource.named(Checkpoint.open(checkpoint.directory), "clip", (INSIDE,))
+    assert source.checkpoint.directory == checkpoint.directory
+
+
+def test_a_tower_that_the_config_describes(checkpoint: Checkpoint) -> None:
+    clip = json.loads((checkpoint.directory / "clip" / "config.json").read_text())
+    source = ClipSource.inside(checkpoint, clip, {"crop_size": 28}, ("", INSIDE))
+    assert_same(load(source), load(ClipSource.named(checkpoint, "clip", (INSIDE,))))
+
+
+def test_layers_above_the_hidden_state_are_not_read(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spy = ReadSpy(monkeypatch)
+    tower = load(ClipSource.named(checkpoint, "clip", (INSIDE,)), 1)
+    assert len(tower.encoder.layers) == 1
+    assert {name.removeprefix(INSIDE) for name in spy.names} == set(tower.state_dict())
+    assert not tower.training
+
+
+@pytest.mark.parametrize("layer", [-4, 3])
+def test_the_first_and_the_last_hidden_state(checkpoint: Checkpoint, layer: int) -> None:
+    tower = load(ClipSource.named(checkpoint, "clip", (INSIDE,)), layer)
+    assert len(tower.encoder.layers) == max(layer, 0)
+
+
+@pytest.mark.parametrize("layer", [-5, 4])
+def test_a_hidden_state_that_is_not_there_is_told(checkpoint: Checkpoint, layer: int) -> None:
+    source = ClipSource.named(checkpoint, "clip", (INSIDE,))
+    with pytest.raises(ConfigError, match=f"hidden state {layer} of the tower is asked for, which"):
+        load(source, layer)
+
+
+def test_a_tower_that_is_nowhere_is_told(checkpoint: Checkpoint) -> None:
+    with pytest.raises(CheckpointNotFoundError, match=r"refers to '\./gone'"):
+        ClipSource.named(checkpoint, "./gone", (INSIDE,))
+    with pytest.raises(TensorError, match=r"clip holds no weights"):
+        ClipSource.named(checkpoint, "clip", ("elsewhere.",))
+    single_safetensors(checkpoint.directory / "clip", {"x": torch.zeros(1)})
+    with pytest.raises(TensorError, match=r"neither .* nor the tower that it names holds CLIP"):
+        ClipSource.named(checkpoint, "clip", ("elsewhere.",))
+    with pytest.raises(TensorError, match=r"holds no CLIP vision weights \(elsewhere\.embeddings"):
+        ClipSource.inside(checkpoint, {}, {}, ("elsewhere.", "nowhere."))
+
+
+def test_a_modules_sources_are_what_it_asks_for_and_what_is_there(checkpoint: Checkpoint) -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2, bias=False))
+    sources = module_sources(module, checkpoint, {"model.mm_projector.": ""})
+    names = {
+        key: source.name.removeprefix("model.mm_projector.") for key, source in sources.items()
+    }
+    keys = {"0.weight", "0.bias", "1.weight", "2.weight", "2.bias"}
+    assert names == {key: key for key in keys}
