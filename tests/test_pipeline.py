@@ -80,6 +80,61 @@ def join(pieces: list[Response], index: int = 0) -> tuple[str, tuple[int, ...]]:
     return text, tuple(token_id for piece in own for token_id in piece.token_ids)
 
 
+# -- several answers, log-probabilities and logits
+
+SAMPLED = GenerationConfig(max_new_tokens=6, n=3, do_sample=True, random_seed=1, temperature=3.0)
+
+
+def test_n_answers_come_with_the_first(pipe: Pipeline) -> None:
+    response = pipe(("hello", RED), SAMPLED)
+    assert [answer.choice for answer in response.choices] == [0, 1, 2]
+    assert len({answer.token_ids for answer in response.choices}) == 3
+    assert response.token_ids == response.choices[0].token_ids
+    first, second = pipe([("hello", RED), "hello"], SAMPLED)
+    assert first == response
+    assert (second.index, len(second.choices)) == (1, 3)
+
+
+def test_pieces_of_n_answers_are_told_apart(pipe: Pipeline) -> None:
+    expected = pipe(["hello", ("hello", RED)], SAMPLED)
+    for prompts in (["hello", ("hello", RED)], "hello"):
+        pieces = list(pipe.stream_infer(prompts, SAMPLED))
+        for index in range(len(prompts) if isinstance(prompts, list) else 1):
+            for answer in expected[index].choices:
+                own = [p for p in pieces if (p.index, p.choice) == (index, answer.choice)]
+                assert "".join(piece.text for piece in own) == answer.text
+                assert [bool(piece.finish_reason) for piece in own].count(True) == 1
+                assert own[-1].generate_token_len == answer.generate_token_len
+
+
+def test_a_bad_prompt_among_several_ends_a_stream_of_n_answers(pipe: Pipeline) -> None:
+    pieces = list(pipe.stream_infer(["hello", ("hello", "missing.png")], SAMPLED))
+    assert [p.index for p in pieces if p.finish_reason == "error"] == [1]
+    assert sum(p.finish_reason == "length" for p in pieces) == 3
+
+
+def test_a_session_goes_on_with_one_answer(pipe: Pipeline) -> None:
+    with pytest.raises(OptionError, match="n must be 1; it is 3"):
+        pipe.chat("hello", None, SAMPLED)
+
+
+def test_logprobs_and_logits_come_with_the_answer(pipe: Pipeline) -> None:
+    options = {"max_new_tokens": 6, "logprobs": 2, "output_logits": "all"}
+    response = pipe(("hello", RED), options)
+    assert response.logits is not None
+    assert response.prompt_logits is not None
+    assert response.logits.shape == (6, 700)
+    assert response.prompt_logits.shape == (response.input_token_len, 700)
+    expected = response.logits.log_softmax(-1)
+    for row, token_id, logprobs in zip(
+        expected, response.token_ids, response.logprobs, strict=True
+    ):
+        assert logprobs[token_id] == pytest.approx(float(row[token_id]), abs=1e-5)
+        assert len(logprobs) == 2  # greedy: the token is the likeliest
+    assert int(response.prompt_logits[-1].argmax()) == response.token_ids[0]
+    assert pipe(("hello", RED), SHORT).logits is None
+
+
 # -- one prompt
 
 
