@@ -24,6 +24,7 @@ ORDER = (
     "weights",
     "checkpoint",
     "vision",
+    "regions",
     "template",
     "jinja_template",
     "prompt",

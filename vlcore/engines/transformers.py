@@ -75,6 +75,8 @@ class TransformersEngine(Engine):
         self.hidden_size = language_model.hidden_size
         own_length = language_model.context_length
         self.context_length = min(config.session_len or own_length, own_length)
+        if self.context_length == own_length:
+            self.context_limit_reason = language_model.context_limit_reason
         self._config = config
         self._tokenizer = tokenizer
         self._device = device

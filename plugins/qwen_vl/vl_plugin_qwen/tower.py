@@ -53,9 +53,7 @@ class VisualConfig:
             raise ConfigError(f"{where}: mlp_ratio must be a positive number; it is {ratio!r}")
         sizes = cls(**{key: config[key] for key in cls.__dataclass_fields__})
         if sizes.width % sizes.heads:
-            raise ConfigError(
-                f"{where}: width {sizes.width} is no multiple of heads {sizes.heads}"
-            )
+            raise ConfigError(f"{where}: width {sizes.width} is no multiple of heads {sizes.heads}")
         if sizes.output_dim % _POOL_HEAD_WIDTH:
             raise ConfigError(
                 f"{where}: output_dim {sizes.output_dim} is no multiple of {_POOL_HEAD_WIDTH}, "
