@@ -53,7 +53,7 @@ class LanguageModel:
     requires: frozenset[str] = frozenset()
     """What an engine must offer beyond plain rows, such as ``"mrope"``."""
     context_limit_reason: str = ""
-    """Why :attr:`context_length` is shorter than the checkpoint says, in words for the user."""
+    """Why :attr:`context_length` is shorter than the checkpoint's own; ends "because …"."""
 
     def __init__(
         self,

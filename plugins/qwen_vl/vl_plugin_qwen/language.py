@@ -59,8 +59,8 @@ class QwenLanguageModel(LanguageModel):
         switches = [switch for switch in _SWITCHES if release.get(switch, True)]
         if switches and self._seq_length < super().context_length:
             self.context_limit_reason = (
-                f"beyond seq_length {self._seq_length} the release changes its attention "
-                f"({' and '.join(switches)} in config.json), which Qwen2 does not do"
+                f"beyond seq_length {self._seq_length} the release changes its attention, by "
+                f"{' and '.join(switches)} of config.json, and Qwen2 does not"
             )
 
     @property
