@@ -54,7 +54,7 @@ def test_logits_are_the_releases(case: GoldenCase, model: PreTrainedModel, promp
     vision = vlcore.load_vision_model(case.directory)
     encoded = vision.forward([vision.preprocess(image) for image in case.images()])
     order = case.expected.get(f"{prompt}_images", np.array([], dtype=int))
-    rows = [encoded[i].rows for i in order]  # type: ignore[union-attr]
+    rows = [encoded[i].rows for i in order]
     ids = torch.from_numpy(case.expected[f"{prompt}_ids"])
     result = logits(model, ids, rows, case.facts["image_pad_id"])
     result = result[case.expected.get(f"{prompt}_pos", slice(None))]

@@ -208,10 +208,12 @@ class _PoolAttention(nn.Module):
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         # Projected once and not once for each picture.
         inputs = (query.expand(1, -1, -1), keys, values)
-        projected = map(F.linear, inputs, weights, biases)
-        heads = [part.unflatten(2, (-1, _POOL_HEAD_WIDTH)).transpose(1, 2) for part in projected]
-        heads[0] = heads[0].expand(len(keys), -1, -1, -1)
-        mixed = F.scaled_dot_product_attention(*heads)
+        query, keys, values = (
+            projected.view(len(projected), projected.shape[1], -1, _POOL_HEAD_WIDTH).transpose(1, 2)
+            for projected in map(F.linear, inputs, weights, biases)
+        )
+        query = query.expand(len(keys), -1, -1, -1)
+        mixed = F.scaled_dot_product_attention(query, keys, values)
         result: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
         return result
 

@@ -62,7 +62,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
             for text in (*CONTROL, *NOTATION, *IMAGE)
         ]
     )
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         eos_token=END_OF_TEXT,
         pad_token=END_OF_TEXT,
