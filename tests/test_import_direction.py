@@ -25,6 +25,7 @@ ORDER = (
     "weights",
     "checkpoint",
     "vision",
+    "regions",
     "template",
     "jinja_template",
     "prompt",

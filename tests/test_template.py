@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
 from vlcore.errors import PromptError
+from vlcore.regions import Region
 from vlcore.template import (
     ChatTemplate,
     Control,
@@ -259,3 +261,47 @@ def test_render_takes_another_image_token() -> None:
 def test_no_part_is_empty() -> None:
     bare = RoleTemplate("", "", "", image_suffix="")
     assert bare.messages2prompt([user(PICTURE, "")]) == (ImageSlot(0),)
+
+
+# -- what a subclass may add
+
+
+def test_images_are_numbered_anew_in_every_message() -> None:
+    numbered = replace(PLAIN, image_prefix="P{number}(")
+    turns = [user(PICTURE, PICTURE, "same?"), ANSWER, user("first ", PICTURE, " then ", PICTURE)]
+    prompt = numbered.render(turns)
+    assert "U:P1(<image>)P2(<image>)same? A:" in prompt
+    assert "U:first P1(<image>) then P2(<image>) A:" in prompt
+
+
+def test_braces_elsewhere_are_text() -> None:
+    assert replace(PLAIN, image_prefix="{n}{").render([user(PICTURE)]).endswith("{n}{<image>) A:")
+
+
+def test_a_subclass_turns_earlier_answers_into_parts() -> None:
+    @dataclass(frozen=True)
+    class Marked(RoleTemplate):
+        def answer2parts(self, answer: str) -> tuple[PromptPart, ...]:
+            return (Control("<a>"), Text(answer))
+
+    template = Marked(**vars(PLAIN))
+    assert "A:[<a>hi]U:" in template.render([QUESTION, ANSWER, QUESTION])
+    parts = template.messages2prompt([QUESTION, ANSWER, QUESTION])
+    assert Control("<a>") in parts
+    assert Text("hi") in parts
+
+
+def test_regions_are_optional() -> None:
+    assert not PLAIN.finds_regions
+    with pytest.raises(NotImplementedError, match="RoleTemplate does not say how answers point"):
+        PLAIN.regions("there", (10, 10))
+
+
+def test_a_subclass_finds_regions() -> None:
+    class Pointing(ChatTemplate):
+        def regions(self, answer: str, size: tuple[int, int]) -> tuple[Region, ...]:
+            return (Region(answer, (0, 0, *size)),)
+
+    template = Pointing()
+    assert template.finds_regions
+    assert template.regions("there", (10, 20)) == (Region("there", (0, 0, 10, 20)),)

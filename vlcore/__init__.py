@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from vlcore.loading import load_chat_template, load_language_model, load_vision_model
     from vlcore.media import ImageLimits, load_image
     from vlcore.pipeline import Pipeline, pipeline
+    from vlcore.regions import Region, draw_regions
     from vlcore.response import Response, Session
     from vlcore.template import (
         ChatTemplate,
@@ -75,6 +76,8 @@ _HOMES = {
     "load_image": "media",
     "Pipeline": "pipeline",
     "pipeline": "pipeline",
+    "Region": "regions",
+    "draw_regions": "regions",
     "Response": "response",
     "Session": "response",
     "ChatTemplate": "template",
@@ -122,6 +125,7 @@ __all__ = [
     "PluginError",
     "PluginImportError",
     "PromptError",
+    "Region",
     "Response",
     "RoleTemplate",
     "Rows",
@@ -133,6 +137,7 @@ __all__ = [
     "VisionModel",
     "VlcoreError",
     "__version__",
+    "draw_regions",
     "empty_weights",
     "hookimpl",
     "load_chat_template",

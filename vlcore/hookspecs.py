@@ -68,6 +68,9 @@ def vl_vision_model(  # type: ignore[empty-body]
 def vl_chat_template(checkpoint: Checkpoint, name: str | None) -> ChatTemplate:  # type: ignore[empty-body]
     """Give the chat template of the checkpoint.
 
+    Where answers can point at regions of a picture, the template may also find these
+    (:meth:`~vlcore.ChatTemplate.regions`).
+
     Args:
         checkpoint: the opened checkpoint.
         name: the one of several templates that the user chose, or ``None`` to pick the

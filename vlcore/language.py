@@ -52,6 +52,8 @@ class LanguageModel:
 
     requires: frozenset[str] = frozenset()
     """What an engine must offer beyond plain rows, such as ``"mrope"``."""
+    context_limit_reason: str = ""
+    """Why :attr:`context_length` is shorter than the checkpoint's own; ends "because …"."""
 
     def __init__(
         self,
@@ -188,10 +190,7 @@ class LanguageModel:
         if any(view.iterdir()):
             raise CheckpointError(f"a text view needs an empty directory; {view} is not empty")
         self._write_json(view / "config.json", self._view_config())
-        for filename in _TOKENIZER_FILES:
-            file = self.checkpoint.directory / filename
-            if file.is_file():
-                (view / filename).symlink_to(file.resolve())
+        self.write_tokenizer(view)
 
         linked: dict[Path, str] = {}
         weight_map: dict[str, str] = {}
@@ -219,6 +218,13 @@ class LanguageModel:
             {"metadata": {}, "weight_map": dict(sorted(weight_map.items()))},
         )
         return view
+
+    def write_tokenizer(self, view: Path) -> None:
+        """Put the tokenizer's files into a text view; by default, links to the checkpoint's."""
+        for filename in _TOKENIZER_FILES:
+            file = self.checkpoint.directory / filename
+            if file.is_file():
+                (view / filename).symlink_to(file.resolve())
 
     def _view_config(self) -> dict[str, Any]:
         config: dict[str, Any] = self.transformers_config.to_dict()

@@ -252,6 +252,8 @@ def _rename(model: dict[str, Any], names: Mapping[str, str]) -> None:
     if model["type"] == "Unigram":
         model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
         return
+    if names.keys().isdisjoint(model["vocab"]):  # they were added beside it
+        return
     model["vocab"] = {names.get(text, text): token for text, token in model["vocab"].items()}
     model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
     if "merges" in model:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vlcore.errors import PromptError
+from vlcore.regions import Region
 
 ROLES = ("system", "user", "assistant")
 
@@ -198,6 +199,22 @@ class ChatTemplate:
             for part in self.messages2prompt(messages)
         )
 
+    @property
+    def finds_regions(self) -> bool:
+        """Whether answers can point at regions of a picture, which :meth:`regions` then finds."""
+        return type(self).regions is not ChatTemplate.regions
+
+    def regions(self, answer: str, size: tuple[int, int]) -> tuple[Region, ...]:
+        """Find the regions that an answer points at. Optional; what is malformed is just text.
+
+        Args:
+            answer: the text of an answer.
+            size: the picture's width and height.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} does not say how answers point at regions"
+        )
+
 
 @dataclass(frozen=True)
 class RoleTemplate(ChatTemplate):
@@ -220,14 +237,23 @@ class RoleTemplate(ChatTemplate):
     system_inside_first_turn: bool = False
     """The system text stands after the first ``user_prefix`` instead of before it."""
     image_prefix: str = ""
+    """``{number}`` in it becomes the image's number in its message, from 1."""
     image_suffix: str = "\n"
     stop: tuple[str, ...] = ()
     restarts_after_image: bool = True
 
     def append_image_token(self, prompt: str, num_images: int) -> tuple[PromptPart, ...]:
         """Place images before the text, each between ``image_prefix`` and ``image_suffix``."""
-        slots = [part for index in range(num_images) for part in self._around(ImageSlot(index))]
+        slots = [
+            part
+            for index in range(num_images)
+            for part in self._around(ImageSlot(index), index + 1)
+        ]
         return (*slots, Text(prompt))
+
+    def answer2parts(self, answer: str) -> tuple[PromptPart, ...]:
+        """Turn an earlier answer into parts; override where answers hold tokens of their own."""
+        return (Text(answer),)
 
     def messages2prompt(
         self, messages: Sequence[Message | Mapping[str, Any]]
@@ -252,7 +278,7 @@ class RoleTemplate(ChatTemplate):
             else:
                 parts += (
                     Control(self.answer_prefix),
-                    Text(message.text),
+                    *self.answer2parts(message.text),
                     Control(self.answer_suffix),
                 )
         return tuple(part for part in parts if isinstance(part, ImageSlot) or part.text)
@@ -265,11 +291,12 @@ class RoleTemplate(ChatTemplate):
         parts: list[PromptPart] = []
         for part in message.content:
             if isinstance(part, ImageSlot):
-                parts += self._around(part)
+                parts += self._around(part, slots.index(part) + 1)
             else:
                 separate = bool(parts) and isinstance(parts[-1], Text)
                 parts.append(replace(part, text="\n" + part.text) if separate else part)
         return parts
 
-    def _around(self, slot: ImageSlot) -> tuple[PromptPart, ...]:
-        return (Control(self.image_prefix), slot, Control(self.image_suffix))
+    def _around(self, slot: ImageSlot, number: int) -> tuple[PromptPart, ...]:
+        prefix = self.image_prefix.replace("{number}", str(number))
+        return (Control(prefix), slot, Control(self.image_suffix))

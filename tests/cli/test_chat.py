@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 from checkpoints import write_llava
-from PIL import Image
+from PIL import Image, ImageChops
+from qwen_checkpoints import POINTING, write_pointing_qwen
 from typer.testing import CliRunner, Result
 
 import vlcore
 from vlcore.cli import app
+from vlcore.regions import Region, draw_regions
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +94,83 @@ def test_a_template_is_chosen_by_name(checkpoint: Path) -> None:
             ["chat", str(checkpoint), "--chat-template", "no_such", "Hello"],
             catch_exceptions=False,
         )
+
+
+# -- drawings
+
+
+@pytest.fixture(scope="module")
+def pointing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pointing_qwen(tmp_path_factory.mktemp("pointing") / "checkpoint")
+
+
+def draw(checkpoint: Path, file: Path, *arguments: str | Path, typed: str = "") -> Result:
+    command = ["chat", str(checkpoint), "--draw", str(file), *map(str, arguments)]
+    return CliRunner().invoke(app, command, input=typed)
+
+
+def test_what_an_answer_points_at_is_drawn(pointing: Path, picture: Path, tmp_path: Path) -> None:
+    file = tmp_path / "out.png"
+    result = draw(pointing, file, "-i", picture, "Where is the dog?")
+    assert result.exit_code == 0
+    assert result.stdout == f"{POINTING}\n"
+    assert f"{file} shows what the answer points at (1)" in result.stderr
+    expected = draw_regions(Image.open(picture), [Region("dog", (4, 6, 28, 24))])
+    with Image.open(file) as drawn:
+        assert ImageChops.difference(drawn, expected).getbbox() is None
+
+
+def test_a_conversation_draws_on_its_last_picture(
+    pointing: Path, picture: Path, tmp_path: Path
+) -> None:
+    large, file = tmp_path / "large.png", tmp_path / "out.png"
+    Image.new("RGB", (400, 300), "blue").save(large)
+    typed = f"Hello\n/image {picture}\nWhere?\n/image {large}\nAnd here?\nAgain?\n"
+    result = draw(pointing, file, typed=typed)
+    assert result.exit_code == 0
+    assert f"there is no picture: {file} is not written" in result.stderr
+    assert result.stderr.count("shows what the answer points at") == 3
+    with Image.open(file) as drawn:
+        assert drawn.size == (400, 300)
+
+
+def test_an_answer_that_points_at_nothing_draws_nothing(
+    pointing: Path, picture: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "out.png"
+    result = draw(pointing, file, "-i", picture, "--max-new-tokens", "2", "Where?")
+    assert result.exit_code == 0
+    assert f"the answer points at nothing: {file} is not written" in result.stderr
+    assert not file.exists()
+
+
+def test_a_model_whose_answers_point_at_nothing_is_told_before_it_loads(
+    checkpoint: Path, picture: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_bytes((checkpoint / "config.json").read_bytes())  # no weights
+    result = draw(tmp_path, tmp_path / "out.png", "-i", picture, "Where?")
+    assert isinstance(result.exception, vlcore.OptionError)
+    assert "vl-plugin-llava knows of none in the answers of" in str(result.exception)
+
+
+@pytest.mark.parametrize("name", ["out", "out.txt", "nowhere/out.png"])
+def test_a_drawing_that_cannot_be_written_is_told_before_the_model_loads(
+    pointing: Path, picture: Path, tmp_path: Path, name: str
+) -> None:
+    result = draw(tmp_path, tmp_path / name, "-i", picture, "Where?")
+    assert isinstance(result.exception, vlcore.OptionError)
+    assert "--draw needs the name of a picture" in str(result.exception)
+
+
+def test_a_drawing_that_fails_is_told(pointing: Path, picture: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.png").mkdir()
+    result = draw(pointing, tmp_path / "out.png", "-i", picture, "Where?")
+    assert result.stdout == f"{POINTING}\n"
+    assert isinstance(result.exception, vlcore.OptionError)
+    assert "--draw cannot write" in str(result.exception)
+
+
+def test_a_drawing_needs_a_picture(pointing: Path, tmp_path: Path) -> None:
+    result = draw(pointing, tmp_path / "out.png", "Where?")
+    assert result.exit_code == 2
+    assert "needs --image" in result.stderr

@@ -50,6 +50,13 @@ def test_a_prompt_that_fills_the_context_is_refused(num_tokens: int) -> None:
         check((1,) * num_tokens)
 
 
+def test_the_reason_for_a_short_context_is_told() -> None:
+    engine = FakeEngine()
+    engine.context_limit_reason = "the moon is full"
+    with pytest.raises(ContextLengthError, match=r"holds 8 .*, because the moon is full: shorten"):
+        engine.check_length(8)
+
+
 @pytest.mark.parametrize("token_id", [-1, 10])
 def test_a_token_outside_the_vocabulary_is_refused(token_id: int) -> None:
     with pytest.raises(EngineError, match=r"must be in 0..9; the prompt's are in .*does the token"):

@@ -120,8 +120,11 @@ def test_max_new_tokens_ends_an_answer(engine: TransformersEngine) -> None:
 
 
 def test_the_end_of_the_context_ends_an_answer(
-    language_model: LanguageModel, tokenizer: PreTrainedTokenizerBase
+    language_model: LanguageModel,
+    tokenizer: PreTrainedTokenizerBase,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(language_model, "context_limit_reason", "the test says so")
     engine = TransformersEngine(
         language_model,
         tokenizer,
@@ -132,6 +135,7 @@ def test_the_end_of_the_context_ends_an_answer(
 
     async def body() -> None:
         assert engine.context_length == 12
+        assert engine.context_limit_reason == ""  # it is the session's length, not the model's
         outputs = await pieces(engine, request(9, max_new_tokens=50))
         assert len(token_ids(outputs)) == 3
         assert outputs[-1].finish_reason == "length"
@@ -143,13 +147,17 @@ def test_the_end_of_the_context_ends_an_answer(
 
 
 def test_a_session_is_never_longer_than_the_context(
-    language_model: LanguageModel, tokenizer: PreTrainedTokenizerBase
+    language_model: LanguageModel,
+    tokenizer: PreTrainedTokenizerBase,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(language_model, "context_limit_reason", "the test says so")
     config = TransformersEngineConfig(session_len=100_000)
     engine = TransformersEngine(
         language_model, tokenizer, device=CPU, dtype=torch.float32, config=config
     )
     assert engine.context_length == language_model.context_length == 512
+    assert engine.context_limit_reason == "the test says so"
     asyncio.run(engine.close())
 
 

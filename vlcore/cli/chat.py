@@ -5,13 +5,17 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from vlcore.pipeline import Pipeline
     from vlcore.response import Session
+    from vlcore.template import ChatTemplate
 
 _HELP = """\
 /image PATH|URL   show the model a picture with the next question
@@ -50,6 +54,13 @@ def chat(
     seed: Annotated[
         int | None, typer.Option(help="Makes sampling repeatable; needs --temperature.")
     ] = None,
+    draw: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draw what the answer points at on the last picture, into this file.",
+        ),
+    ] = None,
 ) -> None:
     """Ask a model about pictures: one question, or a conversation without PROMPT."""
     from vlcore.engines.generation import GenerationConfig
@@ -62,32 +73,71 @@ def chat(
     config = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=temperature is not None, **options
     )
+    template: str | ChatTemplate | None = chat_template
+    if draw is not None:
+        if prompt is not None and not image:
+            raise typer.BadParameter("--draw draws on a picture, which needs --image")
+        template = _drawing_template(draw, model, plugin, chat_template, revision)
     with pipeline(
         model,
         engine=engine,
         device=device,
         dtype=dtype,
         plugin=plugin,
-        chat_template=chat_template,
+        chat_template=template,
         revision=revision,
         progress=sys.stderr.isatty(),
     ) as pipe:
-        conversation = _Conversation(pipe, config, list(image or []))
+        conversation = _Conversation(pipe, config, list(image or []), draw)
         if prompt is not None:
             conversation.ask(prompt)
         else:
             conversation.run()
 
 
+def _drawing_template(
+    draw: Path, model: str, plugin: str | None, name: str | None, revision: str | None
+) -> ChatTemplate:
+    """Load the template, and see before any weight is read that there will be a drawing.
+
+    Raises:
+        OptionError: the file cannot be written, or the model's answers point at nothing.
+    """
+    from PIL import Image
+
+    from vlcore.errors import OptionError
+    from vlcore.loading import ModelStages
+
+    writable = {
+        suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.SAVE
+    }
+    if draw.suffix.lower() not in writable or not draw.parent.is_dir():
+        raise OptionError(
+            f"--draw needs the name of a picture, such as answer.png, in a directory that is "
+            f"there; it is {str(draw)!r}"
+        )
+    stages = ModelStages(model, plugin=plugin, revision=revision)
+    template = stages.chat_template(name)
+    if not template.finds_regions:
+        raise OptionError(
+            f"--draw needs a model whose answers point at regions of a picture; "
+            f"{stages.plugin.info.distribution} knows of none in the answers of {model}"
+        )
+    return template
+
+
 class _Conversation:
     """Questions and answers at a terminal."""
 
-    def __init__(self, pipe: Pipeline, config: Any, images: list[str]) -> None:
+    def __init__(
+        self, pipe: Pipeline, config: Any, images: list[str], draw: Path | None = None
+    ) -> None:
         from vlcore.response import Session
 
         self._pipe = pipe
         self._config = config
         self._images = images
+        self._draw = draw
         self._session: Session = Session()
 
     def run(self) -> None:
@@ -123,13 +173,14 @@ class _Conversation:
 
         prompt: Any = (question, self._images) if self._images else question
         pieces = self._pipe.stream_chat(prompt, self._session, self._config)
-        num_tokens, started, first = 0, time.perf_counter(), None
+        num_tokens, started, first, is_whole = 0, time.perf_counter(), None, False
         try:
             for piece in pieces:
                 first = first or time.perf_counter()
                 num_tokens = piece.generate_token_len
                 typer.echo(piece.text, nl=False)
             self._images = []  # they are part of the session now
+            is_whole = True
         except ImageError:
             self._images = []  # a picture that cannot be shown must not spoil the next question
             raise
@@ -140,9 +191,33 @@ class _Conversation:
         typer.echo("")
         if first is None:
             return
+        if is_whole and self._draw is not None:
+            self._draw_answer(self._draw)
         seconds = time.perf_counter() - first
         speed = f"{(num_tokens - 1) / seconds:.1f} tokens/s" if num_tokens > 1 else "–"
         typer.echo(f"[{num_tokens} tokens, {speed}, first after {first - started:.2f} s]", err=True)
+
+    def _draw_answer(self, file: Path) -> None:
+        """Draw what the last answer points at."""
+        from vlcore.errors import OptionError
+        from vlcore.regions import draw_regions
+
+        response, conversation = self._session.response, self._session.conversation
+        assert response is not None
+        assert conversation is not None
+        if not conversation.images:
+            typer.echo(f"there is no picture: {file} is not written", err=True)
+            return
+        picture = cast("Image.Image", conversation.images[-1])  # a session keeps them decoded
+        regions = self._pipe.template.regions(response.text, picture.size)
+        if not regions:
+            typer.echo(f"the answer points at nothing: {file} is not written", err=True)
+            return
+        try:
+            draw_regions(picture, regions).save(file)
+        except OSError as error:
+            raise OptionError(f"--draw cannot write {str(file)!r}: {error}") from error
+        typer.echo(f"{file} shows what the answer points at ({len(regions)})", err=True)
 
     def _command(self, command: str, argument: str = "") -> None:
         from vlcore.media import load_image

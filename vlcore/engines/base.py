@@ -68,6 +68,8 @@ class Engine(ABC):
     vocab_size: int
     context_length: int
     """The longest sequence of prompt and answer, in tokens."""
+    context_limit_reason: str = ""
+    """Why it is no longer, where ``LanguageModel`` says so."""
 
     @abstractmethod
     def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput]:
@@ -91,9 +93,11 @@ class Engine(ABC):
             ContextLengthError: it has as many tokens as the context, or more.
         """
         if num_tokens >= self.context_length:
+            why = f", because {self.context_limit_reason}" if self.context_limit_reason else ""
             raise ContextLengthError(
                 f"the prompt has {num_tokens} tokens and image rows, and the context holds "
-                f"{self.context_length} with the answer: shorten the text, or give fewer images"
+                f"{self.context_length} with the answer{why}: shorten the text, or give fewer "
+                "images"
             )
 
     def check(self, request: EngineRequest) -> None:

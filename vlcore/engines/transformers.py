@@ -114,6 +114,8 @@ class TransformersEngine(Engine):
         own_length = language_model.context_length
         self.context_length = min(config.session_len or own_length, own_length)
         self._limit_cache(language_model.checkpoint.name)
+        if self.context_length == own_length:
+            self.context_limit_reason = language_model.context_limit_reason
         self._ends = Ends.of(self._model, tokenizer)
         self._waiting: deque[Answers] = deque()
         self._wakeup = threading.Condition()

@@ -1,0 +1,139 @@
+"""How fast Qwen-VL's vision tower runs, as a share of what `torch.mm` reaches at the same shapes.
+
+A tower of half the released width encodes one batch in float32 on the CPU. Matrices of the tower's
+own shapes are multiplied before and after every forward, and a ratio is taken to the mean of the
+two. Counted are the products alone: linear layers, patches, and the two products of attention.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from vl_plugin_qwen.tower import NUM_QUERIES, VisualConfig, VisualTower
+
+MID_SIZE = {
+    "heads": 8,
+    "image_size": 448,
+    "mlp_ratio": 4.9231,
+    "output_dim": 2048,
+    "patch_size": 14,
+    "width": 832,
+}
+
+Shape = tuple[int, int, int]
+"""Rows, inputs and outputs of a matrix product."""
+
+
+def linear_shapes(config: VisualConfig, num_images: int) -> dict[Shape, int]:
+    """List the shapes of the tower's linear layers, and how many have each."""
+    width, inner, outer = config.width, config.mlp_width, config.output_dim
+    patches, rows = num_images * config.grid_size**2, num_images * NUM_QUERIES
+    return {
+        (patches, width, 3 * width): config.layers,
+        (patches, width, width): config.layers,
+        (patches, width, inner): config.layers,
+        (patches, inner, width): config.layers,
+        (patches, width, outer): 1,
+        (patches, outer, outer): 2,
+        (NUM_QUERIES, outer, outer): 1,
+        (rows, outer, outer): 2,
+    }
+
+
+def num_operations(config: VisualConfig, num_images: int) -> int:
+    """Count the multiplications and additions of all products in one forward."""
+    patches = config.grid_size**2
+    linear = sum(
+        count * rows * inputs * outputs
+        for (rows, inputs, outputs), count in linear_shapes(config, num_images).items()
+    )
+    embedding = num_images * patches * 3 * config.patch_size**2 * config.width
+    in_trunk = config.layers * num_images * patches**2 * config.width
+    in_pool = num_images * NUM_QUERIES * patches * config.output_dim
+    return 2 * (linear + embedding + 2 * (in_trunk + in_pool))
+
+
+def random_tower(config: VisualConfig) -> VisualTower:
+    """Build a tower with weights that keep its values finite."""
+    tower = VisualTower(config).requires_grad_(False).eval()
+    for parameter in tower.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    tower.stretch_positions()
+    return tower
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Time one run."""
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+class Products:
+    """Matrix products of the tower's shapes."""
+
+    def __init__(self, shapes: dict[Shape, int]) -> None:
+        self._counts = list(shapes.values())
+        self._shapes = list(shapes)
+        self._factors: list[tuple[Tensor, Tensor]] = [
+            (torch.randn(rows, inputs), torch.randn(inputs, outputs))
+            for rows, inputs, outputs in shapes
+        ]
+
+    def rate(self) -> float:
+        """Give the operations a second of the shapes, each weighed by its number of layers."""
+        operations = took = 0.0
+        for count, (rows, inputs, outputs), (left, right) in zip(
+            self._counts, self._shapes, self._factors, strict=True
+        ):
+            operations += count * 2 * rows * inputs * outputs
+            took += count * seconds(partial(torch.mm, left, right))
+        return operations / took
+
+
+def main() -> None:
+    """Print medians and ratios."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    config = VisualConfig(layers=options.layers, **MID_SIZE)  # type: ignore[arg-type]
+    tower = random_tower(config)
+    pixels = torch.randn(options.batch, 3, config.image_size, config.image_size)
+    products = Products(linear_shapes(config, options.batch))
+    operations = num_operations(config, options.batch)
+    tower_rates = []
+    with torch.inference_mode():
+        tower(pixels[:1])  # warm up
+        products.rate()
+        mm_rates = [products.rate()]
+        for _ in range(options.rounds):
+            tower_rates.append(operations / seconds(lambda: tower(pixels)))
+            mm_rates.append(products.rate())
+    around = [(before + after) / 2 for before, after in pairwise(mm_rates)]
+    ratios = [own / base for own, base in zip(tower_rates, around, strict=True)]
+    print(
+        f"Width {config.width}, {config.layers} layers, {options.batch} pictures, float32, "
+        f"{torch.get_num_threads()} threads, {operations / 1e12:.2f} TFLOP, "
+        f"{options.rounds} rounds\n"
+    )
+    print("| | median GFLOP/s | of torch.mm: median | min | max |")
+    print("|---|---|---|---|---|")
+    print(f"| torch.mm | {statistics.median(mm_rates) / 1e9:.0f} | | | |")
+    print(
+        f"| tower | {statistics.median(tower_rates) / 1e9:.0f} | {statistics.median(ratios):.2f} "
+        f"| {min(ratios):.2f} | {max(ratios):.2f} |"
+    )
+
+
+if __name__ == "__main__":
+    main()
