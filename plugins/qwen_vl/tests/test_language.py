@@ -176,6 +176,7 @@ def test_a_quantised_checkpoint_is_told(tmp_path: Path) -> None:
     [
         ({"vocab_size": None}, r"lacks the integer\(s\) vocab_size"),
         ({"hidden_size": "x"}, r"lacks the integer\(s\) hidden_size"),
+        ({"seq_length": "long"}, r"lacks the integer\(s\) seq_length"),
         ({"rotary_pct": 0.5}, r"rotary_pct must be 1\.0.* it is 0\.5"),
     ],
 )

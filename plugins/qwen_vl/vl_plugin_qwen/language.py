@@ -22,6 +22,7 @@ _SIZES = (
     "num_hidden_layers",
     "vocab_size",
 )
+_OPTIONAL_SIZES = ("kv_channels", "max_position_embeddings", "seq_length")
 _SWITCHES = ("use_dynamic_ntk", "use_logn_attn")
 _PREFIXES = {
     "lm_head.": "lm_head.",
@@ -111,7 +112,8 @@ def load_language_model(checkpoint: Checkpoint) -> LanguageModel:
             f"{where} has a quantization_config: quantised weights ({method or 'unknown method'}) "
             "are not supported, such as those of the Int4 release. Use the checkpoint in bfloat16"
         )
-    if missing := [key for key in _SIZES if not isinstance(config.get(key), int)]:
+    stated = (*_SIZES, *(key for key in _OPTIONAL_SIZES if key in config))
+    if missing := [key for key in stated if not isinstance(config.get(key), int)]:
         raise ConfigError(f"{where} lacks the integer(s) {', '.join(missing)}")
     if config.get("rotary_pct", 1.0) != 1.0:
         raise ConfigError(
