@@ -16,6 +16,7 @@ import pytest
 import torch
 from checkpoints import TOKENIZER, write_json, write_llava, write_yi
 from PIL import Image
+from qwen_checkpoints import write_pointing_qwen
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
@@ -26,7 +27,11 @@ from vlcore.cli import app
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 PLUGIN_READMES = sorted((ROOT / "plugins").glob("*/README.md"))
-STAND_INS = {"01-ai/Yi-VL-6B": write_yi, "liuhaotian/llava-v1.5-7b": write_llava}
+STAND_INS = {
+    "01-ai/Yi-VL-6B": write_yi,
+    "Qwen/Qwen-VL-Chat": write_pointing_qwen,
+    "liuhaotian/llava-v1.5-7b": write_llava,
+}
 """Tiny checkpoints in the places of those that the plugins' READMEs name."""
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NEEDS_NO_RUN = {"make test"}  # that is what runs this
@@ -125,11 +130,12 @@ def test_the_plugin_of_the_readme_works(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The READMEs' hub ids as tiny checkpoints, and their picture."""
+    """The READMEs' hub ids as tiny checkpoints, and their pictures."""
     directory = tmp_path_factory.mktemp("elsewhere")
     for hub_id, write in STAND_INS.items():
         write(directory / hub_id)
-    Image.new("RGB", (60, 40), "green").save(directory / "table.png")
+    for picture in ("table.png", "street.jpg"):
+        Image.new("RGB", (60, 40), "green").save(directory / picture)
     return directory
 
 
