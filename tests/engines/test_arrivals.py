@@ -358,6 +358,53 @@ def test_a_prompt_that_fails_fails_alone(engine: TransformersEngine) -> None:
     run(body)
 
 
+def test_a_cache_that_cannot_grow_fails_who_asked_for_it(
+    small: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body() -> None:
+        asked = [request(n, seed=n, max_new_tokens=30) for n in (4, 5, 6)]
+        expected = [await answer(small, one) for one in asked]
+        layer = small._batch._cache._layers[1]
+        reserve = layer.reserve
+
+        def refuse(num_slots: int, slot_length: int, num_used: int) -> None:
+            if num_slots > 1:
+                raise MemoryError("no room")
+            reserve(num_slots, slot_length, num_used)
+
+        monkeypatch.setattr(layer, "reserve", refuse)
+        small._batch._cache.reserve(1, 64, num_used=0)
+        async with aclosing(small.generate(asked[0])) as running:
+            first = [await anext(running)]
+            with pytest.raises(EngineError, match="the model failed: MemoryError: no room"):
+                await answer(small, asked[1])
+            first += [piece async for piece in running]
+        assert token_ids(first) == expected[0]
+        monkeypatch.undo()
+        assert await asyncio.gather(*(answer(small, one) for one in asked)) == expected
+
+    run(body)
+
+
+def test_whatever_goes_wrong_in_a_step_ends_its_requests_only(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body() -> None:
+        expected = await answer(engine, request(4))
+
+        def refuse(*_: Any) -> torch.Tensor:
+            raise RuntimeError("the device is gone")
+
+        monkeypatch.setattr("vlcore.engines.transformers.choose", refuse)
+        for _ in range(2):
+            with pytest.raises(EngineError, match="RuntimeError: the device is gone"):
+                await answer(engine, request(4))
+        monkeypatch.undo()
+        assert await answer(engine, request(4)) == expected
+
+    run(body)
+
+
 # -- company
 
 

@@ -130,6 +130,13 @@ class Batch:
         """Wipe the slot of a sequence whose numbers are damaged."""
         self._cache.clear(self.sequences.index(sequence))
 
+    def clear(self) -> tuple[Sequence, ...]:
+        """Let all sequences leave, and give them back."""
+        left = tuple(self.sequences)
+        self.sequences.clear()
+        self._token_ids = None
+        return left
+
     def keep(self, still_runs: Callable[[Sequence], bool]) -> None:
         """Let the other sequences leave; the last ones move into their slots."""
         for slot in reversed(range(len(self.sequences))):

@@ -59,9 +59,10 @@ class SlotCache(Cache):
 
     def reserve(self, num_slots: int, slot_length: int, num_used: int) -> None:
         """Make room, keeping what the first ``num_used`` slots hold."""
-        self.num_slots, self.slot_length = num_slots, slot_length
+        self.num_slots = self.slot_length = 0  # until every layer has made it
         for layer in self._layers:
             layer.reserve(num_slots, slot_length, num_used)
+        self.num_slots, self.slot_length = num_slots, slot_length
 
     def prefill(self, first_slot: int) -> None:
         """The next forward computes whole prompts, for slots from ``first_slot`` on."""

@@ -230,14 +230,23 @@ class TransformersEngine(Engine):
     def _serve(self) -> None:
         with torch.inference_mode():
             while self._has_work():
-                self._batch.keep(_is_running)
-                if arrived := self._arrivals():
-                    self._prefill(arrived)
-                    self._batch.keep(_is_running)  # those that one token was enough for
-                if self._batch.sequences:
-                    self._decode()
+                try:
+                    self._step()
+                except Exception as error:
+                    # Without its traceback, which would keep the tensors of its frames.
+                    _fail(self._batch.clear(), "the model failed", error.with_traceback(None))
         for sequence in [*self._batch.sequences, *chain.from_iterable(self._waiting)]:
             sequence.fail(EngineClosedError("the engine was closed while it served the request"))
+
+    def _step(self) -> None:
+        self._batch.keep(_is_running)
+        if arrived := self._arrivals():
+            self._prefill(arrived)
+            self._batch.keep(_is_running)  # one token may have been enough
+        if self._batch.sequences:
+            token_ids = self._advance(self._batch.decode())
+            if token_ids is not None:
+                self._batch.go_on_from(token_ids)
 
     def _has_work(self) -> bool:
         """Wait until there is some; false once the engine is closed."""
@@ -272,7 +281,7 @@ class TransformersEngine(Engine):
         try:
             step = self._batch.join(requests)
         except Exception as error:
-            failure = error.with_traceback(None)  # which would keep the tensors of its frames
+            failure = error.with_traceback(None)
         else:
             self._advance(step)
             return
@@ -282,26 +291,20 @@ class TransformersEngine(Engine):
         for request in requests:
             self._prefill([request])
 
-    def _decode(self) -> None:
-        try:
-            step = self._batch.decode()
-        except Exception as error:
-            _fail(self._batch.sequences, "the model failed", error.with_traceback(None))
-        else:
-            if (token_ids := self._advance(step)) is not None:
-                self._batch.go_on_from(token_ids)
-
     def _advance(self, step: Step) -> Tensor | None:
         """Choose the next token of each sequence and hand it over.
 
         Shapes:
             result: [sequences] int64, or nothing where some sequence did not take its token.
         """
-        chosen = choose(step.logits, [sequence.sampler for sequence in step.sequences])
+        try:
+            chosen = choose(step.logits, [sequence.sampler for sequence in step.sequences])
+            token_ids = chosen.tolist()  # waits for the device
+        except Exception as error:
+            _fail(step.sequences, "the model failed", error.with_traceback(None))
+            return None
         taken = True
-        for sequence, token_id, logits in zip(
-            step.sequences, chosen.tolist(), step.logits, strict=True
-        ):
+        for sequence, token_id, logits in zip(step.sequences, token_ids, step.logits, strict=True):
             if token_id == DAMAGED:
                 self._batch.forget(sequence)
                 sequence.fail(EngineError("the model computed NaN logits: try another dtype"))
