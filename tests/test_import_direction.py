@@ -48,6 +48,7 @@ ORDER = (
     "engines.detokenizer",
     "engines.sampler",
     "engines.sequence",
+    "engines.waiting",
     "engines.slots",
     "engines.batch",
     "engines.transformers",

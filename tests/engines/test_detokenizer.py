@@ -195,3 +195,50 @@ def test_a_stop_text_that_only_the_end_completes_is_found(
     assert "".join(map(detokenizer.add, token_ids[:-1])) == "a"
     assert detokenizer.finish() == ""
     assert detokenizer.stopped
+
+
+# -- bad texts
+
+
+def test_a_token_that_completes_a_bad_text_is_not_allowed(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    token_ids = ids(tokenizer, "hell hello")
+    text = tokenizer.decode(token_ids)
+    for start in range(len(text) - 3):
+        detokenizer = Detokenizer(tokenizer, bad=[text[start : start + 3], "never"])
+        shown = ""
+        for token_id in token_ids:
+            if not detokenizer.allows(token_id):
+                break
+            shown += detokenizer.add(token_id)
+        else:
+            pytest.fail(f"{text[start : start + 3]!r} was allowed")
+        assert text[start : start + 3] not in shown
+        # One more token would have completed it, wherever the tokens' borders are.
+        assert text[start : start + 3] in shown + tokenizer.decode(token_ids)[len(shown) :]
+
+
+def test_a_bad_text_beside_half_a_character_is_seen() -> None:
+    tokenizer = byte_level()
+    token_ids = ids(tokenizer, "he🙂")
+    detokenizer = Detokenizer(tokenizer, bad=["he"])
+    assert not detokenizer.allows(token_ids[0])
+    detokenizer = Detokenizer(tokenizer, bad=["🙂"])
+    for token_id in token_ids[:-1]:
+        assert detokenizer.allows(token_id)
+        detokenizer.add(token_id)
+    assert not detokenizer.allows(token_ids[-1])
+
+
+def test_everything_is_allowed_where_nothing_is_bad(tokenizer: PreTrainedTokenizerBase) -> None:
+    detokenizer = Detokenizer(tokenizer)
+    assert all(detokenizer.allows(token_id) for token_id in range(20))
+
+
+def test_asking_does_not_change_the_text(tokenizer: PreTrainedTokenizerBase) -> None:
+    token_ids = ids(tokenizer, "hello there 🙂")
+    asked, plain = Detokenizer(tokenizer, bad=["zz"]), Detokenizer(tokenizer)
+    for token_id in token_ids:
+        asked.allows(token_ids[0])
+        assert asked.add(token_id) == plain.add(token_id)

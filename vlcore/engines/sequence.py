@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -168,6 +168,10 @@ class Sequence:
     def _give(self, output: EngineOutput) -> None:
         self.is_finished = output.finish_reason is not None
         self._emit(output)
+
+
+Answers: TypeAlias = tuple[Sequence, ...]
+"""What one request asks for; they share its prompt."""
 
 
 def _logprobs(logits: Tensor, token_id: int, count: int) -> dict[int, float]:

@@ -9,12 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,7 +20,8 @@ from torch import Tensor
 from vlcore.engines.base import Engine, EngineOutput, EngineRequest
 from vlcore.engines.batch import Batch, Step
 from vlcore.engines.sampler import DAMAGED, choose
-from vlcore.engines.sequence import Ends, Sequence
+from vlcore.engines.sequence import Answers, Ends, Sequence
+from vlcore.engines.waiting import WaitingLine
 from vlcore.errors import EngineClosedError, EngineError, EngineUnavailableError, OptionError
 from vlcore.placement import free_bytes
 
@@ -32,9 +31,6 @@ if TYPE_CHECKING:
     from vlcore.language import LanguageModel
 
 logger = logging.getLogger(__name__)
-
-Answers: TypeAlias = tuple[Sequence, ...]
-"""What one request asks for; they share its prompt."""
 
 _CACHE_SHARE = 0.5
 """Of the memory that is free once the model is loaded."""
@@ -117,9 +113,7 @@ class TransformersEngine(Engine):
         if self.context_length == own_length:
             self.context_limit_reason = language_model.context_limit_reason
         self._ends = Ends.of(self._model, tokenizer)
-        self._waiting: deque[Answers] = deque()
-        self._wakeup = threading.Condition()
-        self._closed = False
+        self._waiting = WaitingLine()
         self._thread = threading.Thread(target=self._serve, name="vlcore-engine", daemon=True)
         self._thread.start()
 
@@ -136,7 +130,7 @@ class TransformersEngine(Engine):
                 _cancel(answers)
 
         answers = self._answers(request, emit)
-        self._admit(answers)
+        self._waiting.join(answers)
         try:
             num_running = len(answers)
             while num_running:
@@ -147,14 +141,11 @@ class TransformersEngine(Engine):
                 yield piece
         finally:
             _cancel(answers)
-            with self._wakeup, suppress(ValueError):
-                self._waiting.remove(answers)
+            self._waiting.leave(answers)
 
     async def close(self) -> None:
         """Cancel what runs and waits, and free the model."""
-        with self._wakeup:
-            self._closed = True
-            self._wakeup.notify()
+        self._waiting.close()
         # Looked at rather than joined in an executor, which no longer starts threads at exit.
         while self._thread.is_alive():
             await asyncio.sleep(0.005)
@@ -218,29 +209,22 @@ class TransformersEngine(Engine):
             )
         return answers
 
-    def _admit(self, answers: Answers) -> None:
-        with self._wakeup:
-            if self._closed:
-                raise EngineClosedError("the engine was closed")
-            self._waiting.append(answers)
-            self._wakeup.notify()
-
     # -- the engine's thread
 
     def _serve(self) -> None:
         with torch.inference_mode():
-            while self._has_work():
+            while self._waiting.wait(lambda: self._batch.sequences):
                 try:
                     self._step()
                 except Exception as error:
                     # Without its traceback, which would keep the tensors of its frames.
                     _fail(self._batch.clear(), "the model failed", error.with_traceback(None))
-        for sequence in [*self._batch.sequences, *chain.from_iterable(self._waiting)]:
+        for sequence in [*self._batch.clear(), *chain(*self._waiting.take(lambda _: True))]:
             sequence.fail(EngineClosedError("the engine was closed while it served the request"))
 
     def _step(self) -> None:
         self._batch.keep(_is_running)
-        if arrived := self._arrivals():
+        if arrived := self._waiting.take(self._go_together):
             self._prefill(arrived)
             self._batch.keep(_is_running)  # one token may have been enough
         if self._batch.sequences:
@@ -248,33 +232,14 @@ class TransformersEngine(Engine):
             if token_ids is not None:
                 self._batch.go_on_from(token_ids)
 
-    def _has_work(self) -> bool:
-        """Wait until there is some; false once the engine is closed."""
-        with self._wakeup:
-            self._wakeup.wait_for(lambda: self._waiting or self._batch.sequences or self._closed)
-            return not self._closed
-
-    def _arrivals(self) -> list[Answers]:
-        """Take the requests whose prompts are computed next, in order, as far as there is room."""
-        taken: list[Answers] = []
-        with self._wakeup:
-            while self._waiting:
-                if any(map(_is_running, self._waiting[0])):
-                    if not self._goes_with(taken, self._waiting[0]):
-                        break
-                    taken.append(self._waiting[0])
-                self._waiting.popleft()
-        return taken
-
-    def _goes_with(self, taken: list[Answers], answers: Answers) -> bool:
-        requests = [*taken, answers]
+    def _go_together(self, requests: list[Answers]) -> bool:
+        """Whether the batch has room for them, and one forward for their prompts."""
         if not self._batch.has_room(list(chain.from_iterable(requests))):
             return False
-        if not taken:
-            return True
         longest = max(request[0].num_tokens for request in requests)
         fits = longest * len(requests) <= self._config.max_prefill_tokens
-        return fits and not any(request[0].wants_prompt_logits for request in requests)
+        are_plain = not any(request[0].wants_prompt_logits for request in requests)
+        return len(requests) == 1 or (fits and are_plain)
 
     def _prefill(self, requests: list[Answers]) -> None:
         """Compute prompts together, or one by one where that fails, so that each fails alone."""
