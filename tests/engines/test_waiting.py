@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import threading
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
@@ -11,8 +10,13 @@ from vlcore.engines.waiting import WaitingLine
 from vlcore.errors import EngineClosedError
 
 
+class Answer:
+    def __init__(self, is_finished: bool) -> None:
+        self.is_finished = is_finished
+
+
 def request(*, is_finished: bool = False) -> Answers:
-    return cast("Any", (SimpleNamespace(is_finished=is_finished),))
+    return cast("Answers", (Answer(is_finished),))
 
 
 def everybody(requests: list[Answers]) -> bool:
