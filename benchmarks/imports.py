@@ -35,10 +35,7 @@ def main() -> None:
         milliseconds(arguments)
     times = interleave(
         rounds,
-        {
-            name: partial(milliseconds, arguments)
-            for name, arguments in COMMANDS.items()
-        },
+        {name: partial(milliseconds, arguments) for name, arguments in COMMANDS.items()},
     )
     print("## Imports\n")
     print(
