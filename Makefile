@@ -51,9 +51,8 @@ train-demo: $(READY)  ## train the demo model anew (an hour and a half on two co
 evaluate-demo: $(READY)  ## measure the demo model on pictures that it has not seen
 	$(BIN)/python demo/evaluate.py
 
-bench: $(READY)  ## time the imports and a vision tower; ratios from one run
-	$(BIN)/python benchmarks/imports.py
-	$(BIN)/python benchmarks/qwen_tower.py
+bench: $(READY)  ## run every benchmark and write benchmarks/RESULTS.md (some ten minutes)
+	$(BIN)/python benchmarks/run.py
 
 build: $(READY)  ## build every wheel into dist
 	$(BIN)/python -m build --no-isolation --outdir dist .

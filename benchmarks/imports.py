@@ -1,16 +1,14 @@
-"""How long `import vlcore` and `vlcore plugins` take, as a share of `import torch`.
-
-Every round runs the three commands one after another, each in a fresh interpreter; a ratio is taken
-within its round.
-"""
+"""How long `import vlcore` and `vlcore plugins` take, as a share of `import torch`."""
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import subprocess
 import sys
 import time
+from functools import partial
+
+from measure import interleave, markdown_table, ratios, spread
 
 COMMANDS = {
     "import torch": ["-c", "import torch"],
@@ -19,31 +17,40 @@ COMMANDS = {
 }
 
 
-def seconds(arguments: list[str]) -> float:
+def milliseconds(arguments: list[str]) -> float:
     """Time one fresh interpreter."""
     started = time.perf_counter()
     subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - started
+    return (time.perf_counter() - started) * 1000
 
 
 def main() -> None:
-    """Print medians and ratios."""
+    """Print times and shares as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--quick", action="store_true", help="one round")
+    options = parser.parse_args()
+    rounds = 1 if options.quick else options.rounds
     for arguments in COMMANDS.values():  # warm the file cache
-        seconds(arguments)
-    times: dict[str, list[float]] = {name: [] for name in COMMANDS}
-    for _ in range(rounds):
-        for name, arguments in COMMANDS.items():
-            times[name].append(seconds(arguments))
-    print(f"{'command':<16} {'median':>9} {'of import torch: median':>25} {'min':>6} {'max':>6}")
-    for name, measured in times.items():
-        shares = [own / base for own, base in zip(measured, times["import torch"], strict=True)]
-        print(
-            f"{name:<16} {statistics.median(measured) * 1000:6.0f} ms "
-            f"{statistics.median(shares):25.3f} {min(shares):6.3f} {max(shares):6.3f}"
+        milliseconds(arguments)
+    times = interleave(
+        rounds,
+        {name: partial(milliseconds, arguments) for name, arguments in COMMANDS.items()},
+    )
+    print("## Imports\n")
+    print(
+        "Each command in a fresh interpreter with a warm file cache, and its time as a share of "
+        f"`import torch` in the same round. Median (min..max) of {rounds} rounds.\n"
+    )
+    print(
+        markdown_table(
+            ["command", "milliseconds", "share of `import torch`"],
+            [
+                [f"`{name}`", spread(own, 0), spread(ratios(own, times["import torch"]), 3)]
+                for name, own in times.items()
+            ],
         )
+    )
 
 
 if __name__ == "__main__":

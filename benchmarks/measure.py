@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TypeVar
 
+Contender = TypeVar("Contender", bound=Hashable)
 Measurement = TypeVar("Measurement")
 
 
 def interleave(
-    rounds: int, contenders: Mapping[str, Callable[[], Measurement]]
-) -> dict[str, list[Measurement]]:
+    rounds: int, contenders: Mapping[Contender, Callable[[], Measurement]]
+) -> dict[Contender, list[Measurement]]:
     """Measure each contender once a round, so that a slow minute of the machine meets them all.
 
     Every other round goes backwards, so that none gains by its place.
     """
-    measured: dict[str, list[Measurement]] = {name: [] for name in contenders}
+    measured: dict[Contender, list[Measurement]] = {name: [] for name in contenders}
     for number in range(rounds):
         order = list(contenders)
         for name in reversed(order) if number % 2 else order:

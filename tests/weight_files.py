@@ -93,8 +93,8 @@ class _SpiedFile:
     ) -> None:
         self._file.__exit__(kind, error, traceback)
 
-    def keys(self) -> list[str]:
-        return list(self._file.keys())
+    def offset_keys(self) -> list[str]:
+        return list(self._file.offset_keys())
 
     def get_tensor(self, name: str) -> Tensor:
         tensor: Tensor = self._file.get_tensor(name)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from vlcore._progress import progress_bar
 from vlcore.errors import CheckpointNotFoundError, ConfigError, TensorError
 from vlcore.vocabulary import load_tokenizer
-from vlcore.weights import open_weights
+from vlcore.weights import open_weights, read_header
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -234,9 +234,7 @@ class Checkpoint:
             status = path.stat()
             yield from (path.name, str(status.st_size), str(status.st_mtime_ns))
             if path.suffix == ".safetensors":
-                with path.open("rb") as file:
-                    header_bytes = int.from_bytes(file.read(8), "little")
-                    yield file.read(min(header_bytes, status.st_size)).decode("utf-8", "replace")
+                yield read_header(path).decode("utf-8", "replace")
 
     # -- tensors
 
@@ -294,7 +292,7 @@ class Checkpoint:
         ) as advance:
             for path, names_in_file in by_file.items():
                 with open_weights(path) as read:
-                    for name in names_in_file:
+                    for name in read.in_file_order(names_in_file):
                         tensor = read(name)
                         keeps = dtype is None or not tensor.is_floating_point()
                         yield name, tensor.to(device=device, dtype=None if keeps else dtype)

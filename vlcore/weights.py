@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,17 @@ def empty_weights() -> Iterator[None]:
 
 
 class TensorReader:
-    """Reads tensors out of one open weight file."""
+    """Reads tensors out of one open weight file, whose names it has in the file's order."""
 
     def __init__(self, path: Path, names: Sequence[str], read: Callable[[str], Any]) -> None:
         self.path = path
         self.names = names
         self._read = read
+
+    def in_file_order(self, names: Iterable[str]) -> list[str]:
+        """Sort names so that the file is read forwards; names that it lacks come first."""
+        places = {name: place for place, name in enumerate(self.names)}
+        return sorted(names, key=lambda name: places.get(name, -1))
 
     def __call__(self, name: str) -> Tensor:
         """Read a tensor.
@@ -69,14 +74,28 @@ def open_weights(path: Path) -> Iterator[TensorReader]:
         yield TensorReader(path, list(state), state.__getitem__)
         return
     try:
-        file = safe_open(path, framework="pt")
+        # Mapping a cold header would draw in all that the kernel reads ahead: have it in memory.
+        read_header(path)
+        # A tensor that is read, not mapped, takes its memory once and outlives the file.
+        file = safe_open(path, framework="pt", backend="pread")
     except (SafetensorError, OSError) as error:
         raise TensorError(
             f"{path} is damaged or truncated ({path.stat().st_size} bytes): {error}. "
             "Download it again"
         ) from error
     with file as opened:
-        yield TensorReader(path, list(opened.keys()), opened.get_tensor)
+        yield TensorReader(path, list(opened.offset_keys()), opened.get_tensor)
+
+
+def read_header(path: Path) -> bytes:
+    """Read what a safetensors file says of its tensors, and none of them.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb", buffering=0) as file:
+        length = int.from_bytes(file.read(8), "little")
+        return file.read(min(length, path.stat().st_size))
 
 
 def _load_pickle(path: Path) -> dict[str, Any]:

@@ -1,0 +1,93 @@
+"""Runs every benchmark and writes what they print, and where, into RESULTS.md."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+
+from measure import progress
+
+HERE = Path(__file__).parent
+PACKAGES = ("vlcore", "torch", "transformers", "accelerate", "safetensors", "tokenizers", "pillow")
+
+
+def benchmarks(directory: Path) -> list[Path]:
+    """List the scripts of a directory in alphabetical order, without what they share."""
+    return sorted(
+        path
+        for path in directory.glob("*.py")
+        if path.stem not in ("run", "measure") and not path.stem.startswith("_")
+    )
+
+
+def run(script: Path, options: Iterable[str]) -> tuple[bool, str]:
+    """Run one benchmark: whether it went well, and its Markdown."""
+    progress(f"-- {script.name}")
+    finished = subprocess.run(
+        [sys.executable, script, *options], stdout=subprocess.PIPE, text=True, check=False
+    )
+    output = finished.stdout.strip()
+    if finished.returncode == 0 and output.startswith("## "):
+        return True, output
+    why = f"exit status {finished.returncode}" if finished.returncode else "no `## Title` printed"
+    return False, f"## {script.name}\n\n**Failed**: {why}."
+
+
+def machine() -> str:
+    """Say where the numbers come from, as Markdown."""
+    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    return "\n".join(
+        [
+            f"- Date: {datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
+            f"- CPU: {_cpu_model()}, {os.cpu_count()} cores",
+            f"- Memory: {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
+            f"- GPU: {_gpu_model()}",
+            f"- System: {platform.system()} {platform.release()}",
+            f"- Versions: Python {platform.python_version()}, {packages}",
+        ]
+    )
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next(
+        (line.split(": ", 1)[1] for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
+
+
+def _gpu_model() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+
+
+def main() -> int:
+    """Run them all; one that fails is told and does not keep the others from running."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: checks that all run")
+    parser.add_argument("--output", type=Path, default=HERE / "RESULTS.md")
+    parser.add_argument("--directory", type=Path, default=HERE, help="where the benchmarks are")
+    options = parser.parse_args()
+    results = [
+        run(script, ["--quick"] if options.quick else [])
+        for script in benchmarks(options.directory)
+    ]
+    sections = ["# Results of `make bench`", machine(), *(text for _, text in results)]
+    options.output.write_text("\n\n".join(sections) + "\n", "utf-8")
+    progress(f"written to {options.output}")
+    return 0 if all(well for well, _ in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
