@@ -33,6 +33,7 @@ ORDER = (
     "conversation",
     "cache",
     "encoder",
+    "explanation",
     "engines",
     "engines.base",
     "engines.detokenizer",
