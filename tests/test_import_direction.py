@@ -15,6 +15,7 @@ PACKAGE = Path(vlcore.__file__).parent
 
 ORDER = (
     "_version",
+    "_quiet",
     "_progress",
     "errors",
     "placement",
@@ -38,6 +39,7 @@ ORDER = (
     "engines.base",
     "engines.detokenizer",
     "engines.sampler",
+    "engines.quantization",
     "engines.transformers",
     "response",
     "road",
