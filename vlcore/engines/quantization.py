@@ -1,9 +1,9 @@
 """8-bit weights: a loaded model's linear layers, converted in place by torchao.
 
 Each row of a layer's weight becomes 8-bit integers and one float32 scale. Activations, embedding,
-norms and the output layer stay as they are. That saves memory, and on a CPU no time: the integers
-are converted back for every product. ``benchmarks/int8.py`` measures memory, time and what the
-rounding does to the logits.
+norms and the output layer stay as they are. On a CPU that saves memory rather than time: the
+integers are converted back for every product. ``benchmarks/int8.py`` measures memory, time and
+what the rounding does to the logits.
 """
 
 from __future__ import annotations
