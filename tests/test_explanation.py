@@ -14,7 +14,7 @@ from weight_files import ReadSpy
 
 import vlcore
 from vlcore import ChatTemplate, Control, ImageInputs, ImageSlot, Rows, TensorSource, Text
-from vlcore.engines.base import EngineRequest, GenerationConfig
+from vlcore.engines.base import EngineRequest
 from vlcore.errors import ImageError, OptionError, PluginContractError, PromptError
 from vlcore.explanation import Explanation, Pieces, RowsLine, TokenLine, explain
 from vlcore.loading import ModelStages
@@ -51,10 +51,8 @@ def text_tensors(stages: ModelStages) -> list[TensorSource]:
     return list(stages.language_model().tensors.values())
 
 
-def requests_of(
-    checkpoint: Path, prompt: Any, monkeypatch: pytest.MonkeyPatch
-) -> tuple[EngineRequest, set[int]]:
-    """What the pipeline hands its engine for a prompt, and the tokens that end the answer."""
+def request_of(checkpoint: Path, prompt: Any, monkeypatch: pytest.MonkeyPatch) -> EngineRequest:
+    """What the pipeline hands its engine for a prompt."""
     seen: list[EngineRequest] = []
     with vlcore.pipeline(checkpoint, dtype="float32") as pipe:
         engine = pipe._road.engine
@@ -65,9 +63,8 @@ def requests_of(
             return generate(request)
 
         monkeypatch.setattr(engine, "generate", spy)
-        pipe(prompt, GenerationConfig(max_new_tokens=1))
-        eos_ids = set(engine._eos_ids)  # type: ignore[attr-defined]
-    return seen[0], eos_ids
+        pipe(prompt, {"max_new_tokens": 1})
+    return seen[0]
 
 
 @pytest.mark.parametrize(
@@ -78,13 +75,12 @@ def requests_of(
 def test_it_is_the_prompt_that_the_engine_gets(
     checkpoint: Path, stages: ModelStages, prompt: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    request, eos_ids = requests_of(checkpoint, prompt, monkeypatch)
+    request = request_of(checkpoint, prompt, monkeypatch)
     explanation = explain(stages, prompt)
     under_rows = {i for span in request.prompt.spans for i in range(span.start, span.stop)}
     expected = [None if i in under_rows else t for i, t in enumerate(request.prompt.token_ids)]
     assert token_ids(explanation) == expected
     assert explanation.length == len(request.prompt.token_ids)
-    assert set(explanation.stop_token_ids) == eos_ids
     assert explanation.stop_token_ids == {2: "</s>"}
     assert explanation.stop_texts == ()
 
@@ -187,8 +183,11 @@ def test_the_tower_counts_the_rows_where_nothing_else_does(
 def test_the_end_tokens_of_generation_config_are_told(tmp_path: Path) -> None:
     checkpoint = write_llava(tmp_path / "checkpoint")
     write_json(checkpoint / "generation_config.json", {"eos_token_id": [2, 290]})
-    explanation = explain(ModelStages(checkpoint), "Hello")
-    assert list(explanation.stop_token_ids) == [2, 290]
+    stages = ModelStages(checkpoint)
+    model = stages.language_model().to_transformers()
+    assert model.generation_config is not None
+    assert model.generation_config.eos_token_id == [2, 290]  # what an engine stops at
+    assert list(explain(stages, "Hello").stop_token_ids) == [2, 290]
 
 
 @pytest.mark.parametrize(
