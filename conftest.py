@@ -2,5 +2,13 @@
 
 import os
 
+import pytest
+
 # The models of the tests are tiny: threads that wait for each other cost more than they give.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def _float32_on_every_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no exact result hang on the processor: ``dtype="auto"`` is bfloat16 on some."""
+    monkeypatch.setattr("vlcore.placement.has_native_bfloat16", lambda: False)

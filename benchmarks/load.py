@@ -92,6 +92,18 @@ def load_guide(directory: Path, dtype: Any) -> list[Any]:
     return [model.model.vision_tower.eval(), model.model.multi_modal_projector.eval()]
 
 
+def load_whole(directory: Path, dtype: Any) -> list[Any]:
+    """Build the whole model, and load every shard into it."""
+    from safetensors.torch import load_file
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    config = AutoConfig.from_pretrained(directory)
+    model = AutoModelForImageTextToText.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+    for path in sorted(directory.glob("*.safetensors")):
+        model.load_state_dict(load_file(path), strict=False)
+    return [model.model.vision_tower.eval(), model.model.multi_modal_projector.eval()]
+
+
 def load_accelerate(directory: Path, dtype: Any) -> list[Any]:
     """Build the whole model empty and dispatch the whole checkpoint."""
     from accelerate import init_empty_weights, load_checkpoint_and_dispatch
@@ -114,6 +126,7 @@ def load_transformers(directory: Path, dtype: Any) -> list[Any]:
 
 WAYS: dict[str, Callable[[Path, Any], list[Any]]] = {
     "vlcore": load_vlcore,
+    "the whole model": load_whole,
     "the guide's way": load_guide,
     "accelerate": load_accelerate,
     "transformers": load_transformers,
@@ -204,10 +217,11 @@ def report(costs: Mapping[Load, list[Cost]], rounds: int) -> str:
         f"A random llava-hf checkpoint of {NUM_SHARDS} shards: a vision part of {stored:.2f} GB "
         "(CLIP ViT-L/14-336 without what LLaVA 1.5 leaves out of it, and the projector), spread "
         "over all shards beside a language model seven times as large. vlcore's "
-        "`load_vision_model` against building the whole model empty, dropping its text part and "
-        "loading every shard that holds a tensor of the rest (the way of the guide to lmdeploy's "
-        "vision models), accelerate's `load_checkpoint_and_dispatch`, and transformers' "
-        "`from_pretrained`, to a CPU. All give the same weights; a sum over them is compared.",
+        "`load_vision_model` against building the whole model and loading every shard; building "
+        "it empty, dropping its text part and loading every shard that holds a tensor of the "
+        "rest (the way of the guide to lmdeploy's vision models); accelerate's "
+        "`load_checkpoint_and_dispatch`; and transformers' `from_pretrained`, to a CPU. All give "
+        "the same weights; a sum over them is compared.",
         "",
         "Every load has a process of its own, which has loaded a tiny checkpoint before, so that "
         "no import is timed. The clock stops when a byte of every page of the vision part has "
@@ -219,8 +233,9 @@ def report(costs: Mapping[Load, list[Cost]], rounds: int) -> str:
         "vision part as stored, *peak* in units of the vision part in the dtype asked for. "
         f"Median (min..max) of {rounds} round(s); *times vlcore* is taken within each round.",
         "",
-        "safetensors' files are mapped, so the three others touch little of the text part there; "
-        "`.bin` shards, as which LLaVA 1.5 and Qwen-VL were released, the guide's way reads whole.",
+        "safetensors' files are mapped, so all but the whole model touch little of the text part "
+        "there; `.bin` shards, as which LLaVA 1.5 and Qwen-VL were released, the guide's way reads "
+        "whole.",
     ]
     for title, (storage, dtype) in SCENES.items():
         ways = [load.way for load in costs if (load.storage, load.dtype) == (storage, dtype)]

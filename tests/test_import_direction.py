@@ -15,6 +15,7 @@ PACKAGE = Path(vlcore.__file__).parent
 
 ORDER = (
     "_version",
+    "_quiet",
     "_progress",
     "errors",
     "settings",
@@ -42,6 +43,7 @@ ORDER = (
     "conversation",
     "cache",
     "encoder",
+    "explanation",
     "engines",
     "engines.generation",
     "engines.base",
@@ -51,6 +53,7 @@ ORDER = (
     "engines.waiting",
     "engines.slots",
     "engines.batch",
+    "engines.quantization",
     "engines.transformers",
     "response",
     "road",

@@ -438,3 +438,23 @@ def test_an_end_token_that_is_no_id_is_told(tmp_path: Path) -> None:
     write_json(tmp_path / "generation_config.json", {"eos_token_id": "x"})
     with pytest.raises(ConfigError, match="eos_token_id must be an integer"):
         vlcore.load_language_model(tmp_path).to_transformers()
+
+
+@pytest.mark.parametrize(
+    ("stated", "config", "expected"),
+    [
+        (None, {"eos_token_id": 5}, (5,)),
+        (None, {"eos_token_id": [5, 6]}, (5, 6)),
+        (None, {"eos_token_id": None}, ()),
+        ([7, 8], {"eos_token_id": 5}, (7, 8)),
+        (7, {}, (7,)),
+    ],
+)
+def test_the_end_tokens_are_told_without_weights(
+    tmp_path: Path, stated: object, config: dict[str, Any], expected: tuple[int, ...]
+) -> None:
+    write_json(tmp_path / "config.json", {"architectures": ["X"]})
+    if stated is not None:
+        write_json(tmp_path / "generation_config.json", {"eos_token_id": stated})
+    language_model = LanguageModel(Checkpoint.open(tmp_path), CONFIG | config, {})
+    assert language_model.end_token_ids == expected

@@ -10,6 +10,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from vlcore._quiet import quieten_torchao
 from vlcore._version import __version__
 from vlcore.errors import (
     CheckpointError,
@@ -172,3 +173,4 @@ class _Package(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Package
+quieten_torchao()

@@ -105,6 +105,17 @@ class LanguageModel:
         """The longest sequence of prompt and answer, in tokens."""
         return int(self.transformers_config.max_position_embeddings)
 
+    @property
+    def end_token_ids(self) -> tuple[int, ...]:
+        """The tokens that end an answer, by ``generation_config.json`` or else the configuration.
+
+        Raises:
+            ConfigError: ``generation_config.json`` states something else than token ids.
+        """
+        stated = self._stated_eos_ids() or self.transformers_config.eos_token_id
+        ids = stated if isinstance(stated, list) else [stated]
+        return tuple(token_id for token_id in ids if token_id is not None)
+
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer.
 

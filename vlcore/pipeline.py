@@ -270,8 +270,9 @@ def pipeline(
         model: a checkpoint directory or hub id.
         engine: ``"transformers"``, or ``"auto"`` for the best one that can run here.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …; ``"auto"`` is CUDA where there is any.
-        dtype: of weights and rows; ``"auto"`` is float32 on a CPU, and on CUDA what the checkpoint
-            states, or else float16.
+        dtype: of weights and rows. ``"auto"`` on a CPU is bfloat16 where the processor has it
+            natively and the checkpoint does not state float32, or else float32; on CUDA it is what
+            the checkpoint states, or else float16.
         plugin: the distribution to use where several would serve the checkpoint.
         chat_template: the name of one of the plugin's templates, or a template; ``None`` for the
             checkpoint's own.

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
 from vlcore.errors import EngineUnavailableError, OptionError
+
+_BFLOAT16_FEATURES = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+"""As torch and Linux both name them."""
 
 
 def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
@@ -56,20 +60,52 @@ def as_device(device: torch.device | str) -> torch.device:
 def choose_dtype(
     dtype: torch.dtype | str, device: torch.device, config: Mapping[str, Any]
 ) -> torch.dtype:
-    """Read a dtype; ``"auto"`` is float32 on a CPU, and on CUDA what ``config.json`` states.
+    """Read a dtype; ``"auto"`` goes by the device and by what ``config.json`` states.
+
+    On CUDA it is the bfloat16 or float32 that is stated, or else float16. On a CPU it is bfloat16
+    where the processor multiplies it natively and float32 is not stated, or else float32.
 
     Raises:
         OptionError: it is no floating dtype.
     """
     if dtype != "auto":
         return as_dtype(dtype) or torch.float32
+    stated = _stated_dtype(config)
     if device.type == "cpu":
-        return torch.float32
+        fast = has_native_bfloat16() and stated is not torch.float32
+        return torch.bfloat16 if fast else torch.float32
+    return stated or torch.float16
+
+
+def has_native_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware, and torch has the kernels for it.
+
+    That is AVX512-BF16 or AMX-BF16 on x86, and BF16 on Arm; without oneDNN, as on macOS, torch
+    computes bfloat16 slower than float32 whatever the processor can do.
+    """
+    has_kernels: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return has_kernels and not _BFLOAT16_FEATURES.isdisjoint(_processor_features())
+
+
+def _processor_features() -> set[str]:
+    if hasattr(torch.cpu, "get_capabilities"):
+        return {name for name, has in torch.cpu.get_capabilities().items() if has is True}
+    # Older releases of torch tell this in private functions only.
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:  # no Linux
+        return set()
+    flags = [line.partition(":")[2] for line in lines if line.startswith(("flags", "Features"))]
+    return {name for line in flags for name in line.split()}
+
+
+def _stated_dtype(config: Mapping[str, Any]) -> torch.dtype | None:
+    """The bfloat16 or float32 that a ``config.json`` states, if it does."""
     for part in (config, config.get("text_config")):
         for key in ("torch_dtype", "dtype"):
             if isinstance(part, Mapping) and part.get(key) in ("bfloat16", "float32"):
-                return as_dtype(part[key]) or torch.float16
-    return torch.float16
+                return as_dtype(part[key])
+    return None
 
 
 def free_bytes(device: torch.device) -> int:

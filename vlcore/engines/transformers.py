@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vlcore.engines.base import Engine, EngineOutput, EngineRequest
 from vlcore.engines.batch import Batch, Step
+from vlcore.engines.quantization import WEIGHTS, quantize_weights
 from vlcore.engines.sampler import DAMAGED, choose
 from vlcore.engines.sequence import Answers, Ends, Sequence
 from vlcore.engines.waiting import WaitingLine
@@ -54,6 +55,9 @@ class TransformersEngineConfig:
     max_prefill_tokens: int = 2048
     """Prompts that arrive together are computed together up to this many tokens, the padding
     included; a longer one is computed alone."""
+    weights: str | None = None
+    """``"int8"`` converts the linear layers' weights to 8 bits, which takes the extra
+    ``vlcore[int8]``; ``None`` leaves them as they are."""
 
     def __post_init__(self) -> None:
         for name, least, is_optional in (
@@ -67,6 +71,9 @@ class TransformersEngineConfig:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise OptionError(f"{name} must be an integer of at least {least}; it is {value!r}")
+        if self.weights is not None and self.weights not in WEIGHTS:
+            known = ", ".join(map(repr, WEIGHTS))
+            raise OptionError(f"weights must be {known} or None; it is {self.weights!r}")
 
 
 class TransformersEngine(Engine):
@@ -81,8 +88,8 @@ class TransformersEngine(Engine):
         progress: show a progress bar while weights load.
 
     Raises:
-        EngineUnavailableError: the model's layers keep something else than keys and values, or
-            no memory is left for these.
+        EngineUnavailableError: the model's layers keep something else than keys and values, no
+            memory is left for these, or torchao is not installed for 8-bit weights.
     """
 
     name = "transformers"
@@ -105,6 +112,8 @@ class TransformersEngine(Engine):
         self._model: PreTrainedModel = language_model.to_transformers(
             device, dtype, progress=progress
         )
+        if config.weights is not None:
+            quantize_weights(self._model, config.weights)
         self._batch = Batch(self._model, device, config.max_num_seqs)
         self.vocab_size = self._batch.vocab_size
         own_length = language_model.context_length
