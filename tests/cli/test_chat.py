@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 import vlcore
 from vlcore.cli import app
+from vlcore.errors import OptionError
 from vlcore.regions import Region, draw_regions
 
 
@@ -83,6 +84,15 @@ def test_sampling_is_repeatable_with_a_seed(checkpoint: Path) -> None:
         for seed in ("1", "1", "2")
     ]
     assert sampled[0] == sampled[1] != sampled[2]
+
+
+def test_weights_are_converted_if_asked_for(checkpoint: Path, picture: Path) -> None:
+    result = chat(checkpoint, "--weights", "int8", "--image", picture, "What is this?")
+    assert result.exit_code == 0
+    assert "6 tokens" in result.stderr
+    refused = chat(checkpoint, "--weights", "int3", "What is this?")
+    assert isinstance(refused.exception, OptionError)
+    assert "weights must be 'int8' or None; it is 'int3'" in str(refused.exception)
 
 
 def test_a_template_is_chosen_by_name(checkpoint: Path) -> None:

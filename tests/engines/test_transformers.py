@@ -105,6 +105,32 @@ def test_a_setting_out_of_range_is_refused(setting: str, value: Any) -> None:
         TransformersEngineConfig(**{setting: value})
 
 
+def test_weights_are_converted_if_asked_for(
+    language_model: LanguageModel, tokenizer: PreTrainedTokenizerBase, engine: TransformersEngine
+) -> None:
+    config = TransformersEngineConfig(weights="int8")
+    converted = TransformersEngine(
+        language_model, tokenizer, device=CPU, dtype=torch.float32, config=config
+    )
+
+    async def body() -> None:
+        asked = request(5, output_logits="all", max_new_tokens=1)
+        (exact,), (rounded,) = await pieces(engine, asked), await pieces(converted, asked)
+        assert exact.prompt_logits is not None
+        assert rounded.prompt_logits is not None
+        difference = (exact.prompt_logits - rounded.prompt_logits).abs()
+        assert 0 < difference.mean() < 0.05 * exact.prompt_logits.std()
+        await converted.close()
+
+    run(body)
+
+
+@pytest.mark.parametrize("weights", ["int4", "", 8])
+def test_weights_of_another_kind_are_refused(weights: Any) -> None:
+    with pytest.raises(OptionError, match="weights must be 'int8' or None; it is"):
+        TransformersEngineConfig(weights=weights)
+
+
 # -- how answers end
 
 

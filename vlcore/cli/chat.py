@@ -43,6 +43,9 @@ def chat(
     engine: Annotated[str, typer.Option(help="auto or transformers.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
+    weights: Annotated[
+        str | None, typer.Option(help="int8 converts the language model's weights to 8 bits.")
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Of a hub repository.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="The longest answer, in tokens.")] = 512,
     temperature: Annotated[
@@ -64,6 +67,7 @@ def chat(
 ) -> None:
     """Ask a model about pictures: one question, or a conversation without PROMPT."""
     from vlcore.engines.generation import GenerationConfig
+    from vlcore.engines.transformers import TransformersEngineConfig
     from vlcore.pipeline import pipeline
 
     sampling = {"temperature": temperature, "top_p": top_p, "random_seed": seed}
@@ -86,6 +90,7 @@ def chat(
         plugin=plugin,
         chat_template=template,
         revision=revision,
+        engine_config=TransformersEngineConfig(weights=weights),
         progress=sys.stderr.isatty(),
     ) as pipe:
         conversation = _Conversation(pipe, config, list(image or []), draw)

@@ -15,7 +15,9 @@ from vlcore.engines.sampler import Sampler
 from vlcore.errors import EngineError, OptionError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
+
+    from vlcore.language import LanguageModel
 
 _MAX_CANDIDATES = (64, 1024)
 """How many of the likeliest tokens are tried where bad words forbid the chosen one."""
@@ -29,12 +31,11 @@ class Ends:
     control_ids: Mapping[str, int]
 
     @classmethod
-    def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Self:
-        """Read them off the model's generation settings and its tokenizer."""
-        stated = getattr(model.generation_config, "eos_token_id", None)
-        ids = [*(stated if isinstance(stated, list) else [stated]), tokenizer.eos_token_id]
+    def of(cls, language_model: LanguageModel, tokenizer: PreTrainedTokenizerBase) -> Self:
+        """Read them off what a model's configuration and its tokenizer state."""
+        eos_ids = {*language_model.end_token_ids, tokenizer.eos_token_id} - {None}
         control_ids = {token.content: i for i, token in tokenizer.added_tokens_decoder.items()}
-        return cls(frozenset(token_id for token_id in ids if token_id is not None), control_ids)
+        return cls(frozenset(eos_ids), control_ids)
 
     def of_request(self, request: EngineRequest) -> tuple[list[str], set[int]]:
         """The texts and the tokens that end one request's answers."""

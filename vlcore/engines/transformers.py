@@ -121,7 +121,7 @@ class TransformersEngine(Engine):
         self._limit_cache(language_model.checkpoint.name)
         if self.context_length == own_length:
             self.context_limit_reason = language_model.context_limit_reason
-        self._ends = Ends.of(self._model, tokenizer)
+        self._ends = Ends.of(language_model, tokenizer)
         self._waiting = WaitingLine()
         self._thread = threading.Thread(target=self._serve, name="vlcore-engine", daemon=True)
         self._thread.start()
