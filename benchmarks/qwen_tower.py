@@ -8,13 +8,13 @@ two. Counted are the products alone: linear layers, patches, and the two product
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 
 import torch
+from measure import markdown_table, progress, ratios, spread
 from torch import Tensor
 from vl_plugin_qwen.tower import NUM_QUERIES, VisualConfig, VisualTower
 
@@ -104,7 +104,10 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="one layer, one picture, one round")
     options = parser.parse_args()
+    if options.quick:
+        options.layers = options.batch = options.rounds = 1
     torch.manual_seed(0)
     config = VisualConfig(layers=options.layers, **MID_SIZE)  # type: ignore[arg-type]
     tower = random_tower(config)
@@ -116,23 +119,29 @@ def main() -> None:
         tower(pixels[:1])  # warm up
         products.rate()
         mm_rates = [products.rate()]
-        for _ in range(options.rounds):
+        for number in range(options.rounds):
+            progress(f"round {number + 1} of {options.rounds}")
             tower_rates.append(operations / seconds(lambda: tower(pixels)))
             mm_rates.append(products.rate())
     around = [(before + after) / 2 for before, after in pairwise(mm_rates)]
-    ratios = [own / base for own, base in zip(tower_rates, around, strict=True)]
+    print("## Qwen-VL's vision tower\n")
     print(
-        f"Width {config.width}, {config.layers} layers, {options.batch} pictures, float32, "
-        f"{torch.get_num_threads()} threads, {operations / 1e12:.2f} TFLOP, "
-        f"{options.rounds} rounds\n"
+        f"Operations a second of a random tower of half the released width ({config.width}) with "
+        f"{config.layers} layers on {options.batch} pictures, float32 on the CPU with "
+        f"{torch.get_num_threads()} threads, {operations / 1e12:.2f} TFLOP a forward: linear "
+        "layers, patches and the two products of attention. Beside it `torch.mm` at the shapes of the "
+        "tower's linear layers, before and after each forward; a ratio is taken to the mean of the "
+        f"two. Median (min..max) of {options.rounds} round(s); at least 0.85 is wanted.\n"
     )
-    print("| | median GFLOP/s | of torch.mm: median | min | max |")
-    print("|---|---|---|---|---|")
-    print(f"| torch.mm | {statistics.median(mm_rates) / 1e9:.0f} | | | |")
-    print(
-        f"| tower | {statistics.median(tower_rates) / 1e9:.0f} | {statistics.median(ratios):.2f} "
-        f"| {min(ratios):.2f} | {max(ratios):.2f} |"
-    )
+    rows = [
+        ("`torch.mm`", spread([rate / 1e9 for rate in mm_rates], 0), ""),
+        (
+            "tower",
+            spread([rate / 1e9 for rate in tower_rates], 0),
+            spread(ratios(tower_rates, around)),
+        ),
+    ]
+    print(markdown_table(["", "GFLOP/s", "of `torch.mm`"], rows))
 
 
 if __name__ == "__main__":
