@@ -129,9 +129,9 @@ def main() -> None:
         f"Operations a second of a random tower of half the released width ({config.width}) with "
         f"{config.layers} layers on {options.batch} pictures, float32 on the CPU with "
         f"{torch.get_num_threads()} threads, {operations / 1e12:.2f} TFLOP a forward: linear "
-        "layers, patches and the two products of attention. Beside it `torch.mm` at the shapes of the "
-        "tower's linear layers, before and after each forward; a ratio is taken to the mean of the "
-        f"two. Median (min..max) of {options.rounds} round(s); at least 0.85 is wanted.\n"
+        "layers, patches and the two products of attention. Beside it `torch.mm` at the shapes of "
+        "the tower's linear layers, before and after each forward; a ratio is taken to the mean of "
+        f"the two. Median (min..max) of {options.rounds} round(s); at least 0.85 is wanted.\n"
     )
     rows = [
         ("`torch.mm`", spread([rate / 1e9 for rate in mm_rates], 0), ""),
