@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
-from vlcore.conversation import Conversation, parse_prompt
+from vlcore.conversation import parse_prompt
 from vlcore.encoder import ImageEncoder
-from vlcore.errors import PluginContractError, VlcoreError
 from vlcore.loading import ModelStages
 from vlcore.media import DEFAULT_LIMITS, ImageLimits, describe, load_image
 from vlcore.prompt import ImageLayout, Prompt, PromptTokenizer
-from vlcore.template import ChatTemplate, PromptPart
+from vlcore.template import ChatTemplate, write_prompt
 from vlcore.vision import ImageInputs, VisionModel
 
 if TYPE_CHECKING:
@@ -157,7 +156,7 @@ def explain(
         if isinstance(chat_template, ChatTemplate)
         else stages.chat_template(chat_template)
     )
-    parts = _prompt_parts(template, conversation)
+    parts = write_prompt(template, conversation.messages)
     tokenizer = language_model.tokenizer()
     pictures = [load_image(source, image_limits) for source in conversation.images]
     laid_out: list[tuple[ImageLayout, bool]] = []
@@ -186,17 +185,6 @@ def explain(
         stop_texts=text_stops,
         context_length=language_model.context_length,
     )
-
-
-def _prompt_parts(template: ChatTemplate, conversation: Conversation) -> tuple[PromptPart, ...]:
-    try:
-        return tuple(template.messages2prompt(conversation.messages))
-    except VlcoreError:
-        raise
-    except Exception as error:
-        raise PluginContractError(
-            f"{type(template).__name__}.messages2prompt failed: {type(error).__name__}: {error}"
-        ) from error
 
 
 async def _lay_out(

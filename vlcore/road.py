@@ -16,12 +16,12 @@ from vlcore.conversation import Conversation, Prompt, is_batch, parse_prompt
 from vlcore.encoder import ImageEncoder, PreparedImage
 from vlcore.engines.base import Engine, EngineRequest
 from vlcore.engines.generation import GenerationConfig
-from vlcore.errors import OptionError, PluginContractError, VlcoreError
+from vlcore.errors import OptionError
 from vlcore.media import ImageLimits, ImageSource, load_image
 from vlcore.prompt import ImageLayout, PromptTokenizer
 from vlcore.prompt import Prompt as TokenPrompt
 from vlcore.response import Response, Session, failed, join
-from vlcore.template import ChatTemplate, Message, PromptPart, Text
+from vlcore.template import ChatTemplate, Message, PromptPart, Text, write_prompt
 from vlcore.vision import ImageInputs
 
 _MAX_PROMPTS_IN_FLIGHT = 64
@@ -52,7 +52,7 @@ class Road:
         self, conversation: Conversation, config: GenerationConfig, index: int = 0
     ) -> AsyncGenerator[Response]:
         """Walk the road once: pictures, rows, token ids, text."""
-        parts = self._prompt_parts(conversation)
+        parts = write_prompt(self.template, conversation.messages)
         images = await self._load(conversation.images)
         prepared = await self.encoder.prepare(images, conversation.image_options)
         known = _known_layouts(prepared)
@@ -90,17 +90,6 @@ class Road:
             for source in sources
         )
         return list(await asyncio.gather(*fetches))
-
-    def _prompt_parts(self, conversation: Conversation) -> tuple[PromptPart, ...]:
-        try:
-            return tuple(self.template.messages2prompt(conversation.messages))
-        except VlcoreError:
-            raise
-        except Exception as error:
-            raise PluginContractError(
-                f"{type(self.template).__name__}.messages2prompt failed: "
-                f"{type(error).__name__}: {error}"
-            ) from error
 
     async def _build(
         self, parts: Sequence[PromptPart], layouts: Sequence[ImageLayout]

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vlcore.errors import PromptError
+from vlcore.errors import PluginContractError, PromptError, VlcoreError
 from vlcore.regions import Region
 
 ROLES = ("system", "user", "assistant")
@@ -214,6 +214,25 @@ class ChatTemplate:
         raise NotImplementedError(
             f"{type(self).__name__} does not say how answers point at regions"
         )
+
+
+def write_prompt(
+    template: ChatTemplate, messages: Sequence[Message | Mapping[str, Any]]
+) -> tuple[PromptPart, ...]:
+    """Have a plugin's template write a conversation.
+
+    Raises:
+        PromptError: the conversation does not suit the template.
+        PluginContractError: the template fails.
+    """
+    try:
+        return tuple(template.messages2prompt(messages))
+    except VlcoreError:
+        raise
+    except Exception as error:
+        raise PluginContractError(
+            f"{type(template).__name__}.messages2prompt failed: {type(error).__name__}: {error}"
+        ) from error
 
 
 @dataclass(frozen=True)
