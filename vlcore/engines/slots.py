@@ -171,9 +171,10 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         running, seen = slice(len(step.slots)), slice(step.longest)
         return self.keys[running, :, seen], self.values[running, :, seen]
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+    def get_mask_sizes(self, query_length: int | Tensor) -> tuple[int, int]:
         """A prefill looks at its own tokens alone; a decoding step brings its mask along."""
-        return query_length, 0
+        # The first releases of transformers 5 pass the queries' positions.
+        return len(query_length) if isinstance(query_length, Tensor) else query_length, 0
 
     def get_seq_length(self) -> int:
         """Prompts begin at the first column."""
