@@ -46,6 +46,7 @@ ORDER = (
     "forward",
     "preparation",
     "encoder",
+    "row_file",
     "engines",
     "engines.generation",
     "engines.base",

@@ -83,6 +83,11 @@ def file_key(data: bytes, options: Mapping[str, Any], model: VisionModel) -> str
     return _digest(*_settings(options, model), b"file", data)
 
 
+def model_key(model: VisionModel) -> str:
+    """Digest everything that rows depend on beside the image and its options."""
+    return _digest(*_settings({}, model))
+
+
 def _settings(options: Mapping[str, Any], model: VisionModel) -> tuple[bytes, ...]:
     return (
         model.fingerprint.encode(),
