@@ -362,6 +362,38 @@ def test_options_pair_off_with_images() -> None:
     run(body)
 
 
+# -- many images
+
+
+def test_of_many_images_one_that_fails_has_its_error_in_the_place_of_rows() -> None:
+    async def body() -> None:
+        async with ImageEncoder(FakeModel()) as encoder:
+            first, second, third, fourth = await encoder.encode_many(
+                [image(1), "nowhere.png", image(POISON), image(2)], [{"scale": 3}, {}, {}, {}]
+            )
+            assert isinstance(first, ImageRows)
+            assert isinstance(fourth, ImageRows)
+            assert values([first, fourth]) == [3, 2]
+            assert "there is no file 'nowhere.png'" in str(second)
+            assert str(third).startswith("image 3 of 4 (L, 2 x 2): FakeModel.forward failed")
+            assert await encoder.encode_many([]) == []
+
+    run(body)
+
+
+def test_many_images_show_a_progress_bar_when_it_is_wanted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def body() -> None:
+        async with ImageEncoder(FakeModel()) as encoder:
+            await encoder.encode_many([image(1), image(2)])
+            assert capsys.readouterr().err == ""
+            await encoder.encode_many([image(1), image(POISON)], progress=True)
+            assert "encoding: 100%" in capsys.readouterr().err
+
+    run(body)
+
+
 # -- cancelling and closing
 
 

@@ -19,14 +19,8 @@ from PIL import Image
 from vlcore._progress import progress_bar
 from vlcore.cache import RowCache
 from vlcore.encoder_stats import EncoderStats, Meter
-from vlcore.errors import (
-    EngineClosedError,
-    ImageError,
-    OptionError,
-    PluginContractError,
-    VlcoreError,
-)
-from vlcore.forward import BatchForward, Outcome, is_out_of_memory
+from vlcore.errors import EngineClosedError, OptionError, VlcoreError
+from vlcore.forward import BatchForward, Outcome, explain
 from vlcore.media import DEFAULT_LIMITS, ImageLimits, ImageSource
 from vlcore.preparation import NO_OPTIONS, ImagePreparation, PreparedImage
 from vlcore.turns import Gate, Turns
@@ -247,7 +241,7 @@ class ImageEncoder:
                 self._worker = asyncio.create_task(self._work())
         outcome = await self._wait(job)
         if isinstance(outcome, Exception):
-            raise self._error(outcome, image.place)
+            raise explain(outcome, self.vision_model, image.place)
         if image.file:
             self._cache.link(image.file, image.key)
         return outcome
@@ -304,24 +298,6 @@ class ImageEncoder:
         elif not isinstance(outcome, EngineClosedError):
             self._meter.count("num_failures")
         job.outcome.set_result(outcome)
-
-    def _error(self, error: Exception, place: str) -> VlcoreError:
-        """Say which image of which request an error belongs to."""
-        if isinstance(error, VlcoreError) and not isinstance(error, PluginContractError):
-            return error
-        name = type(self.vision_model).__name__
-        told: VlcoreError
-        if isinstance(error, PluginContractError):
-            told = PluginContractError(f"{place}: {error}")
-        elif is_out_of_memory(error):
-            told = ImageError(
-                f"{place}: {name} ran out of memory on this image alone: shrink it, or use a "
-                f"smaller dtype ({error})"
-            )
-        else:
-            told = ImageError(f"{place}: {name}.forward failed: {type(error).__name__}: {error}")
-        told.__cause__ = error
-        return told
 
 
 def _check_limit(name: str, value: object, least: int) -> None:

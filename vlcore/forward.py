@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from vlcore.encoder_stats import Meter
+from vlcore.errors import ImageError, PluginContractError, VlcoreError
 from vlcore.vision import ImageInputs, ImageRows, VisionModel, run_forward
 
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
@@ -27,6 +28,25 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     said = str(error).lower()
     return isinstance(error, RuntimeError) and any(words in said for words in _OUT_OF_MEMORY)
+
+
+def explain(error: Exception, model: VisionModel, place: str) -> VlcoreError:
+    """Say which image an error belongs to; what a plugin raised on purpose passes unchanged."""
+    if isinstance(error, VlcoreError) and not isinstance(error, PluginContractError):
+        return error
+    name = type(model).__name__
+    explained: VlcoreError
+    if isinstance(error, PluginContractError):
+        explained = PluginContractError(f"{place}: {error}")
+    elif is_out_of_memory(error):
+        explained = ImageError(
+            f"{place}: {name} ran out of memory on this image alone: shrink it, or use a smaller "
+            f"dtype ({type(error).__name__}: {error})"
+        )
+    else:
+        explained = ImageError(f"{place}: {name}.forward failed: {type(error).__name__}: {error}")
+    explained.__cause__ = error
+    return explained
 
 
 class BatchForward:
