@@ -51,10 +51,9 @@ train-demo: $(READY)  ## train the demo model anew (an hour and a half on two co
 evaluate-demo: $(READY)  ## measure the demo model on pictures that it has not seen
 	$(BIN)/python demo/evaluate.py
 
-bench: $(READY)  ## time the imports, a vision tower and the encoder; ratios from one run
+bench: $(READY)  ## time the imports and a vision tower; ratios from one run
 	$(BIN)/python benchmarks/imports.py
 	$(BIN)/python benchmarks/qwen_tower.py
-	$(BIN)/python benchmarks/encoder.py
 
 build: $(READY)  ## build every wheel into dist
 	$(BIN)/python -m build --no-isolation --outdir dist .
