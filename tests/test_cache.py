@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vlcore.cache import RowCache, image_key
+from vlcore.cache import RowCache, file_key, image_key
 from vlcore.vision import ImageRows, VisionModel
 
 
@@ -73,15 +73,47 @@ def test_rows_of_half_precision_take_half() -> None:
     assert cache.num_bytes == 16
 
 
+def test_a_file_leads_to_the_rows_of_its_pixels() -> None:
+    cache = RowCache(32)
+    kept = rows(1)
+    cache.link("file", "a")
+    assert cache.get("file") is None
+    cache.put("a", kept)
+    cache.put("b", rows(1))
+    assert cache.get("file") is kept
+    cache.put("c", rows(1))  # "a" was used last
+    assert cache.get("file") is kept
+    assert cache.get("b") is None
+
+
+def test_files_are_bounded_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlcore.cache._MAX_FILES", 2)
+    cache = RowCache(32)
+    cache.put("a", rows(1))
+    cache.link("first", "a")
+    cache.link("second", "a")
+    assert cache.get("first") is not None
+    cache.link("third", "a")
+    found = [name for name in ("first", "second", "third") if cache.get(name) is not None]
+    assert found == ["first", "third"]
+
+
 # -- keys
 
 
 class Model(VisionModel):
     hidden_size = 4
 
-    def __init__(self, fingerprint: str = "f", dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, fingerprint: str = "f", dtype: torch.dtype = torch.float32, edge: int = 4
+    ) -> None:
         self.fingerprint = fingerprint
         self.weight = torch.zeros(1, dtype=dtype)
+        self.edge = edge
+
+    @property
+    def preprocess_settings(self) -> Any:
+        return self.edge
 
 
 class OtherModel(Model):
@@ -127,6 +159,7 @@ def test_what_a_file_says_beside_the_pixels_does_not_count() -> None:
         (IMAGE, {"detail": "low", "max_pixels": 1}, MODEL),
         (IMAGE, {"detail": "low"}, Model("g")),
         (IMAGE, {"detail": "low"}, Model(dtype=torch.float16)),
+        (IMAGE, {"detail": "low"}, Model(edge=8)),
         (IMAGE, {"detail": "low"}, OtherModel()),
     ],
 )
@@ -159,3 +192,16 @@ def test_fields_do_not_run_into_each_other() -> None:
         image_key(grey(1, 2, 3, 4, size=(1, 4)), {}, MODEL),
     }
     assert len(keys) == 7
+
+
+def test_a_file_and_its_pixels_have_keys_of_their_own() -> None:
+    key = file_key(IMAGE.tobytes(), {}, MODEL)
+    assert key == file_key(IMAGE.tobytes(), {}, Model())
+    others = {
+        image_key(IMAGE, {}, MODEL),
+        file_key(IMAGE.tobytes() + b"0", {}, MODEL),
+        file_key(IMAGE.tobytes(), {"detail": "low"}, MODEL),
+        file_key(IMAGE.tobytes(), {}, Model(edge=8)),
+        file_key(IMAGE.tobytes(), {}, Model("g")),
+    }
+    assert len(others | {key}) == 6

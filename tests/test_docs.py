@@ -74,10 +74,11 @@ def is_file_of_the_example(block: Block) -> bool:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_runs(command: str) -> None:
+def test_every_command_runs(command: str, tmp_path: Path) -> None:
     if command in NEEDS_NO_RUN:
         command = f"{command} --dry-run"
     command = command.replace(".venv/bin/", f"{sysconfig.get_path('scripts')}/")
+    command = command.replace("--out ", f"--out {tmp_path}/")
     done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()

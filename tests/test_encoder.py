@@ -2,89 +2,29 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
+from grey_model import (
+    POISON,
+    TIMEOUT_S,
+    FakeModel,
+    GatedModel,
+    image,
+    outcome,
+    run,
+    values,
+    waiting,
+)
 from PIL import Image
 from torch import Tensor
 
-from vlcore.encoder import EncoderStats, ImageEncoder
+from vlcore.encoder import ImageEncoder
+from vlcore.encoder_stats import EncoderStats
 from vlcore.errors import EngineClosedError, ImageError, OptionError, PluginContractError
 from vlcore.vision import ImageInputs, ImageRows, VisionModel
-
-POISON = 99
-TIMEOUT_S = 20
-"""Of a wait that only a failing test waits out."""
-
-
-def image(value: int) -> Image.Image:
-    return Image.new("L", (2, 2), value)
-
-
-class FakeModel(VisionModel):
-    """Gives every image one row that holds its grey value; refuses the poisoned one."""
-
-    hidden_size = 3
-    image_options = frozenset({"scale"})
-
-    def __init__(self) -> None:
-        self.batches: list[list[int]] = []
-        self.threads: set[int] = set()
-
-    def preprocess(self, image: Image.Image, **options: Any) -> Any:
-        self.threads.add(threading.get_ident())
-        return image.getpixel((0, 0)) * options.get("scale", 1)
-
-    def forward(self, inputs: Sequence[Any]) -> Sequence[Any]:
-        self.threads.add(threading.get_ident())
-        self.batches.append(list(inputs))
-        if POISON in inputs:
-            raise RuntimeError("poisoned")
-        return [torch.full((1, 3), float(value)) for value in inputs]
-
-
-class GatedModel(FakeModel):
-    """Waits in every forward until it is let through."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.entered = threading.Semaphore(0)
-        self.gate = threading.Semaphore(0)
-
-    def forward(self, inputs: Sequence[Any]) -> Sequence[Any]:
-        self.entered.release()
-        assert self.gate.acquire(timeout=TIMEOUT_S)
-        return super().forward(inputs)
-
-    async def wait_until_entered(self) -> None:
-        assert await asyncio.to_thread(self.entered.acquire, timeout=TIMEOUT_S)
-
-
-def run(body: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(asyncio.wait_for(body(), TIMEOUT_S))
-
-
-def values(rows: Sequence[ImageRows]) -> list[float]:
-    return [float(of_image.rows[0, 0]) for of_image in rows]
-
-
-async def waiting(encoder: ImageEncoder, *images: Image.Image) -> asyncio.Task[list[ImageRows]]:
-    """Start a request, and give the loop time to queue it."""
-    before = len(encoder._in_flight)
-    task = asyncio.create_task(encoder.encode(images))
-    while len(encoder._in_flight) == before and not task.done():
-        await asyncio.sleep(0.001)
-    return task
-
-
-async def outcome(awaitable: Awaitable[list[ImageRows]]) -> list[float] | Exception:
-    try:
-        return values(await awaitable)
-    except Exception as error:
-        return error
-
 
 # -- batches
 
@@ -97,6 +37,18 @@ def test_rows_come_in_the_order_of_the_images() -> None:
             assert values(rows) == [3, 1, 2]
             assert rows[0].rows.shape == (1, 3)
             assert await encoder.encode([]) == []
+        assert sorted(value for batch in model.batches for value in batch) == [1, 2, 3]
+
+    run(body)
+
+
+def test_prepared_images_share_a_forward() -> None:
+    async def body() -> None:
+        model = FakeModel()
+        async with ImageEncoder(model) as encoder:
+            prepared = await encoder.prepare([image(3), image(1), image(2)])
+            assert values(await encoder.encode_prepared(prepared)) == [3, 1, 2]
+            assert await encoder.encode_prepared([]) == []
         assert model.batches == [[3, 1, 2]]
 
     run(body)
@@ -113,7 +65,9 @@ def test_what_arrives_during_a_forward_shares_the_next_one() -> None:
             assert values(await first) == [0]
             assert [values(await other) for other in others] == [[v] for v in range(1, 9)]
         assert model.batches == [[0], [1, 2, 3, 4, 5, 6, 7, 8]]
-        assert encoder.stats() == EncoderStats(num_images=9, num_forwards=2, num_encoded=9)
+        assert encoder.stats() == EncoderStats(
+            num_images=9, num_forwards=2, num_encoded=9, num_tiles=9
+        )
 
     run(body)
 
@@ -122,7 +76,8 @@ def test_max_batch_size_bounds_a_forward() -> None:
     async def body() -> None:
         model = FakeModel()
         async with ImageEncoder(model, max_batch_size=3) as encoder:
-            await encoder.encode([image(value) for value in range(7)])
+            prepared = await encoder.prepare([image(value) for value in range(7)])
+            await encoder.encode_prepared(prepared)
         assert model.batches == [[0, 1, 2], [3, 4, 5], [6]]
 
     run(body)
@@ -133,6 +88,9 @@ def test_max_batch_size_bounds_a_forward() -> None:
     [
         ({"max_batch_size": 0}, "max_batch_size must be an integer of at least 1; it is 0"),
         ({"max_batch_size": "8"}, "max_batch_size must be an integer of at least 1; it is '8'"),
+        ({"max_batch_size": True}, "max_batch_size must be an integer of at least 1; it is True"),
+        ({"max_batch_tiles": 0}, "max_batch_tiles must be an integer of at least 1; it is 0"),
+        ({"max_pending": 0}, "max_pending must be an integer of at least 1; it is 0"),
         ({"cache_bytes": -1}, "cache_bytes must be an integer of at least 0; it is -1"),
     ],
 )
@@ -186,7 +144,9 @@ def test_layouts_arrive_with_the_rows() -> None:
             (prepared,) = await encoder.prepare([image(0)])
             assert prepared.num_rows == 4
             wide = Image.new("L", (3, 1))
-            first, second = await encoder.encode([prepared, wide])
+            first, second = await encoder.encode_prepared(
+                [prepared, *await encoder.prepare([wide])]
+            )
             assert (first.layout, second.layout) == (2, 3)
             assert (len(first.rows), len(second.rows)) == (8, 12)
         assert encoder.stats().num_forwards == 1
@@ -210,7 +170,9 @@ def test_the_same_image_in_overlapping_requests_is_encoded_once() -> None:
             assert values(await first) == [1]
             assert values(await second) == [1, 1]
         assert model.batches == [[1]]
-        assert encoder.stats() == EncoderStats(3, num_cache_hits=2, num_forwards=1, num_encoded=1)
+        assert encoder.stats() == EncoderStats(
+            3, num_cache_hits=2, num_forwards=1, num_encoded=1, num_tiles=1
+        )
 
     run(body)
 
@@ -223,7 +185,7 @@ def test_the_same_image_later_comes_from_the_cache() -> None:
             (second,) = await encoder.encode([image(1)])
             assert second is first
             assert encoder.stats().num_cache_hits == 1
-            await encoder.encode(await encoder.prepare([image(1)], [{"scale": 2}]))
+            await encoder.encode([image(1)], [{"scale": 2}])
         assert model.batches == [[1], [2]]
 
     run(body)
@@ -255,7 +217,9 @@ def test_a_poisoned_image_fails_alone() -> None:
             one, poisoned, two = [await outcome(request) for request in requests]
             assert (one, two) == ([1], [2])
             assert isinstance(poisoned, ImageError)
-            assert "GatedModel failed on an image: RuntimeError: poisoned" in str(poisoned)
+            assert str(poisoned) == (
+                "image 1 of 1 (L, 2 x 2): GatedModel.forward failed: RuntimeError: poisoned"
+            )
             assert isinstance(poisoned.__cause__, RuntimeError)
             assert encoder.stats().num_failures == 1
             assert encoder.stats().num_encoded == 3
@@ -268,8 +232,9 @@ def test_a_failed_image_is_tried_again_and_the_others_are_kept() -> None:
         model = FakeModel()
         async with ImageEncoder(model) as encoder:
             for _ in range(2):
-                with pytest.raises(ImageError, match="poisoned"):
-                    await encoder.encode([image(1), image(POISON)])
+                prepared = await encoder.prepare([image(1), image(POISON)])
+                with pytest.raises(ImageError, match=r"^image 2 of 2 \(L, 2 x 2\): .* poisoned"):
+                    await encoder.encode_prepared(prepared)
             assert values(await encoder.encode([image(1)])) == [1]
         assert model.batches == [[1, POISON], [1], [POISON], [POISON]]
 
@@ -306,7 +271,9 @@ def test_a_failing_preprocess_fails_its_request() -> None:
             good = outcome(encoder.encode([image(2)]))
             error, fine = await asyncio.gather(bad, good)
             assert isinstance(error, ImageError)
-            assert "Picky.preprocess failed on an image (L, 3 x 1): KeyError: 'width'" in str(error)
+            assert str(error) == (
+                "image 2 of 2 (L, 3 x 1): Picky.preprocess failed: KeyError: 'width'"
+            )
             assert fine == [2]
             assert encoder.stats().num_failures == 1
 
@@ -332,14 +299,14 @@ def test_an_error_of_vlcore_passes_unchanged() -> None:
     [
         ([], r"given 1 image\(s\) and returned 0"),
         ([torch.zeros(1, 3)] * 2, r"given 1 image\(s\) and returned 2"),
-        ([torch.zeros(1, 4)], r"rows \[k, 3\].*image 0 of 1 came as \[1, 4\]"),
-        ([torch.zeros(3)], r"came as \[3\]"),
-        ([torch.zeros(1, 1, 3)], r"came as \[1, 1, 3\]"),
-        ([[[0.0, 0.0, 0.0]]], "came as list"),
-        ([None], "came as NoneType"),
-        ([ImageRows(torch.zeros(1, 2))], r"came as \[1, 2\]"),
-        ([torch.full((1, 3), torch.nan)], "NaN or Inf for image 0"),
-        ([torch.tensor([[0.0, 1.0, torch.inf]])], "NaN or Inf for image 0"),
+        ([torch.zeros(1, 4)], r"rows \[k, 3\]; it returned \[1, 4\]"),
+        ([torch.zeros(3)], r"it returned \[3\]"),
+        ([torch.zeros(1, 1, 3)], r"it returned \[1, 1, 3\]"),
+        ([[[0.0, 0.0, 0.0]]], "it returned list"),
+        ([None], "it returned NoneType"),
+        ([ImageRows(torch.zeros(1, 2))], r"it returned \[1, 2\]"),
+        ([torch.full((1, 3), torch.nan)], "NaN or Inf"),
+        ([torch.tensor([[0.0, 1.0, torch.inf]])], "NaN or Inf"),
         (None, "returned NoneType"),
         (5, "returned int"),
     ],
@@ -367,7 +334,9 @@ def test_what_is_no_rows_breaks_the_contract_and_harms_nobody_else(
             one, broken, two = [await outcome(request) for request in requests]
             assert (one, two) == ([1], [2])
             assert isinstance(broken, PluginContractError)
-            with pytest.raises(PluginContractError, match=f"Broken.forward .*{reason}"):
+            with pytest.raises(
+                PluginContractError, match=rf"^image 1 of 1 \(L, 2 x 2\): Broken.forward .*{reason}"
+            ):
                 raise broken
 
     run(body)
@@ -389,6 +358,38 @@ def test_options_pair_off_with_images() -> None:
         async with ImageEncoder(FakeModel()) as encoder:
             with pytest.raises(ValueError, match="zip"):
                 await encoder.prepare([image(1)], [{}, {}])
+
+    run(body)
+
+
+# -- many images
+
+
+def test_of_many_images_one_that_fails_has_its_error_in_the_place_of_rows() -> None:
+    async def body() -> None:
+        async with ImageEncoder(FakeModel()) as encoder:
+            first, second, third, fourth = await encoder.encode_many(
+                [image(1), "nowhere.png", image(POISON), image(2)], [{"scale": 3}, {}, {}, {}]
+            )
+            assert isinstance(first, ImageRows)
+            assert isinstance(fourth, ImageRows)
+            assert values([first, fourth]) == [3, 2]
+            assert "there is no file 'nowhere.png'" in str(second)
+            assert str(third).startswith("image 3 of 4 (L, 2 x 2): FakeModel.forward failed")
+            assert await encoder.encode_many([]) == []
+
+    run(body)
+
+
+def test_many_images_show_a_progress_bar_when_it_is_wanted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def body() -> None:
+        async with ImageEncoder(FakeModel()) as encoder:
+            await encoder.encode_many([image(1), image(2)])
+            assert capsys.readouterr().err == ""
+            await encoder.encode_many([image(1), image(POISON)], progress=True)
+            assert "encoding: 100%" in capsys.readouterr().err
 
     run(body)
 
@@ -463,11 +464,11 @@ def test_a_closed_encoder_refuses_work_and_leaves_no_thread() -> None:
     async def body() -> None:
         encoder = ImageEncoder(FakeModel())
         prepared = await encoder.prepare([image(1)])
-        await encoder.encode(prepared)
+        await encoder.encode_prepared(prepared)
         assert any(thread.name.startswith("vlcore-") for thread in threading.enumerate())
         await encoder.close()
         await encoder.close()
-        for request in (encoder.encode([image(1)]), encoder.encode(prepared)):
+        for request in (encoder.encode([image(1)]), encoder.encode_prepared(prepared)):
             with pytest.raises(EngineClosedError, match="image encoder was closed"):
                 await request
         with pytest.raises(EngineClosedError):

@@ -16,7 +16,7 @@ import torch
 from checkpoints import NUM_ROWS, write_llava
 from PIL import Image
 
-from vlcore.encoder import EncoderStats
+from vlcore.encoder_stats import EncoderStats
 from vlcore.engines.generation import GenerationConfig
 from vlcore.engines.transformers import TransformersEngineConfig
 from vlcore.errors import (
@@ -240,7 +240,7 @@ def test_a_prompt_that_is_too_long_is_refused_before_anything_is_encoded(fresh: 
     fresh(("hello", RED), SHORT)
     fresh(("hello again", RED), SHORT)
     assert fresh.encoder_stats() == EncoderStats(
-        num_images=203, num_cache_hits=1, num_forwards=1, num_encoded=1
+        num_images=203, num_cache_hits=1, num_forwards=1, num_encoded=1, num_tiles=1
     )
 
 

@@ -138,12 +138,12 @@ def test_a_tower_without_assemble() -> None:
     [
         ([], r"was given 2 image\(s\) and returned 0 result\(s\)"),
         ([torch.zeros(1, 4)] * 3, r"was given 2 image\(s\) and returned 3 result\(s\)"),
-        ([torch.zeros(1, 4), torch.zeros(1, 5)], r"image 1 of 2 came as \[1, 5\]"),
-        ([torch.zeros(4), torch.zeros(1, 4)], r"image 0 of 2 came as \[4\]"),
-        ([torch.zeros(1, 1, 4), torch.zeros(1, 4)], r"image 0 of 2 came as \[1, 1, 4\]"),
-        ([torch.zeros(1, 4), None], "image 1 of 2 came as NoneType"),
-        ([torch.zeros(1, 4), torch.full((1, 4), torch.nan)], "NaN or Inf for image 1 of 2"),
-        ([torch.full((1, 4), torch.inf), torch.zeros(1, 4)], "NaN or Inf for image 0 of 2"),
+        ([torch.zeros(1, 4), torch.zeros(1, 5)], r"rows \[k, 4\]; it returned \[1, 5\]"),
+        ([torch.zeros(4), torch.zeros(1, 4)], r"it returned \[4\]"),
+        ([torch.zeros(1, 1, 4), torch.zeros(1, 4)], r"it returned \[1, 1, 4\]"),
+        ([torch.zeros(1, 4), None], "it returned NoneType"),
+        ([torch.zeros(1, 4), torch.full((1, 4), torch.nan)], "NaN or Inf"),
+        ([torch.full((1, 4), torch.inf), torch.zeros(1, 4)], "NaN or Inf"),
     ],
 )
 def test_rows_that_break_the_contract_are_refused(results: list[Any], message: str) -> None:

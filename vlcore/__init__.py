@@ -37,6 +37,7 @@ from vlcore.errors import (
 if TYPE_CHECKING:
     from vlcore.checkpoint import Checkpoint, TensorSource
     from vlcore.encoder import ImageEncoder
+    from vlcore.encoder_stats import EncoderStats
     from vlcore.engines.generation import GenerationConfig
     from vlcore.engines.transformers import TransformersEngineConfig
     from vlcore.hookspecs import hookimpl
@@ -64,6 +65,7 @@ _HOMES = {
     "Checkpoint": "checkpoint",
     "TensorSource": "checkpoint",
     "ImageEncoder": "encoder",
+    "EncoderStats": "encoder_stats",
     "GenerationConfig": "engines.generation",
     "TransformersEngineConfig": "engines.transformers",
     "hookimpl": "hookspecs",
@@ -103,6 +105,7 @@ __all__ = [
     "ConfigError",
     "ContextLengthError",
     "Control",
+    "EncoderStats",
     "EngineClosedError",
     "EngineError",
     "EngineUnavailableError",

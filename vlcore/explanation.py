@@ -197,7 +197,7 @@ async def _lay_out(
             if isinstance(prepared.inputs, ImageInputs) and prepared.num_rows is not None:
                 laid_out.append((ImageLayout(prepared.num_rows, prepared.inputs.layout), False))
             else:
-                (encoded,) = await encoder.encode([prepared])
+                (encoded,) = await encoder.encode_prepared([prepared])
                 laid_out.append((ImageLayout(len(encoded.rows), encoded.layout), True))
     return laid_out
 

@@ -75,10 +75,36 @@ def load_image(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> Ima
         ImageError: it is missing, cannot be fetched or is no readable picture.
         ImageLimitError: it is larger than a limit.
     """
-    name = describe(source)
     if isinstance(source, Image.Image):
-        return _to_rgb(source, name, limits)
-    data = _read(source, name, limits)
+        return _to_rgb(source, describe(source), limits)
+    return decode_image(read_image(source, limits), describe(source), limits)
+
+
+def read_image(source: str | Path | bytes, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
+    """Read or download the bytes of a picture's file.
+
+    Raises:
+        ImageError: it is missing or cannot be fetched.
+        ImageLimitError: it is larger than a limit.
+    """
+    return _read(source, describe(source), limits)
+
+
+def decode_image(data: bytes, name: str, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+    """Decode the bytes of a picture's file.
+
+    Args:
+        data: the bytes.
+        name: what messages call it.
+        limits: what it may cost.
+
+    Returns:
+        An RGB image, decoded, upright.
+
+    Raises:
+        ImageError: it is no readable picture.
+        ImageLimitError: it is larger than a limit.
+    """
     if not data:
         raise ImageError(f"{name} is empty: a picture in one of {', '.join(FORMATS)} is expected")
     Image.init()  # registers the formats; an older Pillow lacks some

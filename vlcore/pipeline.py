@@ -18,7 +18,8 @@ import torch
 
 from vlcore._loop import LoopThread
 from vlcore.conversation import Prompt
-from vlcore.encoder import EncoderStats, ImageEncoder
+from vlcore.encoder import ImageEncoder
+from vlcore.encoder_stats import EncoderStats
 from vlcore.engines.base import Engine
 from vlcore.engines.generation import GenerationConfig, as_generation_config
 from vlcore.engines.transformers import TransformersEngine, TransformersEngineConfig
@@ -261,6 +262,7 @@ def pipeline(
     engine_config: TransformersEngineConfig | None = None,
     image_limits: ImageLimits = DEFAULT_LIMITS,
     max_batch_size: int = 8,
+    max_batch_tiles: int | None = None,
     cache_bytes: int = 256 * 1024**2,
     progress: bool = False,
 ) -> Pipeline:
@@ -280,6 +282,7 @@ def pipeline(
         engine_config: settings of the engine.
         image_limits: what a picture may cost.
         max_batch_size: pictures in one forward of the vision model.
+        max_batch_tiles: tiles in one forward; ``None`` for four to a picture.
         cache_bytes: memory for the rows of earlier pictures.
         progress: show progress bars while weights load.
 
@@ -311,7 +314,13 @@ def pipeline(
             f"and the language model of {stages.checkpoint.name} reads "
             f"{language_model.hidden_size}"
         )
-    encoder = ImageEncoder(vision_model, max_batch_size=max_batch_size, cache_bytes=cache_bytes)
+    encoder = ImageEncoder(
+        vision_model,
+        max_batch_size=max_batch_size,
+        max_batch_tiles=max_batch_tiles,
+        cache_bytes=cache_bytes,
+        image_limits=image_limits,
+    )
     prompt_tokenizer = PromptTokenizer(tokenizer)
     text_engine = TransformersEngine(  # last, because it starts a thread
         language_model,
@@ -321,7 +330,7 @@ def pipeline(
         config=engine_config,
         progress=progress,
     )
-    return Pipeline(Road(encoder, chat_template, prompt_tokenizer, text_engine, image_limits))
+    return Pipeline(Road(encoder, chat_template, prompt_tokenizer, text_engine))
 
 
 def _check_requirements(engine: type[Engine], language_model: LanguageModel) -> None:

@@ -4,62 +4,50 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
-
-from PIL import Image
 
 from vlcore._progress import progress_bar
 from vlcore.conversation import Conversation, Prompt, is_batch, parse_prompt
-from vlcore.encoder import ImageEncoder, PreparedImage
+from vlcore.encoder import ImageEncoder
 from vlcore.engines.base import Engine, EngineRequest
 from vlcore.engines.generation import GenerationConfig
 from vlcore.errors import OptionError
-from vlcore.media import ImageLimits, ImageSource, load_image
+from vlcore.preparation import PreparedImage
 from vlcore.prompt import ImageLayout, PromptTokenizer
 from vlcore.prompt import Prompt as TokenPrompt
 from vlcore.response import Response, Session, failed, join
 from vlcore.template import ChatTemplate, Message, PromptPart, Text, write_prompt
-from vlcore.vision import ImageInputs
 
 _MAX_PROMPTS_IN_FLIGHT = 64
 """Of one list: bounds the decoded pictures in memory."""
-_MAX_FETCHES = 32
-"""Pictures read or downloaded at a time; they have threads of their own, so that only pictures
-wait for a slow server."""
 
 
 @dataclass(frozen=True)
 class Road:
     """The stages of one model, and how a request passes through them.
 
-    Nothing here blocks the loop: prompts are read and tokenised in its executor; pictures are
-    fetched, and the models run, in threads of their own.
+    Nothing here blocks the loop: prompts are read and tokenised in its executor, and pictures and
+    the models have threads of their own.
     """
 
     encoder: ImageEncoder
     template: ChatTemplate
     tokenizer: PromptTokenizer
     engine: Engine
-    limits: ImageLimits
-    _fetchers: ThreadPoolExecutor = field(
-        default_factory=lambda: ThreadPoolExecutor(_MAX_FETCHES, "vlcore-fetch")
-    )
 
     async def answer(
         self, conversation: Conversation, config: GenerationConfig, index: int = 0
     ) -> AsyncGenerator[Response]:
         """Walk the road once: pictures, rows, token ids, text."""
         parts = write_prompt(self.template, conversation.messages)
-        images = await self._load(conversation.images)
-        prepared = await self.encoder.prepare(images, conversation.image_options)
+        prepared = await self.encoder.prepare(conversation.images, conversation.image_options)
         known = _known_layouts(prepared)
         if known is not None:  # a prompt that is too long is refused before it costs anything
             prompt = await self._build(parts, known)
             self.engine.check_length(len(prompt.token_ids))
-        encoded = await self.encoder.encode(prepared)
+        encoded = await self.encoder.encode_prepared(prepared)
         layouts = [ImageLayout(len(image.rows), image.layout) for image in encoded]
         if known is None or not _same(known, layouts):
             prompt = await self._build(parts, layouts)
@@ -82,14 +70,6 @@ class Road:
                     logits=piece.logits,
                     prompt_logits=piece.prompt_logits,
                 )
-
-    async def _load(self, sources: Sequence[ImageSource]) -> list[Image.Image]:
-        loop = asyncio.get_running_loop()
-        fetches = (
-            loop.run_in_executor(self._fetchers, load_image, source, self.limits)
-            for source in sources
-        )
-        return list(await asyncio.gather(*fetches))
 
     async def _build(
         self, parts: Sequence[PromptPart], layouts: Sequence[ImageLayout]
@@ -192,7 +172,7 @@ class Road:
         with session.answering():
             question = await _parse(prompt)
             # Kept decoded: a file may change, and a download would be repeated at every turn.
-            question = replace(question, images=tuple(await self._load(question.images)))
+            question = replace(question, images=tuple(await self.encoder.load(question.images)))
             conversation = question
             if session.conversation is not None:
                 conversation = session.conversation + question
@@ -209,8 +189,6 @@ class Road:
         """Cancel what runs, and free the models."""
         await self.engine.close()
         await self.encoder.close()
-        # Not waited for: a download ends by its own limits.
-        self._fetchers.shutdown(wait=False, cancel_futures=True)
 
 
 async def _parse(prompt: Any) -> Conversation:
@@ -222,9 +200,9 @@ def _known_layouts(images: Sequence[PreparedImage]) -> list[ImageLayout] | None:
     """Layouts of the images, if the plugin gave every number of rows beforehand."""
     layouts = []
     for image in images:
-        if not isinstance(image.inputs, ImageInputs) or image.inputs.num_rows is None:
+        if image.num_rows is None:
             return None
-        layouts.append(ImageLayout(image.inputs.num_rows, image.inputs.layout))
+        layouts.append(ImageLayout(image.num_rows, image.layout))
     return layouts
 
 

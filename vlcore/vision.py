@@ -70,6 +70,11 @@ class VisionModel:
         tensor = self._first_tensor()
         return torch.float32 if tensor is None else tensor.dtype
 
+    @property
+    def preprocess_settings(self) -> Any:
+        """What :meth:`preprocess` depends on beside the checkpoint; its ``repr`` says all of it."""
+        return None
+
     def preprocess(self, image: Image.Image, **options: Any) -> Any:
         """Turn one picture of any PIL mode into what :meth:`forward` takes. Thread-safe.
 
@@ -136,11 +141,11 @@ class VisionModel:
         return f"{type(self).__name__} must define forward, or both tower and assemble"
 
 
-def encode_batch(model: VisionModel, inputs: Sequence[Any]) -> list[ImageRows]:
-    """Encode preprocessed images in one forward and check what comes back.
+def run_forward(model: VisionModel, inputs: Sequence[Any]) -> list[ImageRows | PluginContractError]:
+    """Encode preprocessed images in one forward; for each its rows, or what is wrong with them.
 
     Raises:
-        PluginContractError: a wrong number of results, or rows of a wrong shape or value.
+        PluginContractError: the results are no list, or not one for each image.
     """
     name = type(model).__name__
     with torch.inference_mode():
@@ -154,22 +159,34 @@ def encode_batch(model: VisionModel, inputs: Sequence[Any]) -> list[ImageRows]:
         raise PluginContractError(
             f"{name}.forward was given {len(inputs)} image(s) and returned {len(results)} result(s)"
         )
+    return [_as_rows(model, result) for result in results]
+
+
+def encode_batch(model: VisionModel, inputs: Sequence[Any]) -> list[ImageRows]:
+    """Encode preprocessed images in one forward and check what comes back.
+
+    Raises:
+        PluginContractError: a wrong number of results, or rows of a wrong shape or value.
+    """
     encoded = []
-    for position, result in enumerate(results):
-        image_rows = result if isinstance(result, ImageRows) else ImageRows(result)
-        rows = image_rows.rows
-        if not isinstance(rows, Tensor) or rows.ndim != 2 or rows.shape[1] != model.hidden_size:
-            came = list(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
-            raise PluginContractError(
-                f"{name}.forward must return rows [k, {model.hidden_size}] for every image; "
-                f"image {position} of {len(inputs)} came as {came}"
-            )
-        if not torch.isfinite(rows).all():
-            raise PluginContractError(
-                f"{name}.forward returned NaN or Inf for image {position} of {len(inputs)}: "
-                "try another dtype"
-            )
-        if rows.untyped_storage().nbytes() > rows.nbytes:  # a view would keep its whole batch
-            image_rows = ImageRows(rows.clone(), image_rows.layout)
-        encoded.append(image_rows)
+    for position, rows in enumerate(run_forward(model, inputs)):
+        if isinstance(rows, PluginContractError):
+            raise PluginContractError(f"image {position + 1} of {len(inputs)}: {rows}")
+        encoded.append(rows)
     return encoded
+
+
+def _as_rows(model: VisionModel, result: Any) -> ImageRows | PluginContractError:
+    name = type(model).__name__
+    image_rows = result if isinstance(result, ImageRows) else ImageRows(result)
+    rows = image_rows.rows
+    if not isinstance(rows, Tensor) or rows.ndim != 2 or rows.shape[1] != model.hidden_size:
+        came = list(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
+        return PluginContractError(
+            f"{name}.forward must return rows [k, {model.hidden_size}]; it returned {came}"
+        )
+    if not torch.isfinite(rows).all():
+        return PluginContractError(f"{name}.forward returned NaN or Inf: try another dtype")
+    if rows.untyped_storage().nbytes() > rows.nbytes:  # a view would keep its whole batch
+        return ImageRows(rows.clone(), image_rows.layout)
+    return image_rows

@@ -50,6 +50,16 @@ def test_one_question(checkpoint: Path, picture: Path) -> None:
     assert result.stdout == f"{answers(checkpoint, [('What is this?', picture)])[0]}\n"
     assert "6 tokens" in result.stderr
     assert "tokens/s" in result.stderr
+    assert "[1 image(s), 1 encoded in 1 forward(s), " in result.stderr
+
+
+def test_a_conversation_ends_with_what_was_done_to_its_images(
+    checkpoint: Path, picture: Path
+) -> None:
+    result = chat(checkpoint, typed=f"/image {picture}\nWhat is this?\nAnd now?\n")
+    assert "[2 image(s), 1 encoded in 1 forward(s), " in result.stderr
+    assert result.stderr.endswith(" s, 1 from the cache]\n")
+    assert "image(s)" not in chat(checkpoint, "Hello").stderr
 
 
 def test_several_images(checkpoint: Path, picture: Path) -> None:

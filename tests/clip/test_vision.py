@@ -102,3 +102,12 @@ def test_tiles_of_several_pictures_share_a_batch() -> None:
     encoded = encode_batch(model, [model.preprocess(image) for image in images])
     for image, rows in zip(images, encoded, strict=True):
         torch.testing.assert_close(rows.rows, rows_of(model, image))
+
+
+def test_the_settings_of_preprocessing_tell_models_apart() -> None:
+    settings = repr(make().preprocess_settings)
+    assert settings == repr(make().preprocess_settings)
+    padding = make(pads=True)
+    other = make()
+    other.processor = ClipProcessor.from_json({"image_mean": [0.5, 0.5, 0.5]}, 28, "the processor")
+    assert len({settings, repr(padding.preprocess_settings), repr(other.preprocess_settings)}) == 3

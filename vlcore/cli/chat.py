@@ -98,6 +98,9 @@ def chat(
             conversation.ask(prompt)
         else:
             conversation.run()
+        stats = pipe.encoder_stats()
+        if stats.num_images:
+            typer.echo(f"[{stats}]", err=True)
 
 
 def _drawing_template(

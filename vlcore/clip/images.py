@@ -10,10 +10,12 @@ import ast
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -81,14 +83,21 @@ class ClipProcessor:
         Shapes:
             result: [3, H, W] float32.
         """
-        image = self._resize_and_crop(image)
-        values = np.asarray(image, dtype=np.float32)
-        if self.scale is not None:
-            values = (np.asarray(image, dtype=np.float64) * self.scale).astype(np.float32)
+        levels = np.asarray(self._resize_and_crop(image))
+        pixels = np.empty((3, *levels.shape[:2]), dtype=np.float32)
+        for channel, values in enumerate(self._values):
+            np.take(values, levels[..., channel], out=pixels[channel], mode="clip")
+        return torch.from_numpy(pixels)
+
+    @cached_property
+    def _values(self) -> NDArray[np.float32]:
+        """What each of the 256 levels becomes, scaled and normalised, in each channel."""
+        levels = np.arange(256, dtype=np.float64)[:, None]
+        values = (levels if self.scale is None else levels * self.scale).astype(np.float32)
         if self.mean is not None and self.std is not None:
             mean, std = np.array([self.mean, self.std], dtype=np.float32)
             values = (values - mean) / std
-        return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
+        return np.ascontiguousarray(np.broadcast_to(values, (256, 3)).T)
 
     def _resize_and_crop(self, image: Image.Image) -> Image.Image:
         size = self.resize_to or image.size

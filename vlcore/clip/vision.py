@@ -53,6 +53,11 @@ class ClipVisionModel(VisionModel):
         self._pads = pads
         self._first = 0 if keep_class_token else 1
 
+    @property
+    def preprocess_settings(self) -> Any:
+        """The processor, and whether pictures are padded."""
+        return self.processor, self._pads
+
     @classmethod
     def load(
         cls,

@@ -39,6 +39,11 @@ class LlavaVisionModel(ClipVisionModel):
         self._tiles = tiles
         self._newline = newline
 
+    @property
+    def preprocess_settings(self) -> Any:
+        """Those of every CLIP model, and how pictures are cut."""
+        return super().preprocess_settings, self._tiles
+
     def views(self, image: Image.Image) -> tuple[Sequence[Image.Image], TileLayout | None]:
         """Give the whole picture as a square, and where there are canvases its tiles."""
         if not self._tiles.canvases:

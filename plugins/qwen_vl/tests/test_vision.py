@@ -199,7 +199,7 @@ def test_forward_alone_carries_the_model() -> None:
 
     async def run() -> list[ImageRows]:
         try:
-            return await encoder.encode(await encoder.prepare(case.images()))
+            return await encoder.encode(case.images())
         finally:
             await encoder.close()
 

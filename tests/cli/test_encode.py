@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import write_llava
+from PIL import Image
+from safetensors.torch import load_file
+from typer.testing import CliRunner, Result
+
+import vlcore
+from vlcore.cli import app
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_llava(tmp_path_factory.mktemp("encode") / "checkpoint")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    (folder / "more").mkdir(parents=True)
+    for name, colour in (("red.png", "red"), ("blue.JPG", "blue"), ("more/red_too.png", "red")):
+        Image.new("RGB", (40, 30), colour).save(folder / name)
+    (folder / "notes.txt").write_text("no picture, and not tried")
+    return folder
+
+
+def encode(checkpoint: Path, out: Path, *arguments: str | Path) -> Result:
+    command = ["encode", str(checkpoint), *map(str, arguments), "--out", str(out)]
+    return CliRunner().invoke(app, command)
+
+
+def rows_of(checkpoint: Path, pictures: list[Path]) -> list[torch.Tensor]:
+    async def body() -> list[torch.Tensor]:
+        async with vlcore.ImageEncoder(vlcore.load_vision_model(checkpoint)) as encoder:
+            return [image.rows for image in await encoder.encode(pictures)]
+
+    return asyncio.run(body())
+
+
+def test_every_picture_of_a_folder_and_those_named(checkpoint: Path, folder: Path) -> None:
+    out, named = folder / "rows.safetensors", folder / "green.png"
+    Image.new("RGB", (30, 40), "green").save(named)
+    result = encode(checkpoint, out, named, folder, folder / "red.png")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"{out} holds the rows of 4 image(s)\n"
+    assert "3 encoded" in result.stderr  # two are the same picture
+    rows = load_file(out)
+    pictures = [folder / n for n in ("green.png", "red.png", "blue.JPG", "more/red_too.png")]
+    assert set(rows) == set(map(str, pictures))
+    for picture, expected in zip(pictures, rows_of(checkpoint, pictures), strict=True):
+        torch.testing.assert_close(rows[str(picture)], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_bad_files_are_listed_at_the_end_and_the_others_are_encoded(
+    checkpoint: Path, folder: Path
+) -> None:
+    out, broken, absent = folder / "rows.safetensors", folder / "a.png", folder / "absent.png"
+    broken.write_bytes(b"no picture")
+    result = encode(checkpoint, out, absent, folder)
+    assert result.exit_code == 1
+    assert len(load_file(out)) == 3
+    *_, first, second = result.stderr.splitlines()
+    assert first.startswith(f"not encoded: {absent}: there is no file")
+    assert second.startswith(f"not encoded: {broken}: image 1 of 1 (10 bytes) is not a picture")
+
+
+def test_a_later_run_encodes_what_is_new_or_changed(checkpoint: Path, folder: Path) -> None:
+    out = folder / "rows.safetensors"
+    encode(checkpoint, out, folder)
+    before = load_file(out)
+    again = encode(checkpoint, out, folder)
+    assert "[0 image(s), 0 encoded" in again.stderr
+    assert load_file(out).keys() == before.keys()
+    Image.new("RGB", (40, 30), "yellow").save(folder / "red.png")
+    Image.new("RGB", (40, 30), "white").save(folder / "white.png")
+    third = encode(checkpoint, out, folder)
+    assert "[2 image(s), 2 encoded" in third.stderr
+    after = load_file(out)
+    assert after.keys() == {*before, str(folder / "white.png")}
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert changed == [str(folder / "red.png")]
+
+
+def test_rows_of_another_model_are_not_mixed_in(
+    checkpoint: Path, folder: Path, tmp_path: Path
+) -> None:
+    out = folder / "rows.safetensors"
+    encode(checkpoint, out, folder)
+    held = out.read_bytes()
+    result = encode(write_llava(tmp_path / "other", seed=1), out, folder)
+    assert "holds rows of another model or dtype" in str(result.exception)
+    assert "another model" in str(encode(checkpoint, out, folder, "--dtype", "float16").exception)
+    assert out.read_bytes() == held
+
+
+def test_a_file_of_something_else_is_left_alone(checkpoint: Path, folder: Path) -> None:
+    out = folder / "rows.safetensors"
+    out.write_text("something else")
+    result = encode(checkpoint, out, folder)
+    assert isinstance(result.exception, vlcore.OptionError)
+    assert "is no file of rows: give --out another name" in str(result.exception)
+    assert out.read_text() == "something else"
+
+
+def test_what_cannot_work_is_told_before_the_model_loads(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    nowhere = encode(tmp_path, tmp_path / "nowhere" / "rows.safetensors", tmp_path)
+    assert "--out needs the name of a file" in str(nowhere.exception)
+    empty = encode(tmp_path, tmp_path / "rows.safetensors", tmp_path / "empty")
+    assert f"there are no pictures in {tmp_path / 'empty'}" in str(empty.exception)
+
+
+def test_what_is_done_is_kept_when_somebody_interrupts(
+    checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = folder / "rows.safetensors"
+    encode_one = vlcore.ImageEncoder.encode
+
+    async def interrupted(self: vlcore.ImageEncoder, images: list[bytes]) -> object:
+        if self.stats().num_encoded == 1:
+            raise KeyboardInterrupt
+        return await encode_one(self, images)
+
+    monkeypatch.setattr(sys.modules["vlcore.cli.encode"], "_MAX_FILES_IN_MEMORY", 1)
+    monkeypatch.setattr(vlcore.ImageEncoder, "encode", interrupted)
+    assert encode(checkpoint, out, folder).exit_code != 0
+    assert len(load_file(out)) == 1
+    monkeypatch.undo()
+    assert "[2 image(s)" in encode(checkpoint, out, folder).stderr

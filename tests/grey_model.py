@@ -1,0 +1,86 @@
+"""A vision model whose rows hold the grey value of each image, and what tests do with it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+from vlcore.encoder import ImageEncoder
+from vlcore.vision import ImageRows, VisionModel
+
+POISON = 99
+TIMEOUT_S = 20
+"""Of a wait that only a failing test waits out."""
+
+
+def image(value: int) -> Image.Image:
+    return Image.new("L", (2, 2), value)
+
+
+class FakeModel(VisionModel):
+    """Gives every image one row that holds its grey value; refuses the poisoned one."""
+
+    hidden_size = 3
+    image_options = frozenset({"scale"})
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.threads: set[int] = set()
+
+    def preprocess(self, image: Image.Image, **options: Any) -> Any:
+        self.threads.add(threading.get_ident())
+        value, _, _ = image.getpixel((0, 0))  # type: ignore[misc]
+        return value * options.get("scale", 1)
+
+    def forward(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        self.threads.add(threading.get_ident())
+        self.batches.append(list(inputs))
+        if POISON in inputs:
+            raise RuntimeError("poisoned")
+        return [torch.full((1, 3), float(value)) for value in inputs]
+
+
+class GatedModel(FakeModel):
+    """Waits in every forward until it is let through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered = threading.Semaphore(0)
+        self.gate = threading.Semaphore(0)
+
+    def forward(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        self.entered.release()
+        assert self.gate.acquire(timeout=TIMEOUT_S)
+        return super().forward(inputs)
+
+    async def wait_until_entered(self) -> None:
+        assert await asyncio.to_thread(self.entered.acquire, timeout=TIMEOUT_S)
+
+
+def run(body: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(body(), TIMEOUT_S))
+
+
+def values(rows: Sequence[ImageRows]) -> list[float]:
+    return [float(of_image.rows[0, 0]) for of_image in rows]
+
+
+async def waiting(encoder: ImageEncoder, *images: Image.Image) -> asyncio.Task[list[ImageRows]]:
+    """Start a request, and give the loop time to queue it."""
+    before = len(encoder._jobs)
+    task = asyncio.create_task(encoder.encode(images))
+    while len(encoder._jobs) == before and not task.done():
+        await asyncio.sleep(0.001)
+    return task
+
+
+async def outcome(awaitable: Awaitable[list[ImageRows]]) -> list[float] | Exception:
+    try:
+        return values(await awaitable)
+    except Exception as error:
+        return error

@@ -1,0 +1,228 @@
+"""From where a picture lies to what a ``VisionModel`` takes: fetched, decoded, preprocessed.
+
+Files and downloads have threads of their own, so that only pictures wait for a slow server. A
+picture is decoded and preprocessed in one go in a pool sized to the cores, so no decoded one waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+from weakref import WeakValueDictionary
+
+from PIL import Image
+from torch import Tensor
+
+from vlcore.cache import RowCache, file_key, image_key
+from vlcore.encoder_stats import Meter
+from vlcore.errors import (
+    EngineClosedError,
+    ImageError,
+    OptionError,
+    PluginContractError,
+    VlcoreError,
+)
+from vlcore.media import ImageLimits, ImageSource, decode_image, describe, load_image, read_image
+from vlcore.turns import Gate
+from vlcore.vision import ImageInputs, ImageRows, VisionModel
+
+_MAX_FETCHES = 32
+"""Pictures read or downloaded at a time."""
+
+NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """A preprocessed image, ready for the device; or one whose rows are known already."""
+
+    place: str
+    """Where it stands in its request, and what it is, for messages."""
+    key: str
+    inputs: Any = None
+    num_tiles: int = 1
+    """What it costs in a batch."""
+    rows: ImageRows | None = None
+    file: str = ""
+    """The key of its file, if it comes from one."""
+
+    @property
+    def num_rows(self) -> int | None:
+        """How many rows it will give, where the plugin says so beforehand."""
+        if self.rows is not None:
+            return len(self.rows.rows)
+        return self.inputs.num_rows if isinstance(self.inputs, ImageInputs) else None
+
+    @property
+    def layout(self) -> Any:
+        """The layout of its rows, where ``num_rows`` is known."""
+        known = self.inputs if self.rows is None else self.rows
+        return known.layout if isinstance(known, ImageInputs | ImageRows) else None
+
+
+class ImagePreparation:
+    """Prepares images of concurrent requests, which take turns.
+
+    Args:
+        model: preprocesses.
+        cache: knows the rows of earlier images, which are not prepared again.
+        limits: what a picture may cost.
+        max_pending: how many pictures are on their way here at a time.
+        meter: counts failures and times.
+    """
+
+    def __init__(
+        self,
+        model: VisionModel,
+        cache: RowCache,
+        *,
+        limits: ImageLimits,
+        max_pending: int,
+        meter: Meter,
+    ) -> None:
+        self._model = model
+        self._cache = cache
+        self._limits = limits
+        self._gate = Gate(max_pending)
+        self._meter = meter
+        self._fetchers = ThreadPoolExecutor(_MAX_FETCHES, "vlcore-fetch")
+        self._pool = ThreadPoolExecutor(_num_cores(), "vlcore-preprocess")
+        self._prepared: WeakValueDictionary[str, PreparedImage] = WeakValueDictionary()
+        """What some request still needs: an equal picture takes its inputs."""
+        self._closed = False
+
+    async def prepare(
+        self, source: ImageSource, options: Mapping[str, Any], place: str, owner: Hashable
+    ) -> PreparedImage:
+        """Prepare one image.
+
+        Args:
+            source: where the picture lies.
+            options: of the plugin's ``preprocess``.
+            place: where it stands in its request, for messages.
+            owner: the request.
+
+        Raises:
+            OptionError: an unknown image option.
+            ImageError: it is no readable picture, or the plugin cannot preprocess it.
+            EngineClosedError: the encoder was closed.
+        """
+        async with self._gate.place(owner):
+            self.check_open()
+            loop = asyncio.get_running_loop()
+            if not isinstance(source, Image.Image | bytes):
+                place = f"{place}, {describe(source)}"
+                source = await loop.run_in_executor(self._fetchers, self._fetch, source)
+                self.check_open()
+            return await loop.run_in_executor(self._pool, self._work, source, options, place)
+
+    async def load(self, sources: Sequence[ImageSource]) -> list[Image.Image]:
+        """Fetch and decode pictures for another use than encoding them."""
+        self.check_open()
+        loop = asyncio.get_running_loop()
+        loads = (loop.run_in_executor(self._fetchers, self._load, source) for source in sources)
+        return list(await asyncio.gather(*loads))
+
+    def refuse(self) -> None:
+        """Refuse what waits and what comes."""
+        self._closed = True
+
+    async def close(self) -> None:
+        """Refuse what waits, let what runs finish, and free the threads."""
+        self.refuse()
+        self._fetchers.shutdown(wait=False)  # a download ends by its own limits
+        await asyncio.to_thread(self._pool.shutdown)
+
+    def check_open(self) -> None:
+        """Raise where the encoder was closed."""
+        if self._closed:
+            raise EngineClosedError("the image encoder was closed")
+
+    def _load(self, source: ImageSource) -> Image.Image:
+        self.check_open()
+        return load_image(source, self._limits)
+
+    def _fetch(self, source: str | Path) -> bytes:
+        self.check_open()
+        try:
+            return read_image(source, self._limits)
+        except Exception:
+            self._meter.count("num_failures")
+            raise
+
+    def _work(
+        self, source: bytes | Image.Image, options: Mapping[str, Any], place: str
+    ) -> PreparedImage:
+        self.check_open()
+        started = time.perf_counter()
+        try:
+            return self._prepare(source, options, place)
+        except Exception:
+            self._meter.count("num_failures")
+            raise
+        finally:
+            self._meter.time("preprocess_s", time.perf_counter() - started)
+
+    def _prepare(
+        self, source: bytes | Image.Image, options: Mapping[str, Any], place: str
+    ) -> PreparedImage:
+        model = self._model
+        if unknown := sorted(set(options) - model.image_options):
+            raise OptionError(
+                f"unknown image option(s) {', '.join(unknown)}: this model takes "
+                f"{', '.join(sorted(model.image_options)) or 'none'}"
+            )
+        file = ""
+        if isinstance(source, bytes):
+            file = file_key(source, options, model)
+            if (rows := self._cache.get(file)) is not None:
+                return PreparedImage(place, file, rows=rows)
+            image = decode_image(source, place, self._limits)
+            place = f"{place} ({image.width} x {image.height})"
+        else:
+            place = f"{place} ({source.mode}, {source.width} x {source.height})"
+            image = load_image(source, self._limits)
+        key = image_key(image, options, model)
+        if (rows := self._cache.get(key)) is not None:
+            if file:
+                self._cache.link(file, key)
+            return PreparedImage(place, key, rows=rows)
+        if (known := self._prepared.get(key)) is not None:
+            return replace(known, place=place, file=file)
+        try:
+            inputs = model.preprocess(image, **options)
+        except VlcoreError:
+            raise
+        except Exception as error:
+            raise ImageError(
+                f"{place}: {type(model).__name__}.preprocess failed: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        prepared = PreparedImage(place, key, inputs, self._count_tiles(inputs), file=file)
+        self._prepared[key] = prepared
+        return prepared
+
+    def _count_tiles(self, inputs: Any) -> int:
+        if not isinstance(inputs, ImageInputs):
+            return 1
+        pixels: object = inputs.pixels
+        if isinstance(pixels, Tensor) and pixels.ndim > 0:
+            return len(pixels)
+        raise PluginContractError(
+            f"{type(self._model).__name__}.preprocess must give pixels [tiles, 3, H, W]; "
+            f"they came as {list(pixels.shape) if isinstance(pixels, Tensor) else type(pixels)}"
+        )
+
+
+def _num_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
