@@ -6,6 +6,7 @@ import argparse
 import datetime
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -38,6 +39,16 @@ def run(script: Path, options: Iterable[str]) -> tuple[bool, str]:
         return True, output
     why = f"exit status {finished.returncode}" if finished.returncode else "no `## Title` printed"
     return False, f"## {script.name}\n\n**Failed**: {why}."
+
+
+def results_by_title(path: Path) -> dict[str, str]:
+    """Read what earlier runs wrote, by benchmark."""
+    _, *sections = re.split(r"\n\n(?=## )", path.read_text("utf-8").strip())
+    return {_title(section): section for section in sections}
+
+
+def _title(section: str) -> str:
+    return section.partition("\n")[0]
 
 
 def machine() -> str:
@@ -78,12 +89,18 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="tiny sizes: checks that all run")
     parser.add_argument("--output", type=Path, default=HERE / "RESULTS.md")
     parser.add_argument("--directory", type=Path, default=HERE, help="where the benchmarks are")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help="run these, and keep the other results"
+    )
     options = parser.parse_args()
-    results = [
-        run(script, ["--quick"] if options.quick else [])
-        for script in benchmarks(options.directory)
-    ]
-    sections = ["# Results of `make bench`", machine(), *(text for _, text in results)]
+    scripts = benchmarks(options.directory)
+    kept: dict[str, str] = {}
+    if options.only:
+        scripts = [script for script in scripts if script.stem in options.only]
+        kept = results_by_title(options.output)
+    results = [run(script, ["--quick"] if options.quick else []) for script in scripts]
+    kept |= {_title(text): text for _, text in results}
+    sections = ["# Results of `make bench`", machine(), *kept.values()]
     options.output.write_text("\n\n".join(sections) + "\n", "utf-8")
     progress(f"written to {options.output}")
     return 0 if all(well for well, _ in results) else 1

@@ -66,3 +66,16 @@ def test_a_benchmark_that_fails_is_told_beside_the_others(tmp_path: Path) -> Non
     assert "## breaks.py\n\n**Failed**: exit status 3." in text
     assert "## silent.py\n\n**Failed**: no `## Title` printed." in text
     assert "## Good" in text
+
+
+def test_one_benchmark_is_run_again_beside_the_results_of_the_others(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / f"{name}.py").write_text(GOOD.replace("Good", name))
+    results = tmp_path / "RESULTS.md"
+    options = ("--directory", tmp_path, "--output", results)
+    assert python(BENCHMARKS / "run.py", *options).returncode == 0
+    assert python(BENCHMARKS / "run.py", *options, "--quick", "--only", "first").returncode == 0
+    text = results.read_text()
+    assert text.index("- CPU: ") < text.index("## first") < text.index("## second")
+    assert "| --quick |" in text[: text.index("## second")]
+    assert text.count("| --quick |") == 1
