@@ -370,7 +370,7 @@ def test_a_stream_grows_the_session_at_its_end(pipe: Pipeline) -> None:
     session = Session()
     pieces = []
     for piece in pipe.stream_chat(("hello", RED), session, SHORT):
-        assert session.messages == ()
+        assert (session.messages == ()) == (piece.finish_reason is None)
         pieces.append(piece)
     assert session == expected
     assert expected.response is not None
@@ -381,6 +381,16 @@ def test_a_stream_grows_the_session_at_its_end(pipe: Pipeline) -> None:
 
 
 # -- from another loop
+
+
+def test_a_session_has_its_turn_once_the_last_piece_is_there(pipe: Pipeline) -> None:
+    session = Session()
+    for piece in pipe.stream_chat("hello", session, SHORT):
+        if piece.finish_reason is not None:
+            break
+    assert [message.role for message in session.messages] == ["user", "assistant"]
+    assert session.response is not None
+    assert session.response.text == pipe("hello", SHORT).text
 
 
 def test_the_asynchronous_twins_give_the_same(pipe: Pipeline) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -54,7 +55,7 @@ class Road:
         request = EngineRequest(
             prompt, tuple(image.rows for image in encoded), config, tuple(self.template.stop)
         )
-        num_generated = [0] * config.n
+        num_generated = Counter[int]()
         async with aclosing(self.engine.generate(request)) as pieces:
             async for piece in pieces:
                 num_generated[piece.choice] += len(piece.token_ids)
@@ -180,10 +181,12 @@ class Road:
             async with aclosing(self.answer(conversation, config)) as answer:
                 async for piece in answer:
                     pieces.append(piece)
+                    if piece.finish_reason is not None:  # whoever reads may stop here
+                        session.response = join(pieces)
+                        reply = Message("assistant", (Text(session.response.text),))
+                        turns = (*conversation.messages, reply)
+                        session.conversation = replace(conversation, messages=turns)
                     yield piece
-            session.response = join(pieces)
-            reply = Message("assistant", (Text(session.response.text),))
-            session.conversation = replace(conversation, messages=(*conversation.messages, reply))
 
     async def close(self) -> None:
         """Cancel what runs, and free the models."""

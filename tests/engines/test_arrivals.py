@@ -25,6 +25,7 @@ from engine_requests import (
 from transformers import PreTrainedTokenizerBase
 
 from vlcore.engines.base import EngineOutput, EngineRequest
+from vlcore.engines.detokenizer import Detokenizer
 from vlcore.engines.transformers import TransformersEngine, TransformersEngineConfig
 from vlcore.errors import ContextLengthError, EngineError, OptionError
 from vlcore.language import LanguageModel
@@ -299,6 +300,32 @@ def test_a_request_cancelled_during_its_prefill_is_not_decoded(small: Transforme
         await asyncio.gather(task, return_exceptions=True)
         await until_idle(small)
         hook.remove()
+        assert sizes == [1]
+
+    run(body)
+
+
+def test_a_request_cancelled_while_it_takes_a_token_stays_cancelled(
+    small: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, cancelled = threading.Event(), threading.Event()
+    add = Detokenizer.add
+
+    def wait(self: Detokenizer, token_id: int) -> str:
+        held.set()
+        assert cancelled.wait(TIMEOUT_S)
+        return add(self, token_id)
+
+    async def body() -> None:
+        sizes = watch_batches(small)
+        monkeypatch.setattr(Detokenizer, "add", wait)
+        task = asyncio.create_task(answer(small, request(5, max_new_tokens=100)))
+        while not held.is_set():
+            await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        cancelled.set()
+        await until_idle(small)
         assert sizes == [1]
 
     run(body)

@@ -247,3 +247,13 @@ def test_asking_does_not_change_the_text(tokenizer: PreTrainedTokenizerBase) -> 
     for token_id in token_ids:
         asked.allows(token_ids[0])
         assert asked.add(token_id) == plain.add(token_id)
+
+
+def test_what_comes_after_a_stop_text_is_not_bad() -> None:
+    tokenizer = byte_level()
+    detokenizer = Detokenizer(tokenizer, stop=["he"], bad=["ll"])
+    (token_id,) = ids(tokenizer, "hell")
+    assert detokenizer.allows(token_id)
+    assert detokenizer.add(token_id) == ""
+    assert detokenizer.stopped
+    assert not Detokenizer(tokenizer, stop=["l"], bad=["h"]).allows(token_id)

@@ -161,5 +161,7 @@ def test_options_come_as_a_mapping_or_not_at_all() -> None:
     assert as_generation_config(None) == GenerationConfig()
     assert as_generation_config({"top_k": 3}) == GenerationConfig(top_k=3)
     assert as_generation_config(GenerationConfig(top_k=3)) == GenerationConfig(top_k=3)
+    with pytest.raises(OptionError, match="options have names; 1 is none"):
+        as_generation_config({1: 2})  # type: ignore[dict-item]
     with pytest.raises(OptionError, match=r"must be a GenerationConfig or a mapping .*, not list"):
         as_generation_config([("top_k", 3)])  # type: ignore[arg-type]

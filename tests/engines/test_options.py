@@ -117,6 +117,14 @@ def test_a_failure_of_one_answer_ends_the_request(engine: TransformersEngine) ->
     run(body)
 
 
+def test_too_many_answers_are_refused_before_any_is_made(engine: TransformersEngine) -> None:
+    async def body() -> None:
+        with pytest.raises(OptionError, match="n=10000000000 answers"):
+            await pieces(engine, request(4, n=10**10, do_sample=True))
+
+    run(body)
+
+
 # -- what may come
 
 
@@ -227,6 +235,39 @@ def test_the_token_that_ends_an_answer_has_no_logits(engine: TransformersEngine)
         assert (only.token_ids, only.logprobs, only.logits) == ((), (), None)
         assert only.finish_reason == "stop"
         assert only.prompt_logits is not None
+
+    run(body)
+
+
+def test_logits_are_ordinary_tensors_that_keep_nothing_else(engine: TransformersEngine) -> None:
+    async def body() -> None:
+        others = [asyncio.create_task(answer(engine, request(9, seed=i))) for i in range(3)]
+        outputs = await pieces(engine, request(6, output_logits="all"))
+        await asyncio.gather(*others)
+        for logits in (outputs[0].prompt_logits, *(output.logits for output in outputs)):
+            assert logits is not None
+            logits.add_(1)
+            assert logits.untyped_storage().nbytes() == logits.nbytes
+
+    run(body)
+
+
+@pytest.mark.parametrize("skips", [True, False])
+def test_a_stop_word_that_is_a_control_token_ends_by_its_id(
+    engine: TransformersEngine, skips: bool
+) -> None:
+    async def body() -> None:
+        allowed = {2, 300}  # 2 is </s>
+        asked = request(
+            5,
+            stop_words=["</s>"],
+            skip_special_tokens=skips,
+            repetition_penalty=5.0,
+            bad_token_ids=[token_id for token_id in range(700) if token_id not in allowed],
+        )
+        outputs = await pieces(engine, asked)
+        assert outputs[-1].finish_reason == "stop"
+        assert set(token_ids(outputs)) <= {300}
 
     run(body)
 

@@ -141,6 +141,14 @@ def test_no_temperature_overflows(temperature: float) -> None:
     } == expected
 
 
+@pytest.mark.parametrize("options", [{"temperature": 1e-46}, {"repetition_penalty": 1e-40}])
+def test_options_that_make_nan_damage_their_own_row_only(options: dict[str, Any]) -> None:
+    extreme = sampler((0, 1, 2, 3, 4), do_sample=True, random_seed=0, **options)
+    rows = torch.stack([LOGITS + 4] * 3)
+    chosen = choose(rows, [sampler(), extreme, sampler()])
+    assert chosen.tolist() == [0, DAMAGED, 0]
+
+
 def test_the_answers_of_one_request_draw_differently() -> None:
     config = GenerationConfig(n=2, do_sample=True, random_seed=2**64 - 1, temperature=5.0)
     samplers = [Sampler(config, (), (), CPU, choice) for choice in (0, 1, 1)]

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from vlcore.engines.base import EngineRequest
-from vlcore.engines.sequence import Sequence
+from vlcore.engines.sequence import Sequence, to_host
 from vlcore.engines.slots import SlotCache
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ class Batch:
         ).logits.float()
         columns = [kept.index(length - 1) for length in lengths]
         last = logits[range(len(prompts)), columns]
-        return last, logits[0, : lengths[0]].cpu() if keeps_all else None
+        return last, to_host(logits[0, : lengths[0]]) if keeps_all else None
 
     def _embed(self, request: EngineRequest) -> Tensor:
         """Look up a prompt's tokens and put image rows in their spans.

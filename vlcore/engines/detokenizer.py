@@ -53,7 +53,11 @@ class Detokenizer:
             return True
         known = self._decode(self._token_ids[self._start : self._given])
         text = self._decode([*self._token_ids[self._start :], token_id])
-        seen = self._tail + text[len(known) :]
+        new = text[len(known) :]
+        for stop in self._stop:  # what comes after it is dropped
+            if (place := (self._held + new).find(stop)) >= 0:
+                new = new[: max(0, place - len(self._held))]
+        seen = self._tail + new
         return not any(bad in seen for bad in self._bad)
 
     def add(self, token_id: int) -> str:

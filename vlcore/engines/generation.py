@@ -18,7 +18,8 @@ class GenerationConfig:
     """
 
     n: int = 1
-    """How many answers to draw for one prompt; more than one needs ``do_sample``."""
+    """How many answers to draw for one prompt; more than one needs ``do_sample``. Answer i is the
+    one that ``random_seed + i`` gives alone."""
     max_new_tokens: int = 512
     """The longest answer, in tokens; the context's end cuts it too."""
     min_new_tokens: int = 0
@@ -37,7 +38,7 @@ class GenerationConfig:
     random_seed: int | None = None
     """Makes sampling repeatable, whatever else the engine is doing."""
     stop_words: tuple[str, ...] = ()
-    """Texts that end the answer; they are not part of it."""
+    """Texts that end the answer; they are not part of its text."""
     stop_token_ids: tuple[int, ...] = ()
     bad_words: tuple[str, ...] = ()
     """Texts that never appear in the answer, in whatever tokens they could be written."""
@@ -139,6 +140,8 @@ def as_generation_config(
     if isinstance(config, GenerationConfig):
         return config
     if isinstance(config, Mapping):
+        if odd := [key for key in config if not isinstance(key, str)]:
+            raise OptionError(f"generation options have names; {odd[0]!r} is none")
         return GenerationConfig(**config)
     raise OptionError(
         "gen_config must be a GenerationConfig or a mapping of its options, "

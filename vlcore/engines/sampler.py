@@ -19,7 +19,7 @@ from transformers import (
 from vlcore.engines.generation import GenerationConfig
 
 DAMAGED = -1
-"""Stands for the token of a row whose logits hold NaN or infinity."""
+"""Stands for the token of a row that holds NaN or infinity."""
 
 
 def choose(logits: Tensor, samplers: Sequence[Sampler]) -> Tensor:
@@ -95,7 +95,8 @@ class Sampler:
 
         Shapes:
             logits: [vocab] float32, finite or -inf.
-            result: an int64 without dimensions, on the same device.
+            result: an int64 without dimensions, on the same device; :data:`DAMAGED` where the
+                options make NaN of the scores.
         """
         scores = self._scores(logits)
         if self._generator is None:
@@ -104,7 +105,11 @@ class Sampler:
         # are typed for FloatTensor, which no operation returns.
         warped = self._warpers(cast("Any", None), cast("Any", (scores - scores.max())[None]))
         probabilities = torch.softmax(warped[0], dim=-1)
-        return torch.multinomial(probabilities, 1, generator=self._generator)[0]
+        # The likeliest after division by exponential noise is a draw by the probabilities. It never
+        # waits for the device, and never raises for what extreme options make of the scores.
+        noise = torch.empty_like(probabilities).exponential_(generator=self._generator)
+        drawn = (probabilities / noise).argmax()
+        return drawn.masked_fill(~probabilities.isfinite().all(), DAMAGED)
 
     def ranked(self, logits: Tensor, count: int) -> list[int]:
         """The likeliest tokens that no option forbids, in order.

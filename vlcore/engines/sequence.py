@@ -41,6 +41,8 @@ class Ends:
         """The texts and the tokens that end one request's answers."""
         config = request.config
         texts, ids = list(config.stop_words), set(config.stop_token_ids)
+        # As a token too, which is left out of the text.
+        ids |= {self.control_ids[text] for text in texts if text in self.control_ids}
         if not config.ignore_eos:
             ids |= self.eos_ids
             ids |= {self.control_ids[text] for text in request.stop if text in self.control_ids}
@@ -136,7 +138,7 @@ class Sequence:
                 reason,
                 self._choice,
                 () if config.logprobs is None else (_logprobs(logits, token_id, config.logprobs),),
-                None if config.output_logits is None else logits[None].cpu(),
+                None if config.output_logits is None else to_host(logits[None]),
                 prompt_logits,
             )
         )
@@ -145,7 +147,7 @@ class Sequence:
         """End the answer with an error."""
         if not self.is_finished:
             self.is_finished = True
-            self._emit(error)
+            self._emit(error.with_traceback(None))  # which would keep the tensors of its frames
 
     @property
     def wants_prompt_logits(self) -> bool:
@@ -167,12 +169,19 @@ class Sequence:
         )
 
     def _give(self, output: EngineOutput) -> None:
-        self.is_finished = output.finish_reason is not None
+        if output.finish_reason is not None:  # never unset: it may have been cancelled meanwhile
+            self.is_finished = True
         self._emit(output)
 
 
 Answers: TypeAlias = tuple[Sequence, ...]
 """What one request asks for; they share its prompt."""
+
+
+def to_host(logits: Tensor) -> Tensor:
+    """Copy logits into an ordinary tensor of their own, which keeps nothing else alive."""
+    with torch.inference_mode(False):
+        return logits.to("cpu", copy=True)
 
 
 def _logprobs(logits: Tensor, token_id: int, count: int) -> dict[int, float]:

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_NOT_FINITE = (
+    "the model computed NaN logits, or the options made NaN of them: try another dtype, or milder "
+    "options"
+)
 _CACHE_SHARE = 0.5
 """Of the memory that is free once the model is loaded."""
 
@@ -195,7 +199,18 @@ class TransformersEngine(Engine):
         Raises:
             OptionError: it can never run, or no token could come first.
         """
-        answers = tuple(
+        num_answers, num_cached = request.config.n, self._max_cached_tokens
+        longest = min(
+            len(request.prompt.token_ids) + request.config.max_new_tokens, self.context_length
+        )
+        if num_answers > self._config.max_num_seqs or num_answers * longest > num_cached:
+            raise OptionError(
+                f"n={num_answers} answers of up to {longest} tokens, the prompt included, can "
+                f"never run together: the engine runs {self._config.max_num_seqs} "
+                f"(max_num_seqs) and caches {num_cached} tokens (max_cached_tokens). Lower n or "
+                "max_new_tokens"
+            )
+        return tuple(
             Sequence(
                 request,
                 choice,
@@ -206,17 +221,8 @@ class TransformersEngine(Engine):
                 device=self._device,
                 emit=emit,
             )
-            for choice in range(request.config.n)
+            for choice in range(num_answers)
         )
-        longest, num_cached = answers[0].max_num_tokens, self._max_cached_tokens
-        if len(answers) > self._config.max_num_seqs or len(answers) * longest > num_cached:
-            raise OptionError(
-                f"n={len(answers)} answers of up to {longest} tokens, the prompt included, can "
-                f"never run together: the engine runs {self._config.max_num_seqs} "
-                f"(max_num_seqs) and caches {num_cached} tokens (max_cached_tokens). Lower n or "
-                "max_new_tokens"
-            )
-        return answers
 
     # -- the engine's thread
 
@@ -281,7 +287,7 @@ class TransformersEngine(Engine):
         for sequence, token_id, logits in zip(step.sequences, token_ids, step.logits, strict=True):
             if token_id == DAMAGED:
                 self._batch.forget(sequence)
-                sequence.fail(EngineError("the model computed NaN logits: try another dtype"))
+                sequence.fail(EngineError(_NOT_FINITE))
             elif _is_running(sequence):
                 try:
                     sequence.accept(token_id, logits, step.prompt_logits)
@@ -303,6 +309,7 @@ def _cancel(answers: Iterable[Sequence]) -> None:
 
 
 def _fail(sequences: Iterable[Sequence], what: str, cause: Exception) -> None:
+    cause = cause.with_traceback(None)  # which would keep the tensors of its frames
     for sequence in sequences:
         error = EngineError(f"{what}: {type(cause).__name__}: {cause}")
         error.__cause__ = cause
