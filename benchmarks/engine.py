@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _smollm2 import SMOLLM2_135M, VOCAB_SIZE
 from measure import interleave, markdown_table, ratios, spread
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models
@@ -28,17 +29,6 @@ from vlcore.language import LanguageModel, renamed
 from vlcore.placement import as_device
 from vlcore.prompt import Prompt
 
-VOCAB_SIZE = 49152
-SMOLLM2_135M = {
-    "hidden_size": 576,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "intermediate_size": 1536,
-    "vocab_size": VOCAB_SIZE,
-    "max_position_embeddings": 8192,
-    "tie_word_embeddings": True,
-}
 TINY = {**SMOLLM2_135M, "hidden_size": 72, "num_hidden_layers": 2, "intermediate_size": 96}
 SPACING_S = 0.05
 """Between two arrivals: about a decoding step."""

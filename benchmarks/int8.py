@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _smollm2 import SMOLLM2_135M
 from measure import interleave, markdown_table, progress, ratios, spread
 from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
@@ -24,17 +25,6 @@ from vlcore.template import ImageSlot, Message, Text
 from vlcore.vision import encode_batch
 
 DEMO = Path(__file__).parents[1] / "demo"
-VOCAB_SIZE = 49152
-SMOLLM2_135M: dict[str, Any] = {
-    "hidden_size": 576,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "intermediate_size": 1536,
-    "vocab_size": VOCAB_SIZE,
-    "max_position_embeddings": 8192,
-    "tie_word_embeddings": True,
-}
 TINY = SMOLLM2_135M | {"num_hidden_layers": 2, "vocab_size": 1024}
 DTYPES = ("float32", "bfloat16")
 PROMPT_LENGTH = 64
