@@ -64,6 +64,7 @@ ORDER = (
     "road",
     "_loop",
     "pipeline",
+    "cli.options",
     "cli.*",
     "cli",
     "__main__",

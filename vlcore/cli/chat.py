@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from vlcore.cli.options import Device, Dtype, Images, Model, Plugin, Revision, TemplateName
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -26,27 +28,20 @@ Ctrl-C stops an answer."""
 
 
 def chat(
-    model: Annotated[str, typer.Argument(help="A checkpoint directory or hub id.")],
+    model: Model,
     prompt: Annotated[
         str | None, typer.Argument(help="A question; without one, a conversation starts.")
     ] = None,
-    image: Annotated[
-        list[str] | None,
-        typer.Option("--image", "-i", help="A picture (path or URL); may be given several times."),
-    ] = None,
-    plugin: Annotated[
-        str | None, typer.Option(help="The plugin to use where several serve the model.")
-    ] = None,
-    chat_template: Annotated[
-        str | None, typer.Option(help="One of the plugin's templates, by name.")
-    ] = None,
+    image: Images = None,
+    plugin: Plugin = None,
+    chat_template: TemplateName = None,
     engine: Annotated[str, typer.Option(help="auto or transformers.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
     weights: Annotated[
         str | None, typer.Option(help="int8 converts the language model's weights to 8 bits.")
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="Of a hub repository.")] = None,
+    revision: Revision = None,
     max_new_tokens: Annotated[int, typer.Option(help="The longest answer, in tokens.")] = 512,
     temperature: Annotated[
         float | None, typer.Option(help="Sample at this temperature; the default is greedy.")

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlcore.cli.options import Device, Dtype, Model, Plugin, Revision
+
 if TYPE_CHECKING:
     from vlcore.encoder import ImageEncoder
     from vlcore.errors import VlcoreError
@@ -19,18 +21,16 @@ _MAX_FILES_IN_MEMORY = 64
 
 
 def encode(
-    model: Annotated[str, typer.Argument(help="A checkpoint directory or hub id.")],
+    model: Model,
     images: Annotated[
         list[str],
         typer.Argument(help="Pictures (paths or URLs), and folders to search for pictures."),
     ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where the rows go, as safetensors.")],
-    plugin: Annotated[
-        str | None, typer.Option(help="The plugin to use where several serve the model.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
-    revision: Annotated[str | None, typer.Option(help="Of a hub repository.")] = None,
+    plugin: Plugin = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    revision: Revision = None,
     max_batch_size: Annotated[int, typer.Option(help="Pictures in one forward.")] = 8,
 ) -> None:
     """Encode pictures into FILE: for each a tensor of rows, under the picture's name.

@@ -7,24 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vlcore.cli.options import Images, Model, Plugin, Revision, TemplateName
+
 if TYPE_CHECKING:
     from vlcore.explanation import Explanation, RowsLine, TokenLine
 
 
 def explain(
-    model: Annotated[str, typer.Argument(help="A checkpoint directory or hub id.")],
+    model: Model,
     prompt: Annotated[str, typer.Argument(help="A question.")],
-    image: Annotated[
-        list[str] | None,
-        typer.Option("--image", "-i", help="A picture (path or URL); may be given several times."),
-    ] = None,
-    plugin: Annotated[
-        str | None, typer.Option(help="The plugin to use where several serve the model.")
-    ] = None,
-    chat_template: Annotated[
-        str | None, typer.Option(help="One of the plugin's templates, by name.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Of a hub repository.")] = None,
+    image: Images = None,
+    plugin: Plugin = None,
+    chat_template: TemplateName = None,
+    revision: Revision = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show a prompt token by token; the language model's weights are not loaded."""
