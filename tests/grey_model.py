@@ -72,9 +72,9 @@ def values(rows: Sequence[ImageRows]) -> list[float]:
 
 async def waiting(encoder: ImageEncoder, *images: Image.Image) -> asyncio.Task[list[ImageRows]]:
     """Start a request, and give the loop time to queue it."""
-    before = len(encoder._jobs)
+    before = len(encoder._queue._jobs)
     task = asyncio.create_task(encoder.encode(images))
-    while len(encoder._jobs) == before and not task.done():
+    while len(encoder._queue._jobs) == before and not task.done():
         await asyncio.sleep(0.001)
     return task
 

@@ -41,14 +41,14 @@ async def clean_encoder(model: VisionModel, **options: Any) -> AsyncIterator[Ima
 
 async def settled(encoder: ImageEncoder) -> None:
     """Wait for what runs on the device for nobody."""
-    if encoder._worker is not None:
-        await asyncio.wait([encoder._worker])
+    while encoder._devices._running:
+        await asyncio.wait(encoder._devices._running)
     assert_empty(encoder)
 
 
 def assert_empty(encoder: ImageEncoder) -> None:
-    assert not encoder._jobs
-    assert not encoder._waiting
+    assert not encoder._queue._jobs
+    assert not encoder._queue._waiting
     for gate in (encoder._gate, encoder._preparation._gate):
         assert not gate._waiting
         assert gate._num_free == 4 * encoder.max_batch_size

@@ -9,6 +9,7 @@ import torch
 from vlcore.encoder_stats import Meter
 from vlcore.errors import PluginContractError
 from vlcore.forward import BatchForward, Outcome, is_out_of_memory
+from vlcore.replica import Replica
 from vlcore.vision import ImageInputs, ImageRows, VisionModel
 
 POISON = 99
@@ -46,7 +47,7 @@ class Small(Numbers):
 
 
 def forward_of(model: VisionModel, max_tiles: int = 64) -> BatchForward:
-    return BatchForward(model, max_tiles, Meter())
+    return BatchForward(Replica(model), max_tiles, Meter())
 
 
 def told(outcomes: Sequence[Outcome]) -> list[float | type[Exception]]:
@@ -156,7 +157,7 @@ def test_a_failed_forward_keeps_no_tensors() -> None:
 
 def test_every_forward_is_counted() -> None:
     meter = Meter()
-    BatchForward(Numbers(), 8, meter)([1, POISON])
+    BatchForward(Replica(Numbers()), 8, meter)([1, POISON])
     stats = meter.stats()
     assert (stats.num_forwards, stats.num_tiles) == (3, 4)
     assert stats.batch_sizes == {1: 2, 2: 1}
@@ -177,3 +178,20 @@ def test_every_forward_is_counted() -> None:
 )
 def test_out_of_memory_is_told_from_other_errors(error: Exception, expected: bool) -> None:
     assert is_out_of_memory(error) is expected
+
+
+def test_the_bound_grows_back_after_a_while() -> None:
+    model = Small(4)
+    forward = forward_of(model, max_tiles=16)
+    forward(list(range(16)))
+    assert forward.max_tiles == 4
+    model.size = 16
+    bounds = []
+    for _ in range(200):
+        forward([1])
+        bounds.append(forward.max_tiles)
+    assert sorted(set(bounds)) == [*bounds[:1], 8, 16]
+    assert bounds[-1] == 16
+    model.batches.clear()
+    forward(list(range(16)))
+    assert model.batches == [list(range(16))]

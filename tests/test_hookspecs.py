@@ -11,7 +11,7 @@ from vlcore import hookspecs
 
 SIGNATURES = {
     "vl_match": ["config"],
-    "vl_vision_model": ["checkpoint", "device", "dtype"],
+    "vl_vision_model": ["checkpoint", "device", "dtype", "device_map", "max_memory"],
     "vl_chat_template": ["checkpoint", "name"],
     "vl_language_model": ["checkpoint"],
 }

@@ -16,6 +16,7 @@ from vlcore.errors import (
     CheckpointError,
     ConfigError,
     NoPluginError,
+    OptionError,
     PluginConflictError,
     PluginContractError,
     TensorError,
@@ -74,6 +75,28 @@ def test_the_vision_model_is_float32_unless_asked(site: Site, directory: Path) -
     site.install("vl-plugin-first", ["MadeUpForTests"], RETURNS_PARTS)
     vision: Any = vlcore.load_vision_model(directory)
     assert vision.asked_for[1:] == (torch.device("cpu"), torch.float32)
+
+
+def test_a_plugin_that_does_not_spread_its_model_says_so(site: Site, directory: Path) -> None:
+    site.install("vl-plugin-first", ["MadeUpForTests"], RETURNS_PARTS)
+    for spread in ({"device_map": "auto"}, {"max_memory": {"cpu": "1GiB"}}):
+        with pytest.raises(OptionError, match=r"vl-plugin-first .* cannot spread its"):
+            vlcore.load_vision_model(directory, **spread)
+
+
+def test_a_plugin_that_asks_is_told_how_to_spread(site: Site, directory: Path) -> None:
+    source = RETURNS_PARTS.replace(
+        "vision_model(checkpoint, device, dtype)",
+        "vision_model(checkpoint, dtype, device_map, max_memory)",
+    ).replace("(checkpoint, device, dtype)", "(device_map, max_memory)")
+    site.install("vl-plugin-first", ["MadeUpForTests"], source)
+    for spread, asked_for in (
+        ({"device_map": {"": 0}}, ({"": 0}, None)),
+        ({"max_memory": {0: "1GiB"}}, ("auto", {0: "1GiB"})),
+        ({}, (None, None)),
+    ):
+        vision: Any = vlcore.load_vision_model(directory, **spread)
+        assert vision.asked_for == asked_for
 
 
 def test_the_fingerprint_is_the_checkpoints_unless_the_model_has_its_own(

@@ -6,6 +6,7 @@ import gc
 import io
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -522,6 +523,11 @@ def test_closing_ends_what_other_threads_wait_for(fresh: Pipeline) -> None:
         ({"chat_template": "absent"}, OptionError, "absent.*vicuna_v1"),
         ({"max_batch_size": 0}, OptionError, "max_batch_size must be an integer of at least 1"),
         ({"cache_bytes": -1}, OptionError, "cache_bytes must be an integer of at least 0"),
+        ({"batch_size": 8}, OptionError, "unknown option.s. batch_size; .* max_batch_size, "),
+        ({"vision_devices": []}, OptionError, r"vision_devices must be a list .* it is \[\]"),
+        ({"vision_devices": "cpu"}, OptionError, "vision_devices must be a list .* it is 'cpu'"),
+        ({"vision_devices": ["tpu"]}, OptionError, "device must be auto, cpu.*'tpu'"),
+        ({"vision_device_map": "far"}, OptionError, "device_map must be one of auto, balanced"),
     ],
 )
 def test_an_option_that_is_wrong_is_named_and_no_thread_is_left(
@@ -558,6 +564,43 @@ def test_limits_and_settings_reach_their_stages(checkpoint: Path) -> None:
         assert pipe("hello", {"ignore_eos": True}).finish_reason == "length"
         with pytest.raises(ContextLengthError, match="holds 40"):
             pipe("hello " * 40)
+
+
+def test_replicas_of_the_vision_model_answer_alike(checkpoint: Path) -> None:
+    pictures = [Image.new("RGB", (30, 20), (20 * number, 0, 0)) for number in range(12)]
+    prompts = [("hello", picture) for picture in pictures]
+    with pipeline(checkpoint, device="cpu") as pipe:
+        expected = [response.token_ids for response in pipe(prompts, SHORT)]
+    with pipeline(
+        checkpoint, device="cpu", vision_devices=["cpu", "cpu"], max_batch_size=2
+    ) as pipe:
+        assert [response.token_ids for response in pipe(prompts, SHORT)] == expected
+        assert pipe.encoder_stats().num_encoded == len(pictures)
+
+
+def test_a_spread_vision_model_answers_alike(checkpoint: Path) -> None:
+    with pipeline(checkpoint, device="cpu") as pipe:
+        expected = pipe(("hello", RED), SHORT).token_ids
+    with pipeline(checkpoint, device="cpu", vision_max_memory={"cpu": "1GiB"}) as pipe:
+        assert pipe(("hello", RED), SHORT).token_ids == expected
+
+
+def test_preprocessed_pictures_are_gone_while_the_answer_is_written(checkpoint: Path) -> None:
+    with pipeline(checkpoint, device="cpu") as pipe:
+        inputs: list[weakref.ref[Any]] = []
+        model = pipe._road.encoder.vision_model
+        preprocess = model.preprocess
+
+        def remembered(image: Image.Image, **options: Any) -> Any:
+            inputs.append(weakref.ref(result := preprocess(image, **options)))
+            return result
+
+        model.preprocess = remembered  # type: ignore[method-assign]
+        pieces = pipe.stream_infer(("hello", RED), SHORT)
+        next(pieces)
+        gc.collect()
+        assert [reference() for reference in inputs] == [None]
+        pieces.close()
 
 
 def test_a_named_template_is_used(checkpoint: Path) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vlcore._progress import progress_bar
 from vlcore.errors import CheckpointNotFoundError, ConfigError, TensorError
+from vlcore.spreading import device_of
 from vlcore.vocabulary import load_tokenizer
 from vlcore.weights import open_weights, read_header
 
@@ -312,7 +313,7 @@ class Checkpoint:
         module: nn.Module,
         sources: Mapping[str, TensorSource],
         *,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | Mapping[str, int | str | torch.device] = "cpu",
         dtype: torch.dtype | None = None,
         progress: bool = False,
     ) -> None:
@@ -321,7 +322,7 @@ class Checkpoint:
         Args:
             module: what to fill; its parameters are replaced and frozen.
             sources: where the tensor of each key of ``module.state_dict()`` lies.
-            device: where the parameters go.
+            device: where the parameters go; or the device of each part of the module by name.
             dtype: what floating parameters are converted to; ``None`` keeps the stored dtype.
             progress: show a progress bar.
 
@@ -343,11 +344,13 @@ class Checkpoint:
         keys_of: dict[str, list[str]] = {}
         for key, source in sources.items():
             keys_of.setdefault(source.name, []).append(key)
+        plan = device if isinstance(device, Mapping) else {"": device}
+        read_to = "cpu" if isinstance(device, Mapping) else device
         state: dict[str, Tensor] = {}
         misshapen = []
-        for name, tensor in self.tensors(keys_of, device=device, dtype=dtype, progress=progress):
+        for name, tensor in self.tensors(keys_of, device=read_to, dtype=dtype, progress=progress):
             for key in keys_of[name]:
-                state[key] = sources[key].take(tensor)
+                state[key] = sources[key].take(tensor).to(device_of(plan, key))
                 if state[key].shape != expected[key]:
                     misshapen.append(
                         f"{name} gives {list(state[key].shape)} where config.json asks for "

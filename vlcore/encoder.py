@@ -7,51 +7,53 @@ there is no waiting window. An image that fails, fails alone. Knows nothing of p
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Coroutine, Hashable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypedDict, TypeVar
 
+import torch
 from PIL import Image
 
 from vlcore._progress import progress_bar
 from vlcore.cache import RowCache
+from vlcore.devices import Devices
 from vlcore.encoder_stats import EncoderStats, Meter
 from vlcore.errors import EngineClosedError, OptionError, VlcoreError
-from vlcore.forward import BatchForward, Outcome, explain
+from vlcore.forward import Outcome, explain
+from vlcore.image_queue import ImageQueue, Job
 from vlcore.media import DEFAULT_LIMITS, ImageLimits, ImageSource
+from vlcore.placement import as_device
 from vlcore.preparation import NO_OPTIONS, ImagePreparation, PreparedImage
-from vlcore.turns import Gate, Turns
+from vlcore.replica import make_replica
+from vlcore.turns import Gate
 from vlcore.vision import ImageRows, VisionModel
 
 _T = TypeVar("_T")
 
 
-@dataclass(eq=False)
-class _Job:
-    """An image that somebody waits for."""
+class EncoderOptions(TypedDict, total=False):
+    """The settings of :class:`ImageEncoder`, for those who pass them on."""
 
-    image: PreparedImage
-    outcome: asyncio.Future[Outcome]
-    asked: float = field(default_factory=time.perf_counter)
-    owners: set[Hashable] = field(default_factory=set)
-    """Requests in whose turn it may come."""
-    num_waiters: int = 0
-    started: bool = False
-    """Left the queue, for the device or because the encoder was closed."""
+    max_batch_size: int
+    max_batch_tiles: int | None
+    cache_bytes: int
+    max_pending: int | None
+    image_limits: ImageLimits
+    rows_device: torch.device | str | None
+    cuda_graphs: bool
+    torch_compile: bool | Mapping[str, Any]
 
 
 class ImageEncoder:
     """Encodes images of concurrent requests in shared batches.
 
     Use it inside one event loop: ``async with ImageEncoder(model) as encoder``. Pictures are
-    fetched, decoded and preprocessed in pools of threads, and the model runs in a thread of its
+    fetched, decoded and preprocessed in pools of threads, and the model runs in threads of its
     own, never on the loop.
 
     Args:
-        vision_model: what encodes.
+        vision_model: what encodes; or several replicas of it, each on a device of its own, which
+            share one queue.
         max_batch_size: how many images one forward takes at most.
         max_batch_tiles: how many tiles one forward takes at most, if it takes more than one image;
             ``None`` for four to an image. An image of a plugin without tiles counts as one.
@@ -60,20 +62,27 @@ class ImageEncoder:
             fetching to rows; the others wait before anything is read or decoded. ``None`` for four
             batches.
         image_limits: what a picture may cost.
+        rows_device: where rows go and are kept; ``None`` leaves them on the device that gave them.
+        cuda_graphs: on CUDA, record the tower as a CUDA graph at the first batch of a few sizes.
+        torch_compile: compile the tower at its first batch, with options of ``torch.compile`` or
+            with its defaults. Only a plugin's ``tower`` is compiled or recorded.
 
     Raises:
-        OptionError: a limit is out of range.
+        OptionError: a limit is out of range, or the replicas are not of one model.
     """
 
     def __init__(
         self,
-        vision_model: VisionModel,
+        vision_model: VisionModel | Sequence[VisionModel],
         *,
         max_batch_size: int = 8,
         max_batch_tiles: int | None = None,
         cache_bytes: int = 256 * 1024**2,
         max_pending: int | None = None,
         image_limits: ImageLimits = DEFAULT_LIMITS,
+        rows_device: torch.device | str | None = None,
+        cuda_graphs: bool = True,
+        torch_compile: bool | Mapping[str, Any] = False,
     ) -> None:
         _check_limit("max_batch_size", max_batch_size, 1)
         _check_limit("cache_bytes", cache_bytes, 0)
@@ -81,23 +90,33 @@ class ImageEncoder:
         _check_limit("max_batch_tiles", max_batch_tiles, 1)
         max_pending = 4 * max_batch_size if max_pending is None else max_pending
         _check_limit("max_pending", max_pending, 1)
-        self.vision_model = vision_model
+        models = [vision_model] if isinstance(vision_model, VisionModel) else list(vision_model)
+        _check_replicas(models)
+        self.vision_model = models[0]
         self.max_batch_size = max_batch_size
         self._meter = Meter()
         self._cache = RowCache(cache_bytes)
         self._preparation = ImagePreparation(
-            vision_model,
+            self.vision_model,
             self._cache,
             limits=image_limits,
             max_pending=max_pending,
             meter=self._meter,
         )
-        self._forward = BatchForward(vision_model, max_batch_tiles, self._meter)
         self._gate = Gate(max_pending)
-        self._jobs: dict[str, _Job] = {}
-        self._waiting: Turns[_Job] = Turns()
-        self._device = ThreadPoolExecutor(1, "vlcore-vision")
-        self._worker: asyncio.Task[None] | None = None
+        self._queue = ImageQueue(max_batch_size, self._meter)
+        replicas = [
+            make_replica(
+                model,
+                rows_device=None if rows_device is None else as_device(rows_device),
+                cuda_graphs=cuda_graphs,
+                torch_compile=torch_compile,
+            )
+            for model in models
+        ]
+        self._devices = Devices(
+            replicas, self._queue, self._settle, max_tiles=max_batch_tiles, meter=self._meter
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -183,24 +202,23 @@ class ImageEncoder:
     def stats(self) -> EncoderStats:
         """Take a snapshot of the counts."""
         return self._meter.stats(
-            num_waiting=len(self._waiting),
-            max_batch_tiles=self._forward.max_tiles,
+            num_waiting=len(self._queue),
+            max_batch_tiles=self._devices.max_tiles,
             cached_images=len(self._cache),
             cached_bytes=self._cache.num_bytes,
         )
 
-    async def close(self) -> None:
-        """Fail what waits, let the batch on the device finish, and free the threads."""
+    async def close(self, timeout_s: float = 60.0) -> None:
+        """Fail what waits, let the batches on the devices finish, and free the threads.
+
+        What has not finished in ``timeout_s`` seconds is failed too, and its thread left behind.
+        """
         self._preparation.refuse()
         closed = EngineClosedError("the image encoder was closed")
-        while self._waiting:
-            self._settle(self._next_job(), closed)
-        if self._worker is not None:
-            await asyncio.wait([self._worker])
-        for job in list(self._jobs.values()):  # of a worker that was cancelled
-            self._settle(job, closed)
-        await self._preparation.close()
-        self._device.shutdown()
+        self._queue.refuse_waiting(closed)
+        await self._devices.close(timeout_s)
+        self._queue.refuse_all(closed)
+        await self._preparation.close(timeout_s)
 
     def _request(
         self, images: Sequence[ImageSource], options: Sequence[Mapping[str, Any]] | None
@@ -228,76 +246,36 @@ class ImageEncoder:
         if rows is not None:
             self._meter.count("num_cache_hits")
             return rows
-        job = self._jobs.get(image.key)
-        if job is None:
-            job = _Job(image, asyncio.get_running_loop().create_future())
-            self._jobs[image.key] = job
-        else:
-            self._meter.count("num_cache_hits")
-        if not job.started and owner not in job.owners:
-            job.owners.add(owner)
-            self._waiting.add(owner, job)
-            if self._worker is None or self._worker.done():
-                self._worker = asyncio.create_task(self._work())
-        outcome = await self._wait(job)
+        job = self._queue.ask(image, owner)
+        self._devices.serve()
+        outcome = await self._queue.wait(job)
         if isinstance(outcome, Exception):
             raise explain(outcome, self.vision_model, image.place)
         if image.file:
             self._cache.link(image.file, image.key)
         return outcome
 
-    async def _wait(self, job: _Job) -> Outcome:
-        job.num_waiters += 1
-        try:
-            # Shielded: one request's cancellation must not take the rows from another.
-            return await asyncio.shield(job.outcome)
-        finally:
-            job.num_waiters -= 1
-            if not job.num_waiters and not job.started:
-                self._leave_queue(job)
-                del self._jobs[job.image.key]
-                self._meter.count("num_cancelled")
-
-    def _leave_queue(self, job: _Job) -> None:
-        for owner in job.owners:
-            self._waiting.discard(owner, job)
-
-    async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
-        while self._waiting:
-            batch = self._next_batch()
-            inputs = [job.image.inputs for job in batch]
-            outcomes = await loop.run_in_executor(self._device, self._forward, inputs)
-            for job, outcome in zip(batch, outcomes, strict=True):
-                self._settle(job, outcome)
-
-    def _next_batch(self) -> list[_Job]:
-        """Take what fits into a forward, request by request."""
-        batch: list[_Job] = []
-        num_tiles = 0
-        while self._waiting and len(batch) < self.max_batch_size:
-            job = self._waiting.peek()
-            num_tiles += job.image.num_tiles
-            if batch and num_tiles > self._forward.max_tiles:
-                break
-            batch.append(self._next_job())
-            self._meter.time("queue_wait_s", time.perf_counter() - job.asked)
-        return batch
-
-    def _next_job(self) -> _Job:
-        job = self._waiting.pop()
-        job.started = True
-        self._leave_queue(job)
-        return job
-
-    def _settle(self, job: _Job, outcome: Outcome) -> None:
-        del self._jobs[job.image.key]
+    def _settle(self, job: Job, outcome: Outcome) -> None:
         if isinstance(outcome, ImageRows):
             self._meter.count("num_encoded")
             self._cache.put(job.image.key, outcome)
-        elif not isinstance(outcome, EngineClosedError):
+        else:
             self._meter.count("num_failures")
-        job.outcome.set_result(outcome)
+        self._queue.settle(job, outcome)
+
+
+def _check_replicas(models: Sequence[VisionModel]) -> None:
+    if not models:
+        raise OptionError("an image encoder needs a vision model; the list of replicas is empty")
+    facts = {
+        (type(model).__name__, model.hidden_size, model.dtype, model.fingerprint)
+        for model in models
+    }
+    if len(facts) > 1:
+        raise OptionError(
+            "replicas must be copies of one model (class, hidden_size, dtype, fingerprint); these "
+            f"differ: {sorted(map(str, facts))}"
+        )
 
 
 def _check_limit(name: str, value: object, least: int) -> None:

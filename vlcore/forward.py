@@ -1,6 +1,6 @@
 """One forward for several images, in which each image keeps its own failure.
 
-Runs in the thread that owns the device. Knows nothing of requests or queues.
+Runs in a thread of the device. Knows nothing of requests or queues.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import torch
 
 from vlcore.encoder_stats import Meter
 from vlcore.errors import ImageError, PluginContractError, VlcoreError
-from vlcore.vision import ImageInputs, ImageRows, VisionModel, run_forward
+from vlcore.replica import Replica
+from vlcore.vision import ImageInputs, ImageRows, VisionModel
 
+_FORWARDS_BEFORE_GROWTH = 64
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 Outcome = ImageRows | Exception
@@ -53,15 +55,18 @@ class BatchForward:
     """Encodes batches, and parts of those that fail.
 
     Args:
-        model: what encodes.
+        replica: what encodes.
         max_tiles: how many tiles one forward takes at most, if it takes more than one image.
         meter: counts the forwards.
     """
 
-    def __init__(self, model: VisionModel, max_tiles: int, meter: Meter) -> None:
+    def __init__(self, replica: Replica, max_tiles: int, meter: Meter) -> None:
         self.max_tiles = max_tiles
-        """Becomes smaller when memory runs out."""
-        self._model = model
+        """Becomes smaller when memory runs out, and grows back as forwards succeed."""
+        self._most_tiles = max_tiles
+        self._num_good = 0
+        """Forwards since memory ran out, or since the bound grew."""
+        self._replica = replica
         self._meter = meter
 
     def __call__(self, inputs: Sequence[Any]) -> list[Outcome]:
@@ -75,12 +80,14 @@ class BatchForward:
             return self._halves(inputs)
         outcomes = self._attempt(inputs, num_tiles)
         if isinstance(outcomes, list):
+            self._grow()
             return outcomes
         if len(inputs) == 1:
             return [outcomes]
         if not is_out_of_memory(outcomes):
             return self._halves(inputs)
         max_tiles, self.max_tiles = self.max_tiles, max(1, num_tiles // 2)
+        self._num_good = 0
         parts = self._halves(inputs)
         if any(isinstance(part, Exception) and is_out_of_memory(part) for part in parts):
             self.max_tiles = max_tiles
@@ -90,10 +97,17 @@ class BatchForward:
         middle = len(inputs) // 2
         return [*self(inputs[:middle]), *self(inputs[middle:])]
 
+    def _grow(self) -> None:
+        """Try larger batches again after a while: others may have used the memory that ran out."""
+        self._num_good += 1
+        if self._num_good >= _FORWARDS_BEFORE_GROWTH:
+            self._num_good = 0
+            self.max_tiles = min(2 * self.max_tiles, self._most_tiles)
+
     def _attempt(self, inputs: Sequence[Any], num_tiles: int) -> list[Outcome] | Exception:
         started = time.perf_counter()
         try:
-            return list(run_forward(self._model, inputs))
+            return list(self._replica(inputs))
         except Exception as error:
             traceback.clear_frames(error.__traceback__)  # they hold the failed forward's tensors
             return error

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from vlcore.checkpoint import Checkpoint
     from vlcore.language import LanguageModel
+    from vlcore.spreading import DeviceMap, MaxMemory
     from vlcore.template import ChatTemplate
     from vlcore.vision import VisionModel
 
@@ -51,7 +52,11 @@ def vl_match(config: Mapping[str, Any]) -> Literal[True] | str:  # type: ignore[
 
 @hookspec(firstresult=True)
 def vl_vision_model(  # type: ignore[empty-body]
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+    device_map: DeviceMap | None,
+    max_memory: MaxMemory | None,
 ) -> VisionModel:
     """Load the vision part: tower, projector and whatever turns an image into rows.
 
@@ -61,6 +66,9 @@ def vl_vision_model(  # type: ignore[empty-body]
         checkpoint: the opened checkpoint.
         device: where the weights go.
         dtype: the floating dtype of weights and rows.
+        device_map: how to spread a tower that does not fit on one device, as accelerate knows it,
+            or ``None``. A plugin whose hook leaves this out refuses one by leaving it out.
+        max_memory: what the tower may use of each device, or ``None``; goes with ``device_map``.
     """
 
 

@@ -14,6 +14,7 @@ from vlcore.errors import PluginContractError, VlcoreError
 from vlcore.language import LanguageModel
 from vlcore.placement import as_device, as_dtype
 from vlcore.plugins import Plugin, find_plugin
+from vlcore.spreading import DeviceMap, MaxMemory
 from vlcore.template import ChatTemplate
 from vlcore.vision import VisionModel
 
@@ -46,12 +47,21 @@ class ModelStages:
         self.plugin: Plugin = find_plugin(self.checkpoint.config, plugin=plugin)
 
     def vision_model(
-        self, device: torch.device | str = "cpu", dtype: torch.dtype | str | None = None
+        self,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | str | None = None,
+        *,
+        device_map: DeviceMap | None = None,
+        max_memory: MaxMemory | None = None,
     ) -> VisionModel:
         """Load the vision model; ``dtype=None`` is float32."""
         wanted = as_dtype(dtype) or torch.float32
+        if device_map is None and max_memory is not None:
+            device_map = "auto"
         with self._blaming("vl_vision_model"):
-            model = self.plugin.vision_model(self.checkpoint, as_device(device), wanted)
+            model = self.plugin.vision_model(
+                self.checkpoint, as_device(device), wanted, device_map, max_memory
+            )
         vision_model = self._expect(model, VisionModel, "vl_vision_model")
         if not isinstance(getattr(vision_model, "hidden_size", None), int):
             raise PluginContractError(
@@ -100,6 +110,8 @@ def load_vision_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | str | None = None,
     *,
+    device_map: DeviceMap | None = None,
+    max_memory: MaxMemory | None = None,
     plugin: str | None = None,
     revision: str | None = None,
 ) -> VisionModel:
@@ -109,10 +121,18 @@ def load_vision_model(
         model: a directory, a hub id, or an opened checkpoint.
         device: where it goes.
         dtype: of weights and rows, as a torch dtype or its name; ``None`` is float32.
+        device_map: spreads a tower that does not fit on one device: ``"auto"``, ``"balanced"``,
+            ``"sequential"``, or the device of each part of the tower by name.
+        max_memory: what the tower may use of each device: bytes, or a size such as ``"4GiB"``, by
+            the number of a CUDA device or ``"cpu"``.
         plugin: the distribution to use where several would serve the checkpoint.
         revision: of a hub repository.
+
+    Raises:
+        OptionError: the tower cannot be spread so, or its plugin spreads none.
     """
-    return ModelStages(model, plugin=plugin, revision=revision).vision_model(device, dtype)
+    stages = ModelStages(model, plugin=plugin, revision=revision)
+    return stages.vision_model(device, dtype, device_map=device_map, max_memory=max_memory)
 
 
 def load_chat_template(

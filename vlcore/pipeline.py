@@ -12,13 +12,13 @@ from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import torch
 
 from vlcore._loop import LoopThread
 from vlcore.conversation import Prompt
-from vlcore.encoder import ImageEncoder
+from vlcore.encoder import EncoderOptions, ImageEncoder
 from vlcore.encoder_stats import EncoderStats
 from vlcore.engines.base import Engine
 from vlcore.engines.generation import GenerationConfig, as_generation_config
@@ -31,11 +31,11 @@ from vlcore.errors import (
 )
 from vlcore.language import LanguageModel
 from vlcore.loading import ModelStages
-from vlcore.media import DEFAULT_LIMITS, ImageLimits
 from vlcore.placement import as_device, choose_dtype
 from vlcore.prompt import PromptTokenizer
 from vlcore.response import Response, Session
 from vlcore.road import Road
+from vlcore.spreading import DeviceMap, MaxMemory
 from vlcore.template import ChatTemplate
 
 logger = logging.getLogger(__name__)
@@ -260,11 +260,11 @@ def pipeline(
     chat_template: str | ChatTemplate | None = None,
     revision: str | None = None,
     engine_config: TransformersEngineConfig | None = None,
-    image_limits: ImageLimits = DEFAULT_LIMITS,
-    max_batch_size: int = 8,
-    max_batch_tiles: int | None = None,
-    cache_bytes: int = 256 * 1024**2,
+    vision_devices: Sequence[int | str | torch.device] | None = None,
+    vision_device_map: DeviceMap | None = None,
+    vision_max_memory: MaxMemory | None = None,
     progress: bool = False,
+    **encoder_options: Unpack[EncoderOptions],
 ) -> Pipeline:
     """Load a model and make it ready to answer.
 
@@ -280,11 +280,14 @@ def pipeline(
             checkpoint's own.
         revision: of a hub repository.
         engine_config: settings of the engine.
-        image_limits: what a picture may cost.
-        max_batch_size: pictures in one forward of the vision model.
-        max_batch_tiles: tiles in one forward; ``None`` for four to a picture.
-        cache_bytes: memory for the rows of earlier pictures.
+        vision_devices: where the vision model goes: one device, or several for a replica on each,
+            which share the pictures of all requests. ``None`` for ``device``.
+        vision_device_map: spreads a vision tower that does not fit on one device, as
+            :func:`load_vision_model` does.
+        vision_max_memory: what it may use of each device.
         progress: show progress bars while weights load.
+        encoder_options: settings of :class:`ImageEncoder`, such as ``max_batch_size``,
+            ``cache_bytes`` and ``image_limits``.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
@@ -294,6 +297,11 @@ def pipeline(
     """
     if engine not in ENGINES:
         raise OptionError(f"engine must be one of {', '.join(ENGINES)}; it is {engine!r}")
+    if unknown := sorted(encoder_options.keys() - EncoderOptions.__annotations__.keys()):
+        raise OptionError(
+            f"unknown option(s) {', '.join(unknown)}; beside its own, pipeline() takes those of "
+            f"ImageEncoder: {', '.join(EncoderOptions.__annotations__)}"
+        )
     stages = ModelStages(model, plugin=plugin, revision=revision)
     if engine_config is not None and not isinstance(engine_config, TransformersEngineConfig):
         raise OptionError(
@@ -307,20 +315,22 @@ def pipeline(
     if not isinstance(chat_template, ChatTemplate):
         chat_template = stages.chat_template(chat_template)
     tokenizer = language_model.tokenizer()
-    vision_model = stages.vision_model(place, precision)
-    if vision_model.hidden_size != language_model.hidden_size:
-        raise PluginContractError(
-            f"{type(vision_model).__name__} gives rows of width {vision_model.hidden_size} "
-            f"and the language model of {stages.checkpoint.name} reads "
-            f"{language_model.hidden_size}"
+    vision_places = [place] if vision_devices is None else _as_devices(vision_devices)
+    if vision_places != [place]:
+        encoder_options.setdefault("rows_device", place)
+    vision_models = [
+        stages.vision_model(
+            of_replica, precision, device_map=vision_device_map, max_memory=vision_max_memory
         )
-    encoder = ImageEncoder(
-        vision_model,
-        max_batch_size=max_batch_size,
-        max_batch_tiles=max_batch_tiles,
-        cache_bytes=cache_bytes,
-        image_limits=image_limits,
-    )
+        for of_replica in vision_places
+    ]
+    if vision_models[0].hidden_size != language_model.hidden_size:
+        raise PluginContractError(
+            f"{type(vision_models[0]).__name__} gives rows of width "
+            f"{vision_models[0].hidden_size} and the language model of {stages.checkpoint.name} "
+            f"reads {language_model.hidden_size}"
+        )
+    encoder = ImageEncoder(vision_models, **encoder_options)
     prompt_tokenizer = PromptTokenizer(tokenizer)
     text_engine = TransformersEngine(  # last, because it starts a thread
         language_model,
@@ -331,6 +341,14 @@ def pipeline(
         progress=progress,
     )
     return Pipeline(Road(encoder, chat_template, prompt_tokenizer, text_engine))
+
+
+def _as_devices(devices: Sequence[int | str | torch.device]) -> list[torch.device]:
+    if isinstance(devices, str) or not devices:
+        raise OptionError(
+            f"vision_devices must be a list of devices such as [0, 1]; it is {devices!r}"
+        )
+    return [as_device(f"cuda:{one}" if isinstance(one, int) else one) for one in devices]
 
 
 def _check_requirements(engine: type[Engine], language_model: LanguageModel) -> None:

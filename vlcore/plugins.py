@@ -31,6 +31,7 @@ from vlcore._version import __version__
 from vlcore.errors import (
     IncompatiblePluginError,
     NoPluginError,
+    OptionError,
     PluginConflictError,
     PluginContractError,
     PluginError,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     import torch
 
     from vlcore.checkpoint import Checkpoint
+    from vlcore.spreading import DeviceMap, MaxMemory
 
 ALLOW_VARIABLE = "VLCORE_ALLOW_PLUGINS"
 BLOCK_VARIABLE = "VLCORE_BLOCK_PLUGINS"
@@ -129,10 +131,32 @@ class Plugin:
         return f"its vl_match returned {answer!r} where True or a reason (str) is expected"
 
     def vision_model(
-        self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        dtype: torch.dtype,
+        device_map: DeviceMap | None = None,
+        max_memory: MaxMemory | None = None,
     ) -> object:
-        """Call ``vl_vision_model``."""
-        return self._manager.hook.vl_vision_model(checkpoint=checkpoint, device=device, dtype=dtype)
+        """Call ``vl_vision_model``.
+
+        Raises:
+            OptionError: ``device_map`` is given and the plugin does not take it.
+        """
+        hook = self._manager.hook.vl_vision_model
+        taken = {name for impl in hook.get_hookimpls() for name in impl.argnames}
+        if device_map is not None and "device_map" not in taken:
+            raise OptionError(
+                f"plugin {self.info.distribution} {self.info.version} cannot spread its vision "
+                "model over devices: leave device_map and max_memory out"
+            )
+        return hook(
+            checkpoint=checkpoint,
+            device=device,
+            dtype=dtype,
+            device_map=device_map,
+            max_memory=max_memory,
+        )
 
     def chat_template(self, checkpoint: Checkpoint, name: str | None) -> object:
         """Call ``vl_chat_template``."""

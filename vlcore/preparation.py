@@ -7,6 +7,7 @@ picture is decoded and preprocessed in one go in a pool sized to the cores, so n
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Hashable, Mapping, Sequence
@@ -20,6 +21,7 @@ from weakref import WeakValueDictionary
 from PIL import Image
 from torch import Tensor
 
+from vlcore._threads import DaemonExecutor
 from vlcore.cache import RowCache, file_key, image_key
 from vlcore.encoder_stats import Meter
 from vlcore.errors import (
@@ -32,6 +34,8 @@ from vlcore.errors import (
 from vlcore.media import ImageLimits, ImageSource, decode_image, describe, load_image, read_image
 from vlcore.turns import Gate
 from vlcore.vision import ImageInputs, ImageRows, VisionModel
+
+logger = logging.getLogger(__name__)
 
 _MAX_FETCHES = 32
 """Pictures read or downloaded at a time."""
@@ -93,7 +97,7 @@ class ImagePreparation:
         self._gate = Gate(max_pending)
         self._meter = meter
         self._fetchers = ThreadPoolExecutor(_MAX_FETCHES, "vlcore-fetch")
-        self._pool = ThreadPoolExecutor(_num_cores(), "vlcore-preprocess")
+        self._pool = DaemonExecutor(_num_cores(), "vlcore-preprocess")
         self._prepared: WeakValueDictionary[str, PreparedImage] = WeakValueDictionary()
         """What some request still needs: an equal picture takes its inputs."""
         self._closed = False
@@ -134,11 +138,16 @@ class ImagePreparation:
         """Refuse what waits and what comes."""
         self._closed = True
 
-    async def close(self) -> None:
-        """Refuse what waits, let what runs finish, and free the threads."""
+    async def close(self, timeout_s: float = 60.0) -> None:
+        """Refuse what waits, let what runs finish, and free the threads; leave one that hangs."""
         self.refuse()
         self._fetchers.shutdown(wait=False)  # a download ends by its own limits
-        await asyncio.to_thread(self._pool.shutdown)
+        if not await asyncio.to_thread(self._pool.stop, timeout_s):
+            logger.error(
+                "%s.preprocess did not finish in %g s: its thread is left behind",
+                type(self._model).__name__,
+                timeout_s,
+            )
 
     def check_open(self) -> None:
         """Raise where the encoder was closed."""

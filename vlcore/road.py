@@ -6,8 +6,10 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from torch import Tensor
 
 from vlcore._progress import progress_bar
 from vlcore.conversation import Conversation, Prompt, is_batch, parse_prompt
@@ -22,7 +24,9 @@ from vlcore.response import Response, Session, failed, join
 from vlcore.template import ChatTemplate, Message, PromptPart, Text, write_prompt
 
 _MAX_PROMPTS_IN_FLIGHT = 64
-"""Of one list: bounds the decoded pictures in memory."""
+"""Of one list."""
+_MAX_PROMPTS_ENCODING = 64
+"""Of all callers: bounds the preprocessed pictures in memory."""
 
 
 @dataclass(frozen=True)
@@ -37,24 +41,17 @@ class Road:
     template: ChatTemplate
     tokenizer: PromptTokenizer
     engine: Engine
+    _encoding: asyncio.Semaphore = field(
+        default_factory=lambda: asyncio.Semaphore(_MAX_PROMPTS_ENCODING)
+    )
 
     async def answer(
         self, conversation: Conversation, config: GenerationConfig, index: int = 0
     ) -> AsyncGenerator[Response]:
         """Walk the road once: pictures, rows, token ids, text."""
-        parts = write_prompt(self.template, conversation.messages)
-        prepared = await self.encoder.prepare(conversation.images, conversation.image_options)
-        known = _known_layouts(prepared)
-        if known is not None:  # a prompt that is too long is refused before it costs anything
-            prompt = await self._build(parts, known)
-            self.engine.check_length(len(prompt.token_ids))
-        encoded = await self.encoder.encode_prepared(prepared)
-        layouts = [ImageLayout(len(image.rows), image.layout) for image in encoded]
-        if known is None or not _same(known, layouts):
-            prompt = await self._build(parts, layouts)
-        request = EngineRequest(
-            prompt, tuple(image.rows for image in encoded), config, tuple(self.template.stop)
-        )
+        async with self._encoding:
+            prompt, rows = await self._encode(conversation)
+        request = EngineRequest(prompt, rows, config, tuple(self.template.stop))
         num_generated = Counter[int]()
         async with aclosing(self.engine.generate(request)) as pieces:
             async for piece in pieces:
@@ -71,6 +68,20 @@ class Road:
                     logits=piece.logits,
                     prompt_logits=piece.prompt_logits,
                 )
+
+    async def _encode(self, conversation: Conversation) -> tuple[TokenPrompt, tuple[Tensor, ...]]:
+        """Walk as far as token ids and rows; preprocessed pictures are gone afterwards."""
+        parts = write_prompt(self.template, conversation.messages)
+        prepared = await self.encoder.prepare(conversation.images, conversation.image_options)
+        known = _known_layouts(prepared)
+        if known is not None:  # a prompt that is too long is refused before it costs anything
+            prompt = await self._build(parts, known)
+            self.engine.check_length(len(prompt.token_ids))
+        encoded = await self.encoder.encode_prepared(prepared)
+        layouts = [ImageLayout(len(image.rows), image.layout) for image in encoded]
+        if known is None or not _same(known, layouts):
+            prompt = await self._build(parts, layouts)
+        return prompt, tuple(image.rows for image in encoded)
 
     async def _build(
         self, parts: Sequence[PromptPart], layouts: Sequence[ImageLayout]

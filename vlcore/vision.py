@@ -57,6 +57,8 @@ class VisionModel:
     """Names of the per-image options that :meth:`preprocess` takes."""
     fingerprint: str = ""
     """Tells the weights apart from any others; set from the checkpoint when it is loaded."""
+    is_spread: bool = False
+    """Whether the weights lie on several devices."""
 
     @property
     def device(self) -> torch.device:
@@ -98,14 +100,7 @@ class VisionModel:
         pixels = torch.cat([image.pixels for image in inputs])
         with torch.inference_mode():
             features = self.tower(pixels.to(self.device, self.dtype))
-            per_image = torch.split(features, [len(image.pixels) for image in inputs])
-            assembled = [
-                self.assemble(tiles, image) for tiles, image in zip(per_image, inputs, strict=True)
-            ]
-        return [
-            rows if isinstance(rows, ImageRows) else ImageRows(rows, image.layout)
-            for rows, image in zip(assembled, inputs, strict=True)
-        ]
+            return assemble_batch(self, features, inputs)
 
     def tower(self, pixels: Tensor) -> Tensor:
         """Encode tiles, each for itself.
@@ -141,25 +136,55 @@ class VisionModel:
         return f"{type(self).__name__} must define forward, or both tower and assemble"
 
 
-def run_forward(model: VisionModel, inputs: Sequence[Any]) -> list[ImageRows | PluginContractError]:
-    """Encode preprocessed images in one forward; for each its rows, or what is wrong with them.
+def has_tower(model: VisionModel) -> bool:
+    """Whether the model's forward is the one built from ``tower`` and ``assemble``."""
+    return type(model).forward is VisionModel.forward
+
+
+def assemble_batch(
+    model: VisionModel, features: Tensor, inputs: Sequence[ImageInputs]
+) -> list[ImageRows]:
+    """Take the second half of the default forward: each image's rows from its tiles' features.
+
+    Shapes:
+        features: [tiles of all images, T, D].
+    """
+    per_image = torch.split(features, [len(image.pixels) for image in inputs])
+    assembled = [
+        model.assemble(tiles, image) for tiles, image in zip(per_image, inputs, strict=True)
+    ]
+    return [
+        rows if isinstance(rows, ImageRows) else ImageRows(rows, image.layout)
+        for rows, image in zip(assembled, inputs, strict=True)
+    ]
+
+
+def check_results(
+    model: VisionModel, results: object, num_images: int
+) -> list[ImageRows | PluginContractError]:
+    """Check what a forward returned, but for the values; for each image its rows or what is wrong.
 
     Raises:
         PluginContractError: the results are no list, or not one for each image.
     """
     name = type(model).__name__
-    with torch.inference_mode():
-        results = model.forward(inputs)
     if not isinstance(results, Sequence | Tensor):
         raise PluginContractError(
             f"{name}.forward must return a list of rows, one for each image; "
             f"it returned {type(results).__name__}"
         )
-    if len(results) != len(inputs):
+    if len(results) != num_images:
         raise PluginContractError(
-            f"{name}.forward was given {len(inputs)} image(s) and returned {len(results)} result(s)"
+            f"{name}.forward was given {num_images} image(s) and returned {len(results)} result(s)"
         )
     return [_as_rows(model, result) for result in results]
+
+
+def not_finite(model: VisionModel) -> PluginContractError:
+    """Say that rows hold something else than numbers."""
+    return PluginContractError(
+        f"{type(model).__name__}.forward returned NaN or Inf: try another dtype"
+    )
 
 
 def encode_batch(model: VisionModel, inputs: Sequence[Any]) -> list[ImageRows]:
@@ -168,11 +193,15 @@ def encode_batch(model: VisionModel, inputs: Sequence[Any]) -> list[ImageRows]:
     Raises:
         PluginContractError: a wrong number of results, or rows of a wrong shape or value.
     """
+    with torch.inference_mode():
+        results = model.forward(inputs)
     encoded = []
-    for position, rows in enumerate(run_forward(model, inputs)):
-        if isinstance(rows, PluginContractError):
-            raise PluginContractError(f"image {position + 1} of {len(inputs)}: {rows}")
-        encoded.append(rows)
+    for position, image in enumerate(check_results(model, results, len(inputs)), 1):
+        if isinstance(image, ImageRows) and not torch.isfinite(image.rows).all():
+            image = not_finite(model)
+        if isinstance(image, PluginContractError):
+            raise PluginContractError(f"image {position} of {len(inputs)}: {image}")
+        encoded.append(image)
     return encoded
 
 
@@ -185,8 +214,6 @@ def _as_rows(model: VisionModel, result: Any) -> ImageRows | PluginContractError
         return PluginContractError(
             f"{name}.forward must return rows [k, {model.hidden_size}]; it returned {came}"
         )
-    if not torch.isfinite(rows).all():
-        return PluginContractError(f"{name}.forward returned NaN or Inf: try another dtype")
     if rows.untyped_storage().nbytes() > rows.nbytes:  # a view would keep its whole batch
         return ImageRows(rows.clone(), image_rows.layout)
     return image_rows

@@ -15,6 +15,7 @@ from vlcore.clip.images import ClipProcessor
 from vlcore.clip.tower import ClipConfig, ClipTower
 from vlcore.errors import ConfigError, TensorError
 from vlcore.language import renamed
+from vlcore.spreading import DeviceMap, MaxMemory, plan_devices, spread
 from vlcore.weights import empty_weights
 
 _TOWER_KEYS = re.compile(r"embeddings\.|pre_layrnorm\.|encoder\.layers\.")
@@ -88,16 +89,27 @@ class ClipSource:
             "(…embeddings.class_embedding)"
         )
 
-    def load_tower(self, layer: int, *, device: torch.device, dtype: torch.dtype) -> ClipTower:
+    def load_tower(
+        self,
+        layer: int,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        device_map: DeviceMap | None = None,
+        max_memory: MaxMemory | None = None,
+    ) -> ClipTower:
         """Load the tower up to a hidden state; what lies above it is not read.
 
         Args:
             layer: index of the hidden state; 0 is the embeddings, negative counts from the end.
             device: where the tower goes.
             dtype: of its weights.
+            device_map: spreads the tower over several devices.
+            max_memory: what it may use of each.
 
         Raises:
             ConfigError: the tower has no such layer.
+            OptionError: it cannot be spread so.
             TensorError: tensors are missing, unexpected or misshapen.
         """
         num_layers = layer if layer >= 0 else layer + self.config.num_hidden_layers + 1
@@ -109,8 +121,13 @@ class ClipSource:
         with empty_weights():
             tower = ClipTower(self.config, num_layers)
         sources = self._sources(tower, num_layers)
-        self.checkpoint.load_module(tower, sources, device=device, dtype=dtype)
-        return tower.eval()
+        if device_map is None:
+            self.checkpoint.load_module(tower, sources, device=device, dtype=dtype)
+            return tower.eval()
+        plan = plan_devices(tower, device_map, max_memory, dtype=dtype, whole=ClipTower.whole)
+        self.checkpoint.load_module(tower, sources, device=plan, dtype=dtype)
+        spread(tower.eval(), plan, device)
+        return tower
 
     def _sources(self, tower: ClipTower, num_layers: int) -> dict[str, TensorSource]:
         sources = module_sources(tower, self.checkpoint, {self.prefix: ""})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +84,9 @@ class ClipTower(nn.Module):
     Supervision"; key names as in OpenAI's checkpoints on the Hugging Face hub.
     """
 
+    whole: ClassVar[tuple[type[nn.Module], ...]]
+    """Parts that stay on one device, however the tower is spread."""
+
     def __init__(self, config: ClipConfig, num_layers: int) -> None:
         super().__init__()
         self.config = config
@@ -141,6 +144,9 @@ class _Layer(nn.Module):
         hidden = hidden + self.self_attn(self.layer_norm1(hidden))
         result: Tensor = hidden + self.mlp(self.layer_norm2(hidden))
         return result
+
+
+ClipTower.whole = (_Embeddings, _Layer)
 
 
 class _Attention(nn.Module):

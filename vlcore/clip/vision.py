@@ -13,6 +13,7 @@ from vlcore.checkpoint import Checkpoint
 from vlcore.clip.images import ClipProcessor, pad_to_square
 from vlcore.clip.source import ClipSource, module_sources
 from vlcore.clip.tower import ClipTower
+from vlcore.spreading import DeviceMap, MaxMemory
 from vlcore.vision import ImageInputs, VisionModel
 
 
@@ -30,6 +31,8 @@ class ClipVisionModel(VisionModel):
         pads: pad a picture to a square instead of cutting the middle out.
         keep_class_token: give the class token a row too, before the patches.
     """
+
+    _device: torch.device | None = None
 
     def __init__(
         self,
@@ -54,6 +57,11 @@ class ClipVisionModel(VisionModel):
         self._first = 0 if keep_class_token else 1
 
     @property
+    def device(self) -> torch.device:
+        """Where pixels go and rows come from, also if the tower is spread."""
+        return self._device or super().device
+
+    @property
     def preprocess_settings(self) -> Any:
         """The processor, and whether pictures are padded."""
         return self.processor, self._pads
@@ -69,6 +77,8 @@ class ClipVisionModel(VisionModel):
         layer: int,
         device: torch.device,
         dtype: torch.dtype,
+        device_map: DeviceMap | None = None,
+        max_memory: MaxMemory | None = None,
         **options: Any,
     ) -> Self:
         """Load tower and projector.
@@ -81,16 +91,23 @@ class ClipVisionModel(VisionModel):
             layer: the tower's hidden state; 0 is the embeddings, negative counts from the end.
             device: where the weights go.
             dtype: of weights and rows.
+            device_map: spreads the tower over several devices.
+            max_memory: what it may use of each.
             options: the other arguments of the class.
 
         Raises:
             ConfigError: the tower has no such layer.
             TensorError: tensors are missing, unexpected or misshapen.
         """
-        tower = source.load_tower(layer, device=device, dtype=dtype)
+        tower = source.load_tower(
+            layer, device=device, dtype=dtype, device_map=device_map, max_memory=max_memory
+        )
         sources = module_sources(projector, checkpoint, prefixes)
         checkpoint.load_module(projector, sources, device=device, dtype=dtype)
         model = cls(tower, projector.eval(), source.processor, **options)
+        if device_map is not None:
+            model.is_spread = True
+            model._device = device
         places = (checkpoint, source.checkpoint)
         model.fingerprint = "+".join(dict.fromkeys(place.fingerprint for place in places))
         return model

@@ -26,6 +26,7 @@ from vlcore import (
     ImageInputs,
     ImageRows,
     NoPluginError,
+    OptionError,
     TensorError,
     VisionModel,
 )
@@ -642,3 +643,30 @@ def test_preprocess_takes_no_options(any_model: VisionModel) -> None:
     assert any_model.image_options == frozenset()
     with pytest.raises(TypeError, match="unexpected image options: detail"):
         any_model.preprocess(picture(3, 3), detail="low")
+
+
+# -- a tower over several devices
+
+
+@pytest.mark.parametrize(
+    "spread",
+    [
+        {"device_map": "auto"},
+        {"device_map": {"embeddings": "cpu", "pre_layrnorm": "cpu", "encoder": "cpu"}},
+        {"max_memory": {"cpu": "1GiB"}},
+    ],
+)
+def test_a_spread_tower_gives_the_same_rows(tmp_path: Path, spread: Any) -> None:
+    directory = write_llava(tmp_path, **ANYRES)
+    model = vlcore.load_vision_model(directory, **spread)
+    assert model.is_spread
+    assert (model.device, model.dtype) == (torch.device("cpu"), torch.float32)
+    images = [picture(*size) for size in SIZES]
+    for ours, theirs in zip(encode(model, *images), encode(load(directory), *images), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_tower_that_fits_nowhere_is_refused(tmp_path: Path) -> None:
+    directory = write_llava(tmp_path)
+    with pytest.raises(OptionError, match="parts of ClipTower fit on no device"):
+        vlcore.load_vision_model(directory, max_memory={"cpu": 100})

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from vlcore import ChatTemplate, Checkpoint, LanguageModel, VisionModel
+    from vlcore.spreading import DeviceMap, MaxMemory
 
 _PROJECTOR = re.compile(r"linear|identity|mlp[1-9]\d?x_gelu")
 _OTHER_TOWERS = re.compile(
@@ -32,12 +33,18 @@ def vl_match(config: Mapping[str, Any]) -> Literal[True] | str:
 
 @hookimpl
 def vl_vision_model(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+    device_map: DeviceMap | None,
+    max_memory: MaxMemory | None,
 ) -> VisionModel:
     """Load tower, projector and newline row."""
     from vl_plugin_llava.vision import load_vision_model
 
-    return load_vision_model(checkpoint, device, dtype)
+    return load_vision_model(
+        checkpoint, device, dtype, device_map=device_map, max_memory=max_memory
+    )
 
 
 @hookimpl

@@ -101,7 +101,7 @@ class LlavaVisionModel(ClipVisionModel):
 
 
 def load_vision_model(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, **spread: Any
 ) -> LlavaVisionModel:
     """Load the vision model of a checkpoint in the original or in llava-hf's layout."""
     parts = read_parts(checkpoint)
@@ -121,6 +121,7 @@ def load_vision_model(
         layer=parts.layer,
         device=device,
         dtype=dtype,
+        **spread,
         hidden_size=parts.hidden_size,
         pads=parts.pads,
         keep_class_token=parts.keep_class_token,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from vlcore import Checkpoint
@@ -10,7 +12,7 @@ from vlcore.flat_layout import PROJECTOR_PREFIX, FlatVisionPart
 
 
 def load_vision_model(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, **spread: Any
 ) -> ClipVisionModel:
     """Load the vision model.
 
@@ -27,6 +29,7 @@ def load_vision_model(
         layer=part.layer,
         device=device,
         dtype=dtype,
+        **spread,
         hidden_size=part.hidden_size,
         pads=part.aspect == "pad",
         keep_class_token=part.keep_class_token,

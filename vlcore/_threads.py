@@ -1,0 +1,68 @@
+"""Threads that can be left behind: one that hangs keeps neither a caller nor the interpreter."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from queue import SimpleQueue
+from typing import Any, ParamSpec, TypeVar
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+_Call = tuple[Future[Any], Callable[[], Any]]
+
+
+class DaemonExecutor(Executor):
+    """Makes calls in a fixed number of daemon threads.
+
+    ``concurrent.futures.ThreadPoolExecutor`` joins its threads when the interpreter exits, and so
+    waits for a call that never returns.
+
+    Args:
+        num_threads: calls at a time.
+        name: of the threads.
+    """
+
+    def __init__(self, num_threads: int, name: str) -> None:
+        self._num_threads = num_threads
+        self._name = name
+        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()
+
+    def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
+        """Make a call when a thread is free."""
+        with self._lock:
+            if not self._threads:
+                self._start()
+        future: Future[_T] = Future()
+        self._calls.put((future, lambda: fn(*args, **kwargs)))
+        return future
+
+    def stop(self, timeout_s: float) -> bool:
+        """Let the calls that were submitted finish; say whether they did in time."""
+        for _ in self._threads:
+            self._calls.put(None)
+        deadline = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _start(self) -> None:
+        for number in range(self._num_threads):
+            name = f"{self._name}-{number}"
+            self._threads.append(threading.Thread(target=self._work, name=name, daemon=True))
+            self._threads[-1].start()
+
+    def _work(self) -> None:
+        while (item := self._calls.get()) is not None:
+            future, call = item
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(call())
+                except BaseException as error:
+                    future.set_exception(error)
+            del item, future, call  # they hold the inputs and results of the last call
