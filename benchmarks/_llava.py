@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 STORED_DTYPE = "float16"
 NUM_SHARDS = 4
@@ -43,7 +44,11 @@ TINY_LLAMA = {
 
 
 def write_checkpoint(
-    directory: Path, clip: Mapping[str, int], llama: Mapping[str, int], storage: str
+    directory: Path,
+    clip: Mapping[str, int],
+    llama: Mapping[str, int],
+    storage: str,
+    **options: Any,
 ) -> None:
     """Write random weights, with a part of the vision tensors in each shard."""
     import torch
@@ -56,6 +61,7 @@ def write_checkpoint(
         text_config={"model_type": "llama", **llama},
         architectures=["LlavaForConditionalGeneration"],
         dtype=STORED_DTYPE,
+        **options,
     )
     config.save_pretrained(directory)
     with init_empty_weights():

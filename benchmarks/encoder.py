@@ -11,38 +11,22 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
+from _clip import EDGE, TINY, picture, random_model
 from measure import interleave, markdown_table, progress, ratios, spread
 from PIL import Image
-from torch import nn
 from transformers import CLIPImageProcessorPil
 
-from vlcore.clip import ClipConfig, ClipProcessor, ClipTower, ClipVisionModel
+from vlcore.clip import ClipProcessor, ClipVisionModel
 from vlcore.encoder import ImageEncoder
 from vlcore.encoder_stats import EncoderStats
 from vlcore.media import decode_image
 
 MID_SIZE = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
-TINY = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2}
-EDGE = 336
 NUM_LAYERS = 4
 NUM_REQUESTS = 16
 MAX_BATCH_SIZE = 8
-NUM_ALONE = 5
 FULL_HD, TWELVE_MEGAPIXELS = (1920, 1080), (4000, 3000)
-
-
-def random_model(shape: dict[str, Any]) -> ClipVisionModel:
-    """A tower of the shape and a projector, with random weights."""
-    torch.manual_seed(0)
-    config = ClipConfig(**shape, image_size=EDGE, patch_size=14)
-    tower = ClipTower(config, NUM_LAYERS).eval()
-    for parameter in tower.parameters():
-        nn.init.normal_(parameter, std=0.02)
-    projector = nn.Linear(config.hidden_size, 1024).eval()
-    processor = ClipProcessor.from_json({}, EDGE, "the defaults")
-    return ClipVisionModel(tower, projector, processor, hidden_size=1024)
 
 
 def encode(model: ClipVisionModel, requests: Sequence[Image.Image], **options: Any) -> EncoderStats:
@@ -70,15 +54,6 @@ def cached_milliseconds(model: ClipVisionModel, data: bytes, rounds: int) -> lis
         return (time.perf_counter() - started) * 1000
 
     return asyncio.run(body())
-
-
-def picture(size: tuple[int, int], seed: int = 0) -> Image.Image:
-    """Smooth shapes with some grain, which compress as photographs do."""
-    draw = np.random.default_rng(seed)
-    shapes = Image.fromarray(draw.integers(0, 256, (24, 32, 3), dtype=np.uint8))
-    smooth = np.asarray(shapes.resize(size, Image.Resampling.BICUBIC), dtype=np.int16)
-    grain = draw.integers(-12, 13, smooth.shape, dtype=np.int16)
-    return Image.fromarray(np.clip(smooth + grain, 0, 255).astype(np.uint8))
 
 
 def as_jpeg(image: Image.Image) -> bytes:
@@ -164,7 +139,7 @@ def main() -> None:
         f"pixels, in float32 on the CPU, max_batch_size {MAX_BATCH_SIZE}. Requests bring a PIL "
         "image of 640 x 480 each and arrive together.\n"
     )
-    print(runtime_report(random_model(shape), rounds))
+    print(runtime_report(random_model(shape, NUM_LAYERS), rounds))
     print(
         "\nPreprocessing for a CLIP tower in one thread, from a decoded picture, beside "
         "transformers' own CLIPImageProcessorPil with the same settings.\n"
