@@ -137,7 +137,7 @@ def test_an_equal_picture_that_is_still_needed_is_preprocessed_once() -> None:
     run(body)
 
 
-@pytest.mark.parametrize("pixels", [5, torch.tensor(1.0)])
+@pytest.mark.parametrize("pixels", [5, torch.tensor(1.0), torch.empty(1, 3, 2, 2, device="meta")])
 def test_pixels_that_are_no_tiles_break_the_contract(pixels: Any) -> None:
     class Odd(FakeModel):
         def preprocess(self, image: Image.Image, **options: Any) -> Any:

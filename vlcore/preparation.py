@@ -222,11 +222,14 @@ class ImagePreparation:
         if not isinstance(inputs, ImageInputs):
             return 1
         pixels: object = inputs.pixels
-        if isinstance(pixels, Tensor) and pixels.ndim > 0:
-            return len(pixels)
+        came = type(pixels).__name__
+        if isinstance(pixels, Tensor):
+            if pixels.ndim > 0 and pixels.device.type == "cpu":
+                return len(pixels)
+            came = f"{list(pixels.shape)} on {pixels.device}"
         raise PluginContractError(
-            f"{type(self._model).__name__}.preprocess must give pixels [tiles, 3, H, W]; "
-            f"they came as {list(pixels.shape) if isinstance(pixels, Tensor) else type(pixels)}"
+            f"{type(self._model).__name__}.preprocess must give pixels [tiles, 3, H, W] on the "
+            f"CPU; they came as {came}"
         )
 
 

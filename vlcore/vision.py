@@ -21,7 +21,8 @@ class ImageInputs:
     """What ``preprocess`` returns where ``tower`` is used.
 
     Shapes:
-        pixels: [tiles, 3, H, W], floating point; H and W the same for all images of a model.
+        pixels: [tiles, 3, H, W], floating point, on the CPU; H and W the same for all images of a
+            model.
     """
 
     pixels: Tensor

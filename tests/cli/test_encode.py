@@ -57,6 +57,17 @@ def test_every_picture_of_a_folder_and_those_named(checkpoint: Path, folder: Pat
         torch.testing.assert_close(rows[str(picture)], expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_copy_on_each_device(checkpoint: Path, folder: Path) -> None:
+    alone, out = folder / "alone.safetensors", folder / "rows.safetensors"
+    assert encode(checkpoint, alone, folder, "--device", "cpu").exit_code == 0
+    result = encode(checkpoint, out, folder, "--device", "cpu", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    rows, expected = load_file(out), load_file(alone)
+    assert rows.keys() == expected.keys()
+    for name, of_image in rows.items():
+        torch.testing.assert_close(of_image, expected[name], rtol=1e-5, atol=1e-5)
+
+
 def test_bad_files_are_listed_at_the_end_and_the_others_are_encoded(
     checkpoint: Path, folder: Path
 ) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlcore.cli.options import Device, Dtype, Model, Plugin, Revision
+from vlcore.cli.options import Dtype, Model, Plugin, Revision
 
 if TYPE_CHECKING:
     from vlcore.encoder import ImageEncoder
@@ -28,7 +28,10 @@ def encode(
     ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where the rows go, as safetensors.")],
     plugin: Plugin = None,
-    device: Device = "auto",
+    device: Annotated[
+        list[str] | None,
+        typer.Option(help="auto, cpu, cuda, cuda:1, …; several times for a copy on each."),
+    ] = None,
     dtype: Dtype = "auto",
     revision: Revision = None,
     max_batch_size: Annotated[int, typer.Option(help="Pictures in one forward.")] = 8,
@@ -52,10 +55,11 @@ def encode(
         )
     names = _find_pictures(images)
     stages = ModelStages(model, plugin=plugin, revision=revision)
-    place = as_device(device)
-    vision_model = stages.vision_model(place, choose_dtype(dtype, place, stages.checkpoint.config))
-    file = RowFile(out, model_key(vision_model))
-    encoder = ImageEncoder(vision_model, max_batch_size=max_batch_size)
+    places = [as_device(name) for name in device or ["auto"]]
+    precision = choose_dtype(dtype, places[0], stages.checkpoint.config)
+    replicas = [stages.vision_model(place, precision) for place in places]
+    file = RowFile(out, model_key(replicas[0]))
+    encoder = ImageEncoder(replicas, max_batch_size=max_batch_size, rows_device="cpu")
     try:
         with progress_bar(
             len(names), description="encoding", unit="image", shown=sys.stderr.isatty()
