@@ -34,6 +34,7 @@ ORDER = (
     "prompt",
     "language",
     "clip.tower",
+    "clip.resize",
     "clip.images",
     "clip.projector",
     "clip.source",
