@@ -100,10 +100,14 @@ class ClipProcessor:
             values = (values - mean) / std
         return np.ascontiguousarray(np.broadcast_to(values, (256, 3)).T)
 
-    def _resize_and_crop(self, image: Image.Image) -> Image.Image:
-        size = self.resize_to or image.size
+    def resized(self, size: Size) -> Size:
+        """Give the size to which a picture is resized, before it is cropped."""
         if self.shortest_edge is not None:
-            size = _scaled_to_edge(image.size, self.shortest_edge)
+            return _scaled_to_edge(size, self.shortest_edge)
+        return self.resize_to or size
+
+    def _resize_and_crop(self, image: Image.Image) -> Image.Image:
+        size = self.resized(image.size)
         crop = self.crop_to or size
         left, top = (size[0] - crop[0]) // 2, (size[1] - crop[1]) // 2
         if size[0] * size[1] <= MAX_RESIZED_PIXELS or left < 0 or top < 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -20,8 +21,9 @@ from vlcore.vision import ImageInputs, VisionModel
 class ClipVisionModel(VisionModel):
     """A hidden state of a CLIP tower, projected: one row for each patch of a square view.
 
-    A subclass that shows the tower several views of a picture overrides :meth:`views`, and
-    :meth:`count_rows` with :meth:`assemble` where their rows are not simply put in a line.
+    A subclass that shows the tower several views of a picture overrides :meth:`views` with
+    :meth:`needed_size`, and :meth:`count_rows` with :meth:`assemble` where their rows are not
+    simply put in a line.
 
     Args:
         tower: encodes a view.
@@ -111,6 +113,14 @@ class ClipVisionModel(VisionModel):
         places = (checkpoint, source.checkpoint)
         model.fingerprint = "+".join(dict.fromkeys(place.fingerprint for place in places))
         return model
+
+    def needed_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        """Say to what size the only view is resized, without the padding."""
+        if not self._pads:
+            return self.processor.resized(size)
+        edge = max(size)
+        width, height = self.processor.resized((edge, edge))
+        return math.ceil(size[0] * width / edge), math.ceil(size[1] * height / edge)
 
     def preprocess(self, image: Image.Image, **options: Any) -> ImageInputs:
         """Turn a picture into the normalised pixels of its views.
