@@ -11,12 +11,12 @@ SIZES = ((64, 48), (48, 64), (33, 97), (150, 150))
 
 
 def picture(size: tuple[int, int], seed: int = 0) -> Image.Image:
-    """Draw an RGB picture: soft colours with some noise, the same at every call."""
+    """Draw an RGB picture: soft colours with some noise; each seed has a brightness of its own."""
     width, height = size
     noise = np.random.default_rng(seed).integers(0, 64, (height, width, 3))
-    x, y = np.linspace(0, 150, width), np.linspace(0, 150, height)[:, None]
+    x, y = np.linspace(0, 190, width), np.linspace(0, 190, height)[:, None]
     soft = np.stack([x + 0 * y, y + 0 * x, (x + y) / 2], axis=2)
-    return Image.fromarray((soft + noise).astype(np.uint8))
+    return Image.fromarray(((soft + noise) * 0.8**seed).astype(np.uint8))
 
 
 def plain_pictures() -> list[Image.Image]:

@@ -29,7 +29,7 @@ from vlcore.testing.watch import Watched, watch
 from vlcore.vision import ImageRows, VisionModel
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CHARGED_TO = {
     "plugin": "hooks",
@@ -38,6 +38,7 @@ CHARGED_TO = {
     "template": "template-loads",
     "language_model": "language-loads",
     "tokenizer": "tokenizer-loads",
+    "prompt_tokenizer": "tokenizer-loads",
     "text_model": "text-tensors",
     "text_view": "view-tensors",
 }
@@ -171,6 +172,15 @@ class Subject:
             raise loaded
         return loaded
 
+    def need(self, *stages: str) -> None:
+        """Load stages that a check uses without looking at them.
+
+        Raises:
+            NotRunError: one cannot be loaded.
+        """
+        for stage in stages:
+            self._need(stage)
+
     def _need(self, stage: str) -> Any:
         """Load a stage that another check is charged with.
 
@@ -212,13 +222,18 @@ class Subject:
 
     @property
     def language_model(self) -> LanguageModel:
-        """The text part, without weights."""
+        """The text part, without weights; its configuration is one that transformers reads."""
         return cast("LanguageModel", self._need("language_model"))
 
     @property
-    def tokenizer(self) -> PromptTokenizer:
-        """The language model's tokenizer, as prompts use it."""
-        return cast("PromptTokenizer", self._need("tokenizer"))
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The language model's tokenizer."""
+        return cast("PreTrainedTokenizerBase", self._need("tokenizer"))
+
+    @property
+    def prompt_tokenizer(self) -> PromptTokenizer:
+        """The tokenizer as prompts use it."""
+        return cast("PromptTokenizer", self._need("prompt_tokenizer"))
 
     @property
     def text_model(self) -> PreTrainedModel:
@@ -265,10 +280,15 @@ class Subject:
         return self.stages().chat_template()
 
     def _load_language_model(self) -> LanguageModel:
-        return self.stages().language_model()
+        language_model = self.stages().language_model()
+        language_model.transformers_config  # noqa: B018  # where a wrong model_type is noticed
+        return language_model
 
-    def _load_tokenizer(self) -> PromptTokenizer:
-        return PromptTokenizer(self.language_model.tokenizer())
+    def _load_tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.language_model.tokenizer()
+
+    def _load_prompt_tokenizer(self) -> PromptTokenizer:
+        return PromptTokenizer(self.tokenizer)
 
     def _load_text_model(self) -> PreTrainedModel:
         return self.language_model.to_transformers(self.device, self.dtype)

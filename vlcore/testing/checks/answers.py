@@ -32,8 +32,7 @@ def stop_words(subject: Subject) -> None:
             where=where,
             advice='write ("###",) with a comma: a plain string is a sequence of letters',
         )
-    tokenizer = subject.language_model.tokenizer()
-    ends = Ends.of(subject.language_model, tokenizer)
+    ends = Ends.of(subject.language_model, subject.tokenizer)
     if not stop and not ends.eos_ids:
         fail(
             expected="at least one stop text, or an end token",
@@ -58,7 +57,7 @@ def stop_words(subject: Subject) -> None:
                 where=where,
                 advice="the tokenizer and the model's vocabulary do not belong together",
             )
-        ids = subject.tokenizer.encode_plain(text) if token_id is None else [token_id]
+        ids = subject.prompt_tokenizer.encode_plain(text) if token_id is None else [token_id]
         _expect_end(subject, ends, ids, f"{where}, {text!r}")
     for token_id in ends.eos_ids:
         _expect_end(subject, ends, [token_id], f"end token {token_id}")
@@ -66,7 +65,7 @@ def stop_words(subject: Subject) -> None:
 
 def _expect_end(subject: Subject, ends: Ends, stop_ids: list[int], where: str) -> None:
     """Feed an answer token by token, as an engine does: before the stop, the stop, and more."""
-    before, after = (subject.tokenizer.encode_plain(text) for text in ("Yes, it is.", "No."))
+    before, after = (subject.prompt_tokenizer.encode_plain(text) for text in ("Yes, it is.", "No."))
     pieces: list[EngineOutput] = []
 
     def take(piece: EngineOutput | EngineError) -> None:
@@ -74,12 +73,11 @@ def _expect_end(subject: Subject, ends: Ends, stop_ids: list[int], where: str) -
             raise piece
         pieces.append(piece)
 
-    tokenizer = subject.language_model.tokenizer()
     answer = Sequence(
         EngineRequest(Prompt((0,)), stop=tuple(subject.template.stop)),
         0,
         ends=ends,
-        tokenizer=tokenizer,
+        tokenizer=subject.tokenizer,
         max_length=4096,
         vocab_size=int(subject.language_model.transformers_config.vocab_size),
         device=torch.device("cpu"),
@@ -103,6 +101,7 @@ def answers(subject: Subject) -> None:
     """Answer with a few tokens."""
     if (reason := subject.plugin.match(subject.checkpoint.config)) is not None:
         raise NotRunError(f"vl_match says {reason!r}: see match-own")
+    subject.need("vision_model", "template", "prompt_tokenizer", "text_model")
     options = {"max_new_tokens": _NUM_NEW_TOKENS, "ignore_eos": True}
     try:
         with pipeline(

@@ -164,7 +164,7 @@ def threads(subject: Subject) -> None:
     def work(thread: int) -> list[tuple[int, object]]:
         start.wait()
         order = [(thread + step) % len(pictures) for step in range(_NUM_ROUNDS * len(pictures))]
-        return [(i, model.preprocess(pictures[i])) for i in order]
+        return [(i, model.preprocess(pictures[i].copy())) for i in order]
 
     try:
         with ThreadPoolExecutor(_NUM_THREADS) as pool:

@@ -162,7 +162,7 @@ def _look_at_hook(module: str, name: str, function: Any) -> None:
     if defaults:
         fail(
             expected="arguments without defaults",
-            came=f"{', '.join(defaults)} with a default or a star, which is never passed",
+            came=f"{', '.join(defaults)} with a default or a star, which pluggy 1.5 never passes",
             where=where,
             advice=f"write {defaults[0]} without a default, or leave it out",
         )

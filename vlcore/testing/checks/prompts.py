@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import importlib
-
 from vlcore.errors import OptionError, PromptError
 from vlcore.prompt import ImageLayout, Prompt
 from vlcore.template import Control, ImageSlot, PromptPart, Rows, Text, write_prompt
 from vlcore.testing.check import check
-from vlcore.testing.failure import DoesNotApplyError, fail
+from vlcore.testing.failure import DoesNotApplyError, NotRunError, fail
 from vlcore.testing.pictures import plain_pictures
 from vlcore.testing.subject import Subject
 from vlcore.vision import ImageInputs
@@ -157,7 +156,7 @@ def _expect_spans(subject: Subject, layouts: Sequence[ImageLayout]) -> None:
 @check("user-text-is-text", "nothing that a user types becomes an image slot or a control token")
 def user_text_is_text(subject: Subject) -> None:
     """Type every control token and every mark, and compare with a harmless text."""
-    control = sorted(subject.tokenizer.control_tokens)[:_MAX_CONTROL_TOKENS]
+    control = sorted(subject.prompt_tokenizer.control_tokens)[:_MAX_CONTROL_TOKENS]
     marks = [*control, *subject.template.stop, *_MARKS.split(" ")]
     hostile = f"a {' b '.join(marks)} z"
     for role in ("user", "system"):
@@ -200,9 +199,9 @@ def _typed(subject: Subject, role: str, text: str) -> tuple[PromptPart, ...]:
 
 
 def _count_control(subject: Subject, parts: Sequence[PromptPart]) -> Counter[str]:
-    prompt = subject.tokenizer.build(parts, [ImageLayout(1)])
+    prompt = subject.prompt_tokenizer.build(parts, [ImageLayout(1)])
     covered = {i for span in prompt.spans for i in range(span.start, span.stop)}
-    names = {token_id: text for text, (token_id, _) in subject.tokenizer.control_tokens.items()}
+    names = {token_id: text for text, (token_id, _) in subject.prompt_tokenizer.control_tokens.items()}
     found = Counter(
         names[token_id]
         for i, token_id in enumerate(prompt.token_ids)
@@ -240,7 +239,10 @@ def turns_in_order(subject: Subject) -> None:
         )
     except PromptError:  # a model may take one image only
         return
-    first, second = (i for i, part in enumerate(parts) if isinstance(part, ImageSlot))
+    slots = [i for i, part in enumerate(parts) if isinstance(part, ImageSlot)]
+    if len(slots) != 2:
+        raise NotRunError("images have no slots of their own: see one-slot-per-image")
+    first, second = slots
     if texts[1] not in _joined(parts[first:second]) or texts[1] in _joined(parts[second:]):
         fail(
             expected="the first image before the answer, the second after it",
@@ -270,7 +272,7 @@ def system_text(subject: Subject) -> None:
 
 def _build(subject: Subject, messages: _Conversation, images: Sequence[ImageLayout]) -> Prompt:
     parts = write_prompt(subject.template, messages)
-    return subject.tokenizer.build(parts, images, subject.template)
+    return subject.prompt_tokenizer.build(parts, images, subject.template)
 
 
 def _joined(parts: Sequence[PromptPart]) -> str:

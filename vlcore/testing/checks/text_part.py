@@ -36,7 +36,8 @@ def language_loads(subject: Subject) -> None:
 @check("tokenizer-loads", "the tokenizer loads, and its control tokens can be kept out of text")
 def tokenizer_loads(subject: Subject) -> None:
     """Load it and tokenise a text."""
-    tokenizer = subject.load("tokenizer")
+    subject.load("tokenizer")
+    tokenizer = subject.load("prompt_tokenizer")
     ids = tokenizer.encode_plain(_TEXT)
     num_embeddings = int(subject.language_model.transformers_config.vocab_size)
     if not ids or max(ids) >= num_embeddings:
@@ -118,7 +119,7 @@ def view_logits(subject: Subject) -> None:
             where=where,
             advice="compare the index of the view with the architecture in its config.json",
         )
-    ids = torch.tensor([subject.tokenizer.encode_plain(_TEXT)], device=subject.device)
+    ids = torch.tensor([subject.prompt_tokenizer.encode_plain(_TEXT)], device=subject.device)
     logits = _logits(loaded.to(subject.device).eval(), ids)
     original = _logits(subject.text_model, ids)
     tolerance = max(_TOLERANCE, torch.finfo(subject.dtype).eps * 4)
