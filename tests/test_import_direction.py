@@ -69,6 +69,7 @@ ORDER = (
     "testing.pictures",
     "testing.reference",
     "testing.siblings",
+    "testing.observer",
     "testing.watch",
     "testing.subject",
     "testing.check",

@@ -75,13 +75,11 @@ class Subject:
         device: torch.device | str = "cpu",
         dtype: torch.dtype | str | None = None,
     ) -> None:
-        if model is None:
-            if plugin is None:
-                raise OptionError("nothing to check: name a plugin, a checkpoint or both")
-            self._checkpoint = None
-        else:
-            is_open = isinstance(model, Checkpoint)
-            self._checkpoint = model if is_open else Checkpoint.open(cast("str | Path", model))
+        if model is None and plugin is None:
+            raise OptionError("nothing to check: name a plugin, a checkpoint or both")
+        if isinstance(model, str | Path):
+            model = Checkpoint.open(model)
+        self._checkpoint = model
         if plugin is None:
             plugin = find_plugin(self.checkpoint.config).info.distribution
         self.distribution = _find_distribution(plugin)
@@ -137,6 +135,14 @@ class Subject:
     def module_names(self) -> list[str]:
         """The plugin modules."""
         return sorted(set(self.info.modules.values()))
+
+    @property
+    def module_name(self) -> str:
+        """The module that serves the checkpoint, or else the first one."""
+        names = self.checkpoint.config.get("architectures") or () if self.has_checkpoint else ()
+        modules = self.info.modules
+        serving = [modules[name] for name in names if name in modules]
+        return (serving or self.module_names)[0]
 
     # -- the checkpoint and its stages
 
@@ -260,15 +266,13 @@ class Subject:
         return Path(directory.name)
 
     def _load_plugin(self) -> Plugin:
-        names = self.checkpoint.config.get("architectures") or () if self.has_checkpoint else ()
-        modules = self.info.modules
-        serving = [modules[name] for name in names if name in modules]
-        return Plugin(self.info, (serving or self.module_names)[0])
+        return Plugin(self.info, self.module_name)
 
     def _load_watched(self) -> Watched:
         if self.checkpoint.is_remote:  # what the hub holds is fetched beforehand
             encode(self.vision_model, plain_pictures()[:1])
-        return watch(self.name, self.checkpoint.directory, self.make_directory())
+        directory = self.make_directory()
+        return watch(self.name, self.module_name, self.checkpoint.directory, directory)
 
     def _load_vision_model(self) -> VisionModel:
         return self.load_vision_model(self.dtype)
@@ -321,7 +325,7 @@ def forward(model: VisionModel, inputs: Sequence[Any]) -> list[ImageRows]:
 
 def _find_distribution(name: str) -> importlib_metadata.Distribution:
     try:
-        return importlib_metadata.distribution(name)
+        return cast("importlib_metadata.Distribution", importlib_metadata.distribution(name))
     except importlib_metadata.PackageNotFoundError:
         installed = ", ".join(info.distribution for info in installed_plugins()) or "none"
         raise NoPluginError(

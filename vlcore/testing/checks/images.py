@@ -258,9 +258,7 @@ def _told(rows: Tensor, expected: Tensor, difference: float) -> str:
     return f"rows that differ by {difference:.2g} of the largest"
 
 
-def _fail_differing(
-    model: VisionModel, where: str, expected: str, came: str, advice: str
-) -> None:
+def _fail_differing(model: VisionModel, where: str, expected: str, came: str, advice: str) -> None:
     fail(expected=expected, came=came, where=f"{_forward_of(model)}, {where}", advice=advice)
 
 
