@@ -45,7 +45,7 @@ class Release:
         self.projector = tensors["projector.weight"], tensors["projector.bias"]
         text = vlcore.Checkpoint.open(checkpoint).config["text_config"]
         self.model: Any = LlamaForCausalLM(LlamaConfig(**text))
-        self.model.eval()
+        self.model.train(False)
         prefix = "language_model."
         self.model.load_state_dict(
             {name.removeprefix(prefix): t for name, t in tensors.items() if prefix in name}

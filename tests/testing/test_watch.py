@@ -27,8 +27,8 @@ def test_what_ends_the_work_is_told(site: Site, tmp_path: Path) -> None:
 
 
 def test_a_process_that_ends_is_told(site: Site, tmp_path: Path) -> None:
-    install_patchwork(site, {'config["patch_size"]': 'config["patch"], __import__("os")._exit(3)'})
-    checkpoint = write_patchwork(tmp_path / "model", "Other")
+    install_patchwork(site)
+    checkpoint = write_patchwork(tmp_path / "model")
     (tmp_path / "work").mkdir()
     watched = watch("vl-plugin-none", site.modules[0], checkpoint, tmp_path / "work")
     assert watched.error.startswith("its process ended with 1: ")
