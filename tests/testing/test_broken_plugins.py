@@ -156,7 +156,7 @@ VISION = [
     Broken(
         "one result for two pictures",
         "plain-pictures",
-        "forward was given 4 image(s) and returned 1 result(s)",
+        "1 result(s)",
         {"for image in inputs]": "for image in inputs[:1]]"},
         also=("batch-equals-singles",),
     ),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from distributions import Site, make_site
 from patchwork import ARCHITECTURE, NAME, install_patchwork, write_patchwork
+from weight_files import FakeHub
 
 from vlcore import CheckpointNotFoundError, NoPluginError, OptionError
 from vlcore.testing import CHECKS, Outcome, check_plugin
@@ -131,3 +132,15 @@ def test_a_model_of_another_plugin_is_no_match(site: Site, tmp_path: Path) -> No
     failure = check_plugin(other, plugin=NAME, only=["match-own"])["match-own"].failure
     assert failure is not None
     assert failure.came == "no match: config.json names no patch_size"
+
+
+def test_a_model_of_the_hub_is_fetched_before_the_network_is_watched(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: Path
+) -> None:
+    install_patchwork(site)
+    hub = FakeHub(tmp_path / "cache", monkeypatch)
+    hub.repositories["maker/model"] = checkpoint
+    only = ["no-network", "no-files-written", "rows-shape"]
+    report = check_plugin("maker/model", only=only)
+    assert report.ok, report
+    assert report.model == "maker/model"

@@ -42,10 +42,12 @@ def test_the_copy_of_a_checkpoint_offers_remote_code_and_leaves_the_original(
     (original / "tower").mkdir(parents=True)
     for name in ("config.json", "model.safetensors", "tower/config.json"):
         (original / name).write_text('{"x": 1}')
+    (original / "linked").symlink_to(original / "tower")
     _plant(original, tmp_path / "copy")
     copied = sorted(path.relative_to(tmp_path / "copy") for path in (tmp_path / "copy").rglob("*"))
     assert [path.as_posix() for path in copied] == [
         "config.json",
+        "linked",
         "model.safetensors",
         "tower",
         "tower/config.json",

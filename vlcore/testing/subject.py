@@ -15,14 +15,14 @@ from PIL import Image
 from torch import Tensor
 
 from vlcore.checkpoint import Checkpoint
-from vlcore.errors import NoPluginError, OptionError, VlcoreError
+from vlcore.errors import NoPluginError, OptionError
 from vlcore.language import LanguageModel
 from vlcore.loading import ModelStages
 from vlcore.placement import as_device, as_dtype
 from vlcore.plugins import Plugin, PluginInfo, find_plugin, installed_plugins
 from vlcore.prompt import PromptTokenizer
 from vlcore.template import ChatTemplate
-from vlcore.testing.failure import NotRunError
+from vlcore.testing.failure import NotRunError, fail
 from vlcore.testing.pictures import plain_pictures
 from vlcore.testing.reference import Reference
 from vlcore.testing.watch import Watched, watch
@@ -302,24 +302,28 @@ class Subject:
 
 
 def encode(model: VisionModel, pictures: Sequence[Image.Image]) -> list[ImageRows]:
-    """Encode pictures in one forward; what comes back is not checked, beyond being tensors."""
-    inputs = [model.preprocess(image) for image in pictures]
-    return forward(model, inputs)
+    """Preprocess pictures, and encode them in one forward."""
+    return forward(model, [model.preprocess(image) for image in pictures])
 
 
 def forward(model: VisionModel, inputs: Sequence[Any]) -> list[ImageRows]:
-    """Encode preprocessed pictures; what comes back is not checked, beyond being tensors."""
+    """Encode preprocessed pictures; shapes and values of the rows are not looked at.
+
+    Raises:
+        CheckFailedError: the results are not tensors, one for each picture.
+    """
     with torch.inference_mode():
-        results = list(model.forward(inputs))
-    if len(results) != len(inputs):
-        raise VlcoreError(
-            f"forward was given {len(inputs)} image(s) and returned {len(results)} result(s)"
-        )
+        results: Any = model.forward(inputs)
+    where = f"{type(model).__name__}.forward, {len(inputs)} picture(s)"
+    advice = "return a list with one matrix, or one ImageRows, for each picture"
     found = [result if isinstance(result, ImageRows) else ImageRows(result) for result in results]
+    if len(found) != len(inputs):
+        came = f"{len(found)} result(s)"
+        fail(expected=f"{len(inputs)} result(s)", came=came, where=where, advice=advice)
     for image in found:
         rows: object = image.rows
         if not isinstance(rows, Tensor):
-            raise VlcoreError(f"forward must return tensors; it returned {type(rows).__name__}")
+            fail(expected="tensors", came=type(rows).__name__, where=where, advice=advice)
     return found
 
 

@@ -85,11 +85,12 @@ def watch(plugin: str, module: str, checkpoint: Path, directory: Path) -> Watche
 
 def _plant(checkpoint: Path, planted: Path) -> None:
     """Copy a checkpoint as links, with configurations that offer remote code."""
-    for folder, _, names in os.walk(checkpoint, followlinks=True):
+    for folder, folders, names in os.walk(checkpoint):
         inside = planted / Path(folder).relative_to(checkpoint)
         inside.mkdir(parents=True)
-        for name in names:
-            (inside / name).symlink_to((Path(folder) / name).resolve())
+        for path in (Path(folder) / name for name in (*folders, *names)):
+            if path.is_symlink() or not path.is_dir():
+                (inside / path.name).symlink_to(path.resolve())
     module = _CODE_FILE.removesuffix(".py")
     offers = {
         "config.json": {

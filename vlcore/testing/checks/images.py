@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vlcore.errors import VlcoreError
 from vlcore.testing.check import check
-from vlcore.testing.failure import fail
+from vlcore.testing.failure import CheckFailedError, fail
 from vlcore.testing.pictures import odd_pictures, picture, plain_pictures
 from vlcore.testing.subject import Subject, encode, forward
 from vlcore.vision import ImageInputs, VisionModel
@@ -201,6 +201,8 @@ def odd_images(subject: Subject) -> None:
             rows = encode(model, [image])[0].rows
         except VlcoreError:
             continue
+        except CheckFailedError:
+            raise
         except Exception as error:
             fail(
                 expected="rows, or an error of vlcore",
