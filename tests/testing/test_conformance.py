@@ -20,7 +20,7 @@ TESTS = """
 from vlcore.testing import PluginConformance
 import pytest
 
-@pytest.fixture{scope}
+@pytest.fixture
 def checkpoint():
     return {checkpoint!r}
 
@@ -56,7 +56,7 @@ def test_every_check_is_a_test_and_the_end_says_what_was_excused(
     )
     checkpoint = str(write_patchwork(tmp_path / "model"))
     excused = {"requires-vlcore": "never published", "rows-dtype": "no reason at all"}
-    tests = TESTS.format(scope="(scope='module')", checkpoint=checkpoint, excused=excused)
+    tests = TESTS.format(checkpoint=checkpoint, excused=excused)
     done = run(tests, tmp_path, "-k", "requires or rows or match")
     assert done.returncode == 1, done.stdout
     out = done.stdout
@@ -72,14 +72,6 @@ def test_every_check_is_a_test_and_the_end_says_what_was_excused(
     ) in out
     number = len(CHECKS) - 9
     assert f"2 failed, 5 passed, 1 skipped, {number} deselected, 1 xfailed in" in out
-
-
-def test_a_checkpoint_of_any_scope_will_do(site: Site, tmp_path: Path) -> None:
-    install_patchwork(site)
-    checkpoint = str(write_patchwork(tmp_path / "model"))
-    tests = TESTS.format(scope="", checkpoint=checkpoint, excused={})
-    done = run(tests, tmp_path, "-k", "rows or template")
-    assert done.returncode == 0, done.stdout
 
 
 def test_an_excuse_for_no_check_is_an_error_when_the_class_is_made() -> None:
