@@ -6,9 +6,11 @@ BIN := $(VENV)/bin
 PLUGINS := $(sort $(dir $(wildcard plugins/*/pyproject.toml)))
 DEFINED_BY := pyproject.toml constraints.txt $(addsuffix pyproject.toml,$(PLUGINS))
 READY := $(VENV)/ready
+TURBOMIND := .venv-turbomind
+TURBOMIND_LISTS := constraints-turbomind.txt tests/turbomind/requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-cuda lint format bench train-demo evaluate-demo build clean
+.PHONY: help setup demo test test-turbomind test-cuda lint format bench train-demo evaluate-demo build clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +31,19 @@ demo: $(READY)  ## answer questions about the pictures in demo/images
 
 test: $(READY)  ## run every test
 	$(BIN)/python -m pytest
+
+test-turbomind: $(TURBOMIND)/ready  ## run the tests of TurboMind on lmdeploy's own code, without CUDA (needs gcc)
+	$(TURBOMIND)/bin/python -m pytest tests/turbomind
+
+$(TURBOMIND)/ready: $(DEFINED_BY) $(TURBOMIND_LISTS)
+	@command -v gcc >/dev/null || { echo "gcc is needed: it builds stubs of CUDA's libraries"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed"; exit 1; }
+	test -x $(TURBOMIND)/bin/python || $(PYTHON) -m venv $(TURBOMIND)
+	$(TURBOMIND)/bin/python -m pip install --quiet --constraint constraints.txt pytest --editable . \
+		$(addprefix --editable ./,$(PLUGINS))
+	$(TURBOMIND)/bin/python -m pip install --quiet --no-deps --constraint constraints-turbomind.txt \
+		--requirement tests/turbomind/requirements.txt
+	@touch $@
 
 test-cuda: $(READY)  ## run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m cuda -rs
@@ -58,5 +73,5 @@ build: $(READY)  ## build every wheel into dist
 	$(BIN)/python -m build --no-isolation --outdir dist .
 	for plugin in $(PLUGINS); do $(BIN)/python -m build --no-isolation --outdir dist $$plugin; done
 
-clean:  ## remove .venv and everything built
-	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache
+clean:  ## remove the environments and everything built
+	rm -rf $(VENV) $(TURBOMIND) dist build .pytest_cache .mypy_cache .ruff_cache

@@ -411,9 +411,7 @@ class Checkpoint:
                 f"no place for: {_shorten(unexpected)}"
             )
         infos = self.tensor_infos(source.name for source in sources.values())
-        shapes = {
-            key: source.describe(infos[source.name]).shape for key, source in sources.items()
-        }
+        shapes = {key: source.describe(infos[source.name]).shape for key, source in sources.items()}
         if misshapen := [
             f"{source.name} gives {list(shapes[key])} where config.json asks for "
             f"{list(expected[key])}"

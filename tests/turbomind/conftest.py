@@ -34,8 +34,6 @@ if _SPEC is not None and _SPEC.origin is not None:
                 pytest.exit(str(error), returncode=2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import lmdeploy.messages
-        import lmdeploy.turbomind
 
 HEADS: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1, "hidden_size": 128}
 """TurboMind has kernels for heads of 64 numbers."""
@@ -78,7 +76,9 @@ def engine(
 
 
 @pytest.fixture
-def communicator(engine: TurbomindEngine, communicators: list[Communicator]) -> Iterator[Communicator]:
+def communicator(
+    engine: TurbomindEngine, communicators: list[Communicator]
+) -> Iterator[Communicator]:
     """What the engine asks; nothing that C++ does not check may arrive there."""
     yield communicators[-1]
     assert communicators[-1].faults == []

@@ -163,7 +163,10 @@ class Request:
             self._thread.join(0.2)  # it may be about to return
             if self._thread.is_alive():
                 owner.faults.append("an instance was asked again while it served a request")
-        tensors = {name: torch.from_dlpack(value).clone() for name, value in input_tensors.items()}
+        tensors = {
+            name: torch.utils.dlpack.from_dlpack(value).clone()
+            for name, value in input_tensors.items()
+        }
         asked = Asked(
             session.id,
             tensors["input_ids"].tolist(),
@@ -296,7 +299,8 @@ def on_cpu(view: Path) -> Iterator[list[Communicator]]:
     Args:
         view: the text view that answers come from.
     """
-    model = AutoModelForCausalLM.from_pretrained(view, dtype=torch.float32).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(view, dtype=torch.float32)
+    model.train(False)
     made: list[Communicator] = []
 
     def create(model_dir: str, engine_config: Any) -> Communicator:

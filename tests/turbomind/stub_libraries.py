@@ -20,7 +20,9 @@ SONAMES = (
     "libcublas.so.12",
     "libnccl.so.2",
 )
-_GIVES_POINTER = re.compile(r"__cudaRegisterFatBinary|cudaGetError(String|Name)|ncclGet(Last)?Error.*")
+_GIVES_POINTER = re.compile(
+    r"__cudaRegisterFatBinary|cudaGetError(String|Name)|ncclGet(Last)?Error.*"
+)
 _UNVERSIONED = {r"nccl\w+": "libnccl.so.2", r"cu[A-Z]\w+": "libcuda.so.1"}
 
 

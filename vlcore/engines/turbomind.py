@@ -7,6 +7,9 @@ holds up the callers' loops.
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
+import sys
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +24,7 @@ from vlcore.engines.turbomind_options import check_options, to_turbomind
 from vlcore.engines.turbomind_prompt import lay_out
 from vlcore.engines.turbomind_runs import Instances, Run
 from vlcore.engines.turbomind_self_test import run_self_test
-from vlcore.engines.turbomind_support import embedding_name, lmdeploy_version, view_config_of
+from vlcore.engines.turbomind_support import embedding_name, lmdeploy_version
 from vlcore.errors import (
     EngineClosedError,
     EngineError,
@@ -86,7 +89,7 @@ class TurbomindEngine(Engine):
         self._is_closed = False
         self._loop = LoopThread("vlcore-turbomind")
         if self_test:
-            embedding = embedding_name(view_config_of(language_model)["architectures"][0])
+            embedding = embedding_name(language_model.view_config["architectures"][0])
             try:
                 self._loop.run(run_self_test(self, view, embedding))
             except BaseException:
@@ -156,8 +159,8 @@ class TurbomindEngine(Engine):
         check_options(request.config, end_ids)
         if request.config.output_logits == "all" and self._settings.enable_prefix_caching:
             raise OptionError(
-                "output_logits='all' gives the logits of the whole prompt, which TurboMind does not "
-                "compute with enable_prefix_caching: switch one off"
+                "output_logits='all' gives the logits of the whole prompt, which TurboMind does "
+                "not compute with enable_prefix_caching: switch one off"
             )
 
     def _start(self, run: Run) -> None:
@@ -217,12 +220,20 @@ def _import_lmdeploy() -> Any:
     Raises:
         EngineUnavailableError: lmdeploy or its extension module cannot be imported.
     """
+    is_first = "lmdeploy" not in sys.modules
+    levels = {handler: handler.level for handler in logging.root.handlers}
     try:
         from lmdeploy import messages, turbomind
     except Exception as error:
         raise EngineUnavailableError(
             f"lmdeploy {lmdeploy_version()} cannot be imported: {type(error).__name__}: {error}"
         ) from error
+    finally:
+        for handler, level in levels.items():  # lmdeploy mutes all that were there before it
+            handler.setLevel(level)
+    if is_first:  # as its own pipeline does; it would log each request
+        logging.getLogger("lmdeploy").setLevel(logging.WARNING)
+        os.environ.setdefault("TM_LOG_LEVEL", "WARNING")
     if not turbomind.is_available():
         cause = getattr(turbomind, "_import_error", None)
         raise EngineUnavailableError(

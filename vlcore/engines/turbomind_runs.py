@@ -25,7 +25,8 @@ _WHY = {
     "INPUT_LENGTH_ERROR": "the prompt is longer than its session_len",
     "PREFIX_CACHE_CONFLICT": "its prefix cache cannot give the logits of a prompt",
     "OUT_OF_MEMORY": (
-        "its cache of keys and values has no room: raise cache_max_entry_count, or lower session_len"
+        "its cache of keys and values has no room: raise cache_max_entry_count, or lower "
+        "session_len"
     ),
     "CANCEL": "it cancelled the request by itself",
 }

@@ -76,10 +76,6 @@ def _facts() -> Mapping[str, Any]:
     return facts
 
 
-def view_config_of(language_model: LanguageModel) -> dict[str, Any]:  # until views are merged
-    return getattr(language_model, "view_config", None) or language_model._view_config()
-
-
 def _reason_against_machine(device: torch.device) -> str | None:
     version = lmdeploy_version()
     if version is None:
@@ -96,7 +92,7 @@ def _reason_against_machine(device: torch.device) -> str | None:
 
 def _reason_against_model(language_model: LanguageModel) -> str | None:
     try:
-        config = view_config_of(language_model)
+        config = language_model.view_config
     except ConfigError as error:
         return f"there is no text view for it: {error}"
     architecture = config["architectures"][0]
