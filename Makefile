@@ -10,17 +10,19 @@ TURBOMIND := .venv-turbomind
 TURBOMIND_LISTS := constraints-turbomind.txt tests/turbomind/requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-turbomind test-cuda lint format bench train-demo evaluate-demo build clean
+.PHONY: help check-python setup demo test test-turbomind test-cuda lint format bench train-demo evaluate-demo build clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## make .venv with everything that the other commands need
 
-$(READY): $(DEFINED_BY)
+check-python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed"; exit 1; }
 	@$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14), sys.version' \
 		|| { echo "Python 3.11 to 3.13 is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+
+$(READY): $(DEFINED_BY) | check-python
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' \
 		$(addprefix --editable ./,$(PLUGINS))
@@ -35,9 +37,8 @@ test: $(READY)  ## run every test
 test-turbomind: $(TURBOMIND)/ready  ## run the tests of TurboMind on lmdeploy's own code, without CUDA (needs gcc)
 	$(TURBOMIND)/bin/python -m pytest tests/turbomind
 
-$(TURBOMIND)/ready: $(DEFINED_BY) $(TURBOMIND_LISTS)
+$(TURBOMIND)/ready: $(DEFINED_BY) $(TURBOMIND_LISTS) | check-python
 	@command -v gcc >/dev/null || { echo "gcc is needed: it builds stubs of CUDA's libraries"; exit 1; }
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed"; exit 1; }
 	test -x $(TURBOMIND)/bin/python || $(PYTHON) -m venv $(TURBOMIND)
 	$(TURBOMIND)/bin/python -m pip install --quiet --constraint constraints.txt pytest --editable . \
 		$(addprefix --editable ./,$(PLUGINS))
