@@ -1,4 +1,7 @@
-"""A tiny checkpoint of every plugin's family whose heads are of a size that TurboMind takes."""
+"""A tiny checkpoint of every plugin's family whose heads are of a size that TurboMind takes.
+
+Widths and vocabularies are multiples of 64, as its kernels may ask for.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from checkpoints import llava_tensors, write_llava, write_yi
-from qwen_checkpoints import write_qwen
+from checkpoints import llava_tensors, write_json, write_llava, write_yi
+from qwen_checkpoints import qwen_tensors, write_qwen
 from safetensors.torch import load_file, save_file
 
 _SIZES: dict[str, Any] = {
@@ -26,9 +29,20 @@ def _llava(directory: Path) -> Path:
 
 
 def _qwen(directory: Path) -> Path:
-    return write_qwen(
-        directory, num_attention_heads=2, kv_channels=64, intermediate_size=512, num_hidden_layers=2
-    )
+    write_qwen(directory)
+    config = json.loads((directory / "config.json").read_text())
+    config["visual"]["output_dim"] = 256
+    config |= {
+        "hidden_size": 256,
+        "intermediate_size": 1024,  # of both halves
+        "num_attention_heads": 4,
+        "kv_channels": 64,
+        "num_hidden_layers": 2,
+        "vocab_size": -(-config["vocab_size"] // 64) * 64,
+    }
+    write_json(directory / "config.json", config)
+    save_file(qwen_tensors(config, seed=0), directory / "model.safetensors")
+    return directory
 
 
 def _yi(directory: Path) -> Path:
@@ -57,9 +71,9 @@ _WRITERS: dict[str, Callable[[Path], Path]] = {"llava": _llava, "qwen": _qwen, "
 FAMILIES = tuple(_WRITERS)
 
 
-def write_checkpoint(family: str, directory: Path) -> Path:
-    """Write a checkpoint in float16, as the large ones are."""
+def write_checkpoint(family: str, directory: Path, dtype: torch.dtype = torch.float16) -> Path:
+    """Write a checkpoint in half precision, as the large ones are."""
     _WRITERS[family](directory)
     file = directory / "model.safetensors"
-    save_file({name: tensor.half() for name, tensor in load_file(file).items()}, file)
+    save_file({name: tensor.to(dtype) for name, tensor in load_file(file).items()}, file)
     return directory

@@ -113,7 +113,7 @@ def test_turbomind_that_was_asked_for_is_never_replaced(
     monkeypatch.setattr(choice, "reason_against", lambda *_: "the moon is full")
     for settings in ({"engine": "turbomind"}, {"config": LmdeploysConfig()}):
         with pytest.raises(EngineUnavailableError, match=r"cannot run .* here: the moon is full"):
-            prepare(language_model, **settings)  # type: ignore[arg-type]
+            prepare(language_model, **settings)
 
 
 def test_a_view_that_fails_is_an_error_and_no_other_engine(
