@@ -58,7 +58,7 @@ def write_view(
             if not _is_made(place, plan, remedy):  # by another process, meanwhile
                 _write(plan, partial, progress)
                 os.replace(partial, place)
-                Path(lock.lock_file).unlink()
+            Path(lock.lock_file).unlink()
         finally:
             lock.release()
     except OSError as error:
@@ -85,7 +85,7 @@ def _is_made(place: Path, plan: ViewPlan, remedy: str) -> bool:
     if not place.is_dir():
         raise ViewError(f"a text view needs a directory; {place} is a file")
     manifest = ViewManifest.read(place)
-    if manifest is not None and manifest.key == plan.key:
+    if manifest is not None and manifest.made and manifest.key == plan.key:
         manifest.check(place, remedy=remedy)
         return True
     if any(place.iterdir()):

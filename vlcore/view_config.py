@@ -11,6 +11,20 @@ from vlcore.errors import ConfigError
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+_NOT_OF_THE_MODEL = frozenset(
+    {
+        "_name_or_path",
+        "chunk_size_feed_forward",
+        "id2label",
+        "is_encoder_decoder",
+        "label2id",
+        "output_attentions",
+        "output_hidden_states",
+        "problem_type",
+        "return_dict",
+        "transformers_version",
+    }
+)
 _RENAMED_QUANTIZATIONS = ("awq", "gptq")
 """Methods whose every setting that names modules is known, so that it can be renamed."""
 
@@ -27,7 +41,7 @@ def standard_config(
         architecture: what it configures, such as ``"LlamaForCausalLM"``.
         context_length: the longest sequence that is computed as the checkpoint means it.
     """
-    known = type(config)().to_dict()
+    known = type(config)().to_dict().keys() - _NOT_OF_THE_MODEL
     values = {key: value for key, value in config.to_dict().items() if key in known}
     values |= {"architectures": [architecture], "max_position_embeddings": context_length}
     values = _without_window(values)
