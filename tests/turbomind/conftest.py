@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import stub_libraries
 import torch
 from checkpoints import write_llava
-from turbomind import stub_libraries
 
 from vlcore.engines.turbomind import TurbomindEngine
 from vlcore.language import LanguageModel
 from vlcore.loading import load_language_model
 
 if TYPE_CHECKING:
-    from turbomind.stand_in import Communicator
+    from turbomind_stand_in import Communicator
 
 _SPEC = importlib.util.find_spec("lmdeploy")
 
@@ -52,7 +52,7 @@ def view(language_model: LanguageModel, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="session")
 def communicators(view: Path) -> Iterator[list[Communicator]]:
-    from turbomind.stand_in import on_cpu
+    from turbomind_stand_in import on_cpu
 
     with on_cpu(view) as made:
         yield made

@@ -29,7 +29,7 @@ if importlib.util.find_spec("lmdeploy") is None:
     pytest.skip("lmdeploy is not installed: make test-turbomind", allow_module_level=True)
 
 if TYPE_CHECKING:
-    from turbomind.stand_in import Asked, Communicator
+    from turbomind_stand_in import Asked, Communicator
 
 WIDTH = 128
 EOS = 2

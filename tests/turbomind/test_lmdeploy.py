@@ -19,11 +19,11 @@ from vlcore.engines.turbomind_runs import _WHY
 if importlib.util.find_spec("lmdeploy") is None:
     pytest.skip("lmdeploy is not installed: make test-turbomind", allow_module_level=True)
 
+import turbomind_stand_in as stand_in
 from lmdeploy import messages
 from lmdeploy.turbomind import _tm
 from lmdeploy.turbomind import turbomind as lmdeploy_turbomind
 from lmdeploy.turbomind.supported_models import SUPPORTED_ARCHS
-from turbomind import stand_in
 
 
 def test_the_installed_release_is_a_supported_one() -> None:

@@ -31,7 +31,7 @@ if importlib.util.find_spec("lmdeploy") is None:
     pytest.skip("lmdeploy is not installed: make test-turbomind", allow_module_level=True)
 
 if TYPE_CHECKING:
-    from turbomind.stand_in import Communicator
+    from turbomind_stand_in import Communicator
 
 RED = Image.new("RGB", (60, 40), "red")
 BLUE = Image.new("RGB", (40, 50), "blue")
@@ -89,7 +89,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def communicators(pair: Pair) -> Iterator[list[Communicator]]:
-    from turbomind.stand_in import on_cpu
+    from turbomind_stand_in import on_cpu
 
     with on_cpu(pair.view) as made:
         yield made

@@ -24,7 +24,7 @@ if importlib.util.find_spec("lmdeploy") is None:
     pytest.skip("lmdeploy is not installed: make test-turbomind", allow_module_level=True)
 
 if TYPE_CHECKING:
-    from turbomind.stand_in import Communicator
+    from turbomind_stand_in import Communicator
 
 Start = Callable[..., TurbomindEngine]
 
@@ -80,7 +80,7 @@ def test_the_self_test_can_be_switched_off(start: Start, communicators: list[Com
 def test_an_engine_that_takes_rows_for_something_else_refuses_to_serve(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from turbomind import stand_in
+    import turbomind_stand_in as stand_in
 
     logits = stand_in.Request._logits
 
@@ -150,7 +150,7 @@ def test_a_longer_session_makes_no_longer_context(start: Start) -> None:
 def test_no_memory_at_start_is_told_with_what_to_do(
     start: Start, monkeypatch: pytest.MonkeyPatch, failure: Exception
 ) -> None:
-    from turbomind import stand_in
+    import turbomind_stand_in as stand_in
 
     def fail(self: Any, device: int) -> None:
         raise failure
