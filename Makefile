@@ -55,6 +55,7 @@ lint: $(READY)  ## check style and types
 	$(BIN)/mypy --explicit-package-bases vlcore tests
 	for plugin in $(PLUGINS); do $(BIN)/mypy $$plugin || exit 1; done
 	$(BIN)/mypy benchmarks/*.py
+	$(BIN)/mypy scripts/*.py
 	cd demo && ../$(BIN)/mypy --config-file ../pyproject.toml *.py
 
 format: $(READY)  ## mend style
