@@ -55,16 +55,13 @@ class Instance:
         self.cancelled.set()
 
 
-def serve(
+def make_run(
     tokenizer: PreTrainedTokenizerBase,
-    *scripts: Script,
-    while_it_runs: Callable[[Run], Coroutine[Any, Any, None]] | None = None,
+    instances: Instances,
+    emitted: list[EngineOutput | EngineError],
     max_new_tokens: int = 6,
     **options: Any,
-) -> tuple[Instance, list[EngineOutput | EngineError]]:
-    """Serve one answer by scripts; gives the instance, and what came out."""
-    instance = Instance(*scripts)
-    emitted: list[EngineOutput | EngineError] = []
+) -> Run:
     config = GenerationConfig(max_new_tokens=max_new_tokens, **options)
     answer = Answer(
         EngineRequest(Prompt(PROMPT.token_ids), (), config),
@@ -75,15 +72,26 @@ def serve(
         emit=emitted.append,
     )
 
+    def left(answer: Answer) -> Any:
+        return SimpleNamespace(max_new_tokens=1 if answer.forbidden_ids else answer.num_left)
+
+    return Run(answer, PROMPT, instances, left)
+
+
+def serve(
+    tokenizer: PreTrainedTokenizerBase,
+    *scripts: Script,
+    while_it_runs: Callable[[Run], Coroutine[Any, Any, None]] | None = None,
+    max_new_tokens: int = 6,
+    **options: Any,
+) -> tuple[Instance, list[EngineOutput | EngineError]]:
+    """Serve one answer by scripts; gives the instance, and what came out."""
+    instance = Instance(*scripts)
+    emitted: list[EngineOutput | EngineError] = []
+
     async def body() -> None:
-        instances = Instances(lambda: instance, 1)
-        run = Run(
-            answer,
-            PROMPT,
-            instances,
-            lambda answer: SimpleNamespace(
-                max_new_tokens=1 if answer.forbidden_ids else answer.num_left
-            ),
+        run = make_run(
+            tokenizer, Instances(lambda: instance, 1), emitted, max_new_tokens, **options
         )
         task = asyncio.create_task(run.serve())
         if while_it_runs is not None:
@@ -178,6 +186,50 @@ def test_an_answer_that_nobody_waits_for_is_never_asked(
 
     instance, emitted = serve(tokenizer, while_it_runs=cancel_at_once)
     assert (instance.asked, emitted) == ([], [])
+
+
+def test_an_instance_is_lent_again_only_once_its_cancellation_is_through(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    events: list[str] = []
+
+    class SlowToCancel(Instance):
+        async def async_cancel(self, session_id: int) -> None:
+            self.cancelled.set()
+            for _ in range(20):
+                await asyncio.sleep(0)
+            events.append(f"{session_id} is cancelled")
+
+    instance = SlowToCancel([("SUCCESS", [300]), ("WAIT", []), ("CANCEL", [])])
+
+    async def body() -> None:
+        instances = Instances(lambda: instance, 1)
+        emitted: list[EngineOutput | EngineError] = []
+        first = make_run(tokenizer, instances, emitted)
+        task = asyncio.create_task(first.serve())
+        while not emitted:
+            await asyncio.sleep(0)
+        first.cancel()
+        async with instances.borrow():
+            events.append("lent again")
+        await task
+
+    run_loop(body)
+    assert events == ["1 is cancelled", "lent again"]
+
+
+def test_an_answer_whose_reader_is_gone_is_cancelled(tokenizer: PreTrainedTokenizerBase) -> None:
+    instance = Instance([("SUCCESS", [300]), ("WAIT", []), ("CANCEL", [])])
+
+    class Gone(list[EngineOutput | EngineError]):
+        def append(self, piece: EngineOutput | EngineError) -> None:
+            raise RuntimeError("Event loop is closed")
+
+    async def body() -> None:
+        await make_run(tokenizer, Instances(lambda: instance, 1), Gone()).serve()
+
+    run_loop(body)
+    assert instance.num_drained == 1
 
 
 def test_an_instance_that_failed_is_not_lent_again() -> None:

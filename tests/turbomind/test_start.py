@@ -162,6 +162,16 @@ def test_no_memory_at_start_is_told_with_what_to_do(
         start()
 
 
+def test_a_first_request_that_fails_is_told(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    import turbomind_stand_in as stand_in
+
+    monkeypatch.setattr(stand_in.Request, "_refusal", lambda *_: 11)
+    with pytest.raises(
+        EngineUnavailableError, match=r"failed its first request: .* raise cache_max_entry_count"
+    ):
+        start()
+
+
 def test_a_view_that_lacks_a_tensor_is_told(
     start: Start, monkeypatch: pytest.MonkeyPatch, language_model: LanguageModel, tmp_path: Path
 ) -> None:

@@ -92,8 +92,12 @@ class TurbomindEngine(Engine):
             embedding = embedding_name(language_model.view_config["architectures"][0])
             try:
                 self._loop.run(run_self_test(self, view, embedding))
-            except BaseException:
+            except BaseException as error:
                 self._free()
+                if isinstance(error, EngineError) and not isinstance(error, EngineUnavailableError):
+                    raise EngineUnavailableError(
+                        f"TurboMind started, and failed its first request: {error}"
+                    ) from error
                 raise
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput]:
@@ -107,11 +111,7 @@ class TurbomindEngine(Engine):
         pieces: asyncio.Queue[EngineOutput | EngineError] = asyncio.Queue()
 
         def emit(piece: EngineOutput | EngineError) -> None:
-            try:
-                loop.call_soon_threadsafe(pieces.put_nowait, piece)
-            except RuntimeError:  # the loop is gone, and with it whoever asked
-                for run in runs:
-                    run.cancel()
+            loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
         runs = [
             Run(
@@ -166,8 +166,13 @@ class TurbomindEngine(Engine):
     def _start(self, run: Run) -> None:
         if self._is_closed:
             raise EngineClosedError("the engine was closed")
+        future = self._loop.submit(run.serve())
         self._runs.add(run)
-        self._loop.submit(run.serve()).add_done_callback(lambda _: self._runs.discard(run))
+        future.add_done_callback(lambda _: self._end(run))
+
+    def _end(self, run: Run) -> None:
+        run.close()  # where the loop was closed before it came to its end
+        self._runs.discard(run)
 
     def _options(self, answer: Answer) -> Any:
         in_vocabulary = range(self.vocab_size)

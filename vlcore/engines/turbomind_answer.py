@@ -26,7 +26,7 @@ class Answer:
         ends: what ends the model's answers.
         tokenizer: decodes them.
         max_new_tokens: the longest answer, in tokens.
-        emit: takes the pieces, or what went wrong.
+        emit: takes the pieces, or what went wrong; raises RuntimeError where nobody does.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Answer:
         """End it with an error."""
         if not self.is_finished:
             self.is_finished = True
-            self._emit(error.with_traceback(None))  # which would keep the tensors of its frames
+            self._send(error.with_traceback(None))  # which would keep the tensors of its frames
 
     def _take(self, token_id: int, logits: Tensor | None, prompt_logits: Tensor | None) -> None:
         self.forbidden_ids.clear()
@@ -133,4 +133,10 @@ class Answer:
     def _give(self, output: EngineOutput) -> None:
         if output.finish_reason is not None:  # never unset: it may have been cancelled meanwhile
             self.is_finished = True
-        self._emit(output)
+        self._send(output)
+
+    def _send(self, piece: EngineOutput | EngineError) -> None:
+        try:
+            self._emit(piece)
+        except RuntimeError:  # the loop is gone, and with it whoever asked
+            self.is_finished = True

@@ -98,7 +98,7 @@ class Run:
                 while not self.answer.is_finished:
                     await self._ask(instance)
         except asyncio.CancelledError:  # while it waited for an instance
-            self.answer.is_finished = True
+            pass
         except EngineError as error:
             self.answer.fail(error)
         except Exception as error:
@@ -109,12 +109,17 @@ class Run:
 
     def close(self) -> None:
         """Stop, and tell whoever waits that the engine was closed."""
-        self.answer.fail(EngineClosedError("the engine was closed while it served the request"))
-        self.cancel()
+        if not self.answer.is_finished:
+            self.answer.fail(EngineClosedError("the engine was closed while it served the request"))
+            self._stop()
 
     def cancel(self) -> None:
-        """Stop, wherever it is."""
-        self.answer.is_finished = True
+        """Stop, wherever it is, because nobody waits any more."""
+        if not self.answer.is_finished:  # else it comes to its end by itself
+            self.answer.is_finished = True
+            self._stop()
+
+    def _stop(self) -> None:
         if self._asked is not None:
             instance, session_id = self._asked
             self._cancelling = asyncio.ensure_future(instance.async_cancel(session_id))
@@ -164,6 +169,8 @@ class Run:
                         answer.end()
         finally:
             self._asked = None
+            if self._cancelling is not None:  # while the instance is still this run's own
+                await self._cancelling
 
 
 def _logits_of(output: Any, num_prompt_tokens: int) -> tuple[Tensor | None, Tensor | None]:
