@@ -20,7 +20,7 @@ from vlcore.conversation import Prompt
 from vlcore.encoder import ImageEncoder
 from vlcore.encoder_stats import EncoderStats
 from vlcore.engines.base import Engine
-from vlcore.engines.choice import prepare_engine
+from vlcore.engines.choice import choose_engine
 from vlcore.engines.generation import GenerationConfig, as_generation_config
 from vlcore.errors import EngineClosedError, PluginContractError
 from vlcore.loading import ModelStages
@@ -291,7 +291,7 @@ def pipeline(
     place = as_device(device)
     precision = choose_dtype(dtype, place, stages.checkpoint.config)
     language_model = stages.language_model()
-    start_engine = prepare_engine(
+    chosen = choose_engine(
         engine,
         language_model,
         device=place,
@@ -320,5 +320,5 @@ def pipeline(
     prompt_tokenizer = PromptTokenizer(tokenizer)
     # Last, because it starts a thread, and because TurboMind takes a share of the memory that is
     # left for its cache.
-    text_engine = start_engine(tokenizer)
+    text_engine = chosen.start(tokenizer)
     return Pipeline(Road(encoder, chat_template, prompt_tokenizer, text_engine))

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from vlcore.engines import choice
 from vlcore.engines.base import Engine, EngineOutput, EngineRequest
-from vlcore.engines.choice import prepare_engine
+from vlcore.engines.choice import ChosenEngine, choose_engine
 from vlcore.engines.transformers import TransformersEngine, TransformersEngineConfig
 from vlcore.errors import EngineUnavailableError, OptionError, ViewError
 from vlcore.language import LanguageModel
@@ -67,15 +67,10 @@ def prepare(
     device: torch.device = CUDA,
     config: object = None,
     **settings: Any,
-) -> choice.StartEngine:
-    return prepare_engine(
+) -> ChosenEngine:
+    return choose_engine(
         engine, language_model, device=device, dtype=torch.float16, config=config, **settings
     )
-
-
-def class_of(start: Any) -> type[Engine]:
-    made: type[Engine] = start.func
-    return made
 
 
 @pytest.mark.parametrize("engine", ["auto", "turbomind"])
@@ -86,7 +81,7 @@ def test_turbomind_runs_what_it_can(
     engine: str,
 ) -> None:
     with caplog.at_level(logging.INFO):
-        made: Any = prepare(language_model, engine, self_test=False)(tokenizer)
+        made: Any = prepare(language_model, engine, self_test=False).start(tokenizer)
     assert isinstance(made, FakeTurbomind)
     assert made.values == (language_model, tokenizer)
     assert made.settings["view"] == Path("the view")
@@ -102,7 +97,7 @@ def test_auto_says_why_it_is_not_turbomind(
     monkeypatch.setattr(choice, "reason_against", lambda *_: "the moon is full")
     with caplog.at_level(logging.INFO):
         start = prepare(language_model)
-    assert class_of(start) is TransformersEngine
+    assert start.engine is TransformersEngine
     assert "does not run on TurboMind: the moon is full" in caplog.text
     assert "runs on the transformers engine" in caplog.text
 
@@ -129,11 +124,11 @@ def test_a_view_that_fails_is_an_error_and_no_other_engine(
 
 def test_settings_choose_their_engine(language_model: LanguageModel) -> None:
     embedded = prepare(language_model, config=TransformersEngineConfig())
-    assert class_of(embedded) is TransformersEngine
+    assert embedded.engine is TransformersEngine
     given = LmdeploysConfig()
-    start: Any = prepare(language_model, config=given)
-    assert class_of(start) is FakeTurbomind
-    assert start.keywords["config"] is given
+    start = prepare(language_model, config=given)
+    assert start.engine is FakeTurbomind
+    assert start.settings["config"] is given
 
 
 @pytest.mark.parametrize(
@@ -168,7 +163,7 @@ def test_what_a_model_requires_keeps_engines_away(
         prepare(language_model, "turbomind")
     monkeypatch.setattr(TransformersEngine, "offers", frozenset({"mrope"}))
     with caplog.at_level(logging.INFO):
-        assert class_of(prepare(language_model)) is TransformersEngine
+        assert prepare(language_model).engine is TransformersEngine
     assert "does not run on TurboMind: it lacks mrope" in caplog.text
     monkeypatch.setattr(TransformersEngine, "offers", frozenset())
     with pytest.raises(

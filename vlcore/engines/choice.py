@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,12 +23,27 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-StartEngine: TypeAlias = "Callable[[PreTrainedTokenizerBase], Engine]"
-
 ENGINES = ("auto", TurbomindEngine.name, TransformersEngine.name)
 
 
-def prepare_engine(
+@dataclass(frozen=True)
+class ChosenEngine:
+    """An engine that can run a model here, and that is not started yet."""
+
+    engine: type[Engine]
+    language_model: LanguageModel
+    settings: Mapping[str, Any]
+
+    def start(self, tokenizer: PreTrainedTokenizerBase) -> Engine:
+        """Load the text part and start the engine.
+
+        Raises:
+            EngineUnavailableError: it cannot start.
+        """
+        return self.engine(self.language_model, tokenizer, **self.settings)  # type: ignore[call-arg]
+
+
+def choose_engine(
     engine: str,
     language_model: LanguageModel,
     *,
@@ -37,7 +52,7 @@ def prepare_engine(
     config: object = None,
     self_test: bool = True,
     progress: bool = False,
-) -> StartEngine:
+) -> ChosenEngine:
     """Choose an engine, and make ready what takes no device.
 
     Settings of one engine choose it. Else ``"auto"`` is TurboMind where machine, lmdeploy and
@@ -53,9 +68,6 @@ def prepare_engine(
         self_test: let TurboMind prove that it takes image rows for what they are.
         progress: show progress bars.
 
-    Returns:
-        What starts it, given the tokenizer.
-
     Raises:
         EngineUnavailableError: no engine, or not the one asked for, can run the model here.
         OptionError: the engine is unknown, or the settings are not its.
@@ -64,6 +76,7 @@ def prepare_engine(
     _check(engine, config)
     wanted = _owner(config) if engine == "auto" and config is not None else engine
     name = language_model.checkpoint.name
+    placed: dict[str, Any] = {"device": device, "dtype": dtype}
     if wanted in ("auto", TurbomindEngine.name):
         reason = _lacking(TurbomindEngine, language_model) or reason_against(
             language_model, device, dtype, config
@@ -72,30 +85,16 @@ def prepare_engine(
             logger.info("%s runs on TurboMind, %s", name, device)
             _check_devices(device, config)
             view = ViewCache().get(language_model, progress=progress)
-            return partial(
-                TurbomindEngine,
-                language_model,
-                view=view,
-                device=device,
-                dtype=dtype,
-                config=config,
-                self_test=self_test,
-            )
+            settings = {"view": view, "config": config, "self_test": self_test}
+            return ChosenEngine(TurbomindEngine, language_model, placed | settings)
         if wanted == TurbomindEngine.name:
             raise EngineUnavailableError(f"TurboMind cannot run {name} here: {reason}")
         logger.info("%s does not run on TurboMind: %s", name, reason)
     if reason := _lacking(TransformersEngine, language_model):
         raise EngineUnavailableError(f"the transformers engine cannot run {name}: {reason}")
     logger.info("%s runs on the transformers engine, %s, %s", name, device, dtype)
-    assert config is None or isinstance(config, TransformersEngineConfig)
-    return partial(
-        TransformersEngine,
-        language_model,
-        device=device,
-        dtype=dtype,
-        config=config,
-        progress=progress,
-    )
+    settings = {"config": config, "progress": progress}
+    return ChosenEngine(TransformersEngine, language_model, placed | settings)
 
 
 def _check(engine: str, config: object) -> None:

@@ -56,6 +56,7 @@ class TurbomindEngine(Engine):
     """
 
     name = "turbomind"
+    takes_rows_on_host = True  # it copies them to its device chunk by chunk, while it prefills
 
     def __init__(
         self,
