@@ -25,13 +25,12 @@ from vlcore.engines.base import Engine, EngineOutput, EngineRequest
 from vlcore.engines.generation import GenerationConfig
 from vlcore.prompt import Prompt
 
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(
-        importlib.util.find_spec("lmdeploy") is None, reason="lmdeploy is not installed"
-    ),
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
-]
+if importlib.util.find_spec("lmdeploy") is None:
+    pytest.skip("lmdeploy is not installed", allow_module_level=True)
+if not torch.cuda.is_available():
+    pytest.skip("torch sees no CUDA device", allow_module_level=True)
+
+pytestmark = pytest.mark.cuda
 
 NUM_TOKENS = 64
 ERRORS = {"float16": 0.02, "bfloat16": 0.15}
