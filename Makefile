@@ -4,7 +4,9 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(
 VENV := .venv
 BIN := $(VENV)/bin
 PLUGINS := $(sort $(dir $(wildcard plugins/*/pyproject.toml)))
-DEFINED_BY := pyproject.toml constraints.txt $(addsuffix pyproject.toml,$(PLUGINS))
+EXTRAS := dev
+CONSTRAINTS := constraints.txt
+DEFINED_BY := pyproject.toml $(CONSTRAINTS) $(addsuffix pyproject.toml,$(PLUGINS))
 READY := $(VENV)/ready
 TURBOMIND := .venv-turbomind
 TURBOMIND_LISTS := constraints-turbomind.txt tests/turbomind/requirements.txt
@@ -24,7 +26,7 @@ check-python:
 
 $(READY): $(DEFINED_BY) | check-python
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' \
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[$(EXTRAS)]' \
 		$(addprefix --editable ./,$(PLUGINS))
 	@touch $@
 
