@@ -12,11 +12,13 @@ from typing import Annotated
 import typer
 
 from vlcore._version import __version__
+from vlcore.cli.cache import cache
 from vlcore.cli.chat import chat
 from vlcore.cli.check import check
 from vlcore.cli.encode import encode
 from vlcore.cli.explain import explain
 from vlcore.cli.plugins import plugins
+from vlcore.cli.view import view
 from vlcore.errors import VlcoreError
 
 app = typer.Typer(
@@ -27,11 +29,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.command()(cache)
 app.command()(chat)
 app.command()(check)
 app.command()(encode)
 app.command()(explain)
 app.command()(plugins)
+app.command()(view)
 
 
 def _print_version(wanted: bool) -> None:

@@ -17,6 +17,9 @@ Plugin: TypeAlias = Annotated[
 TemplateName: TypeAlias = Annotated[
     str | None, typer.Option(help="One of the plugin's templates, by name.")
 ]
+EngineName: TypeAlias = Annotated[
+    str, typer.Option("--engine", help="auto, turbomind or transformers.")
+]
 Device: TypeAlias = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 Dtype: TypeAlias = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
 ShrinkOnLoad: TypeAlias = Annotated[
