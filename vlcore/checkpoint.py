@@ -329,7 +329,7 @@ class Checkpoint:
         Raises:
             TensorError: names are missing, or a file is damaged.
         """
-        infos = {}
+        infos: dict[str, TensorInfo] = {}
         for path, names_in_file in self._files_with(names).items():
             with open_weights(path) as read:
                 infos |= {n: read.describe(n) for n in read.in_file_order(names_in_file)}
@@ -411,9 +411,7 @@ class Checkpoint:
                 f"no place for: {_shorten(unexpected)}"
             )
         infos = self.tensor_infos(source.name for source in sources.values())
-        shapes = {
-            key: source.describe(infos[source.name]).shape for key, source in sources.items()
-        }
+        shapes = {key: source.describe(infos[source.name]).shape for key, source in sources.items()}
         if misshapen := [
             f"{source.name} gives {list(shapes[key])} where config.json asks for "
             f"{list(expected[key])}"

@@ -89,8 +89,8 @@ def _is_made(place: Path, plan: ViewPlan, remedy: str) -> bool:
         manifest.check(place, remedy=remedy)
         return True
     if any(place.iterdir()):
-        of_another = f": it holds a view of {manifest.model}, made of other files" if manifest else ""
-        raise ViewError(f"a text view needs an empty directory; {place} is not empty{of_another}")
+        held = f": it holds a view of {manifest.model}, made of other files" if manifest else ""
+        raise ViewError(f"a text view needs an empty directory; {place} is not empty{held}")
     return False
 
 
