@@ -58,7 +58,7 @@ def write_view(
             if not _is_made(place, plan, remedy):  # by another process, meanwhile
                 _write(plan, partial, progress)
                 os.replace(partial, place)
-            Path(lock.lock_file).unlink()
+            Path(lock.lock_file).unlink(missing_ok=True)
         finally:
             lock.release()
     except OSError as error:
