@@ -79,7 +79,7 @@ def test_parts_that_share_memory_are_written_as_they_are(tmp_path: Path) -> None
 def test_a_tensor_that_is_not_as_announced_is_told(tmp_path: Path, tensor: Tensor) -> None:
     path = tmp_path / "model.safetensors"
     file = ShardFile({"a": TensorInfo(torch.float32, (3, 4))})
-    with pytest.raises(TensorError, match="'a' in .* must be"), file.writing(path) as put:
+    with pytest.raises(TensorError, match=r"'a' in .* must be"), file.writing(path) as put:
         put("a", tensor)
 
 

@@ -236,9 +236,8 @@ def test_what_an_interrupted_write_of_other_files_left_is_dropped(
 def test_a_failure_to_write_says_what_is_kept(
     renamed: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object, **__: object) -> Iterator[tuple[str, Tensor]]:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
-        yield
 
     monkeypatch.setattr(Checkpoint, "tensors", full)
     with pytest.raises(ViewError, match=r"cannot be written to .*No space left.*is kept in .*part"):

@@ -62,7 +62,10 @@ def test_a_hub_checkpoint_has_one_view_whatever_is_fetched_of_it(
     assert view.model == "somebody/llava"
 
 
-@pytest.mark.parametrize(("variable", "expected"), [("VLCORE_CACHE", "mine/views"), ("XDG_CACHE_HOME", "mine/vlcore/views")])
+@pytest.mark.parametrize(
+    ("variable", "expected"),
+    [("VLCORE_CACHE", "mine/views"), ("XDG_CACHE_HOME", "mine/vlcore/views")],
+)
 def test_the_place_is_the_users_choice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, expected: str
 ) -> None:

@@ -91,9 +91,7 @@ def copy_a_link(view: Path) -> None:
         ),
     ],
 )
-def test_a_change_is_told(
-    view: Path, change: Callable[[Path], None], message: str
-) -> None:
+def test_a_change_is_told(view: Path, change: Callable[[Path], None], message: str) -> None:
     change(view)
     with pytest.raises(ViewError, match=rf"of some/model is damaged: .*{message}.*`remove it`"):
         check(view)

@@ -334,7 +334,7 @@ class Checkpoint:
         Raises:
             TensorError: names are missing, or a file is damaged.
         """
-        infos = {}
+        infos: dict[str, TensorInfo] = {}
         for path, names_in_file in self._files_with(names).items():
             with open_weights(path) as read:
                 infos |= {n: read.describe(n) for n in read.in_file_order(names_in_file)}

@@ -58,7 +58,7 @@ def write_view(
             if not _is_made(place, plan, remedy):  # by another process, meanwhile
                 _write(plan, partial, progress)
                 os.replace(partial, place)
-            Path(lock.lock_file).unlink()
+            Path(lock.lock_file).unlink(missing_ok=True)
         finally:
             lock.release()
     except OSError as error:
@@ -89,10 +89,8 @@ def _is_made(place: Path, plan: ViewPlan, remedy: str) -> bool:
         manifest.check(place, remedy=remedy)
         return True
     if any(place.iterdir()):
-        of_another = (
-            f": it holds a view of {manifest.model}, made of other files" if manifest else ""
-        )
-        raise ViewError(f"a text view needs an empty directory; {place} is not empty{of_another}")
+        held = f": it holds a view of {manifest.model}, made of other files" if manifest else ""
+        raise ViewError(f"a text view needs an empty directory; {place} is not empty{held}")
     return False
 
 

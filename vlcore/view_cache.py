@@ -96,7 +96,7 @@ class ViewCache:
             try:
                 with lock.acquire(timeout=0):
                     shutil.rmtree(view.path)
-                    Path(lock.lock_file).unlink()
+                    Path(lock.lock_file).unlink(missing_ok=True)
             except Timeout:
                 raise ViewError(f"{view.path} is being written by another process") from None
             except OSError as error:

@@ -68,7 +68,13 @@ def test_a_name_that_is_not_there_is_told() -> None:
 
 @pytest.mark.parametrize(
     ("num_bytes", "expected"),
-    [(0, "0 bytes"), (1023, "1023 bytes"), (2048, "2 KiB"), (5 * 2**20, "5 MiB"), (2**32, "4.0 GiB")],
+    [
+        (0, "0 bytes"),
+        (1023, "1023 bytes"),
+        (2048, "2 KiB"),
+        (5 * 2**20, "5 MiB"),
+        (2**32, "4.0 GiB"),
+    ],
 )
 def test_sizes_are_written_for_people(num_bytes: int, expected: str) -> None:
     from vlcore.cli.cache import _size

@@ -28,7 +28,8 @@ def cache(
     kept = ViewCache()
     views = kept.clear(name) if clear else kept.views(name)
     if as_json:
-        typer.echo(json.dumps([asdict(view) | {"path": str(view.path)} for view in views], indent=2))
+        listed = [asdict(view) | {"path": str(view.path)} for view in views]
+        typer.echo(json.dumps(listed, indent=2))
     elif clear:
         num_bytes = sum(view.num_bytes for view in views)
         typer.echo(f"removed {len(views)} view(s), {_size(num_bytes)}, from {kept.root}")

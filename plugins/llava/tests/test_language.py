@@ -188,7 +188,9 @@ def test_the_view_of_packed_weights_keeps_them_and_their_settings(
 def test_the_embedded_engine_refuses_packed_weights(tmp_path: Path) -> None:
     write_awq(load_case("llava15"), tmp_path / "checkpoint")
     language = vlcore.load_language_model(tmp_path / "checkpoint")
-    with pytest.raises(EngineUnavailableError, match=r"checkpoint is quantised \(awq\), and the em"):
+    with pytest.raises(
+        EngineUnavailableError, match=r"checkpoint is quantised \(awq\), and the em"
+    ):
         language.to_transformers()
 
 
