@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -130,8 +131,9 @@ class ClipVisionModel(VisionModel):
         """
         image = super().preprocess(image, **options)
         views, layout = self.views(image if image.mode == "RGB" else image.convert("RGB"))
-        pixels = torch.stack([self.processor(view) for view in views])
-        return ImageInputs(pixels, layout, self.count_rows(len(views), layout))
+        # NumPy copies in this thread of the pool; torch would take threads of its own for it.
+        pixels = np.stack([self.processor(view).numpy() for view in views])
+        return ImageInputs(torch.from_numpy(pixels), layout, self.count_rows(len(views), layout))
 
     def views(self, image: Image.Image) -> tuple[Sequence[Image.Image], Any]:
         """Give the views of an RGB picture that the tower sees, and their layout.
