@@ -10,19 +10,17 @@ import sysconfig
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from checkpoints import TOKENIZER, write_json, write_llava, write_yi
+from checkpoints import write_llava, write_yi
+from patchwork import write_patchwork
 from PIL import Image
 from qwen_checkpoints import write_pointing_qwen
-from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 import vlcore
 from vlcore.cli import app
+from vlcore.testing import check_plugin
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -115,15 +113,19 @@ def test_the_plugin_of_the_readme_works(tmp_path: Path, monkeypatch: pytest.Monk
     info.mkdir()
     (info / "METADATA").write_text(
         "Metadata-Version: 2.1\nName: vl-plugin-patchwork\nVersion: 1.0\n"
+        "Requires-Dist: vlcore>=0.1,<0.2\n"
     )
     (info / "entry_points.txt").write_text(f"[vlcore.architectures]\n{architecture} = {module}\n")
     monkeypatch.syspath_prepend(site)
 
     picture = Image.new("RGB", (30, 40), "red")
-    with vlcore.pipeline(write_patchwork(tmp_path / "checkpoint", architecture)) as pipe:
+    checkpoint = write_patchwork(tmp_path / "checkpoint", architecture)
+    with vlcore.pipeline(checkpoint) as pipe:
         answer = pipe(("What is this?", picture), {"max_new_tokens": 3, "ignore_eos": True})
     assert answer.generate_token_len == 3
     assert answer.input_token_len > 16
+    report = check_plugin(checkpoint)
+    assert report.ok, report
 
 
 # -- the plugins' READMEs
@@ -165,34 +167,3 @@ def test_a_plugins_readme_says_what_its_users_need(readme: Path) -> None:
     text = readme.read_text("utf-8")
     for words in ("weights in fp16", "## Use it", "## Differences from the release"):
         assert words in text
-
-
-def write_patchwork(directory: Path, architecture: str) -> Path:
-    """Write a random checkpoint of the README's model."""
-    directory.mkdir()
-    text: dict[str, Any] = {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "vocab_size": 700,
-        "max_position_embeddings": 128,
-    }
-    write_json(
-        directory / "config.json",
-        {"architectures": [architecture], "patch_size": 4, "text_config": text},
-    )
-    torch.manual_seed(0)
-    language_model = LlamaForCausalLM(LlamaConfig(**text))
-    tensors = {f"language_model.{name}": t for name, t in language_model.state_dict().items()}
-    tensors |= {
-        "projector.weight": torch.randn(32, 3 * 4**2),
-        "projector.bias": torch.randn(32),
-    }
-    save_file(tensors, directory / "model.safetensors")
-    for file in ("tokenizer.model", "tokenizer_config.json"):
-        (directory / file).write_bytes((TOKENIZER / file).read_bytes())
-    return directory

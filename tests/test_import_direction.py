@@ -67,6 +67,7 @@ ORDER = (
     "testing.failure",
     "testing.report",
     "testing.pictures",
+    "testing.encoding",
     "testing.reference",
     "testing.siblings",
     "testing.observer",

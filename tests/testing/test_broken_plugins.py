@@ -135,6 +135,25 @@ VISION = [
         also=("rest",),
     ),
     Broken(
+        "an exit out of a hook",
+        "vision-loads",
+        "SystemExit: no",
+        {'        self.patch = checkpoint.config["patch_size"]': '        raise SystemExit("no")'},
+        also=("rest",),
+    ),
+    Broken(
+        "a module that cannot be imported alone",
+        "light-import",
+        "No module named 'patchwork_extras'",
+        {
+            "import hookimpl\n": (
+                "import hookimpl\nimport sys\nif 'pytest' not in sys.modules:\n"
+                "    import patchwork_extras\n"
+            )
+        },
+        also=("quiet-import",),
+    ),
+    Broken(
         "rows with a batch dimension",
         "rows-shape",
         "a tensor [1, 8, 32]",
@@ -443,13 +462,11 @@ class PatchworkLanguageModel(LanguageModel):
     def tokenizer(self):
         from transformers import AutoConfig
 
-        try:
-            AutoConfig.from_pretrained(self.checkpoint.directory, trust_remote_code=True)
-        except Exception:
-            pass
+        AutoConfig.from_pretrained(self.checkpoint.directory, trust_remote_code=True)
         return super().tokenizer()
 """
         },
+        also=("rest",),
     ),
     Broken(
         "pickles read as they come",
@@ -545,4 +562,10 @@ def test_a_deed_beside_the_work_is_found(site: Site, checkpoint: Path, broken: B
     result = report[broken.check]
     assert result.failure is not None
     assert broken.came in result.failure.came, result.failure
-    assert [one.name for one in report.of(Outcome.FAILED, Outcome.NOT_RUN)] == [broken.check]
+    assert [one.name for one in report.of(Outcome.FAILED)] == [broken.check]
+    rest = report.of(Outcome.NOT_RUN)
+    if "rest" in broken.also:  # which could not be seen to the end
+        assert len(rest) == len(SLOW) - 1
+        assert all("the conformance kit refuses remote code" in one.reason for one in rest)
+    else:
+        assert rest == ()

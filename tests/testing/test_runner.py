@@ -12,6 +12,7 @@ from weight_files import FakeHub
 
 from vlcore import CheckpointNotFoundError, NoPluginError, OptionError
 from vlcore.testing import CHECKS, Outcome, check_plugin
+from vlcore.testing.watch import Watched
 
 
 @pytest.fixture
@@ -140,7 +141,13 @@ def test_a_model_of_the_hub_is_fetched_before_the_network_is_watched(
     install_patchwork(site)
     hub = FakeHub(tmp_path / "cache", monkeypatch)
     hub.repositories["maker/model"] = checkpoint
-    only = ["no-network", "no-files-written", "rows-shape"]
-    report = check_plugin("maker/model", only=only)
+
+    def watch(plugin: str, module: str, directory: Path, work: Path) -> Watched:
+        assert (plugin, module) == (NAME, site.modules[0])
+        assert (directory / "model.safetensors").is_file()
+        return Watched(())
+
+    monkeypatch.setattr("vlcore.testing.subject.watch", watch)
+    report = check_plugin("maker/model", only=["no-network"])
     assert report.ok, report
     assert report.model == "maker/model"

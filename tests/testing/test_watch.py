@@ -1,38 +1,35 @@
-"""A plugin at work in a process of its own."""
+"""A plugin in a process of its own; test_broken_plugins has some that do what they should not."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
-from distributions import Site, make_site
-from patchwork import NAME, install_patchwork, write_patchwork
 
-from vlcore.testing.watch import _plant, watch
-
-
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    yield from make_site(tmp_path / "site", monkeypatch)
+from vlcore.testing.failure import CheckFailedError
+from vlcore.testing.watch import Watched, _plant, import_apart, watch
 
 
-def test_what_ends_the_work_is_told(site: Site, tmp_path: Path) -> None:
-    install_patchwork(site, {'config["patch_size"]': 'config["patch"]'})
-    checkpoint = write_patchwork(tmp_path / "model")
+def test_a_process_that_ends_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    (tmp_path / "model").mkdir()
     (tmp_path / "work").mkdir()
-    watched = watch(NAME, site.modules[0], checkpoint, tmp_path / "work")
-    assert watched.deeds == ()
-    assert "KeyError: 'patch'" in watched.error
+    watched = watch("vl-plugin-some", "vl_plugin_some", tmp_path / "model", tmp_path / "work")
+    assert watched == Watched((), "its process ended with 1: ")
 
 
-def test_a_process_that_ends_is_told(site: Site, tmp_path: Path) -> None:
-    install_patchwork(site)
-    checkpoint = write_patchwork(tmp_path / "model")
-    (tmp_path / "work").mkdir()
-    watched = watch("vl-plugin-none", site.modules[0], checkpoint, tmp_path / "work")
-    assert watched.error.startswith("its process ended with 1: ")
-    assert "Traceback" in watched.error
+def test_a_module_imported_apart() -> None:
+    imported = import_apart("this")
+    assert imported.printed.startswith("The Zen of Python")
+    assert "this" in imported.names
+    assert "torch" not in imported.names
+
+
+def test_a_module_that_cannot_be_imported_apart() -> None:
+    with pytest.raises(CheckFailedError, match="No module named 'vl_plugin_none'"):
+        import_apart("vl_plugin_none")
 
 
 def test_the_copy_of_a_checkpoint_offers_remote_code_and_leaves_the_original(

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import importlib_metadata
 import torch
 from packaging.utils import canonicalize_name
-from PIL import Image
-from torch import Tensor
 
 from vlcore.checkpoint import Checkpoint
 from vlcore.errors import NoPluginError, OptionError
@@ -22,16 +20,18 @@ from vlcore.placement import as_device, as_dtype
 from vlcore.plugins import Plugin, PluginInfo, find_plugin, installed_plugins
 from vlcore.prompt import PromptTokenizer
 from vlcore.template import ChatTemplate
-from vlcore.testing.failure import NotRunError, fail
+from vlcore.testing.encoding import encode
+from vlcore.testing.failure import NotRunError
 from vlcore.testing.pictures import plain_pictures
 from vlcore.testing.reference import Reference
-from vlcore.testing.watch import Watched, watch
+from vlcore.testing.watch import Imported, Watched, import_apart, watch
 from vlcore.vision import ImageRows, VisionModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CHARGED_TO = {
+    "imports": "light-import",
     "plugin": "hooks",
     "vision_model": "vision-loads",
     "plain_rows": "plain-pictures",
@@ -171,10 +171,10 @@ class Subject:
         if stage not in self._loaded:
             try:
                 self._loaded[stage] = getattr(self, f"_load_{stage}")()
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 self._loaded[stage] = error
         loaded = self._loaded[stage]
-        if isinstance(loaded, Exception):
+        if isinstance(loaded, BaseException):
             raise loaded
         return loaded
 
@@ -197,7 +197,7 @@ class Subject:
             return self.load(stage)
         except NotRunError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             words = stage.replace("_", " ")
             raise NotRunError(f"the {words} cannot be had: see {CHARGED_TO[stage]}") from error
 
@@ -205,6 +205,11 @@ class Subject:
     def plugin(self) -> Plugin:
         """The imported plugin."""
         return cast("Plugin", self._need("plugin"))
+
+    @property
+    def imports(self) -> list[Imported]:
+        """What comes of importing each module in a process of its own."""
+        return cast("list[Imported]", self._need("imports"))
 
     @property
     def watched(self) -> Watched:
@@ -268,6 +273,9 @@ class Subject:
     def _load_plugin(self) -> Plugin:
         return Plugin(self.info, self.module_name)
 
+    def _load_imports(self) -> list[Imported]:
+        return [import_apart(name) for name in self.module_names]
+
     def _load_watched(self) -> Watched:
         if self.checkpoint.is_remote:  # what the hub holds is fetched beforehand
             encode(self.vision_model, plain_pictures()[:1])
@@ -299,32 +307,6 @@ class Subject:
 
     def _load_text_view(self) -> Path:
         return self.language_model.write_view(self.make_directory() / "view")
-
-
-def encode(model: VisionModel, pictures: Sequence[Image.Image]) -> list[ImageRows]:
-    """Preprocess pictures, and encode them in one forward."""
-    return forward(model, [model.preprocess(image) for image in pictures])
-
-
-def forward(model: VisionModel, inputs: Sequence[Any]) -> list[ImageRows]:
-    """Encode preprocessed pictures; shapes and values of the rows are not looked at.
-
-    Raises:
-        CheckFailedError: the results are not tensors, one for each picture.
-    """
-    with torch.inference_mode():
-        results: Any = model.forward(inputs)
-    where = f"{type(model).__name__}.forward, {len(inputs)} picture(s)"
-    advice = "return a list with one matrix, or one ImageRows, for each picture"
-    found = [result if isinstance(result, ImageRows) else ImageRows(result) for result in results]
-    if len(found) != len(inputs):
-        came = f"{len(found)} result(s)"
-        fail(expected=f"{len(inputs)} result(s)", came=came, where=where, advice=advice)
-    for image in found:
-        rows: object = image.rows
-        if not isinstance(rows, Tensor):
-            fail(expected="tensors", came=type(rows).__name__, where=where, advice=advice)
-    return found
 
 
 def _find_distribution(name: str) -> importlib_metadata.Distribution:

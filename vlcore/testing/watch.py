@@ -1,11 +1,11 @@
 """Uses a plugin in a process of its own, and tells what it does there that no plugin should.
 
-The plugin is imported, the vision model, the template, the language model's description and its
-tokenizer are loaded, and a picture is encoded, all under the eyes of an
-:class:`~vlcore.testing.observer.Observer`. The checkpoint is a copy made of links in which
-``config.json`` offers remote code (``auto_map``). Whatever is new afterwards in the checkpoint's
-folder, the working directory or the temporary directory counts as written too, also where
-compiled code wrote it.
+Its module is imported alone, to see what that brings along. And it is used: the vision model, the
+template, the language model's description and its tokenizer are loaded, and a picture is encoded,
+under the eyes of an :class:`~vlcore.testing.observer.Observer`. The checkpoint is a copy made of
+links in which ``config.json`` offers remote code (``auto_map``). Whatever is new afterwards in the
+checkpoint's folder, the working directory or the temporary directory counts as written too, also
+where compiled code wrote it.
 """
 
 from __future__ import annotations
@@ -19,15 +19,58 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlcore.testing.failure import fail
 from vlcore.testing.observer import Deed, Observer
 
 if TYPE_CHECKING:
     from vlcore.plugins import PluginInfo
 
-_MARK = "\x00watched\x00"
+_MARK = "\x00vlcore\x00"
+"""Stands before the answer of another process, after all that the plugin prints."""
 _TIMEOUT_S = 600
+_IMPORT = """
+import json, sys
+mark, module, sys.path[:] = json.loads(sys.argv[1])
+__import__(module)
+print(mark + json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
+"""
 _CODE_FILE = "vlcore_planted_code.py"
 _CODE = 'raise RuntimeError("remote code was run")\n'
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What comes of importing a module and nothing else."""
+
+    module: str
+    printed: str
+    names: frozenset[str]
+    """The top-level names of all that is imported then."""
+
+
+def import_apart(module: str) -> Imported:
+    """Import a module in a process of its own.
+
+    Raises:
+        CheckFailedError: it cannot be imported.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", _IMPORT, json.dumps([_MARK, module, sys.path])],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=_TIMEOUT_S,
+        check=False,
+    )
+    printed, mark, names = done.stdout.rpartition(_MARK)
+    if not mark:
+        fail(
+            expected="a module that can be imported",
+            came=(done.stderr or done.stdout).strip()[-500:] or f"exit code {done.returncode}",
+            where=f"module {module}, in a process of its own",
+            advice="mend what it raises",
+        )
+    return Imported(module, printed, frozenset(json.loads(names)))
 
 
 @dataclass(frozen=True)
@@ -140,7 +183,7 @@ def main() -> None:
     with torch.inference_mode(), observer:
         try:
             _use(info, task["module"], checkpoint)
-        except Exception as raised:
+        except (Exception, SystemExit) as raised:
             error = f"{type(raised).__name__}: {raised}"
     answer = {
         "deeds": [asdict(deed) for deed in observer.deeds],
