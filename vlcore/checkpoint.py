@@ -135,6 +135,7 @@ class Checkpoint:
         """Whether files are fetched as they are needed."""
         return self._fetch is not None
 
+    @property
     def origin(self) -> str:
         """The hub id, or the whole path of a directory."""
         return str(self.directory.resolve()) if self._fetch is None else self.name
