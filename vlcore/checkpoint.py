@@ -118,6 +118,11 @@ class Checkpoint:
     def __repr__(self) -> str:
         return f"Checkpoint({self.name!r})"
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether files are fetched as they are needed."""
+        return self._fetch is not None
+
     # -- JSON and other small files
 
     @cached_property

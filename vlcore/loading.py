@@ -26,7 +26,8 @@ class ModelStages:
 
     Args:
         model: a directory, a hub id, or an opened checkpoint.
-        plugin: the distribution to use where several would serve the checkpoint.
+        plugin: the distribution to use where several would serve the checkpoint, or an imported
+            plugin, which is not asked whether it does.
         revision: of a hub repository.
 
     Raises:
@@ -38,13 +39,17 @@ class ModelStages:
         self,
         model: str | Path | Checkpoint,
         *,
-        plugin: str | None = None,
+        plugin: str | Plugin | None = None,
         revision: str | None = None,
     ) -> None:
         self.checkpoint = (
             model if isinstance(model, Checkpoint) else Checkpoint.open(model, revision=revision)
         )
-        self.plugin: Plugin = find_plugin(self.checkpoint.config, plugin=plugin)
+        self.plugin: Plugin = (
+            plugin
+            if isinstance(plugin, Plugin)
+            else find_plugin(self.checkpoint.config, plugin=plugin)
+        )
 
     def vision_model(
         self,

@@ -13,6 +13,7 @@ import typer
 
 from vlcore._version import __version__
 from vlcore.cli.chat import chat
+from vlcore.cli.check import check
 from vlcore.cli.encode import encode
 from vlcore.cli.explain import explain
 from vlcore.cli.plugins import plugins
@@ -27,6 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command()(chat)
+app.command()(check)
 app.command()(encode)
 app.command()(explain)
 app.command()(plugins)

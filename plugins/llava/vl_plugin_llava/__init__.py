@@ -19,6 +19,7 @@ _OTHER_TOWERS = re.compile(
     r"internvit|internvl|siglip|convnext|dino|(?<![a-z])eva(?![a-z])", re.IGNORECASE
 )
 _OTHER_OWNERS = ("opengvlab",)
+_HF_ARCHITECTURES = ("LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration")
 _HF_TOWERS = ("clip_vision_model",)
 _HF_TEXTS = ("llama", "mistral")
 
@@ -89,6 +90,9 @@ def _is_clip_name(tower: str) -> bool:
 
 
 def _match_hf(config: Mapping[str, Any]) -> Literal[True] | str:
+    architectures = config.get("architectures")
+    if not isinstance(architectures, list) or not set(_HF_ARCHITECTURES) & set(architectures):
+        return f"its architecture {architectures!r} is none of {', '.join(_HF_ARCHITECTURES)}"
     parts = {}
     for key, default in (("vision_config", "clip_vision_model"), ("text_config", "llama")):
         part = config.get(key)

@@ -1,0 +1,110 @@
+"""One check: what it says of a plugin, and what an excuse makes of that."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vlcore import OptionError
+from vlcore.testing import CHECKS, Check, Outcome
+from vlcore.testing.check import check, check_excuses
+from vlcore.testing.failure import DoesNotApplyError, NotRunError, fail
+
+SUBJECT: Any = None
+"""The checks below look at none."""
+
+
+def passing(subject: object) -> None:
+    pass
+
+
+def failing(subject: object) -> None:
+    fail(expected="a", came="b", where="c", advice="d")
+
+
+def not_applying(subject: object) -> None:
+    raise DoesNotApplyError("there is nothing to see")
+
+
+def not_runnable(subject: object) -> None:
+    raise NotRunError("see other")
+
+
+@pytest.mark.parametrize(
+    ("function", "excuse", "outcome"),
+    [
+        (passing, None, Outcome.PASSED),
+        (failing, None, Outcome.FAILED),
+        (not_applying, None, Outcome.DOES_NOT_APPLY),
+        (not_runnable, None, Outcome.NOT_RUN),
+        (passing, "it is slow", Outcome.FAILED),
+        (failing, "it is slow", Outcome.EXCUSED),
+        (not_applying, "it is slow", Outcome.DOES_NOT_APPLY),
+        (not_runnable, "it is slow", Outcome.EXCUSED),
+    ],
+)
+def test_an_excuse_holds_for_a_failure_alone(
+    function: Any, excuse: str | None, outcome: Outcome
+) -> None:
+    assert Check("some", "does", function).run(SUBJECT, excuse).outcome is outcome
+
+
+def test_a_failure_is_told_in_four_sentences() -> None:
+    result = Check("some", "does", failing).run(SUBJECT)
+    assert result.message == "expected: a\ncame:     b\nwhere:    c\ndo:       d"
+
+
+def test_an_excused_failure_is_told_with_its_reason() -> None:
+    result = Check("some", "does", failing).run(SUBJECT, "it is slow")
+    assert result.reason == "it is slow"
+    assert result.message.startswith("it is slow\nexpected: a")
+
+
+def test_an_excuse_for_what_passes_is_to_be_taken_away() -> None:
+    failure = Check("some", "does", passing).run(SUBJECT, "it is slow").failure
+    assert failure is not None
+    assert failure.expected == "a failure, because the check is excused: it is slow"
+    assert failure.came == "it passes"
+    assert failure.advice == "take the excuse away"
+
+
+def test_whatever_else_is_raised_is_a_failure_with_its_place() -> None:
+    class Package:
+        module_names = ("test_check",)
+
+    def raising(subject: object) -> None:
+        raise KeyError("width")
+
+    subject: Any = Package()
+    failure = Check("some", "does", raising).run(subject).failure
+    assert failure is not None
+    assert failure.came == "KeyError: 'width'"
+    assert failure.where.endswith("in raising")
+    assert "test_check.py:" in failure.where
+
+
+def test_a_check_is_made_of_a_function() -> None:
+    made = check("some", "does", needs_model=False)(passing)
+    assert made == Check("some", "does", passing, needs_model=False)
+
+
+def test_excuses_name_a_check() -> None:
+    with pytest.raises(OptionError, match=r"no check named rows-shapes to excuse; .* rows-shape,"):
+        check_excuses({"rows-shapes": "why not"}, CHECKS)
+
+
+@pytest.mark.parametrize("reason", ["", " ", None])
+def test_excuses_give_a_reason(reason: Any) -> None:
+    with pytest.raises(OptionError, match="rows-shape is excused without a reason"):
+        check_excuses({"rows-shape": reason}, CHECKS)
+
+
+def test_names_are_kept_apart_and_descriptions_are_one_line() -> None:
+    names = [one.name for one in CHECKS]
+    assert len(set(names)) == len(names)
+    for one in CHECKS:
+        assert one.name == one.name.lower().replace(" ", "-").replace("_", "-")
+        assert one.about
+        assert len(one.about) <= 90
+        assert not one.about.endswith(".")

@@ -1,0 +1,133 @@
+"""A run of the checks: which are run, and what is refused before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from distributions import Site, make_site
+from patchwork import ARCHITECTURE, NAME, install_patchwork, write_patchwork
+
+from vlcore import CheckpointNotFoundError, NoPluginError, OptionError
+from vlcore.testing import CHECKS, Outcome, check_plugin
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    yield from make_site(tmp_path / "site", monkeypatch)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return write_patchwork(tmp_path / "patchwork")
+
+
+def test_without_a_model_the_package_alone_is_checked(site: Site) -> None:
+    install_patchwork(site)
+    report = check_plugin(plugin=NAME)
+    assert report.ok, report
+    assert report.model == ""
+    assert [r.name for r in report.results] == [c.name for c in CHECKS if not c.needs_model]
+
+
+def test_the_plugin_of_a_model_is_found(site: Site, checkpoint: Path) -> None:
+    install_patchwork(site)
+    report = check_plugin(checkpoint, only=["match-own"])
+    assert report.ok
+    assert (report.plugin, report.version, report.model) == (NAME, "1.0", str(checkpoint))
+
+
+def test_results_are_told_as_they_come_in_the_order_of_the_checks(site: Site) -> None:
+    install_patchwork(site)
+    told: list[str] = []
+    only = ["match-siblings", "entry-point"]
+    check_plugin(plugin=NAME, only=only, on_result=lambda result: told.append(result.name))
+    assert told == ["entry-point", "match-siblings"]
+
+
+def test_an_excused_failure_leaves_the_report_fine(site: Site) -> None:
+    install_patchwork(site, requires=())
+    assert not check_plugin(plugin=NAME, only=["requires-vlcore"]).ok
+    excused = {"requires-vlcore": "never published"}
+    report = check_plugin(plugin=NAME, only=["requires-vlcore"], excused=excused)
+    assert report.ok
+    assert report["requires-vlcore"].outcome is Outcome.EXCUSED
+    assert "requires-vlcore excused: never published" in str(report)
+
+
+def test_an_excused_check_that_passes_fails(site: Site) -> None:
+    install_patchwork(site)
+    report = check_plugin(plugin=NAME, excused={"requires-vlcore": "never published"})
+    assert [result.name for result in report.of(Outcome.FAILED)] == ["requires-vlcore"]
+
+
+def test_configurations_that_a_plugin_does_serve_are_its_own(site: Site) -> None:
+    install_patchwork(site, {'"patch_size" in config': '"visual" in config'})
+    assert not check_plugin(plugin=NAME, only=["match-siblings"]).ok
+    assert check_plugin(plugin=NAME, only=["match-siblings"], serves=["Qwen-VL-Chat"]).ok
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"only": ["rows-shapes"]}, "there is no check named rows-shapes; the checks are entry-"),
+        ({"excused": {"rows": "x"}}, "there is no check named rows to excuse"),
+        ({"excused": {"hooks": ""}}, "hooks is excused without a reason"),
+        ({"only": ["rows-shape"]}, "rows-shape needs a model: give one"),
+        ({"serves": ["Qwen-VL"]}, "serves names Qwen-VL; the kit knows .*Qwen-VL-Chat"),
+        ({"reference": "nowhere.safetensors"}, "nowhere.safetensors cannot be read"),
+        ({"device": "tpu"}, "device must be"),
+        ({"dtype": "int8"}, "dtype must be"),
+    ],
+    ids=str,
+)
+def test_bad_options_are_errors(site: Site, options: dict[str, object], message: str) -> None:
+    install_patchwork(site)
+    with pytest.raises(OptionError, match=message):
+        check_plugin(plugin=NAME, **options)  # type: ignore[arg-type]
+
+
+def test_nothing_to_check_is_an_error() -> None:
+    with pytest.raises(OptionError, match="name a plugin, a checkpoint or both"):
+        check_plugin()
+
+
+def test_a_plugin_that_is_not_installed_is_an_error() -> None:
+    with pytest.raises(NoPluginError, match=r"no distribution 'vl-plugin-none' is installed; .*yi"):
+        check_plugin(plugin="vl-plugin-none")
+
+
+def test_a_model_that_is_not_there_is_an_error(site: Site) -> None:
+    install_patchwork(site)
+    with pytest.raises(CheckpointNotFoundError):
+        check_plugin("./nowhere", plugin=NAME)
+
+
+def test_a_distribution_without_entry_points_fails_and_the_rest_is_not_run() -> None:
+    report = check_plugin(plugin="pluggy")
+    assert [result.name for result in report.of(Outcome.FAILED)] == [
+        "entry-point",
+        "requires-vlcore",
+    ]
+    assert {result.reason for result in report.of(Outcome.NOT_RUN)} == {
+        "it registers no architectures: see entry-point"
+    }
+
+
+def test_a_module_that_is_missing_is_found(site: Site) -> None:
+    module = site.install("vl-plugin-empty", [ARCHITECTURE], "", requires=["vlcore<0.2"])
+    (site.root / module / f"{module}.py").unlink()
+    report = check_plugin(plugin="vl-plugin-empty")
+    failure = report["entry-point"].failure
+    assert failure is not None
+    assert failure.came == f"{module!r}, which Python does not find"
+
+
+def test_a_model_of_another_plugin_is_no_match(site: Site, tmp_path: Path) -> None:
+    install_patchwork(site)
+    other = write_patchwork(tmp_path / "other", "OtherForConditionalGeneration")
+    (other / "config.json").write_text('{"architectures": ["OtherForConditionalGeneration"]}')
+    failure = check_plugin(other, plugin=NAME, only=["match-own"])["match-own"].failure
+    assert failure is not None
+    assert failure.came == "no match: config.json names no patch_size"

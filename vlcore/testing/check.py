@@ -1,0 +1,120 @@
+"""A named check, and how one is run."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vlcore.errors import OptionError
+from vlcore.testing.failure import CheckFailedError, DoesNotApplyError, Failure, NotRunError
+from vlcore.testing.report import Outcome, Result
+from vlcore.testing.subject import Subject
+
+
+@dataclass(frozen=True)
+class Check:
+    """Something that every plugin must keep."""
+
+    name: str
+    about: str
+    """What a plugin that passes does, in one line."""
+    function: Callable[[Subject], None]
+    needs_model: bool = True
+    """Whether a checkpoint is needed, or the package alone is looked at."""
+
+    def run(self, subject: Subject, excuse: str | None = None) -> Result:
+        """Run the check; nothing that a plugin raises gets out of here.
+
+        Args:
+            subject: what is checked.
+            excuse: why it may fail; then it must.
+        """
+        started = time.perf_counter()
+        result = self._outcome(subject)
+        if excuse is not None:
+            result = _excused(result, excuse)
+        return replace(result, seconds=time.perf_counter() - started)
+
+    def _outcome(self, subject: Subject) -> Result:
+        passed = Result(self.name, self.about, Outcome.PASSED)
+        try:
+            self.function(subject)
+        except CheckFailedError as error:
+            return replace(passed, outcome=Outcome.FAILED, failure=error.failure)
+        except DoesNotApplyError as error:
+            return replace(passed, outcome=Outcome.DOES_NOT_APPLY, reason=str(error))
+        except NotRunError as error:
+            return replace(passed, outcome=Outcome.NOT_RUN, reason=str(error))
+        except Exception as error:
+            failure = _raised(error, subject)
+            return replace(passed, outcome=Outcome.FAILED, failure=failure)
+        return passed
+
+
+def check(
+    name: str, about: str, *, needs_model: bool = True
+) -> Callable[[Callable[[Subject], None]], Check]:
+    """Make a check of a function that raises where a plugin does not pass."""
+    return lambda function: Check(name, about, function, needs_model)
+
+
+def check_excuses(excused: Mapping[str, str], checks: Sequence[Check]) -> None:
+    """See that every excuse names a check and gives a reason.
+
+    Raises:
+        OptionError: one does not.
+    """
+    known = [one.name for one in checks]
+    if unknown := sorted(set(excused) - set(known)):
+        raise OptionError(
+            f"there is no check named {', '.join(unknown)} to excuse; the checks are "
+            f"{', '.join(known)}"
+        )
+    for name, reason in excused.items():
+        if not isinstance(reason, str) or not reason.strip():
+            raise OptionError(f"{name} is excused without a reason: say why it may fail")
+
+
+def _excused(result: Result, excuse: str) -> Result:
+    if result.outcome in (Outcome.FAILED, Outcome.NOT_RUN):
+        return replace(result, outcome=Outcome.EXCUSED, reason=excuse)
+    if result.outcome is Outcome.PASSED:
+        failure = Failure(
+            expected=f"a failure, because the check is excused: {excuse}",
+            came="it passes",
+            where=f"the excuse for {result.name}",
+            advice="take the excuse away",
+        )
+        return replace(result, outcome=Outcome.FAILED, failure=failure)
+    return result
+
+
+def _raised(error: Exception, subject: Subject) -> Failure:
+    """Say what a plugin raised where it should not, and in which of its lines."""
+    frames = traceback.extract_tb(error.__traceback__)
+    cause = error.__cause__
+    if cause is not None:  # a hook's own error, in the words of the core
+        frames = traceback.extract_tb(cause.__traceback__) or frames
+    own = [frame for frame in frames if _belongs_to(frame.filename, subject)]
+    where = "outside the plugin"
+    if frames:
+        last = (own or frames)[-1]
+        where = f"{last.filename}:{last.lineno}, in {last.name}"
+    return Failure(
+        expected="no error",
+        came=f"{type(error).__name__}: {error}",
+        where=where,
+        advice="mend what raises there, or raise an error of vlcore that says what is wrong",
+    )
+
+
+def _belongs_to(filename: str, subject: Subject) -> bool:
+    try:
+        names = {module.split(".")[0] for module in subject.module_names}
+    except NotRunError:
+        return False
+    path = Path(filename)
+    return bool(names & {*path.parts, path.stem})

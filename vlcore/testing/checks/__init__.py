@@ -1,0 +1,55 @@
+"""All checks, in the order in which they are run."""
+
+from __future__ import annotations
+
+from vlcore.testing.check import Check
+from vlcore.testing.checks import (
+    answers,
+    images,
+    isolation,
+    matching,
+    package,
+    prompts,
+    recorded,
+    text_part,
+)
+
+CHECKS: tuple[Check, ...] = (
+    package.entry_point,
+    package.requires_vlcore,
+    package.hooks,
+    package.light_import,
+    package.quiet_import,
+    matching.match_own,
+    matching.match_siblings,
+    isolation.no_network,
+    isolation.no_remote_code,
+    isolation.no_files_written,
+    images.vision_loads,
+    images.plain_pictures_are_encoded,
+    images.rows_shape,
+    images.rows_finite,
+    images.rows_dtype,
+    images.rows_announced,
+    images.rows_repeat,
+    images.batch_equals_singles,
+    images.threads,
+    images.odd_images,
+    images.image_unchanged,
+    prompts.template_loads,
+    prompts.template_name,
+    prompts.one_slot_per_image,
+    prompts.spans_sum,
+    prompts.user_text_is_text,
+    prompts.turns_in_order,
+    prompts.system_text,
+    text_part.language_loads,
+    text_part.tokenizer_loads,
+    text_part.text_tensors,
+    text_part.view_tensors,
+    text_part.view_logits,
+    answers.stop_words,
+    answers.answers,
+    recorded.reference_rows,
+    recorded.reference_logits,
+)

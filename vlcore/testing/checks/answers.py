@@ -1,0 +1,123 @@
+"""Checks of whole answers: what ends one, and that there is one at all."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from vlcore.engines.base import EngineOutput, EngineRequest
+from vlcore.engines.sequence import Ends, Sequence
+from vlcore.errors import EngineError, EngineUnavailableError
+from vlcore.pipeline import pipeline
+from vlcore.prompt import Prompt
+from vlcore.testing.check import check
+from vlcore.testing.failure import DoesNotApplyError, NotRunError, fail
+from vlcore.testing.pictures import picture
+from vlcore.testing.subject import Subject
+
+_CONTROL = re.compile(r"<\|?[\w/ .-]+\|?>|\[/?[A-Z_]+\]")
+_NUM_NEW_TOKENS = 3
+
+
+@check("stop-words", "each stop text of the template and each end token ends an answer")
+def stop_words(subject: Subject) -> None:
+    """Play each stop to the engine's own rule, within an answer."""
+    where = f"stop of {type(subject.template).__name__}"
+    stop: object = subject.template.stop
+    if not isinstance(stop, tuple) or not all(isinstance(one, str) and one for one in stop):
+        fail(
+            expected="a tuple of texts, none of them empty",
+            came=repr(stop),
+            where=where,
+            advice='write ("###",) with a comma: a plain string is a sequence of letters',
+        )
+    ends = Ends.of(subject.language_model, subject.tokenizer)
+    if not stop and not ends.eos_ids:
+        fail(
+            expected="at least one stop text, or an end token",
+            came="neither: every answer would go on to its limit",
+            where=f"{where}; eos_token_id of the configuration and the tokenizer",
+            advice="name what ends an answer in stop",
+        )
+    num_embeddings = int(subject.language_model.transformers_config.vocab_size)
+    for text in stop:
+        token_id = ends.control_ids.get(text)
+        if token_id is None and _CONTROL.fullmatch(text):
+            fail(
+                expected=f"the stop {text!r} as a token of the tokenizer",
+                came="no added token of this name",
+                where=where,
+                advice="look for a misspelling in stop, or for a tokenizer file that is missing",
+            )
+        if token_id is not None and token_id >= num_embeddings:
+            fail(
+                expected=f"a token among the {num_embeddings} that the model can give",
+                came=f"token {token_id} for {text!r}",
+                where=where,
+                advice="the tokenizer and the model's vocabulary do not belong together",
+            )
+        ids = subject.prompt_tokenizer.encode_plain(text) if token_id is None else [token_id]
+        _expect_end(subject, ends, ids, f"{where}, {text!r}")
+    for token_id in ends.eos_ids:
+        _expect_end(subject, ends, [token_id], f"end token {token_id}")
+
+
+def _expect_end(subject: Subject, ends: Ends, stop_ids: list[int], where: str) -> None:
+    """Feed an answer token by token, as an engine does: before the stop, the stop, and more."""
+    before, after = (subject.prompt_tokenizer.encode_plain(text) for text in ("Yes, it is.", "No."))
+    pieces: list[EngineOutput] = []
+
+    def take(piece: EngineOutput | EngineError) -> None:
+        if isinstance(piece, EngineError):
+            raise piece
+        pieces.append(piece)
+
+    answer = Sequence(
+        EngineRequest(Prompt((0,)), stop=tuple(subject.template.stop)),
+        0,
+        ends=ends,
+        tokenizer=subject.tokenizer,
+        max_length=4096,
+        vocab_size=int(subject.language_model.transformers_config.vocab_size),
+        device=torch.device("cpu"),
+        emit=take,
+    )
+    for token_id in (*before, *stop_ids, *after):
+        if not answer.is_finished:
+            answer.accept(token_id, torch.empty(0))
+    text = "".join(piece.text for piece in pieces)
+    if not answer.is_finished or pieces[-1].finish_reason != "stop" or "No." in text:
+        fail(
+            expected="an answer that ends at the stop",
+            came=f"{text!r}, which went on",
+            where=where,
+            advice="see how the tokenizer splits and decodes the stop text (vlcore explain)",
+        )
+
+
+@check("answers", "a question about a picture is answered, along the whole road")
+def answers(subject: Subject) -> None:
+    """Answer with a few tokens."""
+    if (reason := subject.plugin.match(subject.checkpoint.config)) is not None:
+        raise NotRunError(f"vl_match says {reason!r}: see match-own")
+    subject.need("vision_model", "template", "prompt_tokenizer", "text_model")
+    options = {"max_new_tokens": _NUM_NEW_TOKENS, "ignore_eos": True}
+    try:
+        with pipeline(
+            subject.checkpoint.directory,
+            plugin=subject.name,
+            device=str(subject.device),
+            dtype=subject.dtype,
+        ) as pipe:
+            answer = pipe(("What is this?", picture((64, 48))), options)
+    except EngineUnavailableError as error:
+        raise DoesNotApplyError(f"no engine here runs it: {error}") from error
+    if answer.generate_token_len != _NUM_NEW_TOKENS:
+        fail(
+            expected=f"{_NUM_NEW_TOKENS} tokens",
+            came=f"{answer.generate_token_len}, {answer.text!r}",
+            where="vlcore.pipeline",
+            advice="ask the same question with vlcore chat, and look at its prompt with "
+            "vlcore explain",
+        )

@@ -1,0 +1,221 @@
+"""Checks of the installed package; no checkpoint is needed."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import json
+import subprocess
+import sys
+from typing import Any
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from vlcore import hookspecs
+from vlcore._version import __version__
+from vlcore.errors import PluginError
+from vlcore.plugins import Plugin
+from vlcore.testing.check import check
+from vlcore.testing.failure import fail
+from vlcore.testing.subject import Subject
+
+_HEAVY = ("torch", "transformers", "accelerate", "torchvision", "tensorflow", "jax")
+_TIMEOUT_S = 120
+_FAR_VERSION = "99999"
+_HOOK_NAMES = ("vl_match", "vl_vision_model", "vl_chat_template", "vl_language_model")
+_IMPORT = """
+import json, sys
+mark, module, sys.path[:] = json.loads(sys.argv[1])
+__import__(module)
+print(mark + json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
+"""
+_MARK = "\x00imported\x00"
+
+
+@check(
+    "entry-point",
+    "registers each architecture once, and the module of each is there",
+    needs_model=False,
+)
+def entry_point(subject: Subject) -> None:
+    """Read the entry points themselves: discovery keeps one of two that have one name."""
+    group = hookspecs.ENTRY_POINT_GROUP
+    found = list(subject.distribution.entry_points.select(group=group))
+    where = f"entry points of {subject.name} {subject.version}"
+    advice = f'in pyproject.toml, [project.entry-points."{group}"] needs ARCHITECTURE = "module"'
+    if not found:
+        fail(
+            expected=f"at least one entry point in the group {group}",
+            came="none",
+            where=where,
+            advice=f"{advice}; install the package again afterwards",
+        )
+    names = [point.name for point in found]
+    for point in found:
+        if not point.name.isidentifier() or names.count(point.name) > 1:
+            fail(
+                expected="each name once, and a string of architectures in config.json",
+                came=f"{point.name!r} {names.count(point.name)} time(s)",
+                where=where,
+                advice=advice,
+            )
+        if not _module_is_there(point.value):
+            fail(
+                expected=f"a module for {point.name}",
+                came=f"{point.value!r}, which Python does not find",
+                where=where,
+                advice=f"{advice}: the module's name, without a colon; is it in the wheel?",
+            )
+
+
+def _module_is_there(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError, AttributeError):
+        return False
+
+
+@check(
+    "requires-vlcore",
+    "says in Requires-Dist which versions of vlcore it is written for, this one among them",
+    needs_model=False,
+)
+def requires_vlcore(subject: Subject) -> None:
+    """Look for bounds on both sides: a plugin outlives the contract it was written for."""
+    where = f"Requires-Dist of {subject.name} {subject.version}"
+    advice = 'put "vlcore>=0.1,<0.2" or the like into dependencies of pyproject.toml'
+    stated = []
+    for text in subject.distribution.requires or ():
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement as error:
+            fail(
+                expected="requirements that can be read",
+                came=f"{text!r}: {error}",
+                where=where,
+                advice="mend it",
+            )
+        if canonicalize_name(requirement.name) == "vlcore" and (
+            requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        ):
+            stated.append(requirement)
+    if not stated:
+        fail(expected="a requirement of vlcore", came="none", where=where, advice=advice)
+    for requirement in stated:
+        versions = requirement.specifier
+        if not versions.contains(__version__, prereleases=True):
+            fail(
+                expected=f"a range that holds the installed vlcore {__version__}",
+                came=str(requirement),
+                where=where,
+                advice="widen the range once the kit passes, or install a vlcore inside it",
+            )
+    if all(requirement.specifier.contains(_FAR_VERSION) for requirement in stated):
+        fail(
+            expected="a range with an end, such as <0.2",
+            came=", ".join(map(str, stated)),
+            where=where,
+            advice=f"{advice}: a later vlcore may have another contract",
+        )
+
+
+@check(
+    "hooks",
+    "implements the four hooks, with the names and arguments of the contract",
+    needs_model=False,
+)
+def hooks(subject: Subject) -> None:
+    """Register every module as discovery does, and look at what that lets pass."""
+    for name in subject.module_names:
+        try:
+            Plugin(subject.info, name)
+        except PluginError as error:
+            fail(
+                expected=f"the hooks {', '.join(_HOOK_NAMES)}, each marked with vlcore.hookimpl",
+                came=str(error),
+                where=f"module {name}",
+                advice="compare it with vlcore.hookspecs; a hook may leave out arguments",
+            )
+        for hook in _HOOK_NAMES:
+            _look_at_hook(name, hook, getattr(importlib.import_module(name), hook, None))
+
+
+def _look_at_hook(module: str, name: str, function: Any) -> None:
+    if not inspect.isfunction(function):  # pluggy took it, so it can be called
+        return
+    where = f"{name} in module {module}"
+    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+        fail(
+            expected="a plain function",
+            came="an async function or a generator",
+            where=where,
+            advice="write it with def and return",
+        )
+    defaults = [
+        parameter.name
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.default is not inspect.Parameter.empty
+        or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    if defaults:
+        fail(
+            expected="arguments without defaults",
+            came=f"{', '.join(defaults)} with a default or a star, which pluggy 1.5 never passes",
+            where=where,
+            advice=f"write {defaults[0]} without a default, or leave it out",
+        )
+
+
+@check(
+    "light-import",
+    "imports neither torch nor transformers before a hook is called",
+    needs_model=False,
+)
+def light_import(subject: Subject) -> None:
+    """Import the modules in a process of its own."""
+    for name in subject.module_names:
+        _, imported = _import_apart(name)
+        if heavy := [one for one in _HEAVY if one in imported]:
+            fail(
+                expected="a module that is imported in milliseconds",
+                came=f"it imports {', '.join(heavy)}",
+                where=f"module {name}",
+                advice="import these inside the hooks; for annotations, under if TYPE_CHECKING",
+            )
+
+
+@check("quiet-import", "prints nothing when it is imported", needs_model=False)
+def quiet_import(subject: Subject) -> None:
+    """Import the modules in a process of its own: what they print would spoil ``--json``."""
+    for name in subject.module_names:
+        printed, _ = _import_apart(name)
+        if printed:
+            fail(
+                expected="no output",
+                came=repr(printed[:200]),
+                where=f"module {name}",
+                advice="log with the logging module, inside the hooks",
+            )
+
+
+def _import_apart(name: str) -> tuple[str, set[str]]:
+    """Import a module in a process of its own: what it prints, and what is imported then."""
+    done = subprocess.run(
+        [sys.executable, "-c", _IMPORT, json.dumps([_MARK, name, sys.path])],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=_TIMEOUT_S,
+        check=False,
+    )
+    printed, mark, imported = done.stdout.rpartition(_MARK)
+    if not mark:
+        fail(
+            expected="a module that can be imported",
+            came=(done.stderr or done.stdout).strip()[-500:] or f"exit code {done.returncode}",
+            where=f"module {name}, in a process of its own",
+            advice="mend what it raises",
+        )
+    return printed, set(json.loads(imported))

@@ -1,0 +1,291 @@
+"""Checks of the chat template: a conversation in, prompt parts and tokens out."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vlcore.errors import OptionError, PromptError
+from vlcore.prompt import ImageLayout, Prompt
+from vlcore.template import Control, ImageSlot, PromptPart, Rows, Text, write_prompt
+from vlcore.testing.check import check
+from vlcore.testing.failure import DoesNotApplyError, NotRunError, fail
+from vlcore.testing.pictures import plain_pictures
+from vlcore.testing.subject import Subject
+from vlcore.vision import ImageInputs
+
+_Conversation = Sequence[Mapping[str, Any]]
+
+_HARMLESS = "Which of these two colours is warmer?"
+_MARKS = (
+    "<image> <image_1> <|image|> <image_soft_token> [IMG] <img></img> {number} {{ 7 * 7 }} {% if %}"
+)
+_MAX_CONTROL_TOKENS = 300
+_NO_TEMPLATE = "no-such-template"
+
+
+def _say(role: str, *content: str | None) -> dict[str, Any]:
+    """Write a message; ``None`` is an image."""
+    parts = [
+        {"type": "image"} if one is None else {"type": "text", "text": one} for one in content
+    ]
+    return {"role": role, "content": parts}
+
+
+@check("template-loads", "vl_chat_template gives a ChatTemplate")
+def template_loads(subject: Subject) -> None:
+    """Load it."""
+    subject.load("template")
+
+
+@check("template-name", "an unknown template name is an OptionError")
+def template_name(subject: Subject) -> None:
+    """Ask for a name that nobody has."""
+    stages = subject.stages()
+    names = subject.checkpoint.config.get("architectures") or ()
+    modules = [subject.info.modules[name] for name in names if name in subject.info.modules]
+    hook = getattr(importlib.import_module(modules[0]), "vl_chat_template", None) if modules else None
+    if hook is not None and "name" not in inspect.signature(hook).parameters:
+        raise DoesNotApplyError("vl_chat_template takes no name: there is one template")
+    try:
+        template = stages.chat_template(_NO_TEMPLATE)
+    except OptionError:
+        return
+    fail(
+        expected="an OptionError that lists the names there are",
+        came=f"a {type(template).__name__}",
+        where=f"vl_chat_template with the name {_NO_TEMPLATE!r}",
+        advice="raise vlcore.OptionError for an unknown name, or leave the argument out",
+    )
+
+
+@check("one-slot-per-image", "every image gets exactly one slot, wherever it stands in the messages")
+def one_slot_per_image(subject: Subject) -> None:
+    """Place images before, after and between texts, in one turn and in several."""
+    template = subject.template
+    conversations: dict[str, _Conversation] = {
+        "no image": [_say("user", "Hello")],
+        "an image before the text": [_say("user", None, "What is this?")],
+        "an image after the text": [_say("user", "What is this?", None)],
+        "two images": [_say("user", None, None, "Compare these.")],
+        "images between texts": [_say("user", "This", None, "or that", None, "?")],
+        "images in two turns": [
+            _say("user", None, "What is this?"),
+            _say("assistant", "A dog."),
+            _say("user", None, "And this?"),
+        ],
+    }
+    for name, messages in conversations.items():
+        count = sum(part["type"] == "image" for said in messages for part in said["content"])
+        try:
+            parts = template.messages2prompt(messages)
+        except PromptError:
+            if count > 1:  # a model may take one image only, and says so
+                continue
+            raise
+        _expect_slots(parts, count, f"messages2prompt of {type(template).__name__}, {name}")
+    for count in range(4):
+        parts = template.append_image_token(_HARMLESS, count)
+        where = f"append_image_token of {type(template).__name__}, {count} images"
+        _expect_slots(parts, count, where)
+        if _HARMLESS not in _text_of(parts):
+            fail(
+                expected=f"the text {_HARMLESS!r}",
+                came=repr(_text_of(parts)),
+                where=where,
+                advice="give the text as a Text beside the slots",
+            )
+
+
+def _expect_slots(parts: Sequence[PromptPart], count: int, where: str) -> None:
+    slots = [part.index for part in parts if isinstance(part, ImageSlot)]
+    if slots != list(range(count)):
+        fail(
+            expected=f"one slot for each of {count} image(s), in order: {list(range(count))}",
+            came=f"slots {slots}",
+            where=where,
+            advice="pass on every ImageSlot of the messages, once",
+        )
+
+
+@check("spans-sum", "the rows that expand places, and the prompt's spans, sum to each image's rows")
+def spans_sum(subject: Subject) -> None:
+    """Expand the slots of real pictures, by the layouts of preprocess and of forward."""
+    template, name = subject.template, type(subject.template).__name__
+    encoded = [ImageLayout(len(image.rows), image.layout) for image in subject.plain_rows]
+    announced = list(encoded)
+    for i, image in enumerate(plain_pictures()):
+        inputs = subject.vision_model.preprocess(image)
+        if isinstance(inputs, ImageInputs) and inputs.num_rows is not None:
+            announced[i] = ImageLayout(encoded[i].num_rows, inputs.layout)
+    for image, layout in zip(plain_pictures() * 2, encoded + announced, strict=True):
+        expansion = template.expand(layout.layout, layout.num_rows)
+        placed = sum(part.num_rows for part in expansion if isinstance(part, Rows))
+        if placed != layout.num_rows:
+            fail(
+                expected=f"runs of rows that sum to {layout.num_rows}",
+                came=f"{placed} rows",
+                where=f"expand of {name}, a picture of {image.width} x {image.height} pixels",
+                advice="let the Rows of an expansion sum to num_rows",
+            )
+    for layouts in (encoded, announced):
+        _expect_spans(subject, layouts)
+
+
+def _expect_spans(subject: Subject, layouts: Sequence[ImageLayout]) -> None:
+    for i, layout in enumerate(layouts):
+        prompt = _build(subject, [_say("user", None, f"Picture {i}?")], [layout])
+        rows = [
+            row
+            for span in prompt.spans
+            for row in range(span.first_row, span.first_row + span.stop - span.start)
+        ]
+        if rows != list(range(layout.num_rows)):
+            fail(
+                expected=f"spans over the rows 0 to {layout.num_rows - 1}, in order",
+                came=f"{len(rows)} positions in {len(prompt.spans)} spans",
+                where="the prompt of one image",
+                advice="keep the rows of an image in their order in expand",
+            )
+
+
+@check("user-text-is-text", "nothing that a user types becomes an image slot or a control token")
+def user_text_is_text(subject: Subject) -> None:
+    """Type every control token and every mark, and compare with a harmless text."""
+    control = sorted(subject.prompt_tokenizer.control_tokens)[:_MAX_CONTROL_TOKENS]
+    marks = [*control, *subject.template.stop, *_MARKS.split(" ")]
+    hostile = f"a {' b '.join(marks)} z"
+    for role in ("user", "system"):
+        try:
+            harmless_parts = _typed(subject, role, _HARMLESS)
+        except PromptError:  # no system text: see system-text
+            continue
+        parts = _typed(subject, role, hostile)
+        where = f"messages2prompt of {type(subject.template).__name__}, text of the {role}"
+        _expect_slots(parts, 1, where)
+        if _control_of(parts) != _control_of(harmless_parts):
+            fail(
+                expected=f"the template's own text: {_control_of(harmless_parts)!r:.300}",
+                came=f"{_control_of(parts)!r:.300}",
+                where=where,
+                advice="put what people write into Text, what the template writes into Control",
+            )
+        if hostile not in _text_of(parts):
+            fail(
+                expected=f"what was typed, letter by letter: {hostile!r:.200}",
+                came=f"{_text_of(parts)!r:.300}",
+                where=where,
+                advice="pass the text on as it is; no mark in it has a meaning",
+            )
+        counts = [_count_control(subject, one) for one in (parts, harmless_parts)]
+        if counts[0] != counts[1]:
+            fail(
+                expected=f"control tokens as with a harmless text: {dict(counts[1])}",
+                came=f"{dict(counts[0])}",
+                where=f"token ids, text of the {role}",
+                advice="see that the tokenizer's control tokens are added tokens marked special",
+            )
+
+
+def _typed(subject: Subject, role: str, text: str) -> tuple[PromptPart, ...]:
+    messages = [_say("user", None, text if role == "user" else _HARMLESS)]
+    if role == "system":
+        messages.insert(0, _say("system", text))
+    return write_prompt(subject.template, messages)
+
+
+def _count_control(subject: Subject, parts: Sequence[PromptPart]) -> Counter[str]:
+    prompt = subject.prompt_tokenizer.build(parts, [ImageLayout(1)])
+    covered = {i for span in prompt.spans for i in range(span.start, span.stop)}
+    names = {token_id: text for text, (token_id, _) in subject.prompt_tokenizer.control_tokens.items()}
+    found = Counter(
+        names[token_id]
+        for i, token_id in enumerate(prompt.token_ids)
+        if token_id in names and i not in covered
+    )
+    for unknown in ("<unk>", "[UNK]"):  # what a character is that the vocabulary lacks
+        found.pop(unknown, None)
+    return found
+
+
+@check("turns-in-order", "every turn of a conversation is in the prompt, once and in order")
+def turns_in_order(subject: Subject) -> None:
+    """Look for the texts of three questions and two answers, and for their images."""
+    texts = [f"{word} {i}" for i, word in enumerate(("Apple?", "Pear.", "Plum?", "Fig.", "Kiwi?"))]
+    roles = ("user", "assistant", "user", "assistant", "user")
+    messages = [_say(role, text) for role, text in zip(roles, texts, strict=True)]
+    where = f"messages2prompt of {type(subject.template).__name__}, a conversation of five turns"
+    joined = _joined(write_prompt(subject.template, messages))
+    found = re.findall("|".join(map(re.escape, texts)), joined)
+    if found != texts:
+        fail(
+            expected=f"{texts}, once and in order",
+            came=f"{found} in {joined!r:.400}",
+            where=where,
+            advice="go through all messages, earlier answers among them",
+        )
+    try:
+        parts = write_prompt(
+            subject.template,
+            [
+                _say("user", None, texts[0]),
+                _say("assistant", texts[1]),
+                _say("user", None, texts[2]),
+            ],
+        )
+    except PromptError:  # a model may take one image only
+        return
+    slots = [i for i, part in enumerate(parts) if isinstance(part, ImageSlot)]
+    if len(slots) != 2:
+        raise NotRunError("images have no slots of their own: see one-slot-per-image")
+    first, second = slots
+    if texts[1] not in _joined(parts[first:second]) or texts[1] in _joined(parts[second:]):
+        fail(
+            expected="the first image before the answer, the second after it",
+            came=repr(_joined(parts))[:400],
+            where=f"messages2prompt of {type(subject.template).__name__}, images in two turns",
+            advice="leave every image in its own turn",
+        )
+
+
+@check("system-text", "a system message is in the prompt before the question, or a PromptError")
+def system_text(subject: Subject) -> None:
+    """Give a system message."""
+    said = "Speak like a lighthouse keeper."
+    try:
+        parts = write_prompt(subject.template, [_say("system", said), _say("user", _HARMLESS)])
+    except PromptError:
+        return
+    joined = _joined(parts)
+    if joined.count(said) != 1 or joined.find(said) > joined.find(_HARMLESS):
+        fail(
+            expected=f"{said!r} once, before {_HARMLESS!r}",
+            came=repr(joined)[:400],
+            where=f"messages2prompt of {type(subject.template).__name__}",
+            advice="write the system message, or raise vlcore.PromptError if the model has none",
+        )
+
+
+def _build(subject: Subject, messages: _Conversation, images: Sequence[ImageLayout]) -> Prompt:
+    parts = write_prompt(subject.template, messages)
+    return subject.prompt_tokenizer.build(parts, images, subject.template)
+
+
+def _joined(parts: Sequence[PromptPart]) -> str:
+    return "".join("<image>" if isinstance(part, ImageSlot) else part.text for part in parts)
+
+
+def _text_of(parts: Sequence[PromptPart]) -> str:
+    return "\n".join(part.text for part in parts if isinstance(part, Text))
+
+
+def _control_of(parts: Sequence[PromptPart]) -> str:
+    return "".join(
+        part.text if isinstance(part, Control) else "\N{WHITE SQUARE}"
+        for part in parts
+        if not isinstance(part, Text)
+    )

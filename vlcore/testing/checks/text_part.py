@@ -1,0 +1,160 @@
+"""Checks of the language model: its tensors, its tokenizer and the text view."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlcore.errors import TensorError
+from vlcore.testing.check import check
+from vlcore.testing.failure import fail
+from vlcore.testing.subject import Subject
+
+_TOLERANCE = 1e-4
+_TEXT = "What is in this picture? A dog, and two cats."
+
+
+@check("language-loads", "vl_language_model gives a LanguageModel that transformers knows")
+def language_loads(subject: Subject) -> None:
+    """Describe it; no weights are read."""
+    language_model = subject.load("language_model")
+    if language_model.hidden_size < 1 or language_model.context_length < 2:
+        fail(
+            expected="a positive width, and a context of at least two tokens",
+            came=f"{language_model.hidden_size} and {language_model.context_length}",
+            where=f"{type(language_model).__name__}",
+            advice="look at hidden_size and max_position_embeddings of the text configuration",
+        )
+
+
+@check("tokenizer-loads", "the tokenizer loads, and its control tokens can be kept out of text")
+def tokenizer_loads(subject: Subject) -> None:
+    """Load it and tokenise a text."""
+    subject.load("tokenizer")
+    tokenizer = subject.load("prompt_tokenizer")
+    ids = tokenizer.encode_plain(_TEXT)
+    num_embeddings = int(subject.language_model.transformers_config.vocab_size)
+    if not ids or max(ids) >= num_embeddings:
+        fail(
+            expected=f"token ids in 0..{num_embeddings - 1}",
+            came=f"{ids[:20]}",
+            where=f"tokenizer of {type(subject.language_model).__name__}, {_TEXT!r}",
+            advice="the tokenizer and the model's vocabulary do not belong together",
+        )
+
+
+@check("text-tensors", "every tensor of the text part's standard architecture is found")
+def text_tensors(subject: Subject) -> None:
+    """Build the transformers model; what is missing, unexpected or misshapen is listed."""
+    try:
+        model = subject.load("text_model")
+    except TensorError as error:
+        fail(
+            expected=f"a source for each tensor of {subject.language_model.architecture}",
+            came=str(error),
+            where=f"tensors of {type(subject.language_model).__name__}",
+            advice="look at the prefixes that renamed is given, and at the sizes in the config",
+        )
+    empty = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if empty:
+        fail(
+            expected="weights in every parameter",
+            came=f"none in {', '.join(empty[:20])}",
+            where=f"to_transformers of {type(subject.language_model).__name__}",
+            advice="give each a source in tensors",
+        )
+
+
+@check("view-tensors", "the text view lists every text tensor, and no tensor of the vision part")
+def view_tensors(subject: Subject) -> None:
+    """Read the index of the view."""
+    view = subject.load("text_view")
+    listed = _listed(view)
+    expected = set(subject.text_model.state_dict())
+    tied = set(getattr(subject.text_model, "all_tied_weights_keys", None) or {})
+    where = f"write_view of {type(subject.language_model).__name__}, its index"
+    if foreign := sorted(listed - expected):
+        fail(
+            expected=f"tensors of {subject.language_model.architecture} only",
+            came=f"{len(foreign)} more: {', '.join(foreign[:20])}",
+            where=where,
+            advice="leave them out of tensors: an engine would load all that the index lists",
+        )
+    if missing := sorted(expected - tied - listed):
+        fail(
+            expected=f"every tensor of {subject.language_model.architecture}",
+            came=f"{len(missing)} are missing: {', '.join(missing[:20])}",
+            where=where,
+            advice="give each a source in tensors",
+        )
+
+
+@check("view-logits", "the text view loads in transformers, and computes the same logits")
+def view_logits(subject: Subject) -> None:
+    """Load the view as an ordinary text model, beside the model with the original names."""
+    from transformers import AutoModelForCausalLM
+
+    with _quiet_transformers():
+        loaded, told = AutoModelForCausalLM.from_pretrained(
+            subject.text_view,
+            dtype=subject.dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    # transformers looks at all of a shard, also at what the index does not list.
+    told["unexpected_keys"] = set(told["unexpected_keys"]) & _listed(subject.text_view)
+    wrong = {kind: sorted(map(str, names)) for kind, names in told.items() if names}
+    where = f"write_view of {type(subject.language_model).__name__}, loaded by transformers"
+    if wrong:
+        fail(
+            expected="no key that is missing, unexpected or misshapen",
+            came=str(wrong)[:500],
+            where=where,
+            advice="compare the index of the view with the architecture in its config.json",
+        )
+    ids = torch.tensor([subject.prompt_tokenizer.encode_plain(_TEXT)], device=subject.device)
+    logits = _logits(loaded.to(subject.device).eval(), ids)
+    original = _logits(subject.text_model, ids)
+    tolerance = max(_TOLERANCE, torch.finfo(subject.dtype).eps * 4)
+    difference = float((logits - original).abs().max() / original.abs().max())
+    if not difference <= tolerance:
+        fail(
+            expected=f"the logits of to_transformers, to {tolerance:g} of the largest",
+            came=f"logits that differ by {difference:.2g} of the largest",
+            where=where,
+            advice="compare the view's config.json and tensors with those of to_transformers",
+        )
+
+
+def _listed(view: Path) -> set[str]:
+    index = json.loads((view / "model.safetensors.index.json").read_text("utf-8"))
+    return set(index["weight_map"])
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keep its progress bars and its report of a load to itself: the check reports."""
+    from transformers.utils import logging
+
+    verbosity, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bar:
+            logging.enable_progress_bar()
+
+
+def _logits(model: Any, ids: Tensor) -> Tensor:
+    with torch.inference_mode():
+        logits: Tensor = model(input_ids=ids).logits.float()
+    return logits

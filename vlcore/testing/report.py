@@ -1,0 +1,119 @@
+"""What came of a run of the checks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from vlcore.testing.failure import Failure
+
+
+class Outcome(StrEnum):
+    """How a check ended."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    NOT_RUN = "not run"
+    """Another check fails on what this one needs."""
+    EXCUSED = "excused"
+    """It fails, and is excused by name and with a reason."""
+    DOES_NOT_APPLY = "does not apply"
+
+
+_WITHOUT_A_RUN = {Outcome.NOT_RUN: "could not be run", Outcome.DOES_NOT_APPLY: "did not apply"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """How one check ended."""
+
+    name: str
+    about: str
+    outcome: Outcome
+    failure: Failure | None = None
+    """What is wrong, where it failed; also where that is excused."""
+    reason: str = ""
+    """Why it is excused, was not run or does not apply."""
+    seconds: float = 0.0
+
+    @property
+    def message(self) -> str:
+        """All there is to say beside the outcome; empty where it passed."""
+        lines = [self.reason] if self.reason else []
+        return "\n".join([*lines, *([str(self.failure)] if self.failure else [])])
+
+
+@dataclass(frozen=True)
+class Report:
+    """How every check of a run ended, in the order of the checks."""
+
+    plugin: str
+    version: str
+    model: str
+    """The checkpoint; empty where the package alone was checked."""
+    results: tuple[Result, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing failed and everything could be run."""
+        return not any(self.of(Outcome.FAILED, Outcome.NOT_RUN))
+
+    def of(self, *outcomes: Outcome) -> tuple[Result, ...]:
+        """The results with one of these outcomes."""
+        return tuple(result for result in self.results if result.outcome in outcomes)
+
+    def __getitem__(self, name: str) -> Result:
+        """The result of one check.
+
+        Raises:
+            KeyError: it was not part of the run.
+        """
+        return {result.name: result for result in self.results}[name]
+
+    def __str__(self) -> str:
+        title = f"{self.plugin} {self.version}"
+        lines = [f"{title} with {self.model}" if self.model else title]
+        for result in self.of(Outcome.FAILED, Outcome.NOT_RUN):
+            message = result.message.replace("\n", "\n  ")
+            lines += ["", f"{result.name} {result.outcome}: {result.about}", f"  {message}"]
+        return "\n".join([*lines, "", *summary_of(self.results)])
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain JSON values; the names of its fields stay."""
+        return {
+            "plugin": self.plugin,
+            "version": self.version,
+            "model": self.model,
+            "ok": self.ok,
+            "counts": {str(outcome): len(self.of(outcome)) for outcome in Outcome},
+            "checks": [
+                {
+                    "name": result.name,
+                    "about": result.about,
+                    "outcome": str(result.outcome),
+                    "reason": result.reason,
+                    "failure": None if result.failure is None else vars(result.failure).copy(),
+                    "seconds": round(result.seconds, 3),
+                }
+                for result in self.results
+            ],
+        }
+
+
+def summary_of(results: Iterable[Result]) -> list[str]:
+    """Say in lines how many checks ran, and which were excused and why."""
+    by_outcome: dict[Outcome, list[Result]] = {outcome: [] for outcome in Outcome}
+    for result in results:
+        by_outcome[result.outcome].append(result)
+    ran = [outcome for outcome in Outcome if outcome not in _WITHOUT_A_RUN]
+    counts = [f"{len(by_outcome[outcome])} {outcome}" for outcome in ran]
+    first = f"{sum(len(by_outcome[outcome]) for outcome in ran)} checks ran: {', '.join(counts)}"
+    for outcome, words in _WITHOUT_A_RUN.items():
+        if found := by_outcome[outcome]:
+            first += f"; {len(found)} {words}"
+    lines = [first]
+    for outcome in (Outcome.EXCUSED, Outcome.DOES_NOT_APPLY):
+        lines += [f"{one.name} {outcome}: {one.reason}" for one in by_outcome[outcome]]
+    return lines

@@ -1,0 +1,329 @@
+"""What is checked: an installed plugin, and the stages of one checkpoint, each loaded once."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import importlib_metadata
+import torch
+from packaging.utils import canonicalize_name
+from PIL import Image
+from torch import Tensor
+
+from vlcore.checkpoint import Checkpoint
+from vlcore.errors import NoPluginError, OptionError, VlcoreError
+from vlcore.language import LanguageModel
+from vlcore.loading import ModelStages
+from vlcore.placement import as_device, as_dtype
+from vlcore.plugins import Plugin, PluginInfo, find_plugin, installed_plugins
+from vlcore.prompt import PromptTokenizer
+from vlcore.template import ChatTemplate
+from vlcore.testing.failure import NotRunError
+from vlcore.testing.pictures import plain_pictures
+from vlcore.testing.reference import Reference
+from vlcore.testing.watch import Watched, watch
+from vlcore.vision import ImageRows, VisionModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+CHARGED_TO = {
+    "plugin": "hooks",
+    "vision_model": "vision-loads",
+    "plain_rows": "plain-pictures",
+    "template": "template-loads",
+    "language_model": "language-loads",
+    "tokenizer": "tokenizer-loads",
+    "prompt_tokenizer": "tokenizer-loads",
+    "text_model": "text-tensors",
+    "text_view": "view-tensors",
+}
+"""The check that says why a stage cannot be had; the others that need it are not run."""
+
+
+class Subject:
+    """A plugin under test, with what it makes of one checkpoint.
+
+    Args:
+        plugin: the distribution; without one, the plugin that serves the checkpoint.
+        model: a directory, a hub id or an opened checkpoint; ``None`` to check the package alone.
+        reference: a file of :func:`~vlcore.testing.record_reference`.
+        serves: names of the kit's sibling configurations that the plugin does serve.
+        tolerance: the largest difference between rows of a batch and of single pictures that
+            passes, as a share of the largest value; ``None`` goes by the dtype.
+        device: where the models run.
+        dtype: of weights and rows; ``None`` is float32.
+
+    Raises:
+        NoPluginError: no such distribution is installed, or none serves the checkpoint.
+        CheckpointError: the checkpoint cannot be read.
+        OptionError: neither a plugin nor a model is given, or an option is out of range.
+    """
+
+    def __init__(
+        self,
+        plugin: str | None = None,
+        model: str | Path | Checkpoint | None = None,
+        *,
+        reference: str | Path | None = None,
+        serves: Sequence[str] = (),
+        tolerance: float | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | str | None = None,
+    ) -> None:
+        if model is None:
+            if plugin is None:
+                raise OptionError("nothing to check: name a plugin, a checkpoint or both")
+            self._checkpoint = None
+        else:
+            is_open = isinstance(model, Checkpoint)
+            self._checkpoint = model if is_open else Checkpoint.open(cast("str | Path", model))
+        if plugin is None:
+            plugin = find_plugin(self.checkpoint.config).info.distribution
+        self.distribution = _find_distribution(plugin)
+        self.serves = tuple(serves)
+        self.reference = None if reference is None else Reference.read(reference)
+        self.device = as_device(device)
+        self.dtype = as_dtype(dtype) or torch.float32
+        if tolerance is None:
+            tolerance = 1e-4 if self.dtype.itemsize >= 4 else 5e-2
+        self.tolerance = tolerance
+        self._loaded: dict[str, Any] = {}
+        self._directories: list[tempfile.TemporaryDirectory[str]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the stages, and remove what was written."""
+        self._loaded.clear()
+        while self._directories:
+            self._directories.pop().cleanup()
+
+    # -- the package
+
+    @property
+    def name(self) -> str:
+        """The distribution's name."""
+        return str(self.distribution.metadata["Name"])
+
+    @property
+    def version(self) -> str:
+        """The distribution's version."""
+        return str(self.distribution.version)
+
+    @property
+    def info(self) -> PluginInfo:
+        """What discovery knows of the plugin."""
+        own = canonicalize_name(self.name)
+        for info in installed_plugins():
+            if canonicalize_name(info.distribution) == own:
+                return info
+        raise NotRunError("it registers no architectures: see entry-point")
+
+    @property
+    def module_names(self) -> list[str]:
+        """The plugin modules."""
+        return sorted(set(self.info.modules.values()))
+
+    # -- the checkpoint and its stages
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether a checkpoint was given."""
+        return self._checkpoint is not None
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint.
+
+        Raises:
+            OptionError: none was given.
+        """
+        if self._checkpoint is None:
+            raise OptionError("this check needs a checkpoint, and none was given")
+        return self._checkpoint
+
+    def load(self, stage: str) -> Any:
+        """Load a stage once; what goes wrong is raised as it is, at every call.
+
+        Args:
+            stage: one of :data:`CHARGED_TO`.
+        """
+        if stage not in self._loaded:
+            try:
+                self._loaded[stage] = getattr(self, f"_load_{stage}")()
+            except Exception as error:
+                self._loaded[stage] = error
+        loaded = self._loaded[stage]
+        if isinstance(loaded, Exception):
+            raise loaded
+        return loaded
+
+    def need(self, *stages: str) -> None:
+        """Load stages that a check uses without looking at them.
+
+        Raises:
+            NotRunError: one cannot be loaded.
+        """
+        for stage in stages:
+            self._need(stage)
+
+    def _need(self, stage: str) -> Any:
+        """Load a stage that another check is charged with.
+
+        Raises:
+            NotRunError: it cannot be loaded.
+        """
+        try:
+            return self.load(stage)
+        except NotRunError:
+            raise
+        except Exception as error:
+            words = stage.replace("_", " ")
+            raise NotRunError(f"the {words} cannot be had: see {CHARGED_TO[stage]}") from error
+
+    @property
+    def plugin(self) -> Plugin:
+        """The imported plugin."""
+        return cast("Plugin", self._need("plugin"))
+
+    @property
+    def watched(self) -> Watched:
+        """What the plugin does when it is used in a process of its own."""
+        return cast("Watched", self.load("watched"))
+
+    @property
+    def vision_model(self) -> VisionModel:
+        """The vision model."""
+        return cast("VisionModel", self._need("vision_model"))
+
+    @property
+    def plain_rows(self) -> list[ImageRows]:
+        """What the plain pictures give, each encoded alone."""
+        return cast("list[ImageRows]", self._need("plain_rows"))
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The chat template."""
+        return cast("ChatTemplate", self._need("template"))
+
+    @property
+    def language_model(self) -> LanguageModel:
+        """The text part, without weights; its configuration is one that transformers reads."""
+        return cast("LanguageModel", self._need("language_model"))
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The language model's tokenizer."""
+        return cast("PreTrainedTokenizerBase", self._need("tokenizer"))
+
+    @property
+    def prompt_tokenizer(self) -> PromptTokenizer:
+        """The tokenizer as prompts use it."""
+        return cast("PromptTokenizer", self._need("prompt_tokenizer"))
+
+    @property
+    def text_model(self) -> PreTrainedModel:
+        """The text part as a transformers model."""
+        return cast("PreTrainedModel", self._need("text_model"))
+
+    @property
+    def text_view(self) -> Path:
+        """The text view, in a directory that lives as long as this."""
+        return cast("Path", self._need("text_view"))
+
+    def stages(self) -> ModelStages:
+        """The checkpoint's stages, through this plugin whatever it says of the match."""
+        return ModelStages(self.checkpoint, plugin=self.plugin)
+
+    def load_vision_model(self, dtype: torch.dtype) -> VisionModel:
+        """Load another vision model."""
+        return self.stages().vision_model(self.device, dtype)
+
+    def make_directory(self) -> Path:
+        """Make a directory that lives as long as this."""
+        directory = tempfile.TemporaryDirectory(prefix="vlcore-check-", ignore_cleanup_errors=True)
+        self._directories.append(directory)
+        return Path(directory.name)
+
+    def _load_plugin(self) -> Plugin:
+        names = self.checkpoint.config.get("architectures") or () if self.has_checkpoint else ()
+        modules = self.info.modules
+        serving = [modules[name] for name in names if name in modules]
+        return Plugin(self.info, (serving or self.module_names)[0])
+
+    def _load_watched(self) -> Watched:
+        if self.checkpoint.is_remote:  # what the hub holds is fetched beforehand
+            encode(self.vision_model, plain_pictures()[:1])
+        return watch(self.name, self.checkpoint.directory, self.make_directory())
+
+    def _load_vision_model(self) -> VisionModel:
+        return self.load_vision_model(self.dtype)
+
+    def _load_plain_rows(self) -> list[ImageRows]:
+        return [encode(self.vision_model, [image])[0] for image in plain_pictures()]
+
+    def _load_template(self) -> ChatTemplate:
+        return self.stages().chat_template()
+
+    def _load_language_model(self) -> LanguageModel:
+        language_model = self.stages().language_model()
+        language_model.transformers_config  # noqa: B018  # where a wrong model_type is noticed
+        return language_model
+
+    def _load_tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.language_model.tokenizer()
+
+    def _load_prompt_tokenizer(self) -> PromptTokenizer:
+        return PromptTokenizer(self.tokenizer)
+
+    def _load_text_model(self) -> PreTrainedModel:
+        return self.language_model.to_transformers(self.device, self.dtype)
+
+    def _load_text_view(self) -> Path:
+        return self.language_model.write_view(self.make_directory() / "view")
+
+
+def encode(model: VisionModel, pictures: Sequence[Image.Image]) -> list[ImageRows]:
+    """Encode pictures in one forward; what comes back is not checked, beyond being tensors."""
+    inputs = [model.preprocess(image) for image in pictures]
+    return forward(model, inputs)
+
+
+def forward(model: VisionModel, inputs: Sequence[Any]) -> list[ImageRows]:
+    """Encode preprocessed pictures; what comes back is not checked, beyond being tensors."""
+    with torch.inference_mode():
+        results = list(model.forward(inputs))
+    if len(results) != len(inputs):
+        raise VlcoreError(
+            f"forward was given {len(inputs)} image(s) and returned {len(results)} result(s)"
+        )
+    found = [result if isinstance(result, ImageRows) else ImageRows(result) for result in results]
+    for image in found:
+        rows: object = image.rows
+        if not isinstance(rows, Tensor):
+            raise VlcoreError(f"forward must return tensors; it returned {type(rows).__name__}")
+    return found
+
+
+def _find_distribution(name: str) -> importlib_metadata.Distribution:
+    try:
+        return importlib_metadata.distribution(name)
+    except importlib_metadata.PackageNotFoundError:
+        installed = ", ".join(info.distribution for info in installed_plugins()) or "none"
+        raise NoPluginError(
+            f"no distribution {name!r} is installed; installed plugins: {installed}"
+        ) from None
