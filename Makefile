@@ -4,7 +4,8 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(
 VENV := .venv
 BIN := $(VENV)/bin
 PLUGINS := $(sort $(dir $(wildcard plugins/*/pyproject.toml)))
-DEFINED_BY := pyproject.toml constraints.txt $(addsuffix pyproject.toml,$(PLUGINS))
+EXAMPLES := $(sort $(dir $(wildcard examples/*/pyproject.toml)))
+DEFINED_BY := pyproject.toml constraints.txt $(addsuffix pyproject.toml,$(PLUGINS) $(EXAMPLES))
 READY := $(VENV)/ready
 
 .DEFAULT_GOAL := help
@@ -21,7 +22,7 @@ $(READY): $(DEFINED_BY)
 		|| { echo "Python 3.11 to 3.13 is needed: make PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' \
-		$(addprefix --editable ./,$(PLUGINS))
+		$(addprefix --editable ./,$(PLUGINS) $(EXAMPLES))
 	@touch $@
 
 demo: $(READY)  ## answer questions about the pictures in demo/images
@@ -37,7 +38,7 @@ lint: $(READY)  ## check style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy --explicit-package-bases vlcore tests
-	for plugin in $(PLUGINS); do $(BIN)/mypy $$plugin || exit 1; done
+	for plugin in $(PLUGINS) $(EXAMPLES); do $(BIN)/mypy $$plugin || exit 1; done
 	$(BIN)/mypy benchmarks/*.py
 	cd demo && ../$(BIN)/mypy --config-file ../pyproject.toml *.py
 

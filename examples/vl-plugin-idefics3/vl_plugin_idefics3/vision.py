@@ -1,0 +1,110 @@
+"""Tower and connector, by transformers' own classes, and the tiles that they read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers.models.idefics3.configuration_idefics3 import Idefics3Config
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.idefics3.modeling_idefics3 import (
+    Idefics3Connector,
+    Idefics3VisionTransformer,
+)
+from vlcore import (
+    Checkpoint,
+    ConfigError,
+    ImageInputs,
+    ImageRows,
+    OptionError,
+    VisionModel,
+    empty_weights,
+    renamed,
+)
+
+_PARTS = ("vision_config", "text_config", "scale_factor")
+
+
+class Idefics3VisionModel(VisionModel):
+    """A picture as square tiles of one size and, if it was cut, once more as a whole.
+
+    Source: ``Idefics3Model.get_image_features`` of transformers. Tiles are square and full, so
+    its attention mask would hide nothing.
+    """
+
+    image_options = frozenset({"detail"})
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+        given = checkpoint.config
+        config = Idefics3Config(**{key: given[key] for key in _PARTS if key in given})
+        self.processor = _load_processor(checkpoint)
+        self.hidden_size: int = config.text_config.hidden_size
+        edge = self.processor.max_image_size["longest_edge"]
+        side = edge // config.vision_config.patch_size
+        self.rows_per_tile = (side // config.scale_factor) ** 2
+        with empty_weights():
+            self.model = nn.ModuleDict(
+                {
+                    "vision_model": Idefics3VisionTransformer(config.vision_config),
+                    "connector": Idefics3Connector(config),
+                }
+            ).eval()
+        sources = renamed(
+            checkpoint,
+            {"model.vision_model.": "vision_model.", "model.connector.": "connector."},
+        )
+        checkpoint.load_module(self.model, sources, device=device, dtype=dtype)
+
+    def preprocess(self, image: Image.Image, detail: str = "high") -> ImageInputs:
+        """Cut a picture into tiles.
+
+        Args:
+            image: a picture of any mode.
+            detail: ``"high"`` cuts large pictures as the checkpoint says; ``"low"`` never does.
+
+        Raises:
+            OptionError: another detail.
+        """
+        if detail not in ("high", "low"):
+            raise OptionError(f"detail must be 'high' or 'low'; it is {detail!r}")
+        options: dict[str, Any] = {"do_image_splitting": False} if detail == "low" else {}
+        tiles = self.processor(
+            image, return_row_col_info=True, return_tensors="pt", **options
+        )
+        pixels = tiles["pixel_values"][0]
+        layout = (tiles["rows"][0][0], tiles["cols"][0][0])
+        return ImageInputs(pixels, layout, num_rows=len(pixels) * self.rows_per_tile)
+
+    def tower(self, pixels: Tensor) -> Tensor:
+        """Encode tiles.
+
+        Shapes:
+            pixels: [N, 3, H, W]; result: [N, T, D].
+        """
+        features: Tensor = self.model["connector"](
+            self.model["vision_model"](pixels).last_hidden_state
+        )
+        return features
+
+    def assemble(self, features: Tensor, inputs: ImageInputs) -> ImageRows:
+        """Put the tiles' rows in a line; between them, the template writes where each stood.
+
+        Shapes:
+            features: [tiles, T, D]; result: [tiles * T, D].
+        """
+        return ImageRows(features.flatten(0, 1), inputs.layout)
+
+
+def _load_processor(checkpoint: Checkpoint) -> Idefics3ImageProcessorPil:
+    """Read the settings, which lie in a file of their own or among the processor's."""
+    settings = checkpoint.read_json("preprocessor_config.json")
+    if settings is None:
+        settings = (checkpoint.read_json("processor_config.json") or {}).get("image_processor")
+    if settings is None:
+        raise ConfigError(
+            f"{checkpoint.name} has neither preprocessor_config.json nor image_processor in "
+            "processor_config.json, which say how pictures are cut: fetch them from the release"
+        )
+    return Idefics3ImageProcessorPil.from_dict(settings)
