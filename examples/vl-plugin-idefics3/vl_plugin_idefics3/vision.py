@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from torch import Tensor, nn
 from transformers.models.idefics3.configuration_idefics3 import Idefics3Config
@@ -24,45 +25,43 @@ from vlcore import (
     renamed,
 )
 
-_PARTS = ("vision_config", "text_config", "scale_factor")
-
 
 class Idefics3VisionModel(VisionModel):
     """A picture as square tiles of one size and, if it was cut, once more as a whole.
 
-    Source: ``Idefics3Model.get_image_features`` of transformers. Tiles are square and full, so
-    its attention mask would hide nothing.
+    Source: ``Idefics3Model.get_image_features`` of transformers.
     """
 
     image_options = frozenset({"detail"})
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
-        given = checkpoint.config
-        config = Idefics3Config(**{key: given[key] for key in _PARTS if key in given})
+        config = _read_config(checkpoint)
         self.processor = _load_processor(checkpoint)
         self.hidden_size: int = config.text_config.hidden_size
         edge = self.processor.max_image_size["longest_edge"]
-        side = edge // config.vision_config.patch_size
-        self.rows_per_tile = (side // config.scale_factor) ** 2
+        self.side = edge // config.vision_config.patch_size
+        """Patches along each edge of a tile."""
+        if self.side % config.scale_factor:
+            raise ConfigError(
+                f"{checkpoint.name} cuts tiles of {self.side} x {self.side} patches, which its "
+                f"scale_factor of {config.scale_factor} does not divide: max_image_size of "
+                "preprocessor_config.json and config.json do not belong together"
+            )
+        self.rows_per_tile = (self.side // config.scale_factor) ** 2
         with empty_weights():
-            self.model = nn.ModuleDict(
-                {
-                    "vision_model": Idefics3VisionTransformer(config.vision_config),
-                    "connector": Idefics3Connector(config),
-                }
-            ).eval()
-        sources = renamed(
-            checkpoint,
-            {"model.vision_model.": "vision_model.", "model.connector.": "connector."},
-        )
-        checkpoint.load_module(self.model, sources, device=device, dtype=dtype)
+            self.vision_model = Idefics3VisionTransformer(config.vision_config).eval()
+            self.connector = Idefics3Connector(config)
+        parts = nn.ModuleDict({"vision_model": self.vision_model, "connector": self.connector})
+        sources = renamed(checkpoint, {f"model.{name}.": f"{name}." for name in parts})
+        checkpoint.load_module(parts, sources, device=device, dtype=dtype)
 
     def preprocess(self, image: Image.Image, detail: str = "high") -> ImageInputs:
         """Cut a picture into tiles.
 
         Args:
             image: a picture of any mode.
-            detail: ``"high"`` cuts large pictures as the checkpoint says; ``"low"`` never does.
+            detail: ``"high"`` cuts a picture as the checkpoint says; ``"low"`` shows only the
+                whole.
 
         Raises:
             OptionError: another detail.
@@ -70,9 +69,7 @@ class Idefics3VisionModel(VisionModel):
         if detail not in ("high", "low"):
             raise OptionError(f"detail must be 'high' or 'low'; it is {detail!r}")
         options: dict[str, Any] = {"do_image_splitting": False} if detail == "low" else {}
-        tiles = self.processor(
-            image, return_row_col_info=True, return_tensors="pt", **options
-        )
+        tiles = self.processor(image, return_row_col_info=True, return_tensors="pt", **options)
         pixels = tiles["pixel_values"][0]
         layout = (tiles["rows"][0][0], tiles["cols"][0][0])
         return ImageInputs(pixels, layout, num_rows=len(pixels) * self.rows_per_tile)
@@ -80,12 +77,16 @@ class Idefics3VisionModel(VisionModel):
     def tower(self, pixels: Tensor) -> Tensor:
         """Encode tiles.
 
+        Tiles have no padding, so attention needs no mask. The tower is run part by part because its
+        own forward looks for padding each time, and waits for the device to do so.
+
         Shapes:
             pixels: [N, 3, H, W]; result: [N, T, D].
         """
-        features: Tensor = self.model["connector"](
-            self.model["vision_model"](pixels).last_hidden_state
-        )
+        everywhere = pixels.new_ones((len(pixels), self.side, self.side), dtype=torch.bool)
+        patches = self.vision_model.embeddings(pixels, everywhere)
+        states = self.vision_model.encoder(patches).last_hidden_state
+        features: Tensor = self.connector(self.vision_model.post_layernorm(states))
         return features
 
     def assemble(self, features: Tensor, inputs: ImageInputs) -> ImageRows:
@@ -95,6 +96,16 @@ class Idefics3VisionModel(VisionModel):
             features: [tiles, T, D]; result: [tiles * T, D].
         """
         return ImageRows(features.flatten(0, 1), inputs.layout)
+
+
+def _read_config(checkpoint: Checkpoint) -> Idefics3Config:
+    """Read what tower and connector need; of a SmolVLM it is the same."""
+    keys = ("vision_config", "text_config", "scale_factor")
+    given = {key: checkpoint.config[key] for key in keys if key in checkpoint.config}
+    try:
+        return Idefics3Config(**given)
+    except StrictDataclassError as error:
+        raise ConfigError(f"config.json of {checkpoint.name}: {error}") from error
 
 
 def _load_processor(checkpoint: Checkpoint) -> Idefics3ImageProcessorPil:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -16,6 +18,9 @@ from transformers import (
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
 )
+
+# The models are tiny: threads that wait for each other cost more than they give.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 EDGE = 28
 SPECIAL_TOKENS = ["<|im_start|>", "<fake_token_around_image>", "<image>", "<end_of_utterance>"]
@@ -136,3 +141,15 @@ def write_checkpoint(
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a JSON object."""
     path.write_text(json.dumps(values, indent=2), "utf-8")
+
+
+@pytest.fixture(scope="session", params=list(MODELS))
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of each architecture, which no test changes."""
+    return write_checkpoint(tmp_path_factory.mktemp(request.param) / "model", request.param)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Writes another checkpoint: ``write(model_type, **changes)``."""
+    return lambda *arguments, **changes: write_checkpoint(tmp_path / "model", *arguments, **changes)
