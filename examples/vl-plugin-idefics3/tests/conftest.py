@@ -60,7 +60,7 @@ def write_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
         [AddedToken(token, normalized=False) for token in (*SPECIAL_TOKENS, "<global-img>")]
     )
     tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in TILE_TOKENS])
-    fast = PreTrainedTokenizerFast(
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         bos_token="<|im_start|>",
         eos_token="<end_of_utterance>",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import vlcore
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
+from vl_plugin_idefics3.template import Idefics3Template
+
+import vlcore
+from vlcore import Rows
 
 SIZES = [(100, 60), (60, 100), (28, 28), (9, 7), (300, 4), (1, 1), (84, 84), (5000, 3)]
 PROCESSORS = {"idefics3": Idefics3ImageProcessorPil, "smolvlm": SmolVLMImageProcessorPil}
@@ -26,9 +31,9 @@ def picture(size: tuple[int, int], mode: str = "RGB") -> Image.Image:
 
 
 def processor_of(checkpoint: Path) -> Idefics3Processor:
-    """The processor for both: SmolVLM's own writes the same, and needs num2words for videos."""
-    values = vlcore.Checkpoint.open(checkpoint).config
-    settings = vlcore.Checkpoint.open(checkpoint).read_json("preprocessor_config.json")
+    """The processor for both: SmolVLM's own needs num2words."""
+    values = json.loads((checkpoint / "config.json").read_text("utf-8"))
+    settings = json.loads((checkpoint / "preprocessor_config.json").read_text("utf-8"))
     side = 28 // values["vision_config"]["patch_size"]
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     return Idefics3Processor(
@@ -103,7 +108,7 @@ def test_tiles(checkpoint: Path, size: tuple[int, int], detail: str) -> None:
 def test_rows(write: Callable[..., Path], image_size: int) -> None:
     """Also where the tower was trained on another size than that of the tiles."""
     checkpoint = write("idefics3", image_size=image_size)
-    oracle = AutoModelForImageTextToText.from_pretrained(checkpoint)
+    oracle: Any = AutoModelForImageTextToText.from_pretrained(checkpoint)
     pictures = [picture(size) for size in SIZES]
     batch = processor_of(checkpoint).image_processor(
         [[image] for image in pictures], return_tensors="pt"
@@ -111,9 +116,9 @@ def test_rows(write: Callable[..., Path], image_size: int) -> None:
     model = vlcore.load_vision_model(checkpoint)
     with torch.inference_mode():
         expected = oracle.get_image_features(**batch).pooler_output
-        rows = model.forward([model.preprocess(image) for image in pictures])
-    for found, reference in zip(rows, expected, strict=True):
-        torch.testing.assert_close(found.rows, reference, rtol=1e-5, atol=2e-5)
+        images: Any = model.forward([model.preprocess(image) for image in pictures])
+    for image, reference in zip(images, expected, strict=True):
+        torch.testing.assert_close(image.rows, reference, rtol=1e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("model_type", list(PROCESSORS))
@@ -127,7 +132,7 @@ def test_prompts_and_answers(
     """
     checkpoint = write(model_type, longest_edge=longest_edge)
     processor = processor_of(checkpoint)
-    oracle = AutoModelForImageTextToText.from_pretrained(checkpoint)
+    oracle: Any = AutoModelForImageTextToText.from_pretrained(checkpoint)
     options = {"max_new_tokens": 12, "skip_special_tokens": False, "output_logits": "all"}
     with vlcore.pipeline(checkpoint) as pipe, torch.inference_mode():
         for conversation in conversations():
@@ -146,3 +151,15 @@ def test_prompts_and_answers(
             if answer.finish_reason == "stop":
                 assert expected.pop() == oracle.generation_config.eos_token_id
             assert list(answer.token_ids) == expected
+
+
+@pytest.mark.parametrize("grid", [(0, 0), (1, 1), (2, 3), (4, 1)])
+def test_tokens_around_tiles_are_those_of_smolvlm(grid: tuple[int, int]) -> None:
+    """Its processor cannot be made without num2words, but writes the prompt by a function."""
+    parts = Idefics3Template("").expand(grid, 4 * (grid[0] * grid[1] + 1))
+    text = "".join(
+        "<image>" * part.num_rows if isinstance(part, Rows) else part.text for part in parts
+    )
+    assert text == get_image_prompt_string(
+        *grid, 4, "<fake_token_around_image>", "<image>", "<global-img>"
+    )

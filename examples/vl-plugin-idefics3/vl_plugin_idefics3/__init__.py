@@ -9,6 +9,7 @@ from vlcore import hookimpl
 
 if TYPE_CHECKING:
     import torch
+
     from vlcore import ChatTemplate, Checkpoint, LanguageModel, VisionModel
 
 _ARCHITECTURES = {

@@ -11,9 +11,7 @@ _END = "<end_of_utterance>"
 class Idefics3Template(JinjaTemplate):
     """Rows of a picture's tiles, each behind its row and column, then those of the whole."""
 
-    def expand(
-        self, layout: tuple[int, int], num_rows: int
-    ) -> tuple[Text | Control | Rows, ...]:
+    def expand(self, layout: tuple[int, int], num_rows: int) -> tuple[Text | Control | Rows, ...]:
         """Give the tiles line by line, and the whole picture last.
 
         Args:

@@ -14,11 +14,11 @@ from transformers.models.idefics3.modeling_idefics3 import (
     Idefics3Connector,
     Idefics3VisionTransformer,
 )
+
 from vlcore import (
     Checkpoint,
     ConfigError,
     ImageInputs,
-    ImageRows,
     OptionError,
     VisionModel,
     empty_weights,
@@ -35,8 +35,8 @@ class Idefics3VisionModel(VisionModel):
     image_options = frozenset({"detail"})
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
-        config = _read_config(checkpoint)
-        self.processor = _load_processor(checkpoint)
+        config: Any = _read_config(checkpoint)
+        self.processor: Any = _load_processor(checkpoint)
         self.hidden_size: int = config.text_config.hidden_size
         edge = self.processor.max_image_size["longest_edge"]
         self.side = edge // config.vision_config.patch_size
@@ -49,13 +49,16 @@ class Idefics3VisionModel(VisionModel):
             )
         self.rows_per_tile = (self.side // config.scale_factor) ** 2
         with empty_weights():
-            self.vision_model = Idefics3VisionTransformer(config.vision_config).eval()
-            self.connector = Idefics3Connector(config)
+            self.vision_model = Idefics3VisionTransformer(config.vision_config)
+            self.connector = Idefics3Connector(config)  # type: ignore[no-untyped-call]
         parts = nn.ModuleDict({"vision_model": self.vision_model, "connector": self.connector})
+        parts.eval()
         sources = renamed(checkpoint, {f"model.{name}.": f"{name}." for name in parts})
         checkpoint.load_module(parts, sources, device=device, dtype=dtype)
 
-    def preprocess(self, image: Image.Image, detail: str = "high") -> ImageInputs:
+    def preprocess(  # type: ignore[override]  # it takes the options of image_options alone
+        self, image: Image.Image, *, detail: str = "high"
+    ) -> ImageInputs:
         """Cut a picture into tiles.
 
         Args:
@@ -89,13 +92,13 @@ class Idefics3VisionModel(VisionModel):
         features: Tensor = self.connector(self.vision_model.post_layernorm(states))
         return features
 
-    def assemble(self, features: Tensor, inputs: ImageInputs) -> ImageRows:
+    def assemble(self, features: Tensor, inputs: ImageInputs) -> Tensor:  # noqa: ARG002
         """Put the tiles' rows in a line; between them, the template writes where each stood.
 
         Shapes:
             features: [tiles, T, D]; result: [tiles * T, D].
         """
-        return ImageRows(features.flatten(0, 1), inputs.layout)
+        return features.flatten(0, 1)
 
 
 def _read_config(checkpoint: Checkpoint) -> Idefics3Config:
@@ -108,8 +111,11 @@ def _read_config(checkpoint: Checkpoint) -> Idefics3Config:
         raise ConfigError(f"config.json of {checkpoint.name}: {error}") from error
 
 
-def _load_processor(checkpoint: Checkpoint) -> Idefics3ImageProcessorPil:
-    """Read the settings, which lie in a file of their own or among the processor's."""
+def _load_processor(checkpoint: Checkpoint) -> Any:
+    """Read the settings, which lie in a file of their own or among the processor's.
+
+    Pillow resizes, also where torchvision is installed: pixels are the same everywhere.
+    """
     settings = checkpoint.read_json("preprocessor_config.json")
     if settings is None:
         settings = (checkpoint.read_json("processor_config.json") or {}).get("image_processor")
