@@ -157,9 +157,7 @@ def test_prompts_and_answers(
 def test_tokens_around_tiles_are_those_of_smolvlm(grid: tuple[int, int]) -> None:
     """Its processor cannot be made without num2words, but writes the prompt by a function."""
     parts = Idefics3Template("").expand(grid, 4 * (grid[0] * grid[1] + 1))
-    text = "".join(
-        "<image>" * part.num_rows if isinstance(part, Rows) else part.text for part in parts
-    )
-    assert text == get_image_prompt_string(
-        *grid, 4, "<fake_token_around_image>", "<image>", "<global-img>"
-    )
+    texts = ("<image>" * part.num_rows if isinstance(part, Rows) else part.text for part in parts)
+    tokens = ("<fake_token_around_image>", "<image>", "<global-img>")
+    expected = get_image_prompt_string(*grid, 4, *tokens)  # type: ignore[no-untyped-call]
+    assert "".join(texts) == expected

@@ -1,4 +1,4 @@
-"""The command and the example of the README run, with a tiny checkpoint in the released one's place."""
+"""Command and code of the README run, with a tiny checkpoint in the released one's place."""
 
 from __future__ import annotations
 
