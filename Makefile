@@ -4,9 +4,10 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(
 VENV := .venv
 BIN := $(VENV)/bin
 PLUGINS := $(sort $(dir $(wildcard plugins/*/pyproject.toml)))
+EXAMPLES := $(sort $(dir $(wildcard examples/*/pyproject.toml)))
 EXTRAS := dev
 CONSTRAINTS := constraints.txt
-DEFINED_BY := pyproject.toml $(CONSTRAINTS) $(addsuffix pyproject.toml,$(PLUGINS))
+DEFINED_BY := pyproject.toml $(CONSTRAINTS) $(addsuffix pyproject.toml,$(PLUGINS) $(EXAMPLES))
 READY := $(VENV)/ready
 TURBOMIND := .venv-turbomind
 TURBOMIND_LISTS := constraints-turbomind.txt tests/turbomind/requirements.txt
@@ -27,7 +28,7 @@ check-python:
 $(READY): $(DEFINED_BY) | check-python
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[$(EXTRAS)]' \
-		$(addprefix --editable ./,$(PLUGINS))
+		$(addprefix --editable ./,$(PLUGINS) $(EXAMPLES))
 	@touch $@
 
 demo: $(READY)  ## answer questions about the pictures in demo/images
@@ -55,7 +56,7 @@ lint: $(READY)  ## check style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy --explicit-package-bases vlcore tests
-	for plugin in $(PLUGINS); do $(BIN)/mypy $$plugin || exit 1; done
+	for plugin in $(PLUGINS) $(EXAMPLES); do $(BIN)/mypy $$plugin || exit 1; done
 	$(BIN)/mypy benchmarks/*.py
 	$(BIN)/mypy scripts/*.py
 	cd demo && ../$(BIN)/mypy --config-file ../pyproject.toml *.py
