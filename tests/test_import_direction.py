@@ -23,6 +23,7 @@ ORDER = (
     "spreading",
     "placement",
     "hookspecs",
+    "installed",
     "plugins",
     "vocabulary",
     "weights",

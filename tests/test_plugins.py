@@ -12,7 +12,7 @@ import pytest
 from distributions import Site, make_site, plugin_source
 from packaging.utils import canonicalize_name
 
-from vlcore import plugins
+from vlcore import installed, plugins
 from vlcore._version import __version__
 from vlcore.errors import (
     IncompatiblePluginError,
@@ -472,7 +472,7 @@ def test_a_requirement_that_holds_is_no_hindrance(site: Site, requirement: str) 
 def test_a_prerelease_of_vlcore_is_accepted(
     site: Site, monkeypatch: pytest.MonkeyPatch, version: str
 ) -> None:
-    monkeypatch.setattr(plugins, "__version__", version)
+    monkeypatch.setattr(installed, "__version__", version)
     site.install("vl-plugin-first", ARCHITECTURES, requires=["vlcore>=0.1,<0.3"])
     assert find_plugin(CONFIG).info.distribution == "vl-plugin-first"
 

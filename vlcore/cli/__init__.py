@@ -16,6 +16,7 @@ from vlcore.cli.chat import chat
 from vlcore.cli.check import check
 from vlcore.cli.encode import encode
 from vlcore.cli.explain import explain
+from vlcore.cli.new import new
 from vlcore.cli.plugins import plugins
 from vlcore.errors import VlcoreError
 
@@ -31,6 +32,7 @@ app.command()(chat)
 app.command()(check)
 app.command()(encode)
 app.command()(explain)
+app.command()(new)
 app.command()(plugins)
 
 
