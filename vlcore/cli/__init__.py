@@ -14,6 +14,7 @@ import typer
 from vlcore._version import __version__
 from vlcore.cli.chat import chat
 from vlcore.cli.check import check
+from vlcore.cli.doctor import doctor
 from vlcore.cli.encode import encode
 from vlcore.cli.explain import explain
 from vlcore.cli.new import new
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.command()(chat)
 app.command()(check)
+app.command()(doctor)
 app.command()(encode)
 app.command()(explain)
 app.command()(new)
