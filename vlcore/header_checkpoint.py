@@ -31,6 +31,7 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 """By the names that safetensors files give them."""
+_MAX_NAMES_IN_MESSAGE = 20
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -100,7 +101,11 @@ class HeaderCheckpoint(Checkpoint):
         progress: bool = False,  # noqa: ARG002
     ) -> Iterator[tuple[str, Tensor]]:
         """Give tensors without values, all of them on the meta device."""
-        for name in dict.fromkeys(names):
+        wanted = list(dict.fromkeys(names))
+        if missing := [name for name in wanted if name not in self._weight_files]:
+            listed = ", ".join(missing[:_MAX_NAMES_IN_MESSAGE])
+            raise TensorError(f"{self.name} lacks {len(missing)} tensor(s): {listed}")
+        for name in wanted:
             path = self.file_of(name)
             header = self._header(path)
             if name not in header:
