@@ -128,7 +128,7 @@ def _torch() -> Iterator[Finding]:
             )
         yield Finding("cuda", Verdict.NOTE, text, {"devices": []})
         return
-    devices = []
+    devices: list[dict[str, Any]] = []
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         name = torch.cuda.get_device_name(index)
