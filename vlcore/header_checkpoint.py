@@ -101,19 +101,13 @@ class HeaderCheckpoint(Checkpoint):
         progress: bool = False,  # noqa: ARG002
     ) -> Iterator[tuple[str, Tensor]]:
         """Give tensors without values, all of them on the meta device."""
-        wanted = list(dict.fromkeys(names))
-        if missing := [name for name in wanted if name not in self._weight_files]:
-            listed = ", ".join(missing[:_MAX_NAMES_IN_MESSAGE])
-            raise TensorError(f"{self.name} lacks {len(missing)} tensor(s): {listed}")
-        for name in wanted:
-            path = self.file_of(name)
-            header = self._header(path)
-            if name not in header:
-                raise TensorError(f"{path} lacks the tensor {name!r}, which the index places there")
-            stored = header[name]
+        for name in self._known(names):
+            stored = self._stored(name)
             keeps = dtype is None or not stored.is_floating_point()
             tensor = stored if keeps else stored.to(dtype)
-            self.used[self.name, name] = UsedTensor(path, stored.nbytes, tensor.nbytes)
+            self.used[self.name, name] = UsedTensor(
+                self.file_of(name), stored.nbytes, tensor.nbytes
+            )
             yield name, tensor
 
     def fetch_files(self, paths: Iterable[Path]) -> None:
@@ -127,6 +121,26 @@ class HeaderCheckpoint(Checkpoint):
             return super()._weight_files
         path = self.directory / _WEIGHT_FILES[0]
         return dict.fromkeys(self._header(path), path)
+
+    def _known(self, names: Iterable[str]) -> list[str]:
+        """Give each name once.
+
+        Raises:
+            TensorError: some are missing; each is listed.
+        """
+        wanted = list(dict.fromkeys(names))
+        if missing := [name for name in wanted if name not in self._weight_files]:
+            listed = ", ".join(missing[:_MAX_NAMES_IN_MESSAGE])
+            raise TensorError(f"{self.name} lacks {len(missing)} tensor(s): {listed}")
+        return wanted
+
+    def _stored(self, name: str) -> Tensor:
+        """Give a tensor as it is stored, without its values."""
+        path = self.file_of(name)
+        header = self._header(path)
+        if name not in header:
+            raise TensorError(f"{path} lacks the tensor {name!r}, which the index places there")
+        return header[name]
 
     def _header(self, path: Path) -> Mapping[str, Tensor]:
         """Give the tensors of a weight file, without values."""
