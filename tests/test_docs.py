@@ -76,7 +76,8 @@ def test_every_command_runs(command: str, tmp_path: Path) -> None:
     if command in NEEDS_NO_RUN:
         command = f"{command} --dry-run"
     command = command.replace(".venv/bin/", f"{sysconfig.get_path('scripts')}/")
-    command = command.replace("--out ", f"--out {tmp_path}/")
+    for option in ("--out", "--directory"):
+        command = command.replace(f"{option} ", f"{option} {tmp_path}/")
     done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()

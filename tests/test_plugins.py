@@ -12,7 +12,7 @@ import pytest
 from distributions import Site, make_site, plugin_source
 from packaging.utils import canonicalize_name
 
-from vlcore import plugins
+from vlcore import installed, plugins
 from vlcore._version import __version__
 from vlcore.errors import (
     IncompatiblePluginError,
@@ -436,6 +436,118 @@ def test_load_plugin_tells_the_state_after_the_import(site: Site) -> None:
     assert site.imported() == [sound]
 
 
+def test_what_a_plugin_prints_at_its_import_is_no_output(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site.install("vl-plugin-loud", ARCHITECTURES, "print('Welcome!')\n" + plugin_source())
+    assert find_plugin(CONFIG).info.distribution == "vl-plugin-loud"
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "Welcome!\n")
+
+
+def test_loading_imports_the_candidates_of_its_architecture_alone(site: Site) -> None:
+    for number in range(200):
+        site.install(f"vl-plugin-{number}", [f"MadeUp{number % 100}"], REFUSES)
+    candidates = [site.modules[7], site.install("vl-plugin-mine", ["MadeUp7"]), site.modules[107]]
+    assert len(installed_plugins()) > 200
+    assert site.imported() == []
+    assert find_plugin({"architectures": ["MadeUp7"]}).info.distribution == "vl-plugin-mine"
+    assert sorted(site.imported()) == sorted(candidates)
+
+
+def test_a_match_that_never_returns_holds_up_its_architecture_alone(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing interrupts a hook, so this one would hang the test if it were called."""
+    site.install("vl-plugin-hangs", ["AnotherArchitecture"], plugin_source(match="while 1: pass"))
+    site.install("vl-plugin-sound", ["AnotherArchitecture", *ARCHITECTURES])
+    assert load_plugin(info_of("vl-plugin-hangs")).state is PluginState.READY
+    assert find_plugin(CONFIG).info.distribution == "vl-plugin-sound"
+    monkeypatch.setenv("VLCORE_BLOCK_PLUGINS", "vl-plugin-hangs")
+    config = {"architectures": ["AnotherArchitecture"]}
+    assert find_plugin(config).info.distribution == "vl-plugin-sound"
+
+
+# -- entry points that are wrong
+
+
+@pytest.mark.parametrize("name", ["made-up", "Made Up", "7B", "class", "ünïcode!", "a.b"])
+def test_a_name_that_no_class_has_is_passed_over_and_told(site: Site, name: str) -> None:
+    module = site.install("vl-plugin-odd", [name, *ARCHITECTURES])
+    info = info_of("vl-plugin-odd")
+    assert info.modules == {"MadeUpForTests": module}
+    assert info.state is PluginState.READY
+    assert info.warnings == (f"its entry point {name!r} is passed over: no class has such a name",)
+    assert find_plugin(CONFIG).info.distribution == "vl-plugin-odd"
+
+
+def test_a_plugin_without_a_possible_name_is_broken(site: Site) -> None:
+    site.install("vl-plugin-odd", ["made-up"])
+    info = info_of("vl-plugin-odd")
+    assert (info.state, info.architectures) == (PluginState.BROKEN, ())
+    assert load_plugin(info) == info
+    assert "registers no architecture" in info.reason
+
+
+def test_a_checkpoint_may_ask_for_such_a_name(site: Site) -> None:
+    site.install("vl-plugin-odd", ["made-up"])
+    with pytest.raises(NoPluginError, match="no installed plugin serves this made-up checkpoint"):
+        find_plugin({"architectures": ["made-up"]})
+
+
+def test_one_name_registered_twice_by_one_distribution(site: Site) -> None:
+    first = site.install("vl-plugin-twice", ARCHITECTURES)
+    entry_points = next((site.root / first).glob("*.dist-info")) / "entry_points.txt"
+    with entry_points.open("a") as file:
+        file.write("MadeUpForTests = elsewhere\n")
+    info = info_of("vl-plugin-twice")
+    assert info.modules == {"MadeUpForTests": first}
+    (warning,) = info.warnings
+    assert f"MadeUpForTests is registered twice: {first!r} counts, 'elsewhere' is pas" in warning
+    assert find_plugin(CONFIG).info.distribution == "vl-plugin-twice"
+
+
+def install_same(site: Site, *names: str) -> str:
+    """Install distributions with one and the same entry point."""
+    module = site.install(names[0], ARCHITECTURES)
+    for name in names[1:]:
+        copied = site.install(name, [])
+        info = next((site.root / copied).glob("*.dist-info"))
+        text = f"[vlcore.architectures]\nMadeUpForTests = {module}\n"
+        (info / "entry_points.txt").write_text(text)
+    return module
+
+
+def test_two_distributions_with_the_same_entry_point_are_in_conflict(site: Site) -> None:
+    module = install_same(site, "vl-plugin-first", "vl-plugin-second")
+    first, second = info_of("vl-plugin-first"), info_of("vl-plugin-second")
+    assert first.state is second.state is PluginState.CONFLICT
+    assert first.reason.startswith(f"vl-plugin-second registers the same module {module!r}: ")
+    assert second.reason.startswith(f"vl-plugin-first registers the same module {module!r}: ")
+    assert "VLCORE_BLOCK_PLUGINS=vl-plugin-first" in second.reason
+    assert load_plugin(first).state is PluginState.CONFLICT
+    with pytest.raises(PluginConflictError, match=r"vl-plugin-first .* and vl-plugin-second"):
+        find_plugin(CONFIG)
+    chosen = find_plugin(CONFIG, plugin="vl-plugin-second")
+    assert chosen.info.distribution == "vl-plugin-second"
+
+
+def test_a_conflict_ends_where_one_is_blocked(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_same(site, "vl-plugin-first", "vl-plugin-second")
+    monkeypatch.setenv("VLCORE_BLOCK_PLUGINS", "vl-plugin-first")
+    assert info_of("vl-plugin-second").state is PluginState.READY
+    assert find_plugin(CONFIG).info.distribution == "vl-plugin-second"
+
+
+def test_a_name_that_two_families_share_is_no_conflict(site: Site) -> None:
+    site.install("vl-plugin-first", ["MadeUpForTests", "FirstAlone"])
+    site.install("vl-plugin-second", ARCHITECTURES)
+    found = [info_of(f"vl-plugin-{name}") for name in ("first", "second")]
+    assert {info.state for info in found} == {PluginState.READY}
+    shared = installed.shared_architectures(found)
+    assert shared == {"MadeUpForTests": ("vl-plugin-first", "vl-plugin-second")}
+
+
 # -- plugins for another vlcore
 
 
@@ -445,6 +557,7 @@ def test_a_plugin_for_another_vlcore_is_never_imported(site: Site, requirement: 
     info = info_of("vl-plugin-later")
     assert info.state is PluginState.INCOMPATIBLE
     assert f"vlcore {__version__} is installed" in info.reason
+    assert requirement.lower() == f"vlcore{info.requires}"
     with pytest.raises(IncompatiblePluginError, match=r"vl-plugin-later 1\.0 is incompatible"):
         find_plugin(CONFIG)
     site.install("vl-plugin-sound", ARCHITECTURES)
@@ -472,7 +585,7 @@ def test_a_requirement_that_holds_is_no_hindrance(site: Site, requirement: str) 
 def test_a_prerelease_of_vlcore_is_accepted(
     site: Site, monkeypatch: pytest.MonkeyPatch, version: str
 ) -> None:
-    monkeypatch.setattr(plugins, "__version__", version)
+    monkeypatch.setattr(installed, "__version__", version)
     site.install("vl-plugin-first", ARCHITECTURES, requires=["vlcore>=0.1,<0.3"])
     assert find_plugin(CONFIG).info.distribution == "vl-plugin-first"
 

@@ -10,6 +10,8 @@ plugin module::
 The module implements every hook below, each marked with :data:`hookimpl`. It imports torch only
 inside the hooks, so that looking at plugins stays cheap. A hook may leave out arguments it does
 not need.
+
+What may change, and how it is announced, is in ``docs/contract.md``.
 """
 
 from __future__ import annotations
@@ -89,4 +91,8 @@ def vl_chat_template(checkpoint: Checkpoint, name: str | None) -> ChatTemplate: 
 
 @hookspec(firstresult=True)
 def vl_language_model(checkpoint: Checkpoint) -> LanguageModel:  # type: ignore[empty-body]
-    """Describe the text part as a standard architecture. Reads no weights yet."""
+    """Describe the text part as a standard architecture. Reads no weights yet.
+
+    Args:
+        checkpoint: the opened checkpoint.
+    """

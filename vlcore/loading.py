@@ -59,13 +59,18 @@ class ModelStages:
         device_map: DeviceMap | None = None,
         max_memory: MaxMemory | None = None,
     ) -> VisionModel:
-        """Load the vision model; ``dtype=None`` is float32."""
+        """Load the vision model; ``dtype=None`` is float32.
+
+        On the meta device its weights have shapes and no values, for those who count them.
+        """
+        is_meta = isinstance(device, torch.device) and device.type == "meta"
+        place = torch.device(device) if is_meta else as_device(device)
         wanted = as_dtype(dtype) or torch.float32
         if device_map is None and max_memory is not None:
             device_map = "auto"
         with self._blaming("vl_vision_model"):
             model = self.plugin.vision_model(
-                self.checkpoint, as_device(device), wanted, device_map, max_memory
+                self.checkpoint, place, wanted, device_map, max_memory
             )
         vision_model = self._expect(model, VisionModel, "vl_vision_model")
         if not isinstance(getattr(vision_model, "hidden_size", None), int):

@@ -1,11 +1,7 @@
 """Finds the one installed plugin that serves a checkpoint.
 
-Listing plugins reads the metadata of installed distributions and imports none of them. Choosing
-one imports only the candidates: the plugins whose entry-point name is one of the checkpoint's
-``architectures``.
-
-Two environment variables, both comma-separated distribution names, narrow what is looked at:
-``VLCORE_ALLOW_PLUGINS`` (only these) and ``VLCORE_BLOCK_PLUGINS`` (not these).
+Choosing one imports only the candidates: the plugins whose entry-point name is one of the
+checkpoint's ``architectures``.
 """
 
 from __future__ import annotations
@@ -13,17 +9,16 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-import os
 import re
+import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from contextlib import redirect_stdout
+from dataclasses import replace
 from importlib import resources
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-import importlib_metadata
 import pluggy
-from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from vlcore import hookspecs
@@ -37,6 +32,13 @@ from vlcore.errors import (
     PluginError,
     PluginImportError,
 )
+from vlcore.installed import (
+    BLOCK_VARIABLE,
+    PluginInfo,
+    PluginState,
+    installed_plugins,
+    note_failure,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -44,40 +46,19 @@ if TYPE_CHECKING:
     from vlcore.checkpoint import Checkpoint
     from vlcore.spreading import DeviceMap, MaxMemory
 
-ALLOW_VARIABLE = "VLCORE_ALLOW_PLUGINS"
-BLOCK_VARIABLE = "VLCORE_BLOCK_PLUGINS"
+__all__ = [
+    "BLOCK_VARIABLE",
+    "Plugin",
+    "PluginInfo",
+    "PluginState",
+    "find_plugin",
+    "installed_plugins",
+    "load_plugin",
+]
 
 _HOOK_NAMES = ("vl_match", "vl_vision_model", "vl_chat_template", "vl_language_model")
 
 logger = logging.getLogger(__name__)
-_import_failures: dict[str, str] = {}
-
-
-class PluginState(StrEnum):
-    """What is known of an installed plugin."""
-
-    READY = "ready"
-    BLOCKED = "blocked"
-    INCOMPATIBLE = "incompatible"
-    BROKEN = "broken"
-
-
-@dataclass(frozen=True)
-class PluginInfo:
-    """One installed plugin, as its distribution's metadata tells it."""
-
-    distribution: str
-    version: str
-    modules: Mapping[str, str]
-    """Plugin module by architecture name."""
-    state: PluginState
-    reason: str = ""
-    """Why the plugin is not ready; empty where it is."""
-
-    @property
-    def architectures(self) -> tuple[str, ...]:
-        """The ``architectures`` names it registers, sorted."""
-        return tuple(sorted(self.modules))
 
 
 class Plugin:
@@ -94,7 +75,8 @@ class Plugin:
         self._manager = pluggy.PluginManager(hookspecs.PROJECT_NAME)
         self._manager.add_hookspecs(hookspecs)
         try:
-            module = importlib.import_module(module_name)
+            with redirect_stdout(sys.stderr):  # what it prints is none of a command's output
+                module = importlib.import_module(module_name)
         except (Exception, SystemExit) as error:
             raise PluginImportError(
                 f"plugin {info.distribution} {info.version} cannot be imported: "
@@ -167,32 +149,21 @@ class Plugin:
         return self._manager.hook.vl_language_model(checkpoint=checkpoint)
 
 
-def installed_plugins() -> list[PluginInfo]:
-    """List every installed plugin by name, without importing any of them."""
-    plugins: dict[str, PluginInfo] = {}
-    for distribution in importlib_metadata.distributions():
-        try:
-            info = _read_distribution(cast("importlib_metadata.Distribution", distribution))
-        except Exception:
-            # A damaged distribution of somebody else's must not hide the others.
-            logger.debug("unreadable distribution %r", distribution, exc_info=True)
-            continue
-        if info is not None:
-            plugins.setdefault(canonicalize_name(info.distribution), info)
-    return [plugins[name] for name in sorted(plugins)]
-
-
 def load_plugin(info: PluginInfo) -> PluginInfo:
-    """Import every module of a ready plugin and tell the state it is in then."""
-    if info.state is not PluginState.READY:
+    """Import every module of a plugin that may be used, and tell its state and the time it took.
+
+    What it imports that no plugin before it did counts as its own.
+    """
+    if info.state not in (PluginState.READY, PluginState.CONFLICT):
         return info
+    started = time.perf_counter()
     for module_name in sorted(set(info.modules.values())):
         try:
             Plugin(info, module_name)
         except PluginError as error:
-            _import_failures[info.distribution] = str(error)
+            note_failure(info, str(error))
             return replace(info, state=PluginState.BROKEN, reason=str(error))
-    return info
+    return replace(info, import_ms=(time.perf_counter() - started) * 1000)
 
 
 def find_plugin(config: Mapping[str, Any], *, plugin: str | None = None) -> Plugin:
@@ -228,7 +199,7 @@ def find_plugin(config: Mapping[str, Any], *, plugin: str | None = None) -> Plug
         try:
             candidate = Plugin(info, module_name)
         except PluginError as error:
-            _import_failures[info.distribution] = str(error)
+            note_failure(info, str(error))
             failures.append(error)
             reasons.append(str(error))
             continue
@@ -337,47 +308,3 @@ def _known_plugins() -> list[dict[str, Any]]:
     text = resources.files("vlcore").joinpath("data/known_plugins.json").read_text("utf-8")
     known: list[dict[str, Any]] = json.loads(text)
     return known
-
-
-def _read_distribution(distribution: importlib_metadata.Distribution) -> PluginInfo | None:
-    entry_points = distribution.entry_points.select(group=hookspecs.ENTRY_POINT_GROUP)
-    modules = {entry_point.name: entry_point.value for entry_point in entry_points}
-    if not modules:
-        return None
-    name = distribution.metadata["Name"]
-    state, reason = _state_of(name, distribution.requires or ())
-    return PluginInfo(name, distribution.version, modules, state, reason)
-
-
-def _state_of(name: str, requirements: Iterable[str]) -> tuple[PluginState, str]:
-    normalised = canonicalize_name(name)
-    allowed = _names_in(ALLOW_VARIABLE)
-    if allowed is not None and normalised not in allowed:
-        return PluginState.BLOCKED, f"not in {ALLOW_VARIABLE}"
-    if normalised in (_names_in(BLOCK_VARIABLE) or ()):
-        return PluginState.BLOCKED, f"named in {BLOCK_VARIABLE}"
-    for text in requirements:
-        try:
-            requirement = Requirement(text)
-        except InvalidRequirement as error:
-            return PluginState.INCOMPATIBLE, f"its Requires-Dist {text!r} is malformed: {error}"
-        if canonicalize_name(requirement.name) != "vlcore":
-            continue
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-            continue
-        if not requirement.specifier.contains(__version__, prereleases=True):
-            return (
-                PluginState.INCOMPATIBLE,
-                f"it requires vlcore{requirement.specifier} and vlcore {__version__} is "
-                f"installed: pip install --upgrade {name} vlcore",
-            )
-    if name in _import_failures:
-        return PluginState.BROKEN, _import_failures[name]
-    return PluginState.READY, ""
-
-
-def _names_in(variable: str) -> set[str] | None:
-    value = os.environ.get(variable)
-    if not value:
-        return None
-    return {canonicalize_name(name.strip()) for name in value.split(",") if name.strip()}

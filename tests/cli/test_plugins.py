@@ -1,10 +1,16 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+from checkpoints import write_llava
+from distributions import Site, make_site, plugin_source
 from typer.testing import CliRunner
 
 import vlcore
@@ -32,7 +38,7 @@ def test_load_imports_them() -> None:
 
 
 def test_none_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vlcore.plugins.installed_plugins", list)
+    monkeypatch.setattr("vlcore.installed.installed_plugins", list)
     assert "no plugins are installed" in CliRunner().invoke(app, ["plugins"]).stdout
 
 
@@ -41,6 +47,107 @@ def test_a_reason_is_shown_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     result = CliRunner().invoke(app, ["plugins"])
     assert "blocked" in result.stdout
     assert "named in VLCORE_BLOCK_PLUGINS" in result.stdout
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    yield from make_site(tmp_path / "site", monkeypatch)
+
+
+def listed(*arguments: str) -> dict[str, dict[str, Any]]:
+    output = CliRunner().invoke(app, ["plugins", "--json", *arguments]).stdout
+    return {entry["distribution"]: entry for entry in json.loads(output)}
+
+
+def test_who_shares_a_name_is_told(site: Site) -> None:
+    site.install("vl-plugin-first", ["MadeUpForTests", "FirstAlone"])
+    site.install("vl-plugin-second", ["MadeUpForTests"])
+    assert listed()["vl-plugin-first"]["shared_with"] == {"MadeUpForTests": ["vl-plugin-second"]}
+    assert "MadeUpForTests  also vl-plugin-first" in CliRunner().invoke(app, ["plugins"]).stdout
+
+
+def test_what_a_plugin_requires_is_told(site: Site) -> None:
+    site.install("vl-plugin-later", ["MadeUpForTests"], requires=["vlcore>=99"])
+    entry = listed()["vl-plugin-later"]
+    assert (entry["state"], entry["requires_vlcore"]) == ("incompatible", ">=99")
+    assert "requires vlcore>=99" in CliRunner().invoke(app, ["plugins"]).stdout.replace("\n", " ")
+
+
+def test_import_times_are_told_when_asked(site: Site) -> None:
+    slow = "import time; time.sleep(0.05)\n"
+    site.install("vl-plugin-slow", ["MadeUpForTests"], slow + plugin_source())
+    assert listed()["vl-plugin-slow"]["import_ms"] is None
+    assert 50 <= listed("--load")["vl-plugin-slow"]["import_ms"] < 1000
+    table = CliRunner().invoke(app, ["plugins", "--load"]).stdout
+    assert "import" in table.splitlines()[0]
+    assert " ms " in table
+
+
+def test_names_are_shown_as_they_are(site: Site) -> None:
+    site.install("vl-plugin-odd", ["MadeUpForTests", "x[bold]y"])
+    assert "x[bold]y" in CliRunner().invoke(app, ["plugins"]).stdout.replace("\n", "")
+
+
+BAD: dict[str, tuple[list[str], str]] = {
+    "no-module": (["MadeUpForTests"], "import a_module_that_nobody_wrote"),
+    "exits": (["MadeUpForTests"], "raise SystemExit(3)"),
+    "prints": (["MadeUpForTests"], "print('[{]')\n" + plugin_source(match="return 'no'")),
+    "misspelt": (["MadeUpForTests"], plugin_source().replace("def vl_match", "def vl_macth")),
+    "arguments": (["MadeUpForTests"], plugin_source().replace("(config)", "(configuration)")),
+    "none": (["MadeUpForTests"], plugin_source(match="return None")),
+    "hangs": (["HangsForTests"], plugin_source(match="while True: pass")),
+    "no-name": (["not a class"], plugin_source()),
+}
+
+
+def test_no_bad_plugin_breaks_a_command_or_another_model(site: Site, tmp_path: Path) -> None:
+    """All of them at once, in fresh processes, as a user has them."""
+    for name, (architectures, source) in BAD.items():
+        site.install(f"vl-plugin-bad-{name}", architectures, source)
+    same = site.install("vl-plugin-bad-same", ["MadeUpForTests"])
+    missing = site.install("vl-plugin-bad-missing", ["MadeUpForTests"])
+    twin = site.install("vl-plugin-bad-twin", [])
+    points = next((site.root / twin).glob("*.dist-info")) / "entry_points.txt"
+    points.write_text(f"[vlcore.architectures]\nMadeUpForTests = {same}\n")
+    (site.root / missing / f"{missing}.py").unlink()
+    path = os.pathsep.join(str(folder) for folder in site.root.iterdir())
+
+    def vlcore_command(*arguments: str | Path) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "vlcore", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=os.environ | {"PYTHONPATH": path},
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "plugins" in vlcore_command("--help")
+    assert "vl-plugin-bad-exits" in vlcore_command("plugins")
+    found = {
+        entry["distribution"].removeprefix("vl-plugin-"): entry["state"]
+        for entry in json.loads(vlcore_command("plugins", "--load", "--json"))
+    }
+    assert found == {
+        "bad-no-module": "broken",
+        "bad-missing": "broken",
+        "bad-exits": "broken",
+        "bad-prints": "ready",
+        "bad-misspelt": "broken",
+        "bad-arguments": "broken",
+        "bad-none": "ready",
+        "bad-hangs": "ready",
+        "bad-no-name": "broken",
+        "bad-same": "conflict",
+        "bad-twin": "conflict",
+        "llava": "ready",
+        "qwen": "ready",
+        "yi": "ready",
+    }
+    model = write_llava(tmp_path / "model")
+    explained = json.loads(vlcore_command("explain", model, "What is this?", "--json"))
+    assert explained["plugin"] == "vl-plugin-llava"
 
 
 @pytest.mark.parametrize("command", [["-m", "vlcore", "--version"]])

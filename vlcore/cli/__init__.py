@@ -15,8 +15,10 @@ from vlcore._version import __version__
 from vlcore.cli.cache import cache
 from vlcore.cli.chat import chat
 from vlcore.cli.check import check
+from vlcore.cli.doctor import doctor
 from vlcore.cli.encode import encode
 from vlcore.cli.explain import explain
+from vlcore.cli.new import new
 from vlcore.cli.plugins import plugins
 from vlcore.cli.view import view
 from vlcore.errors import VlcoreError
@@ -32,8 +34,10 @@ app = typer.Typer(
 app.command()(cache)
 app.command()(chat)
 app.command()(check)
+app.command()(doctor)
 app.command()(encode)
 app.command()(explain)
+app.command()(new)
 app.command()(plugins)
 app.command()(view)
 

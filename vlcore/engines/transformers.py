@@ -38,7 +38,7 @@ _NOT_FINITE = (
     "the model computed NaN logits, or the options made NaN of them: try another dtype, or milder "
     "options"
 )
-_CACHE_SHARE = 0.5
+CACHE_SHARE = 0.5
 """Of the memory that is free once the model is loaded."""
 
 
@@ -174,7 +174,7 @@ class TransformersEngine(Engine):
             bytes_per_token = self._batch.measure_token()
         room = self._config.max_cached_tokens
         if room is None:
-            room = int(free_bytes(self._device) * _CACHE_SHARE) // bytes_per_token
+            room = int(free_bytes(self._device) * CACHE_SHARE) // bytes_per_token
             if room < 2:
                 raise EngineUnavailableError(
                     f"no memory is left on {self._device} for the keys and values of "

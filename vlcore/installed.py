@@ -1,0 +1,194 @@
+"""The plugins that are installed, as the metadata of their distributions tells it.
+
+Nothing is imported to list them. Two environment variables, both comma-separated distribution
+names, narrow what is used: ``VLCORE_ALLOW_PLUGINS`` (only these) and ``VLCORE_BLOCK_PLUGINS`` (not
+these).
+"""
+
+from __future__ import annotations
+
+import keyword
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import cast
+
+import importlib_metadata
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from vlcore import hookspecs
+from vlcore._version import __version__
+
+ALLOW_VARIABLE = "VLCORE_ALLOW_PLUGINS"
+BLOCK_VARIABLE = "VLCORE_BLOCK_PLUGINS"
+
+logger = logging.getLogger(__name__)
+_import_failures: dict[str, str] = {}
+
+
+class PluginState(StrEnum):
+    """What is known of an installed plugin."""
+
+    READY = "ready"
+    BLOCKED = "blocked"
+    INCOMPATIBLE = "incompatible"
+    """It asks for another vlcore."""
+    CONFLICT = "conflict"
+    """Another distribution brings the same module, and one has written over the other."""
+    BROKEN = "broken"
+    """It cannot be imported, or does not keep the contract."""
+
+
+@dataclass(frozen=True)
+class PluginInfo:
+    """One installed plugin, as its distribution's metadata tells it."""
+
+    distribution: str
+    version: str
+    modules: Mapping[str, str]
+    """Plugin module by architecture name."""
+    state: PluginState
+    reason: str = ""
+    """Why the plugin is not ready; empty where it is."""
+    requires: str = ""
+    """The vlcore it asks for, such as ``"<0.2,>=0.1"``; empty where it does not say."""
+    warnings: tuple[str, ...] = ()
+    """Entry points that are passed over, each with the reason."""
+    import_ms: float | None = field(default=None, compare=False)
+    """How long its import took, where it was imported to be looked at."""
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """The ``architectures`` names it registers, sorted."""
+        return tuple(sorted(self.modules))
+
+
+def installed_plugins() -> list[PluginInfo]:
+    """List every installed plugin by name, without importing any of them."""
+    plugins: dict[str, PluginInfo] = {}
+    for distribution in importlib_metadata.distributions():
+        try:
+            info = _read_distribution(cast("importlib_metadata.Distribution", distribution))
+        except Exception:
+            # A damaged distribution of somebody else's must not hide the others.
+            logger.debug("unreadable distribution %r", distribution, exc_info=True)
+            continue
+        if info is not None:
+            plugins.setdefault(canonicalize_name(info.distribution), info)
+    return _with_conflicts([plugins[name] for name in sorted(plugins)])
+
+
+def shared_architectures(plugins: Iterable[PluginInfo]) -> dict[str, tuple[str, ...]]:
+    """Give the distributions of each architecture name that several plugins register.
+
+    That is no conflict: each says in ``vl_match`` which checkpoints of that name are its own.
+    """
+    owners: dict[str, list[str]] = {}
+    for info in plugins:
+        for architecture in info.architectures:
+            owners.setdefault(architecture, []).append(info.distribution)
+    return {name: tuple(found) for name, found in owners.items() if len(found) > 1}
+
+
+def note_failure(info: PluginInfo, reason: str) -> None:
+    """Keep why a plugin could not be used, for later listings."""
+    _import_failures[info.distribution] = reason
+
+
+def _with_conflicts(plugins: Sequence[PluginInfo]) -> list[PluginInfo]:
+    owners: dict[str, list[str]] = {}
+    for info in plugins:
+        if info.state not in (PluginState.BLOCKED, PluginState.INCOMPATIBLE):
+            for module in set(info.modules.values()):
+                owners.setdefault(module, []).append(info.distribution)
+    return [_in_conflict(info, owners) for info in plugins]
+
+
+def _in_conflict(info: PluginInfo, owners: Mapping[str, Sequence[str]]) -> PluginInfo:
+    """Mark a ready plugin whose module another distribution brings as well."""
+    if info.state is not PluginState.READY:
+        return info
+    for module in sorted(set(info.modules.values())):
+        if others := [name for name in owners[module] if name != info.distribution]:
+            reason = (
+                f"{' and '.join(others)} registers the same module {module!r}: uninstall one, or "
+                f"hide it with {BLOCK_VARIABLE}={others[0]}"
+            )
+            return replace(info, state=PluginState.CONFLICT, reason=reason)
+    return info
+
+
+def _read_distribution(distribution: importlib_metadata.Distribution) -> PluginInfo | None:
+    entry_points = list(distribution.entry_points.select(group=hookspecs.ENTRY_POINT_GROUP))
+    if not entry_points:
+        return None
+    modules: dict[str, str] = {}
+    warnings = []
+    for entry_point in entry_points:
+        name, module = entry_point.name, entry_point.value
+        if not name.isidentifier() or keyword.iskeyword(name):
+            warnings.append(f"its entry point {name!r} is passed over: no class has such a name")
+        elif name in modules:
+            warnings.append(
+                f"its entry point {name} is registered twice: {modules[name]!r} counts, "
+                f"{module!r} is passed over"
+            )
+        else:
+            modules[name] = module
+    metadata = distribution.metadata  # parsed anew at each access
+    name, version = metadata["Name"], metadata["Version"]
+    if not name or not version:
+        raise ValueError("its metadata states no name or no version")
+    requirements = metadata.get_all("Requires-Dist") or distribution.requires or ()
+    state, reason, requires = _state_of(name, requirements)
+    if state is PluginState.READY and not modules:
+        state, reason = PluginState.BROKEN, "it registers no architecture that could be one"
+    return PluginInfo(name, version, modules, state, reason, requires, tuple(warnings))
+
+
+def _state_of(name: str, requirements: Iterable[str]) -> tuple[PluginState, str, str]:
+    """Tell the state, the reason for it, and the vlcore that is asked for."""
+    fit, requires = _fit(name, requirements)
+    normalised = canonicalize_name(name)
+    allowed = _names_in(ALLOW_VARIABLE)
+    if allowed is not None and normalised not in allowed:
+        return PluginState.BLOCKED, f"not in {ALLOW_VARIABLE}", requires
+    if normalised in (_names_in(BLOCK_VARIABLE) or ()):
+        return PluginState.BLOCKED, f"named in {BLOCK_VARIABLE}", requires
+    if fit:
+        return PluginState.INCOMPATIBLE, fit, requires
+    if name in _import_failures:
+        return PluginState.BROKEN, _import_failures[name], requires
+    return PluginState.READY, "", requires
+
+
+def _fit(name: str, requirements: Iterable[str]) -> tuple[str, str]:
+    """Say why a plugin does not fit this vlcore, if it does not, and which one it asks for."""
+    asked: list[str] = []
+    misfit = ""
+    for text in requirements:
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement as error:
+            return f"its Requires-Dist {text!r} is malformed: {error}", ""
+        if canonicalize_name(requirement.name) != "vlcore":
+            continue
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        asked.append(str(requirement.specifier))
+        if not requirement.specifier.contains(__version__, prereleases=True):
+            misfit = (
+                f"it requires vlcore{requirement.specifier} and vlcore {__version__} is "
+                f"installed: pip install --upgrade {name} vlcore"
+            )
+    return misfit, ",".join(filter(None, asked))
+
+
+def _names_in(variable: str) -> set[str] | None:
+    value = os.environ.get(variable)
+    if not value:
+        return None
+    return {canonicalize_name(name.strip()) for name in value.split(",") if name.strip()}
