@@ -15,11 +15,18 @@ _FILE = re.compile(r"# ([\w./-]+\.(?:py|toml))\n")
 @dataclass(frozen=True)
 class Block:
     document: Path
+    line: int
+    """The line of the document before its first."""
     language: str
     text: str
 
     def __str__(self) -> str:
-        return f"{self.document.stem}-{self.language}"
+        return f"{self.document.relative_to(ROOT)}:{self.line}"
+
+    def run(self) -> None:
+        """Run a block of Python, as if its document were the file."""
+        source = "\n" * self.line + self.text
+        exec(compile(source, str(self.document), "exec"), {"__name__": "__main__"})
 
     @property
     def file(self) -> str | None:
@@ -34,11 +41,13 @@ class Block:
 
 
 def blocks_of(documents: Iterable[Path]) -> list[Block]:
-    return [
-        Block(document, found[1], found[2])
-        for document in documents
-        for found in _FENCE.finditer(document.read_text("utf-8"))
-    ]
+    blocks = []
+    for document in documents:
+        text = document.read_text("utf-8")
+        for found in _FENCE.finditer(text):
+            line = text.count("\n", 0, found.start(2))
+            blocks.append(Block(document, line, found[1], found[2]))
+    return blocks
 
 
 def commands_of(blocks: Iterable[Block]) -> list[str]:

@@ -35,7 +35,7 @@ class Reader:
         if block.file is not None:
             write_files([block], self.folder)
         elif block.language == "python":
-            exec(compile(block.text, str(block.document), "exec"), {"__name__": "__main__"})
+            block.run()
         elif block.language == "text":
             printed = _squeezed(self.output)
             missing = [line for line in block.text.splitlines() if _squeezed(line) not in printed]
