@@ -13,7 +13,8 @@ TURBOMIND := .venv-turbomind
 TURBOMIND_LISTS := constraints-turbomind.txt tests/turbomind/requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help check-python setup demo test test-turbomind test-cuda lint format bench train-demo evaluate-demo build clean
+.PHONY: help check-python setup demo test test-turbomind test-cuda lint format bench train-demo \
+	evaluate-demo docs build wheels-check clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,9 +75,16 @@ evaluate-demo: $(READY)  ## measure the demo model on pictures that it has not s
 bench: $(READY)  ## run every benchmark and write benchmarks/RESULTS.md (some ten minutes)
 	$(BIN)/python benchmarks/run.py
 
+docs: $(READY)  ## build the documentation site into build/docs
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -c docs . build/docs
+	@echo "open build/docs/index.html"
+
 build: $(READY)  ## build every wheel into dist
 	$(BIN)/python -m build --no-isolation --outdir dist .
 	for plugin in $(PLUGINS); do $(BIN)/python -m build --no-isolation --outdir dist $$plugin; done
+
+wheels-check: $(READY)  ## install every wheel into a new environment and run the demo from there
+	$(BIN)/python scripts/check_wheels.py
 
 clean:  ## remove the environments and everything built
 	rm -rf $(VENV) $(TURBOMIND) dist build .pytest_cache .mypy_cache .ruff_cache
