@@ -19,6 +19,7 @@ include_patterns = [
     "benchmarks/*.md",
     "demo/*.md",
     "docs/**.md",
+    "examples/*/*.md",
     "plugins/*/*.md",
 ]
 exclude_patterns = [".*", "**/tests", "build", "dist"]

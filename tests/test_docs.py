@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -21,6 +22,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 import vlcore
+import vlcore.clip
+import vlcore.testing
 from vlcore.cli import app
 
 README = ROOT / "README.md"
@@ -170,3 +173,17 @@ def write_patchwork(directory: Path, architecture: str) -> Path:
     for file in ("tokenizer.model", "tokenizer_config.json"):
         (directory / file).write_bytes((TOKENIZER / file).read_bytes())
     return directory
+
+
+# -- the API reference
+
+
+@pytest.mark.parametrize(
+    "package", [vlcore, vlcore.clip, vlcore.testing], ids=lambda package: package.__name__
+)
+def test_every_public_name_is_in_the_reference(package: ModuleType) -> None:
+    text = (ROOT / "docs" / "api.md").read_text("utf-8")
+    assert ".. automodule:: vlcore.errors\n" in text  # every one of them
+    in_errors = {name for name in package.__all__ if hasattr(vlcore.errors, name)}
+    named = re.findall(rf"\w+:: {re.escape(package.__name__)}\.(\w+)$", text, re.MULTILINE)
+    assert set(package.__all__) - in_errors - {"__version__"} <= set(named)
