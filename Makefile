@@ -76,14 +76,14 @@ bench: $(READY)  ## run every benchmark and write benchmarks/RESULTS.md (some te
 	$(BIN)/python benchmarks/run.py
 
 docs: $(READY)  ## build the documentation site into build/docs
-	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -c docs . build/docs
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --fresh-env --write-all -c docs . build/docs
 	@echo "open build/docs/index.html"
 
 build: $(READY)  ## build every wheel into dist
 	$(BIN)/python -m build --no-isolation --outdir dist .
 	for plugin in $(PLUGINS); do $(BIN)/python -m build --no-isolation --outdir dist $$plugin; done
 
-wheels-check: $(READY)  ## install every wheel into a new environment and run the demo from there
+wheels-check: $(READY)  ## install every wheel into a new environment and run the demo from there (some minutes)
 	$(BIN)/python scripts/check_wheels.py
 
 clean:  ## remove the environments and everything built

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from sphinx.application import Sphinx
+
 from vlcore import __version__
 
 project = "vlcore"
@@ -17,6 +19,7 @@ include_patterns = [
     "benchmarks/*.md",
     "demo/*.md",
     "docs/**.md",
+    "examples/*/*.md",
     "plugins/*/*.md",
 ]
 exclude_patterns = [".*", "**/tests", "build", "dist"]
@@ -38,3 +41,17 @@ html_theme = "furo"
 html_title = f"vlcore {version}"
 html_copy_source = False
 html_show_sphinx = False
+
+
+def _say_language(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: object
+) -> None:
+    """Name the language of a translated page, for fonts and for those who listen to it."""
+    del app, templatename, doctree
+    if pagename.startswith("docs/zh/"):
+        context["language"] = "zh-CN"
+
+
+def setup(app: Sphinx) -> None:
+    """Sphinx calls this."""
+    app.connect("html-page-context", _say_language)

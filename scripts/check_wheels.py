@@ -1,7 +1,7 @@
 """Builds every distribution, and answers the demo's questions from the wheels alone.
 
-The wheels go into a new environment, with their dependencies from pip's index; or, with
-``--reuse-dependencies``, with those that are installed here, which takes seconds instead of minutes.
+The wheels go into a new environment, with their dependencies from pip's index; or, which takes
+seconds instead of minutes, with the ones that are installed here (``--reuse-dependencies``).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def install(wheels: list[Path], environment: Path, *, reuses: bool) -> Path:
     """Make an environment of the wheels and give the folder of its scripts."""
     venv.create(environment, with_pip=True)
     scripts = environment / "bin"
-    pip = [scripts / "python", "-m", "pip", "install", "--quiet"]
+    pip: list[str | Path] = [scripts / "python", "-m", "pip", "install", "--quiet"]
     if not reuses:
         run(*pip, "--constraint", ROOT / "constraints.txt", *wheels)
         return scripts

@@ -62,8 +62,8 @@ def count_files(root: Path, patterns: Iterable[str]) -> tuple[int, int]:
 def _docstrings(tree: ast.Module) -> Iterator[ast.Expr]:
     """Find texts that stand alone, beneath a definition or an attribute."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            if isinstance(node.value.value, str):
+        match node:
+            case ast.Expr(value=ast.Constant(value=str())):
                 yield node
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from checkpoints import write_llava, write_yi
@@ -18,6 +19,8 @@ from qwen_checkpoints import write_pointing_qwen
 from typer.testing import CliRunner
 
 import vlcore
+import vlcore.clip
+import vlcore.testing
 from vlcore.cli import app
 from vlcore.testing import check_plugin
 
@@ -41,9 +44,7 @@ PLUGIN_OF_THE_README = [block for block in blocks_of([README]) if block.file]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_runs(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_command_runs(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     for option in ("--out", "--directory"):
         command = command.replace(f"{option} ", f"{option} {tmp_path}/")
@@ -144,3 +145,17 @@ def test_a_plugins_readme_says_what_its_users_need(readme: Path) -> None:
     text = readme.read_text("utf-8")
     for words in ("weights in fp16", "## Use it", "## Differences from the release"):
         assert words in text
+
+
+# -- the API reference
+
+
+@pytest.mark.parametrize(
+    "package", [vlcore, vlcore.clip, vlcore.testing], ids=lambda package: package.__name__
+)
+def test_every_public_name_is_in_the_reference(package: ModuleType) -> None:
+    text = (ROOT / "docs" / "api.md").read_text("utf-8")
+    assert ".. automodule:: vlcore.errors\n" in text  # every one of them
+    in_errors = {name for name in package.__all__ if hasattr(vlcore.errors, name)}
+    named = re.findall(rf"\w+:: {re.escape(package.__name__)}\.(\w+)$", text, re.MULTILINE)
+    assert set(package.__all__) - in_errors - {"__version__"} <= set(named)
