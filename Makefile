@@ -4,24 +4,32 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(
 VENV := .venv
 BIN := $(VENV)/bin
 PLUGINS := $(sort $(dir $(wildcard plugins/*/pyproject.toml)))
-DEFINED_BY := pyproject.toml constraints.txt $(addsuffix pyproject.toml,$(PLUGINS))
+EXAMPLES := $(sort $(dir $(wildcard examples/*/pyproject.toml)))
+EXTRAS := dev
+CONSTRAINTS := constraints.txt
+DEFINED_BY := pyproject.toml $(CONSTRAINTS) $(addsuffix pyproject.toml,$(PLUGINS) $(EXAMPLES))
 READY := $(VENV)/ready
+TURBOMIND := .venv-turbomind
+TURBOMIND_LISTS := constraints-turbomind.txt tests/turbomind/requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-cuda lint format bench train-demo evaluate-demo build clean
+.PHONY: help check-python setup demo test test-turbomind test-cuda lint format bench train-demo \
+	evaluate-demo docs build wheels-check clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## make .venv with everything that the other commands need
 
-$(READY): $(DEFINED_BY)
+check-python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed"; exit 1; }
 	@$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14), sys.version' \
 		|| { echo "Python 3.11 to 3.13 is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+
+$(READY): $(DEFINED_BY) | check-python
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' \
-		$(addprefix --editable ./,$(PLUGINS))
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[$(EXTRAS)]' \
+		$(addprefix --editable ./,$(PLUGINS) $(EXAMPLES))
 	@touch $@
 
 demo: $(READY)  ## answer questions about the pictures in demo/images
@@ -30,6 +38,18 @@ demo: $(READY)  ## answer questions about the pictures in demo/images
 test: $(READY)  ## run every test
 	$(BIN)/python -m pytest
 
+test-turbomind: $(TURBOMIND)/ready  ## run the tests of TurboMind on lmdeploy's own code, without CUDA (needs gcc)
+	$(TURBOMIND)/bin/python -m pytest tests/turbomind
+
+$(TURBOMIND)/ready: $(DEFINED_BY) $(TURBOMIND_LISTS) | check-python
+	@command -v gcc >/dev/null || { echo "gcc is needed: it builds stubs of CUDA's libraries"; exit 1; }
+	test -x $(TURBOMIND)/bin/python || $(PYTHON) -m venv $(TURBOMIND)
+	$(TURBOMIND)/bin/python -m pip install --quiet --constraint constraints.txt pytest --editable . \
+		$(addprefix --editable ./,$(PLUGINS))
+	$(TURBOMIND)/bin/python -m pip install --quiet --no-deps --constraint constraints-turbomind.txt \
+		--requirement tests/turbomind/requirements.txt
+	@touch $@
+
 test-cuda: $(READY)  ## run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m cuda -rs
 
@@ -37,8 +57,9 @@ lint: $(READY)  ## check style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy --explicit-package-bases vlcore tests
-	for plugin in $(PLUGINS); do $(BIN)/mypy $$plugin || exit 1; done
+	for plugin in $(PLUGINS) $(EXAMPLES); do $(BIN)/mypy $$plugin || exit 1; done
 	$(BIN)/mypy benchmarks/*.py
+	$(BIN)/mypy scripts/*.py
 	cd demo && ../$(BIN)/mypy --config-file ../pyproject.toml *.py
 
 format: $(READY)  ## mend style
@@ -54,9 +75,16 @@ evaluate-demo: $(READY)  ## measure the demo model on pictures that it has not s
 bench: $(READY)  ## run every benchmark and write benchmarks/RESULTS.md (some ten minutes)
 	$(BIN)/python benchmarks/run.py
 
+docs: $(READY)  ## build the documentation site into build/docs
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -c docs . build/docs
+	@echo "open build/docs/index.html"
+
 build: $(READY)  ## build every wheel into dist
 	$(BIN)/python -m build --no-isolation --outdir dist .
 	for plugin in $(PLUGINS); do $(BIN)/python -m build --no-isolation --outdir dist $$plugin; done
 
-clean:  ## remove .venv and everything built
-	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache
+wheels-check: $(READY)  ## install every wheel into a new environment and run the demo from there
+	$(BIN)/python scripts/check_wheels.py
+
+clean:  ## remove the environments and everything built
+	rm -rf $(VENV) $(TURBOMIND) dist build .pytest_cache .mypy_cache .ruff_cache

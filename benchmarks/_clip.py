@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import numpy as np
@@ -37,3 +38,10 @@ def picture(size: tuple[int, int], seed: int = 0) -> Image.Image:
     smooth = np.asarray(shapes.resize(size, Image.Resampling.BICUBIC), dtype=np.int16)
     grain = draw.integers(-12, 13, smooth.shape, dtype=np.int16)
     return Image.fromarray(np.clip(smooth + grain, 0, 255).astype(np.uint8))
+
+
+def as_jpeg(image: Image.Image) -> bytes:
+    """The bytes of a file."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()

@@ -196,9 +196,9 @@ def running_engine(shape: dict[str, Any], dtype: torch.dtype) -> Iterator[Transf
         asyncio.run(engine.close())
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer(vocab_size: int = VOCAB_SIZE) -> PreTrainedTokenizerFast:
     """A vocabulary of the model's size; only decoding matters here."""
-    words = {f"Ġword{token_id}": token_id for token_id in range(VOCAB_SIZE)}
+    words = {f"Ġword{token_id}": token_id for token_id in range(vocab_size)}
     backend = Tokenizer(models.BPE(vocab=words, merges=[]))
     backend.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=backend)  # type: ignore[no-untyped-call]

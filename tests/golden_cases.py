@@ -47,7 +47,7 @@ class GoldenCase:
 
     def embeddings(self, prompt: str, table: torch.nn.Module, rows: Sequence[Tensor]) -> Tensor:
         """Put image rows in their places among the token embeddings of a prompt."""
-        ids = torch.from_numpy(self.expected[f"{prompt}_ids"])
+        ids = torch.tensor(self.expected[f"{prompt}_ids"])
         images: Iterator[Tensor] = (rows[i] for i in self.expected[f"{prompt}_images"])
         placeholder = int(self.facts["image_token_index"])
         if placeholder == IN_PLACE:

@@ -16,7 +16,7 @@ ARCHITECTURE = "PatchworkForConditionalGeneration"
 NAME = "vl-plugin-patchwork"
 REQUIRES = ("vlcore>=0.1,<0.2",)
 
-HOOKS = '''
+HOOKS = """
 from vlcore import hookimpl
 
 
@@ -46,9 +46,9 @@ def vl_language_model(checkpoint):
 
     tensors = renamed(checkpoint, {"language_model.": ""})
     return PatchworkLanguageModel(checkpoint, checkpoint.config["text_config"], tensors)
-'''
+"""
 
-PARTS = '''
+PARTS = """
 import numpy as np
 import torch
 from torch import nn
@@ -117,7 +117,7 @@ def load_chat_template(name):
 
 class PatchworkLanguageModel(LanguageModel):
     pass
-'''
+"""
 
 
 def install_patchwork(
@@ -143,9 +143,7 @@ def install_patchwork(
         hooks, parts = hooks.replace(old, new), parts.replace(old, new)
     number = len(site.modules)
     second = f"patchwork_parts_{number}"
-    module = site.install(
-        NAME, architectures, hooks.replace("PARTS", second), requires=requires
-    )
+    module = site.install(NAME, architectures, hooks.replace("PARTS", second), requires=requires)
     (site.root / module / f"{second}.py").write_text(parts + more)
     site.modules.append(second)
     return NAME

@@ -194,6 +194,11 @@ def test_fields_do_not_run_into_each_other() -> None:
     assert len(keys) == 7
 
 
+def test_a_file_shrunk_on_load_has_a_key_of_its_own() -> None:
+    whole, shrunk = (file_key(b"", {}, MODEL, shrink_on_load=shrinks) for shrinks in (False, True))
+    assert file_key(b"", {}, MODEL) == whole != shrunk
+
+
 def test_a_file_and_its_pixels_have_keys_of_their_own() -> None:
     key = file_key(IMAGE.tobytes(), {}, MODEL)
     assert key == file_key(IMAGE.tobytes(), {}, Model())

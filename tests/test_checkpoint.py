@@ -97,6 +97,8 @@ def test_a_hub_checkpoint_fetches_only_what_is_read(
     checkpoint = Checkpoint.open("maker/model", revision="v2")
     small = {"config.json", "model.safetensors.index.json", "tokenizer.model"}
     assert checkpoint.name == "maker/model"
+    assert checkpoint.is_remote
+    assert not Checkpoint.open(source).is_remote
     assert hub.fetched("maker/model") == small
 
     name, tensor = next(checkpoint.tensors(["a.bias"]))

@@ -6,26 +6,27 @@ import re
 import shlex
 import subprocess
 import sys
-import sysconfig
-from collections.abc import Iterable
-from dataclasses import dataclass
+import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from checkpoints import TOKENIZER, write_json, write_llava, write_yi
+from checkpoints import write_llava, write_yi
+from documents import ROOT, Block, blocks_of, commands_of, write_files
+from patchwork import write_patchwork
 from PIL import Image
 from qwen_checkpoints import write_pointing_qwen
-from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 import vlcore
 from vlcore.cli import app
+from vlcore.testing import check_plugin
 
-ROOT = Path(__file__).parents[1]
-DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+README = ROOT / "README.md"
+FOLLOWED_ELSEWHERE = "tutorial.md"  # in test_tutorial.py
+DOCUMENTS = (
+    README,
+    *(page for page in sorted((ROOT / "docs").rglob("*.md")) if page.name != FOLLOWED_ELSEWHERE),
+)
 PLUGIN_READMES = sorted((ROOT / "plugins").glob("*/README.md"))
 STAND_INS = {
     "01-ai/Yi-VL-6B": write_yi,
@@ -33,54 +34,29 @@ STAND_INS = {
     "liuhaotian/llava-v1.5-7b": write_llava,
 }
 """Tiny checkpoints in the places of those that the plugins' READMEs name."""
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-NEEDS_NO_RUN = {"make test"}  # that is what runs this
-
-
-@dataclass(frozen=True)
-class Block:
-    document: Path
-    language: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.document.name}-{self.language}"
-
-
-def blocks_of(documents: Iterable[Path]) -> list[Block]:
-    return [
-        Block(document, found[1], found[2])
-        for document in documents
-        for found in FENCE.finditer(document.read_text("utf-8"))
-    ]
-
-
-def commands_of(blocks: Iterable[Block]) -> list[str]:
-    return [
-        line.split("  #")[0].strip()
-        for block in blocks
-        if block.language == "sh"
-        for line in block.text.splitlines()
-        if line.strip()
-    ]
-
-
+NEEDS_NO_RUN = {"make test", "make test-turbomind"}  # what runs this, and what runs beside it
 BLOCKS = blocks_of(DOCUMENTS)
 COMMANDS = commands_of(BLOCKS)
-
-
-def is_file_of_the_example(block: Block) -> bool:
-    return block.text.startswith("# vl_plugin_patchwork/")
+PLUGIN_OF_THE_README = [block for block in blocks_of([README]) if block.file]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_runs(command: str, tmp_path: Path) -> None:
-    if command in NEEDS_NO_RUN:
-        command = f"{command} --dry-run"
-    command = command.replace(".venv/bin/", f"{sysconfig.get_path('scripts')}/")
+def test_every_command_runs(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
     for option in ("--out", "--directory"):
         command = command.replace(f"{option} ", f"{option} {tmp_path}/")
-    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
+    command = command.replace(".venv/bin/python", sys.executable)
+    program, *arguments = shlex.split(command)
+    if program == ".venv/bin/vlcore":
+        result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        assert result.stdout.strip()
+        return
+    if command in NEEDS_NO_RUN:
+        command = f"{command} --dry-run"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 
@@ -90,41 +66,43 @@ def test_the_readme_shows_the_two_commands() -> None:
 
 
 @pytest.mark.parametrize(
-    "block",
-    [b for b in BLOCKS if b.language == "python" and not is_file_of_the_example(b)],
-    ids=str,
+    "block", [b for b in BLOCKS if b.language == "python" and not b.file], ids=str
 )
-def test_every_python_block_runs(block: Block, tmp_path: Path) -> None:
-    script = tmp_path / "block.py"
-    script.write_text(block.text)
-    done = subprocess.run(
-        [sys.executable, "-W", "error", script], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() or "print" not in block.text
+def test_every_python_block_runs(
+    block: Block, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    block.run()
+    assert capsys.readouterr().out.strip() or "print" not in block.text
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "toml"], ids=str)
+def test_every_toml_block_can_be_read(block: Block) -> None:
+    assert tomllib.loads(block.text)
 
 
 def test_the_plugin_of_the_readme_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site = tmp_path / "site"
-    for block in filter(is_file_of_the_example, BLOCKS):
-        path = site / block.text.splitlines()[0].removeprefix("# ")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(block.text)
-    (entry_points,) = (block.text for block in BLOCKS if block.language == "toml")
+    assert write_files(PLUGIN_OF_THE_README, site)
+    (entry_points,) = (block.text for block in blocks_of([README]) if block.language == "toml")
     architecture, module = re.findall(r'^(\w+) = "(\w+)"$', entry_points, re.MULTILINE)[0]
     info = site / "vl_plugin_patchwork-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(
         "Metadata-Version: 2.1\nName: vl-plugin-patchwork\nVersion: 1.0\n"
+        "Requires-Dist: vlcore>=0.1,<0.2\n"
     )
     (info / "entry_points.txt").write_text(f"[vlcore.architectures]\n{architecture} = {module}\n")
     monkeypatch.syspath_prepend(site)
 
     picture = Image.new("RGB", (30, 40), "red")
-    with vlcore.pipeline(write_patchwork(tmp_path / "checkpoint", architecture)) as pipe:
+    checkpoint = write_patchwork(tmp_path / "checkpoint", architecture)
+    with vlcore.pipeline(checkpoint) as pipe:
         answer = pipe(("What is this?", picture), {"max_new_tokens": 3, "ignore_eos": True})
     assert answer.generate_token_len == 3
     assert answer.input_token_len > 16
+    report = check_plugin(checkpoint)
+    assert report.ok, report
 
 
 # -- the plugins' READMEs
@@ -166,34 +144,3 @@ def test_a_plugins_readme_says_what_its_users_need(readme: Path) -> None:
     text = readme.read_text("utf-8")
     for words in ("weights in fp16", "## Use it", "## Differences from the release"):
         assert words in text
-
-
-def write_patchwork(directory: Path, architecture: str) -> Path:
-    """Write a random checkpoint of the README's model."""
-    directory.mkdir()
-    text: dict[str, Any] = {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "vocab_size": 700,
-        "max_position_embeddings": 128,
-    }
-    write_json(
-        directory / "config.json",
-        {"architectures": [architecture], "patch_size": 4, "text_config": text},
-    )
-    torch.manual_seed(0)
-    language_model = LlamaForCausalLM(LlamaConfig(**text))
-    tensors = {f"language_model.{name}": t for name, t in language_model.state_dict().items()}
-    tensors |= {
-        "projector.weight": torch.randn(32, 3 * 4**2),
-        "projector.bias": torch.randn(32),
-    }
-    save_file(tensors, directory / "model.safetensors")
-    for file in ("tokenizer.model", "tokenizer_config.json"):
-        (directory / file).write_bytes((TOKENIZER / file).read_bytes())
-    return directory

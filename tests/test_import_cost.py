@@ -42,6 +42,7 @@ def plugin_modules() -> set[str]:
         ("-c", "from vlcore import VlcoreError, hookimpl, __version__"),
         ("-m", "vlcore", "plugins"),
         ("-m", "vlcore", "plugins", "--json"),
+        ("-m", "vlcore", "cache"),
         ("-m", "vlcore", "--help"),
         ("-m", "vlcore", "--version"),
     ],

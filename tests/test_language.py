@@ -346,7 +346,7 @@ def test_a_view_splits_copies_into_shards(
     reference: PreTrainedModel,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("vlcore.language._SHARD_BYTES", 4000)
+    monkeypatch.setattr("vlcore.view_plan._SHARD_BYTES", 4000)
     view = fused.write_view(tmp_path / "view")
     assert len(view_files(view)) > 2
     names = [name for path in view.glob("*.safetensors") for name in load_file(path)]

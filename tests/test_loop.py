@@ -258,3 +258,20 @@ def test_nothing_that_is_submitted_while_the_loop_closes_waits_forever() -> None
     for thread in threads:
         thread.join(10)
     assert outcomes == ["closed"] * 4
+
+
+def test_what_is_submitted_runs_while_nobody_waits() -> None:
+    loop = LoopThread("test")
+
+    async def body() -> int:
+        return 7
+
+    assert loop.submit(body()).result(60) == 7
+    seen = threading.Event()
+    loop.call_soon(seen.set)
+    assert seen.wait(60)
+    loop.close()
+    coroutine = body()
+    with pytest.raises(EngineClosedError):
+        loop.submit(coroutine)
+    loop.call_soon(lambda: 1 / 0)  # never called

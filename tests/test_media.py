@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from vlcore.errors import ImageError, ImageLimitError, OptionError
-from vlcore.media import ImageLimits, describe, load_image
+from vlcore.media import ImageLimits, decode_image, describe, load_image
 
 ORIENTATION = 0x0112
 TURN_RIGHT = 6
@@ -478,3 +478,92 @@ def test_the_first_frame_of_an_animation_is_taken(file_format: str) -> None:
     with Image.open(io.BytesIO(data)) as opened:
         assert opened.n_frames == 3  # type: ignore[attr-defined]
     assert load_image(data).getpixel((0, 0)) == (255, 0, 0)
+
+
+# -- shrinking on load
+
+
+def photo(**options: Any) -> bytes:
+    """A smooth JPEG of 800 x 400 pixels: dark at the left, bright at the right."""
+    return encoded(
+        Image.linear_gradient("L").rotate(90).resize((800, 400)).convert("RGB"), "JPEG", **options
+    )
+
+
+@pytest.mark.parametrize(
+    ("needed", "size"),
+    [
+        ((66, 33), (100, 50)),
+        ((67, 33), (200, 100)),
+        ((66, 34), (200, 100)),
+        ((134, 67), (400, 200)),
+        ((267, 133), (800, 400)),
+        ((1, 1), (100, 50)),
+        ((2000, 1000), (800, 400)),
+        (None, (800, 400)),
+    ],
+)
+def test_a_jpeg_keeps_half_more_than_what_is_needed(
+    needed: tuple[int, int] | None, size: tuple[int, int]
+) -> None:
+    asked = []
+
+    def needed_size(whole: tuple[int, int]) -> tuple[int, int] | None:
+        asked.append(whole)
+        return needed
+
+    shrunk = decode_image(photo(), "a photo", needed_size=needed_size)
+    assert asked == [(800, 400)]
+    assert (shrunk.mode, shrunk.size) == ("RGB", size)
+    whole = decode_image(photo(), "a photo").resize(size, Image.Resampling.BOX)
+    difference = np.asarray(shrunk, dtype=int) - np.asarray(whole, dtype=int)
+    assert np.abs(difference).max() <= 3
+
+
+def test_a_jpeg_on_its_side_is_shrunk_by_what_its_upright_picture_needs() -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = TURN_RIGHT
+    asked = []
+
+    def needed_size(whole: tuple[int, int]) -> tuple[int, int]:
+        asked.append(whole)
+        return 33, 133  # an eighth would do for the width, and a quarter for the height
+
+    shrunk = decode_image(photo(exif=exif), "a photo", needed_size=needed_size)
+    assert asked == [(400, 800)]
+    assert shrunk.size == (100, 200)
+    top, bottom = (np.asarray(shrunk)[row].mean() for row in (0, -1))
+    whole = np.asarray(decode_image(photo(exif=exif), "a photo"))
+    assert abs(top - whole[0].mean()) < 3
+    assert abs(bottom - whole[-1].mean()) < 3
+    assert abs(top - bottom) > 200
+
+
+def test_other_formats_are_not_shrunk() -> None:
+    image = decode_image(PNG, "a drawing", needed_size=lambda _: (1, 1))
+    assert_is_drawing(image)
+
+
+def test_a_grey_jpeg_and_one_in_four_inks_are_shrunk() -> None:
+    for mode in ("L", "CMYK"):
+        data = encoded(Image.new(mode, (800, 400)), "JPEG")
+        image = decode_image(data, "a photo", needed_size=lambda _: (60, 30))
+        assert (image.mode, image.size) == ("RGB", (100, 50))
+
+
+def test_limits_hold_for_the_size_before_shrinking() -> None:
+    with pytest.raises(ImageLimitError, match="800 x 400 = 320000 pixels"):
+        decode_image(photo(), "a photo", ImageLimits(max_pixels=300_000), lambda _: (1, 1))
+
+
+def test_a_truncated_jpeg_is_an_error_when_shrunk_too() -> None:
+    with pytest.raises(ImageError, match="a photo is damaged or truncated"):
+        decode_image(photo()[:-900], "a photo", needed_size=lambda _: (60, 30))
+
+
+def test_who_cannot_say_what_is_needed_fails_by_its_own_error() -> None:
+    def needed_size(_: tuple[int, int]) -> tuple[int, int]:
+        raise OptionError("not the picture's fault")
+
+    with pytest.raises(OptionError, match="not the picture's fault"):
+        decode_image(photo(), "a photo", needed_size=needed_size)

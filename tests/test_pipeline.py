@@ -514,7 +514,9 @@ def test_closing_ends_what_other_threads_wait_for(fresh: Pipeline) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "reason"),
     [
-        ({"engine": "magic"}, OptionError, "engine must be one of auto, transformers.*'magic'"),
+        ({"engine": "magic"}, OptionError, "one of auto, turbomind, transformers; it is 'magic'"),
+        ({"engine_config": 3}, OptionError, "engine_config must be a Transf.* with engine='auto'"),
+        ({"engine": "turbomind"}, EngineUnavailableError, "TurboMind cannot run .* here: "),
         ({"device": "tpu9000"}, OptionError, "device must be auto, cpu.*'tpu9000'"),
         ({"dtype": "int8"}, OptionError, "dtype must be a floating.*'int8'"),
         ({"dtype": "float99"}, OptionError, "dtype must be a floating.*'float99'"),

@@ -32,22 +32,28 @@ class Counting(FakeModel):
 
 
 def preparation_of(
-    model: VisionModel, cache: RowCache | None = None, meter: Meter | None = None
+    model: VisionModel,
+    cache: RowCache | None = None,
+    meter: Meter | None = None,
+    **options: Any,
 ) -> ImagePreparation:
     return ImagePreparation(
         model,
         cache or RowCache(1000),
-        limits=ImageLimits(max_pixels=100),
         max_pending=4,
         meter=meter or Meter(),
+        **{"limits": ImageLimits(max_pixels=100)} | options,
     )
 
 
 def prepared(
-    source: ImageSource, model: VisionModel | None = None, cache: RowCache | None = None
+    source: ImageSource,
+    model: VisionModel | None = None,
+    cache: RowCache | None = None,
+    **options: Any,
 ) -> PreparedImage:
     async def body() -> PreparedImage:
-        preparation = preparation_of(model or FakeModel(), cache)
+        preparation = preparation_of(model or FakeModel(), cache, **options)
         try:
             return await preparation.prepare(source, {}, "image 2 of 3", "owner")
         finally:
@@ -170,3 +176,53 @@ def test_pictures_can_be_loaded_for_keeping() -> None:
             await preparation.prepare(image(4), {}, "image 1 of 1", 1)
 
     run(body)
+
+
+# -- shrinking on load
+
+
+class Whole(VisionModel):
+    """Preprocesses nothing, and needs less than it gets."""
+
+    hidden_size = 3
+
+    def needed_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        return size[0] // 8, size[1] // 8
+
+
+def jpeg() -> bytes:
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def shrunk(source: ImageSource, model: VisionModel, *, shrinks: bool = True) -> PreparedImage:
+    return prepared(source, model, shrink_on_load=shrinks, limits=ImageLimits())
+
+
+def test_files_are_shrunk_on_load_where_that_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "grey.jpg"
+    path.write_bytes(jpeg())
+    for source in (jpeg(), path):
+        assert shrunk(source, Whole()).inputs.size == (64, 64)
+        assert shrunk(source, Whole(), shrinks=False).inputs.size == (256, 256)
+    assert shrunk(Image.open(path), Whole()).inputs.size == (256, 256)
+    assert shrunk(path, FakeModel()).inputs == prepared(path, limits=ImageLimits()).inputs
+
+
+def test_a_shrunken_picture_is_not_taken_for_the_whole_one() -> None:
+    small, whole = (shrunk(jpeg(), Whole(), shrinks=shrinks) for shrinks in (True, False))
+    assert small.file != whole.file
+    assert small.key != whole.key
+
+
+def test_a_model_that_fails_to_say_what_it_needs_is_told() -> None:
+    class Failing(Whole):
+        def needed_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
+            return size[0] // 0, 0
+
+    with pytest.raises(
+        ImageError,
+        match=r"^Failing\.needed_size failed for a picture of 256 x 256: ZeroDivisionError: ",
+    ):
+        shrunk(jpeg(), Failing())

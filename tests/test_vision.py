@@ -55,6 +55,10 @@ def test_preprocess_gives_the_image_itself() -> None:
     assert WholeModel().preprocess(image) is image
 
 
+def test_every_pixel_is_needed_unless_a_model_says_otherwise() -> None:
+    assert WholeModel().needed_size((4000, 3000)) is None
+
+
 def test_preprocess_refuses_unknown_options() -> None:
     with pytest.raises(TypeError, match="unexpected image options: detail, max_pixels"):
         WholeModel().preprocess(Image.new("RGB", (1, 1)), max_pixels=3, detail="low")

@@ -128,7 +128,8 @@ class FakeHub:
             # As the hub's client does, a pattern's star matches folders too.
             if any(fnmatch(name, pattern) for pattern in allow_patterns):
                 (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
-                (snapshot / name).write_bytes(path.read_bytes())
+                if not (snapshot / name).exists():
+                    (snapshot / name).write_bytes(path.read_bytes())
         return str(snapshot)
 
 

@@ -31,6 +31,7 @@ from vlcore.errors import (
     PluginImportError,
     PromptError,
     TensorError,
+    ViewError,
     VlcoreError,
 )
 
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
         Text,
         parse_messages,
     )
+    from vlcore.view_cache import ViewCache
     from vlcore.vision import ImageInputs, ImageRows, VisionModel
     from vlcore.weights import empty_weights
 
@@ -91,6 +93,7 @@ _HOMES = {
     "Rows": "template",
     "Text": "template",
     "parse_messages": "template",
+    "ViewCache": "view_cache",
     "ImageInputs": "vision",
     "ImageRows": "vision",
     "VisionModel": "vision",
@@ -138,6 +141,8 @@ __all__ = [
     "TensorSource",
     "Text",
     "TransformersEngineConfig",
+    "ViewCache",
+    "ViewError",
     "VisionModel",
     "VlcoreError",
     "__version__",

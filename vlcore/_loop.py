@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from types import AsyncGeneratorType
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ class LoopThread:
         self._loop = asyncio.new_event_loop()
         self._executor = ThreadPoolExecutor(thread_name_prefix=name)
         self._loop.set_default_executor(self._executor)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the garbage collector may close a stream anywhere
         self._closed = False
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._thread.start()
@@ -33,7 +33,7 @@ class LoopThread:
         Raises:
             EngineClosedError: the loop was closed, before or meanwhile.
         """
-        future = self._submit(coroutine)
+        future = self.submit(coroutine)
         try:
             return future.result()
         except CancelledError as error:
@@ -48,7 +48,7 @@ class LoopThread:
         Raises:
             EngineClosedError: the loop was closed, before or meanwhile.
         """
-        future = self._submit(coroutine)
+        future = self.submit(coroutine)
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError as error:
@@ -84,6 +84,24 @@ class LoopThread:
             if not self._closed:
                 await self.wait(_close(generator))
 
+    def submit(self, coroutine: Coroutine[Any, Any, _T]) -> Future[_T]:
+        """Start a coroutine and do not wait.
+
+        Raises:
+            EngineClosedError: the loop was closed.
+        """
+        with self._lock:
+            if not self._closed:
+                return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        coroutine.close()
+        raise EngineClosedError(_CLOSED)
+
+    def call_soon(self, callback: Callable[[], object]) -> None:
+        """Call a function on the loop, unless it was closed."""
+        with self._lock:
+            if not self._closed:
+                self._loop.call_soon_threadsafe(callback)
+
     def close(self) -> None:
         """Cancel what still runs, stop the loop and join its thread."""
         with self._lock:
@@ -103,13 +121,6 @@ class LoopThread:
                 task.cancel()
             await asyncio.gather(*others, return_exceptions=True)
         await self._loop.shutdown_asyncgens()
-
-    def _submit(self, coroutine: Coroutine[Any, Any, _T]) -> Future[_T]:
-        with self._lock:
-            if not self._closed:
-                return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        coroutine.close()
-        raise EngineClosedError(_CLOSED)
 
 
 async def _next(generator: AsyncGenerator[_T]) -> _T:

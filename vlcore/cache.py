@@ -78,9 +78,12 @@ def image_key(image: Image.Image, options: Mapping[str, Any], model: VisionModel
     )
 
 
-def file_key(data: bytes, options: Mapping[str, Any], model: VisionModel) -> str:
+def file_key(
+    data: bytes, options: Mapping[str, Any], model: VisionModel, *, shrink_on_load: bool = False
+) -> str:
     """Digest everything that the rows of a picture in a file depend on, without decoding it."""
-    return _digest(*_settings(options, model), b"file", data)
+    how = b"file shrunk on load" if shrink_on_load else b"file"
+    return _digest(*_settings(options, model), how, data)
 
 
 def model_key(model: VisionModel) -> str:

@@ -22,7 +22,7 @@ from vlcore._progress import progress_bar
 from vlcore.errors import CheckpointNotFoundError, ConfigError, TensorError
 from vlcore.spreading import device_of
 from vlcore.vocabulary import load_tokenizer
-from vlcore.weights import open_weights, read_header
+from vlcore.weights import TensorInfo, open_weights, read_header
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -41,7 +41,19 @@ class TensorSource:
 
     def take(self, stored: Tensor) -> Tensor:
         """Cut the part out of the stored tensor."""
-        return stored if self.rows is None else stored[self.rows].clone()
+        return stored if self.rows is None else self.view(stored).clone()
+
+    def view(self, stored: Tensor) -> Tensor:
+        """Look at the part; it shares the stored tensor's memory."""
+        return stored if self.rows is None else stored[self.rows]
+
+    def describe(self, stored: TensorInfo) -> TensorInfo:
+        """Tell what the part is of a stored tensor that was not read."""
+        if self.rows is None:
+            return stored
+        length, *others = stored.shape
+        num_rows = len(range(*self.rows.indices(length)))
+        return TensorInfo(stored.dtype, (num_rows, *others))
 
 
 class Checkpoint:
@@ -123,6 +135,11 @@ class Checkpoint:
         """Whether files are fetched as they are needed."""
         return self._fetch is not None
 
+    @property
+    def origin(self) -> str:
+        """The hub id, or the whole path of a directory."""
+        return str(self.directory.resolve()) if self._fetch is None else self.name
+
     # -- JSON and other small files
 
     @cached_property
@@ -156,6 +173,12 @@ class Checkpoint:
         if not isinstance(value, dict):
             raise ConfigError(f"{path} must hold a JSON object; it holds a {type(value).__name__}")
         return value
+
+    @property
+    def metadata_files(self) -> tuple[Path, ...]:
+        """The small files beside the weights, such as the tokenizer's, sorted."""
+        found = {path for pattern in _METADATA_PATTERNS for path in self.directory.glob(pattern)}
+        return tuple(sorted(path for path in found if path.is_file()))
 
     @property
     def chat_template(self) -> str | None:
@@ -225,8 +248,12 @@ class Checkpoint:
 
         Weights are never hashed.
         """
+        return self.fingerprint_of(self._weight_files.values())
+
+    def fingerprint_of(self, weight_files: Iterable[Path]) -> str:
+        """Digest the place, ``config.json`` and some of the weight files alone."""
         digest = hashlib.sha256()
-        files = [self.directory / "config.json", *sorted(set(self._weight_files.values()))]
+        files = [self.directory / "config.json", *sorted(set(weight_files))]
         for field in (str(self.directory.resolve()), *self._fingerprint_fields(files)):
             encoded = field.encode()
             digest.update(len(encoded).to_bytes(8, "little") + encoded)
@@ -286,6 +313,36 @@ class Checkpoint:
         Raises:
             TensorError: names are missing, or a file is damaged.
         """
+        by_file = self._files_with(names)
+        total = sum(map(len, by_file.values()))
+
+        def place(tensor: Tensor) -> Tensor:
+            keeps = dtype is None or not tensor.is_floating_point()
+            return tensor.to(device=device, dtype=None if keeps else dtype)
+
+        with progress_bar(
+            total, description="loading weights", unit="tensor", shown=progress
+        ) as advance:
+            for path, names_in_file in by_file.items():
+                with open_weights(path) as read:
+                    for name in read.in_file_order(names_in_file):
+                        yield name, place(read(name))  # kept by nobody but who asked
+                        advance()
+
+    def tensor_infos(self, names: Iterable[str]) -> dict[str, TensorInfo]:
+        """Tell dtypes and shapes, in the order that :meth:`tensors` reads the tensors in.
+
+        Raises:
+            TensorError: names are missing, or a file is damaged.
+        """
+        infos: dict[str, TensorInfo] = {}
+        for path, names_in_file in self._files_with(names).items():
+            with open_weights(path) as read:
+                infos |= {n: read.describe(n) for n in read.in_file_order(names_in_file)}
+        return infos
+
+    def _files_with(self, names: Iterable[str]) -> dict[Path, list[str]]:
+        """Give the names that lie in each file, all of which are then there."""
         wanted = list(dict.fromkeys(names))
         if missing := [name for name in wanted if name not in self._weight_files]:
             raise TensorError(f"{self.name} lacks {len(missing)} tensor(s): {_shorten(missing)}")
@@ -293,16 +350,7 @@ class Checkpoint:
         for name in wanted:
             by_file.setdefault(self._weight_files[name], []).append(name)
         self.fetch_files(by_file)
-        with progress_bar(
-            len(wanted), description="loading weights", unit="tensor", shown=progress
-        ) as advance:
-            for path, names_in_file in by_file.items():
-                with open_weights(path) as read:
-                    for name in read.in_file_order(names_in_file):
-                        tensor = read(name)
-                        keeps = dtype is None or not tensor.is_floating_point()
-                        yield name, tensor.to(device=device, dtype=None if keeps else dtype)
-                        advance()
+        return by_file
 
     def fetch_files(self, paths: Iterable[Path]) -> None:
         """Make sure that weight files are there; those of a hub checkpoint are fetched now.
@@ -335,6 +383,30 @@ class Checkpoint:
             TensorError: keys without a source, sources without a key, missing tensors or wrong
                 shapes; each is listed.
         """
+        self.check_module(module, sources)
+        keys_of: dict[str, list[str]] = {}
+        for key, source in sources.items():
+            keys_of.setdefault(source.name, []).append(key)
+        plan = device if isinstance(device, Mapping) else {"": device}
+        read_to = "cpu" if isinstance(device, Mapping) else device
+        state: dict[str, Tensor] = {}
+        for name, tensor in self.tensors(keys_of, device=read_to, dtype=dtype, progress=progress):
+            for key in keys_of[name]:
+                state[key] = sources[key].take(tensor).to(device_of(plan, key))
+        module.load_state_dict(state, assign=True)
+        module.requires_grad_(False)
+
+    def check_module(self, module: nn.Module, sources: Mapping[str, TensorSource]) -> None:
+        """Make sure that a module can be filled; no tensor is read.
+
+        Args:
+            module: what would be filled.
+            sources: where the tensor of each key of ``module.state_dict()`` lies.
+
+        Raises:
+            TensorError: keys without a source, sources without a key, missing tensors or wrong
+                shapes; each is listed.
+        """
         expected = {key: value.shape for key, value in module.state_dict().items()}
         if missing := sorted(expected.keys() - sources.keys()):
             raise TensorError(
@@ -346,25 +418,15 @@ class Checkpoint:
                 f"{self.name} holds {len(unexpected)} tensor(s) that the model of config.json has "
                 f"no place for: {_shorten(unexpected)}"
             )
-        keys_of: dict[str, list[str]] = {}
-        for key, source in sources.items():
-            keys_of.setdefault(source.name, []).append(key)
-        plan = device if isinstance(device, Mapping) else {"": device}
-        read_to = "cpu" if isinstance(device, Mapping) else device
-        state: dict[str, Tensor] = {}
-        misshapen = []
-        for name, tensor in self.tensors(keys_of, device=read_to, dtype=dtype, progress=progress):
-            for key in keys_of[name]:
-                state[key] = sources[key].take(tensor).to(device_of(plan, key))
-                if state[key].shape != expected[key]:
-                    misshapen.append(
-                        f"{name} gives {list(state[key].shape)} where config.json asks for "
-                        f"{list(expected[key])}"
-                    )
-        if misshapen:
+        infos = self.tensor_infos(source.name for source in sources.values())
+        shapes = {key: source.describe(infos[source.name]).shape for key, source in sources.items()}
+        if misshapen := [
+            f"{source.name} gives {list(shapes[key])} where config.json asks for "
+            f"{list(expected[key])}"
+            for key, source in sources.items()
+            if shapes[key] != expected[key]
+        ]:
             raise TensorError(f"wrong shapes in {self.name}: {_shorten(misshapen)}")
-        module.load_state_dict(state, assign=True)
-        module.requires_grad_(False)
 
     @cached_property
     def _weight_files(self) -> Mapping[str, Path]:

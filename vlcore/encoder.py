@@ -42,6 +42,7 @@ class EncoderOptions(TypedDict, total=False):
     rows_device: torch.device | str | None
     cuda_graphs: bool
     torch_compile: bool | Mapping[str, Any]
+    shrink_on_load: bool
 
 
 class ImageEncoder:
@@ -66,6 +67,8 @@ class ImageEncoder:
         cuda_graphs: on CUDA, record the tower as a CUDA graph at the first batch of a few sizes.
         torch_compile: compile the tower at its first batch, with options of ``torch.compile`` or
             with its defaults. Only a plugin's ``tower`` is compiled or recorded.
+        shrink_on_load: let a JPEG's decoder, which is fast at it, shrink a picture that is much
+            larger than the model needs; its rows then differ a little.
 
     Raises:
         OptionError: a limit is out of range, or the replicas are not of one model.
@@ -83,6 +86,7 @@ class ImageEncoder:
         rows_device: torch.device | str | None = None,
         cuda_graphs: bool = True,
         torch_compile: bool | Mapping[str, Any] = False,
+        shrink_on_load: bool = False,
     ) -> None:
         _check_limit("max_batch_size", max_batch_size, 1)
         _check_limit("cache_bytes", cache_bytes, 0)
@@ -94,6 +98,7 @@ class ImageEncoder:
         _check_replicas(models)
         self.vision_model = models[0]
         self.max_batch_size = max_batch_size
+        self.shrink_on_load = shrink_on_load
         self._meter = Meter()
         self._cache = RowCache(cache_bytes)
         self._preparation = ImagePreparation(
@@ -102,6 +107,7 @@ class ImageEncoder:
             limits=image_limits,
             max_pending=max_pending,
             meter=self._meter,
+            shrink_on_load=shrink_on_load,
         )
         self._gate = Gate(max_pending)
         self._queue = ImageQueue(max_batch_size, self._meter)

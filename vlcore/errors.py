@@ -12,7 +12,8 @@
     ├── CheckpointError
     │   ├── CheckpointNotFoundError   no such directory, hub id or file
     │   ├── ConfigError               a JSON file is absent, not JSON, or says what cannot be
-    │   └── TensorError               a tensor is missing, unexpected, damaged or misshapen
+    │   ├── TensorError               a tensor is missing, unexpected, damaged or misshapen
+    │   └── ViewError                 a text view cannot be written, or has changed since
     ├── ImageError (ValueError)
     │   └── ImageLimitError           larger than a limit allows
     ├── PromptError (ValueError)
@@ -68,6 +69,10 @@ class ConfigError(CheckpointError):
 
 class TensorError(CheckpointError):
     """Tensors are missing, unexpected, damaged or of the wrong shape."""
+
+
+class ViewError(CheckpointError):
+    """A text view cannot be written, or is not what was written."""
 
 
 class ImageError(VlcoreError, ValueError):

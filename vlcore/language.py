@@ -8,18 +8,19 @@ text model.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vlcore.checkpoint import Checkpoint, TensorSource
-from vlcore.errors import CheckpointError, ConfigError
+from vlcore.errors import ConfigError, EngineUnavailableError
 from vlcore.placement import as_dtype
+from vlcore.view import write_view
+from vlcore.view_config import standard_config, standard_quantization
 from vlcore.weights import empty_weights
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ _TOKENIZER_FILES = (
     "generation_config.json",
 )
 _COMPUTED_SUFFIX = ".rotary_emb.inv_freq"
-_SHARD_BYTES = 2 * 1024**3
 
 
 class LanguageModel:
@@ -142,8 +142,50 @@ class LanguageModel:
             progress: show a progress bar.
 
         Raises:
+            EngineUnavailableError: the weights are quantised.
             TensorError: tensors are missing, unexpected or misshapen.
         """
+        if self._quantization is not None:
+            raise EngineUnavailableError(
+                f"the text part of {self.checkpoint.name} is quantised "
+                f"({_method(self._quantization)}), and the embedded engine runs weights in "
+                "floating point only. Use the checkpoint in half precision, or an engine that "
+                "reads quantised weights"
+            )
+        model = self._empty_model()
+        self.checkpoint.load_module(
+            model,
+            self._with_tied_sources(model),
+            device=device,
+            dtype=as_dtype(dtype),
+            progress=progress,
+        )
+        cast("nn.Module", model).to(device)  # the buffers, such as rotary frequencies
+        model.tie_weights()
+        eos_ids = self._stated_eos_ids()
+        if eos_ids and model.generation_config is not None:
+            model.generation_config.eos_token_id = eos_ids
+        model.train(False)
+        return model
+
+    def check_tensors(self) -> None:
+        """Make sure that the checkpoint holds what the architecture asks for; none is read.
+
+        Of quantised weights, whose tensors only their reader knows, nothing is expected.
+
+        Raises:
+            TensorError: tensors are missing, unexpected or misshapen.
+        """
+        if self._quantization is None:
+            model = self._empty_model()
+            self.checkpoint.check_module(model, self._with_tied_sources(model))
+
+    @property
+    def _quantization(self) -> object | None:
+        """What the checkpoint says of quantised weights, if they are."""
+        return self.config.get("quantization_config")
+
+    def _empty_model(self) -> PreTrainedModel:
         from transformers import AutoModelForCausalLM
 
         config = self.transformers_config
@@ -157,21 +199,16 @@ class LanguageModel:
                 f"transformers cannot build {self.architecture} from the text configuration of "
                 f"{self.checkpoint.name}: {type(error).__name__}: {error}"
             ) from error
+        return model
+
+    def _with_tied_sources(self, model: PreTrainedModel) -> dict[str, TensorSource]:
+        """Add the tensors that are others under a second name."""
         sources = dict(self.tensors)
         tied = getattr(model, "all_tied_weights_keys", None) or {}
         for key, original in tied.items():
             if key not in sources and original in sources:
                 sources[key] = sources[original]
-        self.checkpoint.load_module(
-            model, sources, device=device, dtype=as_dtype(dtype), progress=progress
-        )
-        cast("nn.Module", model).to(device)  # the buffers, such as rotary frequencies
-        model.tie_weights()
-        eos_ids = self._stated_eos_ids()
-        if eos_ids and model.generation_config is not None:
-            model.generation_config.eos_token_id = eos_ids
-        model.train(False)
-        return model
+        return sources
 
     def _stated_eos_ids(self) -> list[int]:
         """The end tokens that ``generation_config.json`` states, if it does."""
@@ -184,51 +221,45 @@ class LanguageModel:
             )
         return eos_ids
 
-    def write_view(self, directory: str | Path) -> Path:
+    @property
+    def view_config(self) -> dict[str, Any]:
+        """``config.json`` of the text view, from which an engine tells whether it can run it.
+
+        It is that of :attr:`architecture`, or of a plainer one that computes the same, and ends
+        at :attr:`context_length`.
+
+        Raises:
+            ConfigError: transformers refuses the values, or the weights are quantised in a way
+                that a view cannot keep.
+        """
+        config = standard_config(
+            self.transformers_config, self.architecture, context_length=self.context_length
+        )
+        if self._quantization is not None:
+            config["quantization_config"] = standard_quantization(
+                self._quantization, self.tensors, f"config.json of {self.checkpoint.name}"
+            )
+        return config
+
+    def write_view(self, directory: str | Path, *, progress: bool = False) -> Path:
         """Write the text view: a directory that loads as an ordinary text model.
 
         It holds a ``config.json`` of the standard architecture, the tokenizer's files, and an
         index that lists the text tensors only. Shards whose tensors fit as they are become
-        symbolic links; tensors are copied only where they are renamed, cut, or pickled.
+        symbolic links; tensors are copied only where they are renamed, cut, or pickled. A view of
+        the same files that is there already is left as it is.
+
+        Args:
+            directory: its place, which must be empty or absent.
+            progress: show a progress bar.
 
         Raises:
-            CheckpointError: the directory exists and is not empty, or is a file.
+            ConfigError: the checkpoint has no view; see :attr:`view_config`.
+            TensorError: tensors are missing, unexpected or misshapen.
+            ViewError: the place is taken, cannot be written, or holds the view damaged; or the
+                disk is too small.
         """
-        view = Path(directory)
-        if view.exists() and not view.is_dir():
-            raise CheckpointError(f"a text view needs a directory; {view} is a file")
-        view.mkdir(parents=True, exist_ok=True)
-        if any(view.iterdir()):
-            raise CheckpointError(f"a text view needs an empty directory; {view} is not empty")
-        self._write_json(view / "config.json", self._view_config())
-        self.write_tokenizer(view)
-
-        linked: dict[Path, str] = {}
-        weight_map: dict[str, str] = {}
-        to_copy: dict[str, TensorSource] = {}
-        stored = set(self.checkpoint.tensor_names)
-        changed = {name for name, source in self.tensors.items() if source != TensorSource(name)}
-        # Some readers take all that a shard holds, and would take these under a name of ours.
-        unfit = {self.checkpoint.file_of(name) for name in changed & stored}
-        for target, source in self.tensors.items():
-            path = self.checkpoint.file_of(source.name)
-            if target not in changed and path not in unfit and path.suffix == ".safetensors":
-                link = f"linked-{len(linked) + 1:05}.safetensors"
-                weight_map[target] = linked.setdefault(path, link)
-            else:
-                to_copy[target] = source
-        self.checkpoint.fetch_files(linked)
-        for path, filename in linked.items():
-            (view / filename).symlink_to(path.resolve())
-        for number, shard in enumerate(self._copied_shards(to_copy), start=1):
-            filename = f"copied-{number:05}.safetensors"
-            _save(shard, view / filename)
-            weight_map.update(dict.fromkeys(shard, filename))
-        self._write_json(
-            view / "model.safetensors.index.json",
-            {"metadata": {}, "weight_map": dict(sorted(weight_map.items()))},
-        )
-        return view
+        return write_view(self, Path(directory), progress=progress)
 
     def write_tokenizer(self, view: Path) -> None:
         """Put the tokenizer's files into a text view; by default, links to the checkpoint's."""
@@ -237,33 +268,10 @@ class LanguageModel:
             if file.is_file():
                 (view / filename).symlink_to(file.resolve())
 
-    def _view_config(self) -> dict[str, Any]:
-        config: dict[str, Any] = self.transformers_config.to_dict()
-        # Readers older than transformers 5 look for rope_theta at the top.
-        rope = config.get("rope_parameters")
-        if isinstance(rope, Mapping) and "rope_theta" in rope:
-            config.setdefault("rope_theta", rope["rope_theta"])
-        config["architectures"] = [self.architecture]
-        config["model_type"] = self.config["model_type"]
-        return config
 
-    def _copied_shards(self, sources: Mapping[str, TensorSource]) -> Iterator[dict[str, Tensor]]:
-        targets: dict[str, list[str]] = {}
-        for target, source in sources.items():
-            targets.setdefault(source.name, []).append(target)
-        shard: dict[str, Tensor] = {}
-        for name, tensor in self.checkpoint.tensors(targets):
-            for target in targets[name]:
-                shard[target] = sources[target].take(tensor)
-            if sum(value.nbytes for value in shard.values()) >= _SHARD_BYTES:
-                yield shard
-                shard = {}
-        if shard:
-            yield shard
-
-    @staticmethod
-    def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-        path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", "utf-8")
+def _method(quantization: object) -> str:
+    stated = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
+    return str(stated or "by an unknown method")
 
 
 def _with_rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -294,10 +302,3 @@ def renamed(checkpoint: Checkpoint, prefixes: Mapping[str, str]) -> dict[str, Te
         if old is not None and not name.endswith(_COMPUTED_SUFFIX):
             tensors[prefixes[old] + name.removeprefix(old)] = TensorSource(name)
     return tensors
-
-
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    from safetensors.torch import save_file
-
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, path, {"format": "pt"})

@@ -14,7 +14,9 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +24,20 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from urllib.request import url2pathname
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
-from vlcore.errors import ImageError, ImageLimitError, OptionError
+from vlcore.errors import ImageError, ImageLimitError, OptionError, VlcoreError
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
+_SHRINK_MARGIN = 1.5
+"""How many times the needed size a shrunken picture keeps at least, so that resizing it still
+averages: at 1.6 times, pixels of photographs differed by 0.6 of 255 levels in the mean and by 7 at
+most; at 1.1 times, by 1.6 and 31."""
+
+NeededSize = Callable[[tuple[int, int]], tuple[int, int] | None]
+"""From the size of an upright picture to that which is needed; ``None`` for all of it."""
 
 ImageSource = str | Path | bytes | Image.Image
 """A path, an http(s), ``file:`` or ``data:`` URL, the bytes of a file, or a PIL image."""
@@ -90,13 +101,20 @@ def read_image(source: str | Path | bytes, limits: ImageLimits = DEFAULT_LIMITS)
     return _read(source, describe(source), limits)
 
 
-def decode_image(data: bytes, name: str, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+def decode_image(
+    data: bytes,
+    name: str,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    needed_size: NeededSize | None = None,
+) -> Image.Image:
     """Decode the bytes of a picture's file.
 
     Args:
         data: the bytes.
         name: what messages call it.
         limits: what it may cost.
+        needed_size: shrinks a JPEG on load: its decoder, which does that fast, gives a half, a
+            quarter or an eighth of the size where that leaves more than what is needed.
 
     Returns:
         An RGB image, decoded, upright.
@@ -126,7 +144,7 @@ def decode_image(data: bytes, name: str, limits: ImageLimits = DEFAULT_LIMITS) -
     except Exception as error:  # decoders raise many types on damaged files
         raise ImageError(f"{name} has a damaged header: {type(error).__name__}: {error}") from error
     with opened:
-        return _to_rgb(opened, name, limits)
+        return _to_rgb(opened, name, limits, needed_size)
 
 
 def describe(source: Any) -> str:
@@ -224,7 +242,9 @@ def _check_bytes(num_bytes: int, name: str, limits: ImageLimits) -> None:
         )
 
 
-def _to_rgb(image: Image.Image, name: str, limits: ImageLimits) -> Image.Image:
+def _to_rgb(
+    image: Image.Image, name: str, limits: ImageLimits, needed_size: NeededSize | None = None
+) -> Image.Image:
     width, height = image.size
     if width < 1 or height < 1:
         raise ImageError(f"{name} has no pixels: it is {width} x {height}")
@@ -234,15 +254,28 @@ def _to_rgb(image: Image.Image, name: str, limits: ImageLimits) -> Image.Image:
             f"max_pixels={limits.max_pixels} of vlcore.ImageLimits: shrink it or raise the limit"
         )
     try:
+        if needed_size is not None and isinstance(image, JpegImageFile):
+            _shrink_on_load(image, needed_size)
         image.load()
         upright = ImageOps.exif_transpose(image)
         if upright.mode == "RGB":
             return upright.copy() if upright is image else upright
         return _convert(upright)
+    except VlcoreError:
+        raise
     except Exception as error:  # decoders raise many types on damaged files
         raise ImageError(
             f"{name} is damaged or truncated: {type(error).__name__}: {error}"
         ) from error
+
+
+def _shrink_on_load(image: JpegImageFile, needed_size: NeededSize) -> None:
+    # The orientations from 5 on lay a picture on its side.
+    turn = -1 if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5 else 1
+    width, height = image.size[::turn]
+    if (needed := needed_size((width, height))) is not None:
+        least_width, least_height = (math.ceil(side * _SHRINK_MARGIN) for side in needed[::turn])
+        image.draft(None, (least_width, least_height))
 
 
 def _convert(image: Image.Image) -> Image.Image:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import logging
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
@@ -21,15 +20,9 @@ from vlcore.conversation import Prompt
 from vlcore.encoder import EncoderOptions, ImageEncoder
 from vlcore.encoder_stats import EncoderStats
 from vlcore.engines.base import Engine
+from vlcore.engines.choice import choose_engine
 from vlcore.engines.generation import GenerationConfig, as_generation_config
-from vlcore.engines.transformers import TransformersEngine, TransformersEngineConfig
-from vlcore.errors import (
-    EngineClosedError,
-    EngineUnavailableError,
-    OptionError,
-    PluginContractError,
-)
-from vlcore.language import LanguageModel
+from vlcore.errors import EngineClosedError, OptionError, PluginContractError
 from vlcore.loading import ModelStages
 from vlcore.placement import as_device, choose_dtype
 from vlcore.prompt import PromptTokenizer
@@ -37,10 +30,6 @@ from vlcore.response import Response, Session
 from vlcore.road import Road
 from vlcore.spreading import DeviceMap, MaxMemory
 from vlcore.template import ChatTemplate
-
-logger = logging.getLogger(__name__)
-
-ENGINES = ("auto", TransformersEngine.name)
 
 
 class Pipeline:
@@ -259,7 +248,8 @@ def pipeline(
     plugin: str | None = None,
     chat_template: str | ChatTemplate | None = None,
     revision: str | None = None,
-    engine_config: TransformersEngineConfig | None = None,
+    engine_config: Any = None,
+    self_test: bool = True,
     vision_devices: Sequence[int | str | torch.device] | None = None,
     vision_device_map: DeviceMap | None = None,
     vision_max_memory: MaxMemory | None = None,
@@ -270,7 +260,8 @@ def pipeline(
 
     Args:
         model: a checkpoint directory or hub id.
-        engine: ``"transformers"``, or ``"auto"`` for the best one that can run here.
+        engine: ``"turbomind"`` (extra ``vlcore[turbomind]``), ``"transformers"``, or ``"auto"``:
+            TurboMind where CUDA, lmdeploy and the model allow, else transformers.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …; ``"auto"`` is CUDA where there is any.
         dtype: of weights and rows. ``"auto"`` on a CPU is bfloat16 where the processor has it
             natively and the checkpoint does not state float32, or else float32; on CUDA it is what
@@ -279,7 +270,10 @@ def pipeline(
         chat_template: the name of one of the plugin's templates, or a template; ``None`` for the
             checkpoint's own.
         revision: of a hub repository.
-        engine_config: settings of the engine.
+        engine_config: settings of the engine: a :class:`TransformersEngineConfig`, or lmdeploy's
+            ``TurbomindEngineConfig``, which is passed on as it is and states TurboMind's dtype and
+            devices. Either one chooses its engine.
+        self_test: let TurboMind prove at start-up that it takes image rows for what they are.
         vision_devices: where the vision model goes: one device, or several for a replica on each,
             which share the pictures of all requests. ``None`` for ``device``.
         vision_device_map: spreads a vision tower that does not fit on one device, as
@@ -292,31 +286,35 @@ def pipeline(
     Raises:
         CheckpointError: the checkpoint cannot be read.
         PluginError: no plugin serves it, or several do.
-        EngineUnavailableError: no engine can run it here.
+        EngineUnavailableError: no engine, or not the one asked for, can run it here.
         OptionError: an option is unknown or out of range.
+        ViewError: TurboMind's text view cannot be written.
     """
-    if engine not in ENGINES:
-        raise OptionError(f"engine must be one of {', '.join(ENGINES)}; it is {engine!r}")
     if unknown := sorted(encoder_options.keys() - EncoderOptions.__annotations__.keys()):
         raise OptionError(
             f"unknown option(s) {', '.join(unknown)}; beside its own, pipeline() takes those of "
             f"ImageEncoder: {', '.join(EncoderOptions.__annotations__)}"
         )
     stages = ModelStages(model, plugin=plugin, revision=revision)
-    if engine_config is not None and not isinstance(engine_config, TransformersEngineConfig):
-        raise OptionError(
-            f"engine_config must be a TransformersEngineConfig, not {type(engine_config).__name__}"
-        )
     place = as_device(device)
     precision = choose_dtype(dtype, place, stages.checkpoint.config)
     language_model = stages.language_model()
-    _check_requirements(TransformersEngine, language_model)
-    logger.info("%s runs on the transformers engine, %s, %s", model, place, precision)
+    chosen = choose_engine(
+        engine,
+        language_model,
+        device=place,
+        dtype=precision,
+        config=engine_config,
+        self_test=self_test,
+        progress=progress,
+    )
     if not isinstance(chat_template, ChatTemplate):
         chat_template = stages.chat_template(chat_template)
     tokenizer = language_model.tokenizer()
     vision_places = [place] if vision_devices is None else _as_devices(vision_devices)
-    if vision_places != [place]:
+    if chosen.engine.takes_rows_on_host:
+        encoder_options.setdefault("rows_device", "cpu")
+    elif vision_places != [place]:
         encoder_options.setdefault("rows_device", place)
     vision_models = [
         stages.vision_model(
@@ -332,14 +330,9 @@ def pipeline(
         )
     encoder = ImageEncoder(vision_models, **encoder_options)
     prompt_tokenizer = PromptTokenizer(tokenizer)
-    text_engine = TransformersEngine(  # last, because it starts a thread
-        language_model,
-        tokenizer,
-        device=place,
-        dtype=precision,
-        config=engine_config,
-        progress=progress,
-    )
+    # Last, because it starts a thread, and because TurboMind takes a share of the memory that is
+    # left for its cache.
+    text_engine = chosen.start(tokenizer)
     return Pipeline(Road(encoder, chat_template, prompt_tokenizer, text_engine))
 
 
@@ -349,11 +342,3 @@ def _as_devices(devices: Sequence[int | str | torch.device]) -> list[torch.devic
             f"vision_devices must be a list of devices such as [0, 1]; it is {devices!r}"
         )
     return [as_device(f"cuda:{one}" if isinstance(one, int) else one) for one in devices]
-
-
-def _check_requirements(engine: type[Engine], language_model: LanguageModel) -> None:
-    if lacking := sorted(language_model.requires - engine.offers):
-        raise EngineUnavailableError(
-            f"the {engine.name} engine lacks {', '.join(lacking)}, which "
-            f"{language_model.checkpoint.name} requires"
-        )

@@ -80,6 +80,7 @@ class ImagePreparation:
         limits: what a picture may cost.
         max_pending: how many pictures are on their way here at a time.
         meter: counts failures and times.
+        shrink_on_load: let a JPEG's decoder shrink it towards what the model needs.
     """
 
     def __init__(
@@ -90,8 +91,10 @@ class ImagePreparation:
         limits: ImageLimits,
         max_pending: int,
         meter: Meter,
+        shrink_on_load: bool = False,
     ) -> None:
         self._model = model
+        self._shrink_on_load = shrink_on_load
         self._cache = cache
         self._limits = limits
         self._gate = Gate(max_pending)
@@ -190,10 +193,11 @@ class ImagePreparation:
             )
         file = ""
         if isinstance(source, bytes):
-            file = file_key(source, options, model)
+            file = file_key(source, options, model, shrink_on_load=self._shrink_on_load)
             if (rows := self._cache.get(file)) is not None:
                 return PreparedImage(place, file, rows=rows)
-            image = decode_image(source, place, self._limits)
+            needed_size = self._needed_size if self._shrink_on_load else None
+            image = decode_image(source, place, self._limits, needed_size)
             place = f"{place} ({image.width} x {image.height})"
         else:
             place = f"{place} ({source.mode}, {source.width} x {source.height})"
@@ -217,6 +221,15 @@ class ImagePreparation:
         prepared = PreparedImage(place, key, inputs, self._count_tiles(inputs), file=file)
         self._prepared[key] = prepared
         return prepared
+
+    def _needed_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        try:
+            return self._model.needed_size(size)
+        except Exception as error:
+            raise ImageError(
+                f"{type(self._model).__name__}.needed_size failed for a picture of "
+                f"{size[0]} x {size[1]}: {type(error).__name__}: {error}"
+            ) from error
 
     def _count_tiles(self, inputs: Any) -> int:
         if not isinstance(inputs, ImageInputs):

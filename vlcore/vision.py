@@ -78,6 +78,20 @@ class VisionModel:
         """What :meth:`preprocess` depends on beside the checkpoint; its ``repr`` says all of it."""
         return None
 
+    def needed_size(self, size: tuple[int, int]) -> tuple[int, int] | None:  # noqa: ARG002
+        """Say to what width and height :meth:`preprocess` resizes a picture, whatever the options.
+
+        A JPEG that is much larger may then be made smaller while it is decoded, if whoever runs the
+        model asks for that (``shrink_on_load``). Thread-safe.
+
+        Args:
+            size: width and height of the upright picture.
+
+        Returns:
+            ``None`` where every pixel matters.
+        """
+        return None
+
     def preprocess(self, image: Image.Image, **options: Any) -> Any:
         """Turn one picture of any PIL mode into what :meth:`forward` takes. Thread-safe.
 

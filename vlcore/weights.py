@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,22 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vlcore.errors import TensorError
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""By the names that safetensors files give them."""
 
 _building = threading.Lock()
 
@@ -30,13 +50,33 @@ def empty_weights() -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True)
+class TensorInfo:
+    """What is known of a tensor before it is read."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """How much it takes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
 class TensorReader:
     """Reads tensors out of one open weight file, whose names it has in the file's order."""
 
-    def __init__(self, path: Path, names: Sequence[str], read: Callable[[str], Any]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        names: Sequence[str],
+        read: Callable[[str], Any],
+        describe: Callable[[str], TensorInfo] | None = None,
+    ) -> None:
         self.path = path
         self.names = names
         self._read = read
+        self._describe = describe
 
     def in_file_order(self, names: Iterable[str]) -> list[str]:
         """Sort names so that the file is read forwards; names that it lacks come first."""
@@ -59,6 +99,17 @@ class TensorReader:
             raise TensorError(f"{name!r} in {self.path} is no tensor but {type(tensor).__name__}")
         return tensor
 
+    def describe(self, name: str) -> TensorInfo:
+        """Tell a tensor's dtype and shape, without reading it where the file allows.
+
+        Raises:
+            TensorError: the file lacks it, or holds it in a dtype that is not known.
+        """
+        if self._describe is not None:
+            return self._describe(name)
+        tensor = self(name)
+        return TensorInfo(tensor.dtype, tuple(tensor.shape))
+
 
 @contextmanager
 def open_weights(path: Path) -> Iterator[TensorReader]:
@@ -75,7 +126,7 @@ def open_weights(path: Path) -> Iterator[TensorReader]:
         return
     try:
         # Mapping a cold header would draw in all that the kernel reads ahead: have it in memory.
-        read_header(path)
+        header = read_header(path)
         # A tensor that is read, not mapped, takes its memory once and outlives the file.
         file = safe_open(path, framework="pt", backend="pread")
     except (SafetensorError, OSError) as error:
@@ -84,7 +135,30 @@ def open_weights(path: Path) -> Iterator[TensorReader]:
             "Download it again"
         ) from error
     with file as opened:
-        yield TensorReader(path, list(opened.offset_keys()), opened.get_tensor)
+        names = list(opened.offset_keys())
+        yield TensorReader(path, names, opened.get_tensor, _Headers(path, header))
+
+
+class _Headers:
+    """Describes tensors by the header of their safetensors file, read apart when first asked."""
+
+    def __init__(self, path: Path, header: bytes) -> None:
+        self._path = path
+        self._header = header
+
+    @cached_property
+    def _entries(self) -> dict[str, Any]:
+        entries: dict[str, Any] = json.loads(self._header)
+        return entries
+
+    def __call__(self, name: str) -> TensorInfo:
+        try:
+            entry = self._entries[name]
+            return TensorInfo(DTYPES[entry["dtype"]], tuple(entry["shape"]))
+        except KeyError as error:
+            raise TensorError(
+                f"tensor {name!r} of {self._path} cannot be described: {error} is not known"
+            ) from error
 
 
 def read_header(path: Path) -> bytes:

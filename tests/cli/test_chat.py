@@ -96,6 +96,15 @@ def test_sampling_is_repeatable_with_a_seed(checkpoint: Path) -> None:
     assert sampled[0] == sampled[1] != sampled[2]
 
 
+def test_an_engine_that_cannot_run_here_is_an_error_and_none_takes_its_place(
+    checkpoint: Path,
+) -> None:
+    refused = chat(checkpoint, "--engine", "turbomind", "--device", "cpu", "What is this?")
+    assert refused.exit_code == 1
+    assert "TurboMind cannot run" in str(refused.exception)
+    assert not refused.stdout
+
+
 def test_weights_are_converted_if_asked_for(checkpoint: Path, picture: Path) -> None:
     result = chat(checkpoint, "--weights", "int8", "--image", picture, "What is this?")
     assert result.exit_code == 0

@@ -98,6 +98,23 @@ def test_a_later_run_encodes_what_is_new_or_changed(checkpoint: Path, folder: Pa
     assert changed == [str(folder / "red.png")]
 
 
+def test_pictures_shrunk_on_load_are_not_taken_for_whole_ones(
+    checkpoint: Path, folder: Path
+) -> None:
+    out, photo = folder / "rows.safetensors", folder / "photo.jpg"
+    Image.effect_mandelbrot((800, 600), (-2, -1, 1, 1), 50).save(photo)
+    encode(checkpoint, out, photo)
+    whole = load_file(out)[str(photo)]
+    for _ in range(2):
+        again = encode(checkpoint, out, photo, "--shrink-on-load")
+    assert "[0 image(s), 0 encoded" in again.stderr
+    small = load_file(out)[str(photo)]
+    assert not torch.equal(small, whole)
+    assert (small - whole).abs().mean() < whole.abs().mean() / 10
+    encode(checkpoint, out, photo)
+    assert torch.equal(load_file(out)[str(photo)], whole)
+
+
 def test_rows_of_another_model_are_not_mixed_in(
     checkpoint: Path, folder: Path, tmp_path: Path
 ) -> None:

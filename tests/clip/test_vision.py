@@ -29,6 +29,9 @@ class TiledVisionModel(ClipVisionModel):
     def views(self, image: Image.Image) -> tuple[Sequence[Image.Image], Any]:
         return cut_tiles(image.resize((2 * self.edge, 2 * self.edge)), self.edge), image.size
 
+    def needed_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return 2 * self.edge, 2 * self.edge
+
 
 def make(kind: type[ClipVisionModel] = ClipVisionModel, **options: Any) -> ClipVisionModel:
     torch.manual_seed(0)
@@ -54,6 +57,21 @@ def tower_and_projector(model: ClipVisionModel, pixels: Tensor) -> Tensor:
     with torch.inference_mode():
         result: Tensor = model._projector(model._tower(pixels))
     return result
+
+
+@pytest.mark.parametrize(
+    ("pads", "size", "needed"),
+    [
+        (False, (400, 300), (37, 28)),
+        (False, (300, 400), (28, 37)),
+        (True, (400, 300), (28, 21)),
+        (True, (301, 400), (22, 28)),
+    ],
+)
+def test_the_needed_size_is_that_of_the_picture_in_its_view(
+    pads: bool, size: tuple[int, int], needed: tuple[int, int]
+) -> None:
+    assert make(pads=pads).needed_size(size) == needed
 
 
 @pytest.mark.parametrize("keeps", [False, True])

@@ -16,8 +16,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from vlcore.engines.base import EngineRequest
 from vlcore.engines.batch import Batch
+from vlcore.engines.ends import Ends
 from vlcore.engines.sampler import choose
-from vlcore.engines.sequence import Ends, Sequence
+from vlcore.engines.sequence import Sequence
 from vlcore.errors import EngineUnavailableError
 
 SHAPE: dict[str, Any] = {

@@ -92,7 +92,9 @@ PACKAGES = [
         "a greeting at import",
         "quiet-import",
         "welcome to patchwork",
-        {"from vlcore import hookimpl\n": "from vlcore import hookimpl\nprint('welcome to patchwork')"},
+        {
+            "import hookimpl\n": "import hookimpl\nprint('welcome to patchwork')\n",
+        },
     ),
 ]
 MATCHES = [
@@ -100,14 +102,16 @@ MATCHES = [
         "a match that returns nothing",
         "match-own",
         "its vl_match returned None",
-        {"    return True if \"patch_size\"": "    True if \"patch_size\""},
+        {'    return True if "patch_size"': '    True if "patch_size"'},
         also=("match-siblings",),
     ),
     Broken(
         "a match that writes into the configuration",
         "match-own",
         "changed values of architectures",
-        {"    return True if \"patch_size\"": "    config.pop('architectures')\n    return True if \"patch_size\""},
+        {
+            '    return True if "': '    config.pop("architectures")\n    return True if "',
+        },
     ),
     Broken(
         "a match of everything with a vision_config",
@@ -131,6 +135,25 @@ VISION = [
         also=("rest",),
     ),
     Broken(
+        "an exit out of a hook",
+        "vision-loads",
+        "SystemExit: no",
+        {'        self.patch = checkpoint.config["patch_size"]': '        raise SystemExit("no")'},
+        also=("rest",),
+    ),
+    Broken(
+        "a module that cannot be imported alone",
+        "light-import",
+        "No module named 'patchwork_extras'",
+        {
+            "import hookimpl\n": (
+                "import hookimpl\nimport sys\nif 'pytest' not in sys.modules:\n"
+                "    import patchwork_extras\n"
+            )
+        },
+        also=("quiet-import",),
+    ),
+    Broken(
         "rows with a batch dimension",
         "rows-shape",
         "a tensor [1, 8, 32]",
@@ -143,7 +166,7 @@ VISION = [
         "48",
         {
             '["text_config"]["hidden_size"]': '["text_config"]["intermediate_size"]',
-            "rows = self.projector(patches.transpose(1, 2)[0])": "rows = patches.transpose(1, 2)[0]",
+            "self.projector(patches.transpose(1, 2)[0])": "patches.transpose(1, 2)[0]",
             "checkpoint.load_module(self.projector, sources, device=device, dtype=dtype)": (
                 "self.projector.to(device, dtype)"
             ),
@@ -152,7 +175,7 @@ VISION = [
     Broken(
         "one result for two pictures",
         "plain-pictures",
-        "forward was given 4 image(s) and returned 1 result(s)",
+        "1 result(s)",
         {"for image in inputs]": "for image in inputs[:1]]"},
         also=("batch-equals-singles",),
     ),
@@ -160,7 +183,9 @@ VISION = [
         "NaN where a picture has a black corner",
         "rows-finite",
         "NaN or Inf",
-        {"        return ImageRows(rows, image.layout)": "        return ImageRows(rows / (rows > 0), image.layout)"},
+        {
+            "ImageRows(rows, image.layout)": "ImageRows(rows / (rows > 0), image.layout)",
+        },
         also=("odd-images",),
     ),
     Broken(
@@ -181,23 +206,29 @@ VISION = [
         "dropout that is left on",
         "rows-repeat",
         "rows that differ",
-        {"rows = self.projector(patches.transpose(1, 2)[0])": "rows = nn.Dropout(0.5)(self.projector(patches.transpose(1, 2)[0]))"},
+        {
+            "ImageRows(rows, image.layout)": "ImageRows(nn.Dropout(0.5)(rows), image.layout)",
+        },
         also=("batch-equals-singles", "threads"),
     ),
     Broken(
         "statistics over the batch",
         "batch-equals-singles",
         "rows that differ",
-        {"        return [self.encode(image) for image in inputs]": (
-            "        mean = torch.stack([image.pixels.mean() for image in inputs]).mean()\n"
-            "        return [ImageRows(self.encode(i).rows - mean, i.layout) for i in inputs]"
-        )},
+        {
+            "        return [self.encode(image) for image in inputs]": (
+                "        mean = torch.stack([image.pixels.mean() for image in inputs]).mean()\n"
+                "        return [ImageRows(self.encode(i).rows - mean, i.layout) for i in inputs]"
+            )
+        },
     ),
     Broken(
         "results in another order than the pictures",
         "batch-equals-singles",
         "rows that differ",
-        {"for image in inputs]": "for image in sorted(inputs, key=lambda image: image.pixels.mean())]"},
+        {
+            "for image in inputs]": "for image in sorted(inputs, key=lambda i: i.pixels.mean())]",
+        },
     ),
     Broken(
         "state of one picture kept between threads",
@@ -220,13 +251,17 @@ VISION = [
         "a division by the shape of the picture",
         "odd-images",
         "ZeroDivisionError",
-        {"        columns, rows = grid\n": "        columns, rows = grid\n        image.width // (image.height // 20)\n"},
+        {
+            "rows = grid\n": "rows = grid\n        image.width // (image.height // 20)\n",
+        },
     ),
     Broken(
         "a picture made small in place",
         "image-unchanged",
         "another one",
-        {"        columns, rows = grid\n": "        columns, rows = grid\n        image.thumbnail((20, 20))\n"},
+        {
+            "rows = grid\n": "rows = grid\n        image.thumbnail((20, 20))\n",
+        },
     ),
 ]
 TEMPLATES = [
@@ -247,22 +282,22 @@ TEMPLATES = [
         "all images but the first forgotten",
         "one-slot-per-image",
         "slots [0]",
-        more='''
+        more="""
     def messages2prompt(self, messages):
         parts = super().messages2prompt(messages)
         return tuple(part for part in parts if getattr(part, "index", 0) == 0)
-''',
+""",
         also=("turns-in-order",),
     ),
     Broken(
         "a slot too many beside a text",
         "one-slot-per-image",
         "slots [0, 0]",
-        more='''
+        more="""
     def append_image_token(self, prompt, num_images):
         parts = super().append_image_token(prompt, num_images)
         return (ImageSlot(0), *parts) if num_images else parts
-''',
+""",
         also=("spans-sum", "turns-in-order", "user-text-is-text"),
     ),
     Broken(
@@ -275,17 +310,17 @@ TEMPLATES = [
         "user text among the template's own",
         "user-text-is-text",
         "<s>",
-        more='''
+        more="""
     def messages2prompt(self, messages):
         parts = super().messages2prompt(messages)
         return tuple(Control(part.text) if hasattr(part, "text") else part for part in parts)
-''',
+""",
     ),
     Broken(
         "a mark in the text taken for an image",
         "user-text-is-text",
         "slots [0, 1]",
-        more='''
+        more="""
     def messages2prompt(self, messages):
         found = []
         for part in super().messages2prompt(messages):
@@ -294,27 +329,27 @@ TEMPLATES = [
             if "<image>" in text:
                 found.append(ImageSlot(1))
         return tuple(found)
-''',
+""",
     ),
     Broken(
         "only the last turn",
         "turns-in-order",
         "['Kiwi? 4']",
-        more='''
+        more="""
     def messages2prompt(self, messages):
         first = [m for m in messages[:1] if m["role"] == "system"]
         return super().messages2prompt([*first, *messages[-1:]])
-''',
+""",
         also=("one-slot-per-image",),
     ),
     Broken(
         "the system text left out",
         "system-text",
         "USER",
-        more='''
+        more="""
     def messages2prompt(self, messages):
         return super().messages2prompt([m for m in messages if m["role"] != "system"])
-''',
+""",
         also=("user-text-is-text",),
     ),
     Broken(
@@ -335,20 +370,26 @@ LANGUAGE = [
         "a language model of no known type",
         "language-loads",
         "ConfigError",
-        {'checkpoint.config["text_config"], tensors)': '{**checkpoint.config["text_config"], "model_type": "lama"}, tensors)'},
+        {
+            'checkpoint.config["text_config"], tensors)': (
+                'checkpoint.config["text_config"] | {"model_type": "lama"}, tensors)'
+            ),
+        },
         also=("rest",),
     ),
     Broken(
         "a tokenizer without its files",
         "tokenizer-loads",
         "CheckpointError",
-        {"class PatchworkLanguageModel(LanguageModel):\n    pass": '''
+        {
+            "class PatchworkLanguageModel(LanguageModel):\n    pass": """
 class PatchworkLanguageModel(LanguageModel):
     def tokenizer(self):
         from vlcore import Checkpoint
 
         return Checkpoint(self.checkpoint.directory / "tokens").tokenizer()
-'''},
+"""
+        },
         also=("rest",),
     ),
     Broken(
@@ -356,13 +397,17 @@ class PatchworkLanguageModel(LanguageModel):
         "text-tensors",
         "lm_head.weight",
         {'{"language_model.": ""}': '{"language_model.model.": "model."}'},
-        also=("view-tensors", "view-logits",),
+        also=(
+            "view-tensors",
+            "view-logits",
+        ),
     ),
     Broken(
         "the vision part's tensors in the view",
         "view-tensors",
         "projector.weight",
-        {"class PatchworkLanguageModel(LanguageModel):\n    pass": '''
+        {
+            "class PatchworkLanguageModel(LanguageModel):\n    pass": """
 class PatchworkLanguageModel(LanguageModel):
     def write_view(self, directory):
         own = dict(self.tensors)
@@ -371,20 +416,23 @@ class PatchworkLanguageModel(LanguageModel):
             return super().write_view(directory)
         finally:
             self.tensors = own
-'''},
+"""
+        },
         also=("view-logits",),
     ),
     Broken(
         "a view with another rotary base",
         "view-logits",
         "logits that differ",
-        {"class PatchworkLanguageModel(LanguageModel):\n    pass": '''
+        {
+            "class PatchworkLanguageModel(LanguageModel):\n    pass": """
 class PatchworkLanguageModel(LanguageModel):
     def _view_config(self):
         config = super()._view_config()
         config["rope_parameters"] = {"rope_type": "default", "rope_theta": 10.0}
         return config
-'''},
+"""
+        },
     ),
 ]
 BESIDE = [
@@ -392,7 +440,8 @@ BESIDE = [
         "a version looked up in the network",
         "no-network",
         "urllib.Request 'http://example.invalid/version'",
-        {'        self.patch = checkpoint.config["patch_size"]': '''
+        {
+            '        self.patch = checkpoint.config["patch_size"]': """
         import urllib.request
 
         try:
@@ -400,55 +449,62 @@ BESIDE = [
         except OSError:
             pass
         self.patch = checkpoint.config["patch_size"]
-'''},
+"""
+        },
     ),
     Broken(
         "remote code trusted",
         "no-remote-code",
         "vlcore_planted_code.py",
-        {"class PatchworkLanguageModel(LanguageModel):\n    pass": '''
+        {
+            "class PatchworkLanguageModel(LanguageModel):\n    pass": """
 class PatchworkLanguageModel(LanguageModel):
     def tokenizer(self):
         from transformers import AutoConfig
 
-        try:
-            AutoConfig.from_pretrained(self.checkpoint.directory, trust_remote_code=True)
-        except Exception:
-            pass
+        AutoConfig.from_pretrained(self.checkpoint.directory, trust_remote_code=True)
         return super().tokenizer()
-'''},
+"""
+        },
+        also=("rest",),
     ),
     Broken(
         "pickles read as they come",
         "no-remote-code",
         "unpickled",
-        {'        self.patch = checkpoint.config["patch_size"]': '''
+        {
+            '        self.patch = checkpoint.config["patch_size"]': """
         import collections
         import pickle
 
         pickle.loads(pickle.dumps(collections.OrderedDict()))
         self.patch = checkpoint.config["patch_size"]
-'''},
+"""
+        },
     ),
     Broken(
         "a cache beside the weights",
         "no-files-written",
         "cache.json",
-        {'        self.patch = checkpoint.config["patch_size"]': '''
+        {
+            '        self.patch = checkpoint.config["patch_size"]': """
         (checkpoint.directory / "cache.json").write_text("{}")
         self.patch = checkpoint.config["patch_size"]
-'''},
+"""
+        },
     ),
     Broken(
         "tensors kept in the working directory",
         "no-files-written",
         "kept.safetensors",
-        {'        self.patch = checkpoint.config["patch_size"]': '''
+        {
+            '        self.patch = checkpoint.config["patch_size"]': """
         from safetensors.torch import save_file
 
         save_file({"kept": torch.zeros(1)}, "kept.safetensors")
         self.patch = checkpoint.config["patch_size"]
-'''},
+"""
+        },
     ),
 ]
 CASES = [*PACKAGES, *MATCHES, *VISION, *TEMPLATES, *LANGUAGE]
@@ -468,9 +524,7 @@ def install(site: Site, broken: Broken) -> None:
     edits = dict(broken.edits)
     if broken.more:  # more methods of the template
         edits["\n\nTEMPLATE = "] = f"{broken.more}\n\nTEMPLATE = "
-    install_patchwork(
-        site, edits, requires=broken.requires, architectures=broken.architectures
-    )
+    install_patchwork(site, edits, requires=broken.requires, architectures=broken.architectures)
 
 
 def test_the_plugin_that_is_not_broken_passes_everything(site: Site, checkpoint: Path) -> None:
@@ -508,4 +562,10 @@ def test_a_deed_beside_the_work_is_found(site: Site, checkpoint: Path, broken: B
     result = report[broken.check]
     assert result.failure is not None
     assert broken.came in result.failure.came, result.failure
-    assert [one.name for one in report.of(Outcome.FAILED, Outcome.NOT_RUN)] == [broken.check]
+    assert [one.name for one in report.of(Outcome.FAILED)] == [broken.check]
+    rest = report.of(Outcome.NOT_RUN)
+    if "rest" in broken.also:  # which could not be seen to the end
+        assert len(rest) == len(SLOW) - 1
+        assert all("the conformance kit refuses remote code" in one.reason for one in rest)
+    else:
+        assert rest == ()

@@ -98,13 +98,3 @@ def test_excuses_name_a_check() -> None:
 def test_excuses_give_a_reason(reason: Any) -> None:
     with pytest.raises(OptionError, match="rows-shape is excused without a reason"):
         check_excuses({"rows-shape": reason}, CHECKS)
-
-
-def test_names_are_kept_apart_and_descriptions_are_one_line() -> None:
-    names = [one.name for one in CHECKS]
-    assert len(set(names)) == len(names)
-    for one in CHECKS:
-        assert one.name == one.name.lower().replace(" ", "-").replace("_", "-")
-        assert one.about
-        assert len(one.about) <= 90
-        assert not one.about.endswith(".")

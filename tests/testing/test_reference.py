@@ -44,7 +44,8 @@ class Release:
         tensors = load_file(checkpoint / "model.safetensors")
         self.projector = tensors["projector.weight"], tensors["projector.bias"]
         text = vlcore.Checkpoint.open(checkpoint).config["text_config"]
-        self.model: Any = LlamaForCausalLM(LlamaConfig(**text)).eval()
+        self.model: Any = LlamaForCausalLM(LlamaConfig(**text))
+        self.model.train(False)
         prefix = "language_model."
         self.model.load_state_dict(
             {name.removeprefix(prefix): t for name, t in tensors.items() if prefix in name}
@@ -114,7 +115,8 @@ def test_what_is_recorded_is_read(reference: Path) -> None:
             {
                 '    tensors = renamed(checkpoint, {"language_model.": ""})': (
                     '    tensors = renamed(checkpoint, {"language_model.": ""})\n'
-                    '    gate, up = (f"model.layers.0.mlp.{n}_proj.weight" for n in ("gate", "up"))\n'
+                    '    names = [f"model.layers.0.mlp.{n}_proj.weight" for n in ("gate", "up")]\n'
+                    "    gate, up = names\n"
                     "    tensors[gate], tensors[up] = tensors[up], tensors[gate]"
                 )
             },

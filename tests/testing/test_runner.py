@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from distributions import Site, make_site
 from patchwork import ARCHITECTURE, NAME, install_patchwork, write_patchwork
+from weight_files import FakeHub
 
 from vlcore import CheckpointNotFoundError, NoPluginError, OptionError
 from vlcore.testing import CHECKS, Outcome, check_plugin
+from vlcore.testing.watch import Watched
 
 
 @pytest.fixture
@@ -131,3 +133,21 @@ def test_a_model_of_another_plugin_is_no_match(site: Site, tmp_path: Path) -> No
     failure = check_plugin(other, plugin=NAME, only=["match-own"])["match-own"].failure
     assert failure is not None
     assert failure.came == "no match: config.json names no patch_size"
+
+
+def test_a_model_of_the_hub_is_fetched_before_the_network_is_watched(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: Path
+) -> None:
+    install_patchwork(site)
+    hub = FakeHub(tmp_path / "cache", monkeypatch)
+    hub.repositories["maker/model"] = checkpoint
+
+    def watch(plugin: str, module: str, directory: Path, work: Path) -> Watched:
+        assert (plugin, module) == (NAME, site.modules[0])
+        assert (directory / "model.safetensors").is_file()
+        return Watched(())
+
+    monkeypatch.setattr("vlcore.testing.subject.watch", watch)
+    report = check_plugin("maker/model", only=["no-network"])
+    assert report.ok, report
+    assert report.model == "maker/model"

@@ -6,7 +6,7 @@ import pytest
 
 from vlcore import OptionError
 from vlcore.plugins import find_plugin
-from vlcore.testing.siblings import read_siblings, siblings_of
+from vlcore.testing.siblings import Sibling, read_siblings, siblings_of
 
 SIBLINGS = read_siblings()
 
@@ -24,10 +24,7 @@ def test_names_are_kept_apart() -> None:
 @pytest.mark.parametrize(
     "sibling", [one for one in SIBLINGS if one.package], ids=lambda one: one.name
 )
-def test_discovery_finds_the_plugin_that_is_named(sibling: object) -> None:
-    from vlcore.testing.siblings import Sibling
-
-    assert isinstance(sibling, Sibling)
+def test_discovery_finds_the_plugin_that_is_named(sibling: Sibling) -> None:
     assert find_plugin(sibling.config).info.distribution == sibling.package
 
 

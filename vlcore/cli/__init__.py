@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from vlcore._version import __version__
+from vlcore.cli.cache import cache
 from vlcore.cli.chat import chat
 from vlcore.cli.check import check
 from vlcore.cli.doctor import doctor
@@ -19,6 +20,7 @@ from vlcore.cli.encode import encode
 from vlcore.cli.explain import explain
 from vlcore.cli.new import new
 from vlcore.cli.plugins import plugins
+from vlcore.cli.view import view
 from vlcore.errors import VlcoreError
 
 app = typer.Typer(
@@ -29,6 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.command()(cache)
 app.command()(chat)
 app.command()(check)
 app.command()(doctor)
@@ -36,6 +39,7 @@ app.command()(encode)
 app.command()(explain)
 app.command()(new)
 app.command()(plugins)
+app.command()(view)
 
 
 def _print_version(wanted: bool) -> None:

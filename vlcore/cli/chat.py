@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from vlcore.cli.options import Device, Dtype, Images, Model, Plugin, Revision, TemplateName
+from vlcore.cli.options import (
+    Device,
+    Dtype,
+    EngineName,
+    Images,
+    Model,
+    Plugin,
+    Revision,
+    TemplateName,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,11 +44,12 @@ def chat(
     image: Images = None,
     plugin: Plugin = None,
     chat_template: TemplateName = None,
-    engine: Annotated[str, typer.Option(help="auto or transformers.")] = "auto",
+    engine: EngineName = "auto",
     device: Device = "auto",
     dtype: Dtype = "auto",
     weights: Annotated[
-        str | None, typer.Option(help="int8 converts the language model's weights to 8 bits.")
+        str | None,
+        typer.Option(help="int8 converts the weights to 8 bits; the transformers engine only."),
     ] = None,
     revision: Revision = None,
     max_new_tokens: Annotated[int, typer.Option(help="The longest answer, in tokens.")] = 512,
@@ -85,7 +95,7 @@ def chat(
         plugin=plugin,
         chat_template=template,
         revision=revision,
-        engine_config=TransformersEngineConfig(weights=weights),
+        engine_config=None if weights is None else TransformersEngineConfig(weights=weights),
         progress=sys.stderr.isatty(),
     ) as pipe:
         conversation = _Conversation(pipe, config, list(image or []), draw)

@@ -121,8 +121,7 @@ def _progress(total: int, *, shown: bool) -> Any:
 def _print_list(checks: Sequence[Any], *, as_json: bool) -> None:
     if as_json:
         values = [
-            {"name": one.name, "about": one.about, "needs_model": one.needs_model}
-            for one in checks
+            {"name": one.name, "about": one.about, "needs_model": one.needs_model} for one in checks
         ]
         typer.echo(json.dumps(values, indent=2))
         return

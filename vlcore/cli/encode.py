@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlcore.cli.options import Dtype, Model, Plugin, Revision
+from vlcore.cli.options import Dtype, Model, Plugin, Revision, ShrinkOnLoad
 
 if TYPE_CHECKING:
     from vlcore.encoder import ImageEncoder
@@ -35,6 +36,7 @@ def encode(
     dtype: Dtype = "auto",
     revision: Revision = None,
     max_batch_size: Annotated[int, typer.Option(help="Pictures in one forward.")] = 8,
+    shrink_on_load: ShrinkOnLoad = False,
 ) -> None:
     """Encode pictures into FILE: for each a tensor of rows, under the picture's name.
 
@@ -59,7 +61,12 @@ def encode(
     precision = choose_dtype(dtype, places[0], stages.checkpoint.config)
     replicas = [stages.vision_model(place, precision) for place in places]
     file = RowFile(out, model_key(replicas[0]))
-    encoder = ImageEncoder(replicas, max_batch_size=max_batch_size, rows_device="cpu")
+    encoder = ImageEncoder(
+        replicas,
+        max_batch_size=max_batch_size,
+        rows_device="cpu",
+        shrink_on_load=shrink_on_load,
+    )
     try:
         with progress_bar(
             len(names), description="encoding", unit="image", shown=sys.stderr.isatty()
@@ -102,6 +109,12 @@ async def _encode_all(
     from vlcore.errors import VlcoreError
     from vlcore.media import read_image
 
+    key_of = partial(
+        file_key,
+        options={},
+        model=encoder.vision_model,
+        shrink_on_load=encoder.shrink_on_load,
+    )
     places, saving = asyncio.Semaphore(_MAX_FILES_IN_MEMORY), asyncio.Lock()
     failures: dict[str, VlcoreError] = {}
 
@@ -109,7 +122,7 @@ async def _encode_all(
         async with places:
             try:
                 data = await asyncio.to_thread(read_image, name)
-                key = await asyncio.to_thread(file_key, data, {}, encoder.vision_model)
+                key = await asyncio.to_thread(key_of, data)
                 if not file.has(name, key):
                     (image,) = await encoder.encode([data])
                     file.put(name, key, image.rows)

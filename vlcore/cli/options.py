@@ -17,6 +17,16 @@ Plugin: TypeAlias = Annotated[
 TemplateName: TypeAlias = Annotated[
     str | None, typer.Option(help="One of the plugin's templates, by name.")
 ]
+EngineName: TypeAlias = Annotated[
+    str, typer.Option("--engine", help="auto, turbomind or transformers.")
+]
 Device: TypeAlias = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 Dtype: TypeAlias = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
+ShrinkOnLoad: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--shrink-on-load",
+        help="Decode JPEGs at a half to an eighth of their size where the model needs no more.",
+    ),
+]
 Revision: TypeAlias = Annotated[str | None, typer.Option(help="Of a hub repository.")]

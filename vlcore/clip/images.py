@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from vlcore.clip.resize import resize_and_crop
 from vlcore.errors import ConfigError, ImageLimitError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -99,15 +100,19 @@ class ClipProcessor:
             values = (values - mean) / std
         return np.ascontiguousarray(np.broadcast_to(values, (256, 3)).T)
 
-    def _resize_and_crop(self, image: Image.Image) -> Image.Image:
-        size = self.resize_to or image.size
+    def resized(self, size: Size) -> Size:
+        """Give the size to which a picture is resized, before it is cropped."""
         if self.shortest_edge is not None:
-            size = _scaled_to_edge(image.size, self.shortest_edge)
+            return _scaled_to_edge(size, self.shortest_edge)
+        return self.resize_to or size
+
+    def _resize_and_crop(self, image: Image.Image) -> Image.Image:
+        size = self.resized(image.size)
         crop = self.crop_to or size
         left, top = (size[0] - crop[0]) // 2, (size[1] - crop[1]) // 2
         if size[0] * size[1] <= MAX_RESIZED_PIXELS or left < 0 or top < 0:
-            resized = image.resize(size, self.resample)
-            return resized.crop((left, top, left + crop[0], top + crop[1]))
+            kept = (left, top, left + crop[0], top + crop[1])
+            return resize_and_crop(image, size, kept, self.resample)
         # A long thin strip: resize what the crop keeps, which rounds differently at most.
         x_scale, y_scale = image.width / size[0], image.height / size[1]
         box = (

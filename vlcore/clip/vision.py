@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -20,8 +22,9 @@ from vlcore.vision import ImageInputs, VisionModel
 class ClipVisionModel(VisionModel):
     """A hidden state of a CLIP tower, projected: one row for each patch of a square view.
 
-    A subclass that shows the tower several views of a picture overrides :meth:`views`, and
-    :meth:`count_rows` with :meth:`assemble` where their rows are not simply put in a line.
+    A subclass that shows the tower several views of a picture overrides :meth:`views` with
+    :meth:`needed_size`, and :meth:`count_rows` with :meth:`assemble` where their rows are not
+    simply put in a line.
 
     Args:
         tower: encodes a view.
@@ -112,6 +115,14 @@ class ClipVisionModel(VisionModel):
         model.fingerprint = "+".join(dict.fromkeys(place.fingerprint for place in places))
         return model
 
+    def needed_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        """Say to what size the only view is resized, without the padding."""
+        if not self._pads:
+            return self.processor.resized(size)
+        edge = max(size)
+        width, height = self.processor.resized((edge, edge))
+        return math.ceil(size[0] * width / edge), math.ceil(size[1] * height / edge)
+
     def preprocess(self, image: Image.Image, **options: Any) -> ImageInputs:
         """Turn a picture into the normalised pixels of its views.
 
@@ -120,8 +131,9 @@ class ClipVisionModel(VisionModel):
         """
         image = super().preprocess(image, **options)
         views, layout = self.views(image if image.mode == "RGB" else image.convert("RGB"))
-        pixels = torch.stack([self.processor(view) for view in views])
-        return ImageInputs(pixels, layout, self.count_rows(len(views), layout))
+        # NumPy copies in this thread of the pool; torch would take threads of its own for it.
+        pixels = np.stack([self.processor(view).numpy() for view in views])
+        return ImageInputs(torch.from_numpy(pixels), layout, self.count_rows(len(views), layout))
 
     def views(self, image: Image.Image) -> tuple[Sequence[Image.Image], Any]:
         """Give the views of an RGB picture that the tower sees, and their layout.

@@ -64,6 +64,8 @@ class Engine(ABC):
     name: ClassVar[str]
     offers: ClassVar[frozenset[str]] = frozenset()
     """What it can do beyond plain rows; see ``LanguageModel.requires``."""
+    takes_rows_on_host: ClassVar[bool] = False
+    """Whether image rows are better kept on the host than on its device."""
     hidden_size: int
     vocab_size: int
     context_length: int

@@ -2,52 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self, TypeAlias
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
 
 from vlcore.engines.base import EngineOutput, EngineRequest, FinishReason
 from vlcore.engines.detokenizer import Detokenizer
+from vlcore.engines.ends import Ends
 from vlcore.engines.sampler import Sampler
 from vlcore.errors import EngineError, OptionError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from vlcore.language import LanguageModel
-
 _MAX_CANDIDATES = (64, 1024)
 """How many of the likeliest tokens are tried where bad words forbid the chosen one."""
-
-
-@dataclass(frozen=True)
-class Ends:
-    """What ends the answers of a model: tokens, and control tokens by their text."""
-
-    eos_ids: frozenset[int]
-    control_ids: Mapping[str, int]
-
-    @classmethod
-    def of(cls, language_model: LanguageModel, tokenizer: PreTrainedTokenizerBase) -> Self:
-        """Read them off what a model's configuration and its tokenizer state."""
-        eos_ids = {*language_model.end_token_ids, tokenizer.eos_token_id} - {None}
-        control_ids = {token.content: i for i, token in tokenizer.added_tokens_decoder.items()}
-        return cls(frozenset(eos_ids), control_ids)
-
-    def of_request(self, request: EngineRequest) -> tuple[list[str], set[int]]:
-        """The texts and the tokens that end one request's answers."""
-        config = request.config
-        texts, ids = list(config.stop_words), set(config.stop_token_ids)
-        # As a token too, which is left out of the text.
-        ids |= {self.control_ids[text] for text in texts if text in self.control_ids}
-        if not config.ignore_eos:
-            ids |= self.eos_ids
-            ids |= {self.control_ids[text] for text in request.stop if text in self.control_ids}
-            texts += [text for text in request.stop if text not in self.control_ids]
-        return texts, ids
 
 
 class Sequence:
@@ -137,7 +108,9 @@ class Sequence:
                 (token_id,),
                 reason,
                 self._choice,
-                () if config.logprobs is None else (_logprobs(logits, token_id, config.logprobs),),
+                ()
+                if config.logprobs is None
+                else (logprobs_of(logits, token_id, config.logprobs),),
                 None if config.output_logits is None else to_host(logits[None]),
                 prompt_logits,
             )
@@ -184,7 +157,7 @@ def to_host(logits: Tensor) -> Tensor:
         return logits.to("cpu", copy=True)
 
 
-def _logprobs(logits: Tensor, token_id: int, count: int) -> dict[int, float]:
+def logprobs_of(logits: Tensor, token_id: int, count: int) -> dict[int, float]:
     """Log-probabilities of the chosen token and of the likeliest ones."""
     values = logits.log_softmax(dim=-1)
     highest = values.topk(count)

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from vlcore.engines.base import Engine, EngineOutput, EngineRequest
 from vlcore.engines.batch import Batch, Step
+from vlcore.engines.ends import Ends
 from vlcore.engines.quantization import WEIGHTS, quantize_weights
 from vlcore.engines.sampler import DAMAGED, choose
-from vlcore.engines.sequence import Answers, Ends, Sequence
+from vlcore.engines.sequence import Answers, Sequence
 from vlcore.engines.waiting import WaitingLine
 from vlcore.errors import EngineClosedError, EngineError, EngineUnavailableError, OptionError
 from vlcore.placement import free_bytes

@@ -48,7 +48,7 @@ class Check:
             return replace(passed, outcome=Outcome.DOES_NOT_APPLY, reason=str(error))
         except NotRunError as error:
             return replace(passed, outcome=Outcome.NOT_RUN, reason=str(error))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             failure = _raised(error, subject)
             return replace(passed, outcome=Outcome.FAILED, failure=failure)
         return passed
@@ -92,7 +92,7 @@ def _excused(result: Result, excuse: str) -> Result:
     return result
 
 
-def _raised(error: Exception, subject: Subject) -> Failure:
+def _raised(error: BaseException, subject: Subject) -> Failure:
     """Say what a plugin raised where it should not, and in which of its lines."""
     frames = traceback.extract_tb(error.__traceback__)
     cause = error.__cause__

@@ -70,7 +70,7 @@ class PluginConformance:
         self, checkpoint: str | Path | Checkpoint, request: pytest.FixtureRequest
     ) -> Subject:
         """Load the stages once for all checks of the class."""
-        node = request.node.getparent(pytest.Class)
+        node: pytest.Class = request.node.getparent(pytest.Class)
         if _SUBJECT not in node.stash:
             subject = Subject(
                 self.plugin,

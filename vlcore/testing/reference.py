@@ -9,9 +9,9 @@ One safetensors file, whole in itself. Pictures and prompts are numbered from 0:
 ``logits.M``        [p, vocab]         logits of the last p positions, the rows' among them
 =================== ================== =========================================================
 
-Its metadata holds ``format`` (``"vlcore-reference-1"``), ``source`` (where the values come from) and the
-tolerances ``rows_tolerance`` and ``logits_tolerance``: the largest difference that passes, as a
-share of the largest absolute value.
+Its metadata holds ``format`` (``"vlcore-reference-1"``), ``source`` (where the values come from),
+``rows_tolerance`` and ``logits_tolerance``: the largest difference that passes, as a share of the
+largest absolute value.
 """
 
 from __future__ import annotations

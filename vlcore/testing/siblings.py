@@ -52,7 +52,5 @@ def siblings_of(plugin: str, serves: Sequence[str] = ()) -> tuple[Sibling, ...]:
         )
     own = canonicalize_name(plugin)
     return tuple(
-        sibling
-        for sibling in siblings
-        if sibling.name not in serves and sibling.package != own
+        sibling for sibling in siblings if sibling.name not in serves and sibling.package != own
     )

@@ -11,27 +11,27 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import importlib_metadata
 import torch
 from packaging.utils import canonicalize_name
-from PIL import Image
-from torch import Tensor
 
 from vlcore.checkpoint import Checkpoint
-from vlcore.errors import NoPluginError, OptionError, VlcoreError
+from vlcore.errors import NoPluginError, OptionError
 from vlcore.language import LanguageModel
 from vlcore.loading import ModelStages
 from vlcore.placement import as_device, as_dtype
 from vlcore.plugins import Plugin, PluginInfo, find_plugin, installed_plugins
 from vlcore.prompt import PromptTokenizer
 from vlcore.template import ChatTemplate
+from vlcore.testing.encoding import encode
 from vlcore.testing.failure import NotRunError
 from vlcore.testing.pictures import plain_pictures
 from vlcore.testing.reference import Reference
-from vlcore.testing.watch import Watched, watch
+from vlcore.testing.watch import Imported, Watched, import_apart, watch
 from vlcore.vision import ImageRows, VisionModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CHARGED_TO = {
+    "imports": "light-import",
     "plugin": "hooks",
     "vision_model": "vision-loads",
     "plain_rows": "plain-pictures",
@@ -75,13 +75,11 @@ class Subject:
         device: torch.device | str = "cpu",
         dtype: torch.dtype | str | None = None,
     ) -> None:
-        if model is None:
-            if plugin is None:
-                raise OptionError("nothing to check: name a plugin, a checkpoint or both")
-            self._checkpoint = None
-        else:
-            is_open = isinstance(model, Checkpoint)
-            self._checkpoint = model if is_open else Checkpoint.open(cast("str | Path", model))
+        if model is None and plugin is None:
+            raise OptionError("nothing to check: name a plugin, a checkpoint or both")
+        if isinstance(model, str | Path):
+            model = Checkpoint.open(model)
+        self._checkpoint = model
         if plugin is None:
             plugin = find_plugin(self.checkpoint.config).info.distribution
         self.distribution = _find_distribution(plugin)
@@ -138,6 +136,14 @@ class Subject:
         """The plugin modules."""
         return sorted(set(self.info.modules.values()))
 
+    @property
+    def module_name(self) -> str:
+        """The module that serves the checkpoint, or else the first one."""
+        names = self.checkpoint.config.get("architectures") or () if self.has_checkpoint else ()
+        modules = self.info.modules
+        serving = [modules[name] for name in names if name in modules]
+        return (serving or self.module_names)[0]
+
     # -- the checkpoint and its stages
 
     @property
@@ -165,10 +171,10 @@ class Subject:
         if stage not in self._loaded:
             try:
                 self._loaded[stage] = getattr(self, f"_load_{stage}")()
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 self._loaded[stage] = error
         loaded = self._loaded[stage]
-        if isinstance(loaded, Exception):
+        if isinstance(loaded, BaseException):
             raise loaded
         return loaded
 
@@ -191,7 +197,7 @@ class Subject:
             return self.load(stage)
         except NotRunError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             words = stage.replace("_", " ")
             raise NotRunError(f"the {words} cannot be had: see {CHARGED_TO[stage]}") from error
 
@@ -199,6 +205,11 @@ class Subject:
     def plugin(self) -> Plugin:
         """The imported plugin."""
         return cast("Plugin", self._need("plugin"))
+
+    @property
+    def imports(self) -> list[Imported]:
+        """What comes of importing each module in a process of its own."""
+        return cast("list[Imported]", self._need("imports"))
 
     @property
     def watched(self) -> Watched:
@@ -260,15 +271,16 @@ class Subject:
         return Path(directory.name)
 
     def _load_plugin(self) -> Plugin:
-        names = self.checkpoint.config.get("architectures") or () if self.has_checkpoint else ()
-        modules = self.info.modules
-        serving = [modules[name] for name in names if name in modules]
-        return Plugin(self.info, (serving or self.module_names)[0])
+        return Plugin(self.info, self.module_name)
+
+    def _load_imports(self) -> list[Imported]:
+        return [import_apart(name) for name in self.module_names]
 
     def _load_watched(self) -> Watched:
         if self.checkpoint.is_remote:  # what the hub holds is fetched beforehand
             encode(self.vision_model, plain_pictures()[:1])
-        return watch(self.name, self.checkpoint.directory, self.make_directory())
+        directory = self.make_directory()
+        return watch(self.name, self.module_name, self.checkpoint.directory, directory)
 
     def _load_vision_model(self) -> VisionModel:
         return self.load_vision_model(self.dtype)
@@ -297,31 +309,9 @@ class Subject:
         return self.language_model.write_view(self.make_directory() / "view")
 
 
-def encode(model: VisionModel, pictures: Sequence[Image.Image]) -> list[ImageRows]:
-    """Encode pictures in one forward; what comes back is not checked, beyond being tensors."""
-    inputs = [model.preprocess(image) for image in pictures]
-    return forward(model, inputs)
-
-
-def forward(model: VisionModel, inputs: Sequence[Any]) -> list[ImageRows]:
-    """Encode preprocessed pictures; what comes back is not checked, beyond being tensors."""
-    with torch.inference_mode():
-        results = list(model.forward(inputs))
-    if len(results) != len(inputs):
-        raise VlcoreError(
-            f"forward was given {len(inputs)} image(s) and returned {len(results)} result(s)"
-        )
-    found = [result if isinstance(result, ImageRows) else ImageRows(result) for result in results]
-    for image in found:
-        rows: object = image.rows
-        if not isinstance(rows, Tensor):
-            raise VlcoreError(f"forward must return tensors; it returned {type(rows).__name__}")
-    return found
-
-
 def _find_distribution(name: str) -> importlib_metadata.Distribution:
     try:
-        return importlib_metadata.distribution(name)
+        return cast("importlib_metadata.Distribution", importlib_metadata.distribution(name))
     except importlib_metadata.PackageNotFoundError:
         installed = ", ".join(info.distribution for info in installed_plugins()) or "none"
         raise NoPluginError(

@@ -1,58 +1,76 @@
 """Uses a plugin in a process of its own, and tells what it does there that no plugin should.
 
-Python's audit events are watched while the plugin is imported, the vision model, the template and
-the tokenizer are loaded, and a picture is encoded. The checkpoint is a copy of links in which
-``config.json`` offers remote code (``auto_map``). What is seen:
-
-- network: names looked up and connections made through Python's sockets; they are refused;
-- code: modules of the checkpoint read or run, which is refused, and pickles that name classes;
-- files: files and folders that Python opens for writing, makes, moves or removes, and whatever is
-  new in the checkpoint's folder, the working directory or the temporary directory afterwards; what
-  a library does while it is imported is passed over.
-
-What is not seen: what compiled code does by itself (other than in those folders), other programs
-that are started, and code paths that are not taken here.
+Its module is imported alone, to see what that brings along. And it is used: the vision model, the
+template, the language model's description and its tokenizer are loaded, and a picture is encoded,
+under the eyes of an :class:`~vlcore.testing.observer.Observer`. The checkpoint is a copy made of
+links in which ``config.json`` offers remote code (``auto_map``). Whatever is new afterwards in the
+checkpoint's folder, the working directory or the temporary directory counts as written too, also
+where compiled code wrote it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
 import sys
-import sysconfig
 import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING
 
-_MARK = "\x00watched\x00"
+from vlcore.testing.failure import fail
+from vlcore.testing.observer import Deed, Observer
+
+if TYPE_CHECKING:
+    from vlcore.plugins import PluginInfo
+
+_MARK = "\x00vlcore\x00"
+"""Stands before the answer of another process, after all that the plugin prints."""
 _TIMEOUT_S = 600
+_IMPORT = """
+import json, sys
+mark, module, sys.path[:] = json.loads(sys.argv[1])
+__import__(module)
+print(mark + json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
+"""
 _CODE_FILE = "vlcore_planted_code.py"
 _CODE = 'raise RuntimeError("remote code was run")\n'
-_NETWORK = {
-    "socket.connect",
-    "socket.getaddrinfo",
-    "socket.gethostbyname",
-    "socket.sendto",
-    "urllib.Request",
-    "http.client.connect",
-}
-_FILES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.truncate"}
-_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 @dataclass(frozen=True)
-class Deed:
-    """Something that a plugin did."""
+class Imported:
+    """What comes of importing a module and nothing else."""
 
-    kind: str
-    """``"network"``, ``"code"`` or ``"files"``."""
-    what: str
-    where: str
+    module: str
+    printed: str
+    names: frozenset[str]
+    """The top-level names of all that is imported then."""
+
+
+def import_apart(module: str) -> Imported:
+    """Import a module in a process of its own.
+
+    Raises:
+        CheckFailedError: it cannot be imported.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", _IMPORT, json.dumps([_MARK, module, sys.path])],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=_TIMEOUT_S,
+        check=False,
+    )
+    printed, mark, names = done.stdout.rpartition(_MARK)
+    if not mark:
+        fail(
+            expected="a module that can be imported",
+            came=(done.stderr or done.stdout).strip()[-500:] or f"exit code {done.returncode}",
+            where=f"module {module}, in a process of its own",
+            advice="mend what it raises",
+        )
+    return Imported(module, printed, frozenset(json.loads(names)))
 
 
 @dataclass(frozen=True)
@@ -68,11 +86,12 @@ class Watched:
         return tuple(deed for deed in self.deeds if deed.kind == kind)
 
 
-def watch(plugin: str, checkpoint: Path, directory: Path) -> Watched:
+def watch(plugin: str, module: str, checkpoint: Path, directory: Path) -> Watched:
     """Use a plugin in a process of its own.
 
     Args:
         plugin: the distribution.
+        module: the one that serves the checkpoint.
         checkpoint: a directory.
         directory: an empty one to work in.
     """
@@ -81,7 +100,7 @@ def watch(plugin: str, checkpoint: Path, directory: Path) -> Watched:
     work.mkdir()
     temporary.mkdir()
     before = _files_under(directory)
-    task = {"plugin": plugin, "checkpoint": str(planted), "path": sys.path}
+    task = {"plugin": plugin, "module": module, "checkpoint": str(planted), "path": sys.path}
     done = subprocess.run(
         [sys.executable, "-c", f"from {__name__} import main; main()"],
         input=json.dumps(task),
@@ -109,11 +128,12 @@ def watch(plugin: str, checkpoint: Path, directory: Path) -> Watched:
 
 def _plant(checkpoint: Path, planted: Path) -> None:
     """Copy a checkpoint as links, with configurations that offer remote code."""
-    for folder, _, names in os.walk(checkpoint, followlinks=True):
+    for folder, folders, names in os.walk(checkpoint):
         inside = planted / Path(folder).relative_to(checkpoint)
         inside.mkdir(parents=True)
-        for name in names:
-            (inside / name).symlink_to((Path(folder) / name).resolve())
+        for path in (Path(folder) / name for name in (*folders, *names)):
+            if path.is_symlink() or not path.is_dir():
+                (inside / path.name).symlink_to(path.resolve())
     module = _CODE_FILE.removesuffix(".py")
     offers = {
         "config.json": {
@@ -147,21 +167,23 @@ def main() -> None:
     """Read the task from standard input, and write what was seen to standard output."""
     task = json.load(sys.stdin)
     sys.path[:] = task["path"]
-    # Theirs is not the plugin's: what these do when they are imported is not watched.
+    # Theirs is not the plugin's: what these do when they are imported is not looked at.
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+    import transformers  # noqa: F401
 
-    from vlcore.testing import subject as _
+    from vlcore.plugins import installed_plugins
+    from vlcore.testing import pictures  # noqa: F401
 
     tempfile.gettempdir()  # which tries it out with a file
+    (info,) = (info for info in installed_plugins() if info.distribution == task["plugin"])
     checkpoint = Path(task["checkpoint"])
-    observer = Observer(checkpoint)
+    observer = Observer(checkpoint, task["module"])
     sys.addaudithook(observer)
     error = ""
     with torch.inference_mode(), observer:
         try:
-            _use(task["plugin"], checkpoint, observer)
-        except Exception as raised:
+            _use(info, task["module"], checkpoint)
+        except (Exception, SystemExit) as raised:
             error = f"{type(raised).__name__}: {raised}"
     answer = {
         "deeds": [asdict(deed) for deed in observer.deeds],
@@ -171,148 +193,19 @@ def main() -> None:
     sys.stdout.write(_MARK + json.dumps(answer))
 
 
-def _use(plugin: str, checkpoint: Path, observer: Observer) -> None:
+def _use(info: PluginInfo, module: str, checkpoint: Path) -> None:
     """Do what people do with a plugin, up to the language model's weights."""
     from vlcore.language import LanguageModel
+    from vlcore.loading import ModelStages
+    from vlcore.plugins import Plugin
+    from vlcore.template import Message, Text, write_prompt
     from vlcore.testing.pictures import picture
-    from vlcore.testing.subject import Subject, encode
-    from vlcore.template import write_prompt
 
-    with observer.paused():
-        subject = Subject(plugin, checkpoint)
-        modules = subject.module_names
-    observer.own = {name.partition(".")[0] for name in modules}
-    encode(subject.stages().vision_model(), [picture((64, 48))])
-    write_prompt(subject.stages().chat_template(), [{"role": "user", "content": "Hello"}])
-    language_model = subject.stages().language_model()
+    stages = ModelStages(checkpoint, plugin=Plugin(info, module))
+    vision_model = stages.vision_model()
+    vision_model.forward([vision_model.preprocess(picture((64, 48)))])
+    write_prompt(stages.chat_template(), [Message("user", (Text("Hello"),))])
+    language_model = stages.language_model()
     language_model.tokenizer()
     if type(language_model).to_transformers is not LanguageModel.to_transformers:
         language_model.to_transformers()
-
-
-class Observer:
-    """An audit hook that keeps what it sees while it is entered."""
-
-    def __init__(self, checkpoint: Path) -> None:
-        self.deeds: list[Deed] = []
-        self.own: set[str] = set()
-        """Top-level names of the plugin's modules."""
-        self.passed_over: set[str] = set()
-        """Files and folders that libraries made while they were imported."""
-        self._checkpoint = os.path.realpath(checkpoint)
-        self._is_on = False
-
-    def __enter__(self) -> Observer:
-        self._is_on = True
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._is_on = False
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Look away."""
-        self._is_on = False
-        try:
-            yield
-        finally:
-            self._is_on = True
-
-    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
-        """Take an audit event; what must not happen is refused."""
-        if not self._is_on:
-            return
-        if event in _NETWORK:
-            self._network(event, arguments)
-        elif event == "exec":
-            self._run(getattr(arguments[0], "co_filename", ""))
-        elif event == "pickle.find_class":
-            self._note("code", f"unpickled {arguments[0]}.{arguments[1]}")
-        elif event == "open":
-            self._open(*arguments)
-        elif event in _FILES:
-            self._touch(event.removeprefix("os."), *arguments[:1])
-
-    def _network(self, event: str, arguments: tuple[Any, ...]) -> None:
-        where = arguments[1] if event.startswith("socket.connect") else arguments[0]
-        if event == "socket.sendto":
-            where = arguments[1]
-        if event.startswith("socket") and isinstance(where, str | bytes) and "/" in str(where):
-            return  # a Unix socket
-        self._note("network", f"{event} {where!r:.200}")
-        raise ConnectionRefusedError("the conformance kit refuses the network")
-
-    def _run(self, filename: object) -> None:
-        if isinstance(filename, str) and self._is_remote(filename):
-            self._note("code", f"ran {filename}")
-            raise PermissionError("the conformance kit refuses remote code")
-
-    def _is_remote(self, filename: str) -> bool:
-        if "transformers_modules" in Path(filename).parts:
-            return True
-        if not filename.endswith(".py"):
-            return False
-        return os.path.realpath(filename).startswith(self._checkpoint + os.sep)
-
-    def _open(self, path: object, mode: object, flags: object) -> None:
-        if not isinstance(path, str | bytes | os.PathLike):
-            return  # a file that is open already
-        name = os.fsdecode(path)
-        if self._is_remote(name):
-            self._note("code", f"read {name}")
-            raise PermissionError("the conformance kit refuses remote code")
-        writes = isinstance(flags, int) and flags & _WRITES
-        if writes or (isinstance(mode, str) and set(mode) & set("wax+")):
-            self._touch("open", name)
-
-    def _touch(self, event: str, path: object) -> None:
-        name = os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else repr(path)
-        if "__pycache__" in name or name.startswith("/dev/"):
-            return
-        name = os.path.abspath(name)
-        if _is_import_of_library(self.own):
-            self.passed_over.add(name)
-        else:
-            self._note("files", f"{'wrote' if event == 'open' else event} {name}")
-
-    def _note(self, kind: str, what: str) -> None:
-        deed = Deed(kind, what, _caller(self.own))
-        if deed not in self.deeds:
-            self.deeds.append(deed)
-
-
-def _stack() -> Iterator[tuple[str, FrameType]]:
-    """The frames outside this module, the innermost first, each with the name of its file."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_filename != __file__:
-            yield frame.f_code.co_filename, frame
-        frame = frame.f_back  # type: ignore[assignment]
-
-
-def _is_own(filename: str, own: set[str]) -> bool:
-    return not own.isdisjoint({*Path(filename).parts, Path(filename).stem})
-
-
-def _is_import_of_library(own: set[str]) -> bool:
-    """Whether an import stands between the plugin's innermost line and what happens."""
-    for filename, _ in _stack():
-        if _is_own(filename, own):
-            return False
-        if filename.startswith("<frozen importlib"):
-            return True
-    return False
-
-
-def _caller(own: set[str]) -> str:
-    """The plugin's innermost line, or else the innermost one outside Python's library."""
-    library = sysconfig.get_path("stdlib")
-    outside = "an unknown place"
-    for filename, frame in _stack():
-        place = f"{filename}:{frame.f_lineno}, in {frame.f_code.co_name}"
-        if _is_own(filename, own):
-            return place
-        is_library = filename.startswith((library, "<")) and "site-packages" not in filename
-        if outside == "an unknown place" and not is_library:
-            outside = place
-    return outside

@@ -31,6 +31,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
 )
 
 import vlcore
+from vlcore.testing import PluginConformance
 
 EDGE = 56
 PINPOINTS = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]
@@ -207,3 +208,14 @@ def test_answers_are_those_of_transformers(
             assert pipe.template.render(messages) == text
             assert answer.input_token_len == inputs.input_ids.shape[1]
             assert list(answer.token_ids) == generated[0, inputs.input_ids.shape[1] :].tolist()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("llava-hf") / "checkpoint"
+    write(directory, "llava_next", "mistral", "old", legacy=False)
+    return directory
+
+
+class TestLlavaHf(PluginConformance):
+    plugin = "vl-plugin-llava"

@@ -1,20 +1,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from checkpoints import TOKENIZER, write_llava
+from checkpoints import TOKENIZER, write_json, write_llava
 from golden_cases import GOLDEN, GoldenCase, load_case, read_lines
+from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 from weight_files import LAYOUTS, read_all
 
 import vlcore
-from vlcore import Checkpoint, ImageSlot, TensorError
+from vlcore import Checkpoint, ConfigError, EngineUnavailableError, ImageSlot, TensorError
 from vlcore.flat_layout import FlatLanguageModel
 from vlcore.prompt import ImageLayout, PromptTokenizer
 from vlcore.template import Control, PromptPart, Text
@@ -70,21 +72,138 @@ def test_logits_are_the_releases(
         )
 
 
-def test_a_view_computes_the_same(case: GoldenCase, model: PreTrainedModel, tmp_path: Path) -> None:
-    language = vlcore.load_language_model(case.directory)
+@pytest.mark.parametrize("store", LAYOUTS)
+def test_a_view_computes_what_the_release_does(
+    case: GoldenCase, rows: list[Tensor], tmp_path: Path, store: Any
+) -> None:
+    directory = tmp_path / "checkpoint"
+    shutil.copytree(case.directory, directory)
+    (directory / "model.safetensors").unlink()
+    store(directory, read_all(case.directory))
+    language = vlcore.load_language_model(directory)
     view = language.write_view(tmp_path / "view")
     index = json.loads((view / "model.safetensors.index.json").read_text())["weight_map"]
-    assert set(index) == set(model.state_dict())
-    is_link = {path.is_symlink() for path in view.glob("*.safetensors")}
-    if "_hf" in case.name:
-        assert False in is_link
-    else:
-        assert is_link == {True}
+    assert set(index) == set(language.tensors)
+    is_link = {(view / file).is_symlink() for file in index.values()}
+    is_original = "_hf" not in case.name
+    is_safetensors = store in LAYOUTS[:2]
+    assert (is_link == {True}) == (is_original and is_safetensors)
     loaded = AutoModelForCausalLM.from_pretrained(view, dtype=torch.float32)
-    ids = torch.from_numpy(case.expected["text_ids"])
-    with torch.inference_mode():
-        embeddings = model.get_input_embeddings()(ids)
-    assert torch.equal(logits(loaded, embeddings), logits(model, embeddings))
+    assert isinstance(loaded, LlamaForCausalLM)
+    for prompt in case.prompts:
+        with torch.inference_mode():
+            embeddings = case.embeddings(prompt, loaded.get_input_embeddings(), rows)
+        result = logits(loaded, embeddings)[case.expected[f"{prompt}_pos"]]
+        np.testing.assert_allclose(
+            result.numpy(), case.expected[f"{prompt}_logits"], err_msg=prompt, **case.tolerance
+        )
+
+
+@pytest.mark.parametrize("name", ["llava16_mistral", "llava16_mistral_hf_newkeys"])
+@pytest.mark.parametrize(
+    ("window", "architecture"),
+    [(None, "LlamaForCausalLM"), (32768, "LlamaForCausalLM"), (4096, "MistralForCausalLM")],
+)
+def test_only_a_sliding_window_tells_mistral_from_llama(
+    tmp_path: Path, name: str, window: int | None, architecture: str
+) -> None:
+    case = load_case(name)
+    config = json.loads((case.directory / "config.json").read_text())
+    config.get("text_config", config)["sliding_window"] = window
+    write_json(tmp_path / "config.json", config)
+    (tmp_path / "model.safetensors").symlink_to(case.directory / "model.safetensors")
+    language = vlcore.load_language_model(tmp_path)
+    assert language.architecture == "MistralForCausalLM"
+    assert language.view_config["architectures"] == [architecture]
+    is_windowed = architecture == "MistralForCausalLM"
+    assert language.view_config.get("sliding_window") == (window if is_windowed else None)
+    assert language.view_config["max_position_embeddings"] == 32768
+    loaded = AutoModelForCausalLM.from_pretrained(language.write_view(tmp_path / "view"))
+    assert type(loaded).__name__ == architecture
+
+
+def test_the_views_context_is_the_models_whatever_else_is_stated(tmp_path: Path) -> None:
+    stated = {"max_sequence_length": 7, "model_max_length": 8, "seq_length": 9}
+    language = vlcore.load_language_model(write_llava(tmp_path, **stated))
+    assert language.view_config["max_position_embeddings"] == 512
+    assert not stated.keys() & language.view_config.keys()
+    assert not any(key.startswith(("mm_", "image_")) for key in language.view_config)
+
+
+# -- quantised weights
+
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 16, "version": "gemm", "zero_point": True}
+UNCONVERTED = {
+    "llava15": (["mm_projector", "vision_tower", "lm_head"],) * 2,
+    "llava15_hf": (["vision_tower", "language_model.lm_head"], ["lm_head"]),
+    "llava16_mistral_hf_newkeys": (None, None),
+}
+
+
+def write_awq(case: GoldenCase, directory: Path) -> dict[str, Tensor]:
+    """Write a case as if its language model's linear layers had been packed, four bits a weight."""
+    shutil.copytree(case.directory, directory)
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in read_all(case.directory).items():
+        if "layers." not in name or "_proj.weight" not in name or "vision" in name:
+            tensors[name] = tensor
+            continue
+        stem, (outputs, inputs) = name.removesuffix(".weight"), tensor.shape
+        integers = {"qweight": (inputs, outputs // 8), "qzeros": (inputs // 16, outputs // 8)}
+        for part, shape in integers.items():
+            tensors[f"{stem}.{part}"] = torch.randint(0, 2**31, shape, dtype=torch.int32)
+        tensors[f"{stem}.scales"] = torch.rand(inputs // 16, outputs).half()
+    LAYOUTS[1](directory, tensors)
+    (directory / "model.safetensors").unlink()
+    config = json.loads((directory / "config.json").read_text())
+    unconverted, _ = UNCONVERTED[case.name]
+    quantization = AWQ | {"modules_to_not_convert": unconverted}
+    write_json(directory / "config.json", config | {"quantization_config": quantization})
+    return tensors
+
+
+@pytest.mark.parametrize("name", UNCONVERTED)
+def test_the_view_of_packed_weights_keeps_them_and_their_settings(
+    tmp_path: Path, name: str
+) -> None:
+    stored = write_awq(load_case(name), tmp_path / "checkpoint")
+    language = vlcore.load_language_model(tmp_path / "checkpoint")
+    view = language.write_view(tmp_path / "view")
+    config = json.loads((view / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    _, unconverted = UNCONVERTED[name]
+    assert config["quantization_config"] == AWQ | {"modules_to_not_convert": unconverted}
+    index = json.loads((view / "model.safetensors.index.json").read_text())["weight_map"]
+    for part in ("qweight", "qzeros", "scales"):
+        assert f"model.layers.1.mlp.down_proj.{part}" in index
+    assert "model.layers.1.mlp.down_proj.weight" not in index
+    assert not any("vision" in target or "projector" in target for target in index)
+    for target, file in index.items():
+        assert (view / file).is_symlink() or name != "llava15"
+        tensor = stored[language.tensors[target].name]
+        with safe_open(view / file, framework="pt") as opened:
+            assert torch.equal(opened.get_tensor(target), tensor)
+
+
+def test_the_embedded_engine_refuses_packed_weights(tmp_path: Path) -> None:
+    write_awq(load_case("llava15"), tmp_path / "checkpoint")
+    language = vlcore.load_language_model(tmp_path / "checkpoint")
+    with pytest.raises(
+        EngineUnavailableError, match=r"checkpoint is quantised \(awq\), and the em"
+    ):
+        language.to_transformers()
+
+
+def test_packed_weights_of_an_unknown_kind_are_not_renamed(tmp_path: Path) -> None:
+    case = load_case("llava15_hf")
+    config = json.loads((case.directory / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes"}
+    write_json(tmp_path / "config.json", config)
+    (tmp_path / "model.safetensors").symlink_to(case.directory / "model.safetensors")
+    language = vlcore.load_language_model(tmp_path)
+    with pytest.raises(ConfigError, match="not of 'bitsandbytes'"):
+        language.write_view(tmp_path / "view")
+    assert not (tmp_path / "view").exists()
 
 
 def test_the_text_part_is_a_standard_architecture(case: GoldenCase) -> None:

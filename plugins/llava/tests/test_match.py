@@ -155,6 +155,15 @@ def test_other_parts_in_the_hf_layout_are_refused_with_the_reason(
     assert vl_match(HF | change) == reason
 
 
+@pytest.mark.parametrize("architectures", [["SomeForConditionalGeneration"], None])
+def test_another_architecture_with_the_same_parts_is_refused(architectures: Any) -> None:
+    reason = vl_match(HF | {"architectures": architectures})
+    assert reason == (
+        f"its architecture {architectures!r} is none of LlavaForConditionalGeneration, "
+        "LlavaNextForConditionalGeneration"
+    )
+
+
 def test_text_alone_in_the_hf_layout_is_refused() -> None:
     config = {"architectures": ["LlavaForConditionalGeneration"], "hidden_size": 64}
     assert isinstance(vl_match(config), str)

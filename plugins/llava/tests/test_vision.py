@@ -309,6 +309,13 @@ def test_tiles_are_laid_out(tmp_path: Path, merge: str, size: tuple[int, int]) -
     assert image.layout == inputs.layout
 
 
+def test_every_pixel_is_needed_where_there_are_tiles(tmp_path: Path) -> None:
+    tiled = load(write_llava(tmp_path / "tiled", **ANYRES))
+    assert tiled.needed_size((4000, 3000)) is None
+    padded = load(write_llava(tmp_path / "padded", image_aspect_ratio="pad"))
+    assert padded.needed_size((4000, 3000)) == (IMAGE_SIZE, IMAGE_SIZE * 3 // 4)
+
+
 def test_the_merge_type_is_flat_unless_said(tmp_path: Path) -> None:
     write_llava(tmp_path, **ANYRES | {"mm_patch_merge_type": "flat"})
     (expected,) = encode(load(tmp_path), picture(40, 30))

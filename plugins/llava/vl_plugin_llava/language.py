@@ -24,7 +24,7 @@ def _read_hf(checkpoint: Checkpoint) -> LanguageModel:
     config = checkpoint.config
     text = dict(config.get("text_config") or {})
     # A key that is absent here takes the default of the text model's class, as in transformers.
-    for key in ("tie_word_embeddings", "torch_dtype", "dtype"):
+    for key in ("tie_word_embeddings", "torch_dtype", "dtype", "quantization_config"):
         if key in config:
             text.setdefault(key, config[key])
     tensors = renamed(

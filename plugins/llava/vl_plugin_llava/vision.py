@@ -44,6 +44,10 @@ class LlavaVisionModel(ClipVisionModel):
         """Those of every CLIP model, and how pictures are cut."""
         return super().preprocess_settings, self._tiles
 
+    def needed_size(self, size: Size) -> Size | None:
+        """Say nothing where there are canvases: the number of rows depends on the exact size."""
+        return None if self._tiles.canvases else super().needed_size(size)
+
     def views(self, image: Image.Image) -> tuple[Sequence[Image.Image], TileLayout | None]:
         """Give the whole picture as a square, and where there are canvases its tiles."""
         if not self._tiles.canvases:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from PIL import Image
 from qwen_checkpoints import POINTING, write_pointing_qwen, write_qwen
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from weight_files import read_all, single_safetensors
+from weight_files import LAYOUTS, read_all, single_safetensors
 
 import vlcore
 from vlcore import (
@@ -124,6 +125,38 @@ def test_a_view_computes_the_same(tmp_path: Path) -> None:
     assert np.array_equal(logits(loaded, ids), logits(language.to_transformers(), ids))
     text = "<|im_start|>user\nWhat is <ref>this</ref>?"
     assert AutoTokenizer.from_pretrained(view)(text) == language.tokenizer()(text)
+
+
+@pytest.mark.parametrize("store", LAYOUTS)
+def test_a_view_computes_what_the_release_does(
+    case: GoldenCase, tmp_path: Path, store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vision = vlcore.load_vision_model(case.directory)
+    encoded = vision.forward([vision.preprocess(image) for image in case.images()])
+    shutil.copy(case.directory / "config.json", tmp_path / "config.json")
+    store(tmp_path, read_all(case.directory))
+    language = vlcore.load_language_model(tmp_path)
+    # The case has no vocabulary of its own.
+    monkeypatch.setattr(type(language), "write_tokenizer", lambda _, view: None)
+    view = language.write_view(tmp_path / "view")
+    loaded = AutoModelForCausalLM.from_pretrained(view, dtype=torch.float32)
+    assert type(loaded).__name__ == "Qwen2ForCausalLM"
+    for prompt in ("text", "one_image", "two_images"):
+        order = case.expected.get(f"{prompt}_images", np.array([], dtype=int))
+        ids = torch.from_numpy(case.expected[f"{prompt}_ids"])
+        rows = [encoded[i].rows for i in order]
+        result = logits(loaded, ids, rows, case.facts["image_pad_id"])
+        result = result[case.expected.get(f"{prompt}_pos", slice(None))]
+        np.testing.assert_allclose(result, case.expected[f"{prompt}_logits"], **case.tolerance)
+
+
+def test_the_view_ends_where_qwen2_is_exact(case: GoldenCase, tmp_path: Path) -> None:
+    capped = vlcore.load_language_model(case.directory)
+    assert capped.context_length == capped.view_config["max_position_embeddings"] == 2048
+    assert capped.view_config["architectures"] == ["Qwen2ForCausalLM"]
+    assert not capped.view_config["use_sliding_window"]
+    long_case(case, tmp_path, use_logn_attn=False, use_dynamic_ntk=False)
+    assert vlcore.load_language_model(tmp_path).view_config["max_position_embeddings"] == 8192
 
 
 def test_the_text_part_is_qwen2(tmp_path: Path) -> None:

@@ -113,6 +113,12 @@ def test_every_shape_gives_256_rows(tiny: Path, size: tuple[int, int]) -> None:
     assert encode_batch(model, [inputs])[0].rows.shape == (256, 128)
 
 
+def test_the_square_is_what_is_needed(tiny: Path) -> None:
+    model = vlcore.load_vision_model(tiny)
+    side = model.preprocess(Image.new("RGB", (90, 60))).pixels.shape[-1]
+    assert model.needed_size((4000, 3000)) == (side, side)
+
+
 def test_an_option_is_refused(tiny: Path) -> None:
     with pytest.raises(TypeError, match="unexpected image options: detail"):
         vlcore.load_vision_model(tiny).preprocess(Image.new("RGB", (9, 9)), detail="low")

@@ -29,6 +29,10 @@ class QwenVisionModel(VisionModel):
         self._image_size = config.image_size
         self._tower = tower
 
+    def needed_size(self, size: tuple[int, int]) -> tuple[int, int]:  # noqa: ARG002
+        """Say the size of the square, whatever the picture's."""
+        return self._image_size, self._image_size
+
     def preprocess(self, image: Image.Image, **options: Any) -> ImageInputs:
         """Resize to a square, whatever the shape, and normalise.
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from golden_cases import GOLDEN, GoldenCase, load_case, read_lines
 from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from weight_files import LAYOUTS, read_all
 
 import vlcore
 from vlcore import ConfigError, EngineError, TensorError
@@ -56,19 +59,30 @@ def test_logits_are_the_releases(
         )
 
 
-def test_a_view_computes_the_same(case: GoldenCase, model: PreTrainedModel, tmp_path: Path) -> None:
-    language = vlcore.load_language_model(case.directory)
-    assert language.architecture == "LlamaForCausalLM"
-    assert not any("mm_" in key for key in language.config)
+@pytest.mark.parametrize("store", LAYOUTS)
+def test_a_view_computes_what_the_release_does(
+    case: GoldenCase, rows: list[Tensor], tmp_path: Path, store: Any
+) -> None:
+    directory = tmp_path / "checkpoint"
+    shutil.copytree(case.directory, directory)
+    (directory / "model.safetensors").unlink()
+    store(directory, read_all(case.directory))
+    language = vlcore.load_language_model(directory)
+    assert language.view_config["architectures"] == ["LlamaForCausalLM"]
+    assert not any("mm_" in key for key in language.view_config)
     view = language.write_view(tmp_path / "view")
     index = json.loads((view / "model.safetensors.index.json").read_text())["weight_map"]
-    assert set(index) == set(model.state_dict())
-    assert all(path.is_symlink() for path in view.glob("*.safetensors"))
+    assert set(index) == set(language.tensors)
+    is_linked = all(path.is_symlink() for path in view.glob("*.safetensors"))
+    assert is_linked == (store in LAYOUTS[:2])
     loaded = AutoModelForCausalLM.from_pretrained(view, dtype=torch.float32)
-    ids = torch.from_numpy(case.expected["text_ids"])
-    with torch.inference_mode():
-        embeddings = model.get_input_embeddings()(ids)
-    assert torch.equal(logits(loaded, embeddings), logits(model, embeddings))
+    for prompt in case.prompts:
+        with torch.inference_mode():
+            embeddings = case.embeddings(prompt, loaded.get_input_embeddings(), rows)
+        result = logits(loaded, embeddings)[case.expected[f"{prompt}_pos"]]
+        np.testing.assert_allclose(
+            result.numpy(), case.expected[f"{prompt}_logits"], err_msg=prompt, **case.tolerance
+        )
 
 
 @pytest.mark.parametrize(

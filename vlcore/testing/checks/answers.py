@@ -7,7 +7,8 @@ import re
 import torch
 
 from vlcore.engines.base import EngineOutput, EngineRequest
-from vlcore.engines.sequence import Ends, Sequence
+from vlcore.engines.ends import Ends
+from vlcore.engines.sequence import Sequence
 from vlcore.errors import EngineError, EngineUnavailableError
 from vlcore.pipeline import pipeline
 from vlcore.prompt import Prompt

@@ -25,9 +25,7 @@ def match_own(subject: Subject) -> None:
             advice="mend vl_match; if the checkpoint is not what it should be, mend that",
         )
     if config != before:
-        changed = sorted(
-            key for key in {*config, *before} if config.get(key) != before.get(key)
-        )
+        changed = sorted(key for key in {*config, *before} if config.get(key) != before.get(key))
         fail(
             expected="a configuration that is only read",
             came=f"changed values of {', '.join(changed)}",

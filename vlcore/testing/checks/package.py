@@ -5,9 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-import json
-import subprocess
-import sys
 from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
@@ -22,16 +19,8 @@ from vlcore.testing.failure import fail
 from vlcore.testing.subject import Subject
 
 _HEAVY = ("torch", "transformers", "accelerate", "torchvision", "tensorflow", "jax")
-_TIMEOUT_S = 120
 _FAR_VERSION = "99999"
 _HOOK_NAMES = ("vl_match", "vl_vision_model", "vl_chat_template", "vl_language_model")
-_IMPORT = """
-import json, sys
-mark, module, sys.path[:] = json.loads(sys.argv[1])
-__import__(module)
-print(mark + json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
-"""
-_MARK = "\x00imported\x00"
 
 
 @check(
@@ -175,13 +164,12 @@ def _look_at_hook(module: str, name: str, function: Any) -> None:
 )
 def light_import(subject: Subject) -> None:
     """Import the modules in a process of its own."""
-    for name in subject.module_names:
-        _, imported = _import_apart(name)
-        if heavy := [one for one in _HEAVY if one in imported]:
+    for imported in subject.load("imports"):
+        if heavy := [name for name in _HEAVY if name in imported.names]:
             fail(
                 expected="a module that is imported in milliseconds",
                 came=f"it imports {', '.join(heavy)}",
-                where=f"module {name}",
+                where=f"module {imported.module}",
                 advice="import these inside the hooks; for annotations, under if TYPE_CHECKING",
             )
 
@@ -189,33 +177,11 @@ def light_import(subject: Subject) -> None:
 @check("quiet-import", "prints nothing when it is imported", needs_model=False)
 def quiet_import(subject: Subject) -> None:
     """Import the modules in a process of its own: what they print would spoil ``--json``."""
-    for name in subject.module_names:
-        printed, _ = _import_apart(name)
-        if printed:
+    for imported in subject.imports:
+        if imported.printed:
             fail(
                 expected="no output",
-                came=repr(printed[:200]),
-                where=f"module {name}",
+                came=repr(imported.printed[:200]),
+                where=f"module {imported.module}",
                 advice="log with the logging module, inside the hooks",
             )
-
-
-def _import_apart(name: str) -> tuple[str, set[str]]:
-    """Import a module in a process of its own: what it prints, and what is imported then."""
-    done = subprocess.run(
-        [sys.executable, "-c", _IMPORT, json.dumps([_MARK, name, sys.path])],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=_TIMEOUT_S,
-        check=False,
-    )
-    printed, mark, imported = done.stdout.rpartition(_MARK)
-    if not mark:
-        fail(
-            expected="a module that can be imported",
-            came=(done.stderr or done.stdout).strip()[-500:] or f"exit code {done.returncode}",
-            where=f"module {name}, in a process of its own",
-            advice="mend what it raises",
-        )
-    return printed, set(json.loads(imported))

@@ -30,9 +30,7 @@ _NO_TEMPLATE = "no-such-template"
 
 def _say(role: str, *content: str | None) -> dict[str, Any]:
     """Write a message; ``None`` is an image."""
-    parts = [
-        {"type": "image"} if one is None else {"type": "text", "text": one} for one in content
-    ]
+    parts = [{"type": "image"} if one is None else {"type": "text", "text": one} for one in content]
     return {"role": role, "content": parts}
 
 
@@ -46,9 +44,7 @@ def template_loads(subject: Subject) -> None:
 def template_name(subject: Subject) -> None:
     """Ask for a name that nobody has."""
     stages = subject.stages()
-    names = subject.checkpoint.config.get("architectures") or ()
-    modules = [subject.info.modules[name] for name in names if name in subject.info.modules]
-    hook = getattr(importlib.import_module(modules[0]), "vl_chat_template", None) if modules else None
+    hook = getattr(importlib.import_module(subject.module_name), "vl_chat_template", None)
     if hook is not None and "name" not in inspect.signature(hook).parameters:
         raise DoesNotApplyError("vl_chat_template takes no name: there is one template")
     try:
@@ -63,7 +59,9 @@ def template_name(subject: Subject) -> None:
     )
 
 
-@check("one-slot-per-image", "every image gets exactly one slot, wherever it stands in the messages")
+@check(
+    "one-slot-per-image", "every image gets exactly one slot, wherever it stands in the messages"
+)
 def one_slot_per_image(subject: Subject) -> None:
     """Place images before, after and between texts, in one turn and in several."""
     template = subject.template
@@ -201,7 +199,9 @@ def _typed(subject: Subject, role: str, text: str) -> tuple[PromptPart, ...]:
 def _count_control(subject: Subject, parts: Sequence[PromptPart]) -> Counter[str]:
     prompt = subject.prompt_tokenizer.build(parts, [ImageLayout(1)])
     covered = {i for span in prompt.spans for i in range(span.start, span.stop)}
-    names = {token_id: text for text, (token_id, _) in subject.prompt_tokenizer.control_tokens.items()}
+    names = {
+        token_id: text for text, (token_id, _) in subject.prompt_tokenizer.control_tokens.items()
+    }
     found = Counter(
         names[token_id]
         for i, token_id in enumerate(prompt.token_ids)

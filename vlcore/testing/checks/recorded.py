@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from vlcore.testing.check import check
+from vlcore.testing.encoding import encode
 from vlcore.testing.failure import DoesNotApplyError, fail
 from vlcore.testing.reference import Reference, ReferencePrompt
-from vlcore.testing.subject import Subject, encode
+from vlcore.testing.subject import Subject
 
 
 @check("reference-rows", "rows are those of the reference file, where one is given")

@@ -100,8 +100,9 @@ def view_logits(subject: Subject) -> None:
     """Load the view as an ordinary text model, beside the model with the original names."""
     from transformers import AutoModelForCausalLM
 
+    load: Any = AutoModelForCausalLM.from_pretrained  # its annotation knows of no loading info
     with _quiet_transformers():
-        loaded, told = AutoModelForCausalLM.from_pretrained(
+        loaded, told = load(
             subject.text_view,
             dtype=subject.dtype,
             local_files_only=True,
@@ -141,8 +142,9 @@ def _listed(view: Path) -> set[str]:
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
     """Keep its progress bars and its report of a load to itself: the check reports."""
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
+    logging: Any = transformers_logging  # some of it has no annotations
     verbosity, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -1,0 +1,40 @@
+"""Command and code of the README run, with a tiny checkpoint in the released one's place."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from vlcore.cli import app
+
+README = Path(__file__).parents[1] / "README.md"
+MODEL = "HuggingFaceTB/SmolVLM-256M-Instruct"
+
+
+def test_command_and_example(
+    write: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / MODEL).parent.mkdir()
+    (tmp_path / MODEL).symlink_to(write("smolvlm"))
+    Image.new("RGB", (100, 60), "red").save(tmp_path / "table.png")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```$", README.read_text("utf-8"), re.M | re.S)
+    for language, text in blocks:
+        if language == "sh":
+            program, *arguments = shlex.split(text)
+            assert program == "vlcore"
+            result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+            assert result.exit_code == 0, result.output
+        else:
+            exec(compile(text, str(README), "exec"), {})
+            assert re.search(r"\d+ tokens instead of \d+", capsys.readouterr().out)
+    assert [language for language, _ in blocks] == ["sh", "python"]

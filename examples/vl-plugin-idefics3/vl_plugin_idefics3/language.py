@@ -1,0 +1,20 @@
+"""The text part: a Llama under other names."""
+
+from __future__ import annotations
+
+from vlcore import Checkpoint, LanguageModel, renamed
+
+
+def load_language_model(checkpoint: Checkpoint) -> LanguageModel:
+    """Describe the text part as a Llama.
+
+    Whether embedding and output layer are one is said beside ``text_config``, not in it.
+    """
+    config = {
+        **checkpoint.config["text_config"],
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "tie_word_embeddings": checkpoint.config.get("tie_word_embeddings", False),
+    }
+    tensors = renamed(checkpoint, {"model.text_model.": "model.", "lm_head.": "lm_head."})
+    return LanguageModel(checkpoint, config, tensors)

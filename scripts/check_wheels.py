@@ -1,0 +1,103 @@
+"""Builds every distribution, and answers the demo's questions from the wheels alone.
+
+The wheels go into a new environment, with their dependencies from pip's index; or, with
+``--reuse-dependencies``, with those that are installed here, which takes seconds instead of minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+DISTRIBUTIONS = [ROOT, *sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))]
+_OURS = ("vlcore", "vl_plugin_", "_editable_impl_", "__editable__")
+
+
+def main() -> None:
+    """Check them; ends with exit code 1 where something fails."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--reuse-dependencies", action="store_true")
+    reuses = parser.parse_args().reuse_dependencies
+    with tempfile.TemporaryDirectory() as directory:
+        place = Path(directory)
+        wheels = build(place / "dist")
+        scripts = install(wheels, place / "environment", reuses=reuses)
+        check_plugins(scripts, place)
+        compare_answers(scripts, place)
+    print(f"{len(wheels)} wheels answer the questions of the demo")
+
+
+def build(directory: Path) -> list[Path]:
+    """Build a wheel and a source distribution of each, and have twine look at them."""
+    for distribution in DISTRIBUTIONS:
+        run(sys.executable, "-m", "build", "--no-isolation", "--outdir", directory, distribution)
+    run(sys.executable, "-m", "twine", "check", "--strict", *sorted(directory.iterdir()))
+    return sorted(directory.glob("*.whl"))
+
+
+def install(wheels: list[Path], environment: Path, *, reuses: bool) -> Path:
+    """Make an environment of the wheels and give the folder of its scripts."""
+    venv.create(environment, with_pip=True)
+    scripts = environment / "bin"
+    pip = [scripts / "python", "-m", "pip", "install", "--quiet"]
+    if not reuses:
+        run(*pip, "--constraint", ROOT / "constraints.txt", *wheels)
+        return scripts
+    run(*pip, "--no-deps", "--no-index", *wheels)
+    dependencies = environment / "dependencies"
+    dependencies.mkdir()
+    installed = Path(sysconfig.get_path("purelib"))
+    for entry in installed.iterdir():
+        if not entry.name.startswith(_OURS):
+            (dependencies / entry.name).symlink_to(entry)
+    (site_packages,) = environment.glob("lib/python*/site-packages")
+    (site_packages / "dependencies.pth").write_text(f"{dependencies}\n")
+    return scripts
+
+
+def check_plugins(scripts: Path, place: Path) -> None:
+    """See that vlcore comes from the wheels, and that every plugin is ready and whole."""
+    home = run(scripts / "python", "-c", "import vlcore; print(vlcore.__file__)", cwd=place)
+    if not Path(home.strip()).is_relative_to(scripts.parent):
+        sys.exit(f"vlcore is imported from {home.strip()}, not from its wheel")
+    plugins = json.loads(run(scripts / "vlcore", "plugins", "--load", "--json", cwd=place))
+    states = {plugin["distribution"]: plugin["state"] for plugin in plugins}
+    if len(states) != len(DISTRIBUTIONS) - 1 or set(states.values()) != {"ready"}:
+        sys.exit(f"{len(DISTRIBUTIONS) - 1} plugins should be ready; they are {states}")
+    for plugin in states:
+        run(scripts / "vlcore", "check", plugin, cwd=place)
+
+
+def compare_answers(scripts: Path, place: Path) -> None:
+    """Run the demo with a copy of its model and pictures, here and from the wheels."""
+    demo = shutil.copytree(ROOT / "demo", place / "demo")
+    expected = run(sys.executable, demo / "run.py", cwd=place)
+    came = run(scripts / "python", demo / "run.py", cwd=place)
+    if came != expected or not came:
+        sys.exit(f"from the wheels the demo says\n{came}\nand here it says\n{expected}")
+    print(came)
+
+
+def run(*command: str | Path, cwd: Path = ROOT) -> str:
+    """Run a command and give what it prints; ends where it fails."""
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    print("+", *command, flush=True)
+    done = subprocess.run(
+        list(map(str, command)), cwd=cwd, env=variables, stdout=subprocess.PIPE, text=True
+    )
+    if done.returncode:
+        sys.exit(f"{done.stdout}\n{command[0]} ended with exit code {done.returncode}")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    main()

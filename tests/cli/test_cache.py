@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from checkpoints import write_llava
+from typer.testing import CliRunner, Result
+
+import vlcore
+from vlcore import OptionError, ViewCache
+from vlcore.cli import app
+
+
+@pytest.fixture(autouse=True)
+def views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VLCORE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "views"
+
+
+def keep_view(directory: Path) -> Path:
+    return ViewCache().get(vlcore.load_language_model(write_llava(directory)))
+
+
+def cache(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["cache", *arguments], env={"COLUMNS": "200"})
+
+
+def test_none_are_kept(views: Path) -> None:
+    assert cache().stdout == f"no views are kept in {views}\n"
+    assert json.loads(cache("--json").stdout) == []
+
+
+def test_the_table_lists_them(views: Path, tmp_path: Path) -> None:
+    view = keep_view(tmp_path / "model")
+    result = cache()
+    assert result.exit_code == 0, result.output
+    heading, _, columns, line = result.stdout.splitlines()
+    assert heading == f"{views} keeps"
+    assert columns.split() == ["view", "size", "made", "of"]
+    assert line.split()[0] == view.name
+    assert line.split()[1:3] == [line.split()[1], "KiB"]
+    assert line.split()[-1] == str(tmp_path / "model")
+
+
+def test_json(tmp_path: Path) -> None:
+    view = keep_view(tmp_path / "model")
+    (listed,) = json.loads(cache("--json").stdout)
+    assert listed.keys() == {"name", "model", "path", "num_bytes", "made"}
+    assert (listed["name"], listed["path"]) == (view.name, str(view))
+
+
+def test_one_is_cleared_by_its_name_and_all_without(views: Path, tmp_path: Path) -> None:
+    first, second = keep_view(tmp_path / "first"), keep_view(tmp_path / "second")
+    result = cache("--clear", first.name)
+    assert result.stdout.startswith("removed 1 view(s), ")
+    assert result.stdout.endswith(f" KiB, from {views}\n")
+    assert [view.path for view in ViewCache().views()] == [second]
+    assert cache("--clear").stdout.startswith("removed 1 view(s)")
+    assert cache("--clear").stdout == f"removed 0 view(s), 0 bytes, from {views}\n"
+
+
+def test_a_name_that_is_not_there_is_told() -> None:
+    result = cache("nope")
+    assert isinstance(result.exception, OptionError)
+    assert "holds no view named 'nope'" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "expected"),
+    [
+        (0, "0 bytes"),
+        (1023, "1023 bytes"),
+        (2048, "2 KiB"),
+        (5 * 2**20, "5 MiB"),
+        (2**32, "4.0 GiB"),
+    ],
+)
+def test_sizes_are_written_for_people(num_bytes: int, expected: str) -> None:
+    from vlcore.cli.cache import _size
+
+    assert _size(num_bytes) == expected

@@ -1,0 +1,37 @@
+"""``vlcore view``: a checkpoint's text part as a directory that other engines read."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlcore.cli.options import Model, Plugin, Revision
+
+
+def view(
+    model: Model,
+    directory: Annotated[
+        Path | None,
+        typer.Argument(metavar="[DIR]", help="Its place, empty or absent; by default the cache."),
+    ] = None,
+    plugin: Plugin = None,
+    revision: Revision = None,
+) -> None:
+    """Write the text part of a model as an ordinary text model, and print where it lies."""
+    from vlcore.loading import load_language_model
+    from vlcore.view_cache import ViewCache
+
+    language_model = load_language_model(model, plugin=plugin, revision=revision)
+    is_shown = sys.stderr.isatty()
+    if directory is None:
+        path = ViewCache().get(language_model, progress=is_shown)
+    else:
+        path = language_model.write_view(directory, progress=is_shown)
+    typer.echo(str(path))
+    (architecture,) = language_model.view_config["architectures"]
+    limit = f"{architecture}, {language_model.context_length} tokens"
+    reason = language_model.context_limit_reason
+    typer.echo(f"[{limit}{f', because {reason}' if reason else ''}]", err=True)

@@ -1,0 +1,184 @@
+"""Requests at TurboMind: asked of an instance, read to their end, cancelled.
+
+An instance serves one request at a time. What lmdeploy generates is always read to its end, so that
+an instance is free when it is lent again; a request that nobody waits for is cancelled first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from itertools import count
+from typing import Any
+
+from torch import Tensor
+
+from vlcore.engines.turbomind_answer import Answer
+from vlcore.engines.turbomind_options import MAX_IDS
+from vlcore.engines.turbomind_prompt import TurbomindPrompt
+from vlcore.errors import EngineClosedError, EngineError
+
+_WHY = {
+    "SESSION_NOT_EXIST": "it found the prompt's ranges of image rows invalid",
+    "SESSION_REPEAT": "another request had the same number",
+    "INPUT_LENGTH_ERROR": "the prompt is longer than its session_len",
+    "PREFIX_CACHE_CONFLICT": "its prefix cache cannot give the logits of a prompt",
+    "OUT_OF_MEMORY": (
+        "its cache of keys and values has no room: raise cache_max_entry_count, or lower "
+        "session_len"
+    ),
+    "CANCEL": "it cancelled the request by itself",
+}
+
+
+class Instances:
+    """TurboMind's instances, made as they are needed.
+
+    Args:
+        create: makes one.
+        limit: how many there are at most; who comes then waits in order.
+    """
+
+    def __init__(self, create: Callable[[], Any], limit: int) -> None:
+        self._create = create
+        self._idle: list[Any] = []
+        self._places = asyncio.Semaphore(limit)
+        self._session_ids = count(1)
+
+    @asynccontextmanager
+    async def borrow(self) -> AsyncIterator[Any]:
+        """Wait for an instance; after an exception it is not lent again."""
+        async with self._places:
+            instance = self._idle.pop() if self._idle else self._create()
+            yield instance
+            self._idle.append(instance)
+
+    def next_session_id(self) -> int:
+        """A number that no other request has."""
+        return next(self._session_ids)
+
+    def clear(self) -> None:
+        """Let go of all."""
+        self._idle.clear()
+
+
+class Run:
+    """Gets one answer out of TurboMind; everything here happens on one event loop.
+
+    Args:
+        answer: takes the tokens.
+        prompt: what is continued.
+        instances: one of them is asked.
+        options: lmdeploy's options for what is left of the answer.
+    """
+
+    def __init__(
+        self,
+        answer: Answer,
+        prompt: TurbomindPrompt,
+        instances: Instances,
+        options: Callable[[Answer], Any],
+    ) -> None:
+        self.answer = answer
+        self._prompt = prompt
+        self._instances = instances
+        self._options = options
+        self._task: asyncio.Task[None] | None = None
+        self._asked: tuple[Any, int] | None = None
+        self._cancelling: asyncio.Task[None] | None = None
+
+    async def serve(self) -> None:
+        """Ask until the answer is whole; what goes wrong goes to the answer."""
+        if self.answer.is_finished:
+            return
+        self._task = asyncio.current_task()
+        try:
+            async with self._instances.borrow() as instance:
+                while not self.answer.is_finished:
+                    await self._ask(instance)
+        except asyncio.CancelledError:  # while it waited for an instance
+            pass
+        except EngineError as error:
+            self.answer.fail(error)
+        except Exception as error:
+            cause = error.with_traceback(None)  # which would keep the tensors of its frames
+            failure = EngineError(f"TurboMind failed: {type(cause).__name__}: {cause}")
+            failure.__cause__ = cause
+            self.answer.fail(failure)
+
+    def close(self) -> None:
+        """Stop, and tell whoever waits that the engine was closed."""
+        if not self.answer.is_finished:
+            self.answer.fail(EngineClosedError("the engine was closed while it served the request"))
+            self._stop()
+
+    def cancel(self) -> None:
+        """Stop, wherever it is, because nobody waits any more."""
+        if not self.answer.is_finished:  # else it comes to its end by itself
+            self.answer.is_finished = True
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._asked is not None:
+            instance, session_id = self._asked
+            self._cancelling = asyncio.ensure_future(instance.async_cancel(session_id))
+        elif self._task is not None:
+            self._task.cancel()
+
+    async def _ask(self, instance: Any) -> None:
+        """Ask for what is left of the answer, and read what comes to its end.
+
+        Raises:
+            EngineError: TurboMind failed, or bad words leave no likely token.
+        """
+        answer, prompt = self.answer, self._prompt
+        if len(answer.forbidden_ids | set(answer.request.config.bad_token_ids)) > MAX_IDS:
+            raise EngineError(
+                f"bad_words leave none of the {len(answer.forbidden_ids)} likeliest tokens: the "
+                "answer cannot go on without one of them"
+            )
+        token_ids = [*prompt.token_ids, *answer.token_ids]
+        options = self._options(answer)
+        last = len(answer.token_ids) + options.max_new_tokens
+        session_id = self._instances.next_session_id()
+        outputs = instance.async_stream_infer(
+            session_id,
+            token_ids,
+            input_embeddings=list(prompt.embeddings),
+            input_embedding_ranges=[list(positions) for positions in prompt.ranges],
+            gen_config=options,
+            stream_output=True,
+        )
+        refused = False
+        self._asked = (instance, session_id)
+        try:
+            async with aclosing(outputs):
+                async for output in outputs:
+                    if refused or answer.is_finished:  # it was cancelled, and this is what is left
+                        continue
+                    status = output.status.name
+                    if status not in ("SUCCESS", "FINISH"):
+                        raise EngineError(f"TurboMind failed: {_WHY.get(status, status)}")
+                    refused = not answer.accept(
+                        output.token_ids, *_logits_of(output, len(token_ids))
+                    )
+                    if status == "SUCCESS" and (refused or answer.is_finished):
+                        await instance.async_cancel(session_id)
+                    if status == "FINISH" and not refused and len(answer.token_ids) < last:
+                        answer.end()
+        finally:
+            self._asked = None
+            if self._cancelling is not None:  # while the instance is still this run's own
+                await self._cancelling
+
+
+def _logits_of(output: Any, num_prompt_tokens: int) -> tuple[Tensor | None, Tensor | None]:
+    """Logits of the new tokens, and of the tokens before all that was generated.
+
+    lmdeploy gives those of all positions so far that were asked for.
+    """
+    logits: Tensor | None = output.logits
+    if logits is None:
+        return None, None
+    return logits[len(logits) - len(output.token_ids) :], logits[:num_prompt_tokens]
