@@ -41,9 +41,7 @@ PLUGIN_OF_THE_README = [block for block in blocks_of([README]) if block.file]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_runs(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_command_runs(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     for option in ("--out", "--directory"):
         command = command.replace(f"{option} ", f"{option} {tmp_path}/")
