@@ -9,6 +9,7 @@ import textwrap
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pluggy
 import pytest
@@ -109,7 +110,8 @@ def test_a_new_argument_breaks_no_hook_and_a_deprecated_one_warns_where_it_is_na
 
     def manager_with(hook: object) -> pluggy.PluginManager:
         manager = pluggy.PluginManager(hookspecs.PROJECT_NAME)
-        manager.add_hookspecs(SimpleNamespace(vl_chat_template=vl_chat_template))
+        specs: Any = SimpleNamespace(vl_chat_template=vl_chat_template)
+        manager.add_hookspecs(specs)
         manager.register(SimpleNamespace(hook=hook))
         return manager
 

@@ -34,7 +34,8 @@ def test_an_installation_that_works_has_no_problem() -> None:
     found = list(diagnose())
     assert [one for one in found if one.verdict is Verdict.PROBLEM] == []
     topics = list(dict.fromkeys(one.topic for one in found))
-    expected = ["python", "vlcore", "packages", "torch", "cuda", "lmdeploy", "plugin", "disk"]
+    expected = ["python", "vlcore", "packages", "torch", "cuda", "lmdeploy", "plugin"]
+    expected += ["disk", "views"]
     assert topics == expected
 
 
@@ -93,6 +94,21 @@ def test_lmdeploy_is_looked_up_and_not_imported(site: Site) -> None:
     site.install("lmdeploy", [], "raise RuntimeError", version="0.18.0")
     found = finding("lmdeploy")
     assert (found.verdict, found.facts) == (Verdict.FINE, {"version": "0.18.0"})
+
+
+def test_an_lmdeploy_that_vlcore_does_not_know(site: Site) -> None:
+    site.install("lmdeploy", [], version="0.3.0")
+    found = finding("lmdeploy")
+    assert found.verdict is Verdict.NOTE
+    assert found.text.startswith("0.3.0, and vlcore is checked against ")
+
+
+def test_the_text_views_that_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VLCORE_CACHE", str(tmp_path / "cache"))
+    found = finding("views")
+    assert found.facts["folder"] == str(tmp_path / "cache" / "views")
+    assert (found.facts["num_views"], found.facts["num_bytes"]) == (0, 0)
+    assert "beside 0 text view(s) of 0 bytes" in found.text
 
 
 def test_each_plugin_is_told_with_its_state(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,7 +118,7 @@ def test_a_file_that_is_missing_or_damaged(tmp_path: Path) -> None:
 
 def test_a_dtype_that_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_weights(tmp_path, a=torch.ones(1))
-    monkeypatch.setattr("vlcore.header_checkpoint._DTYPES", {"F16": torch.float16})
+    monkeypatch.setattr("vlcore.header_checkpoint.DTYPES", {"F16": torch.float16})
     checkpoint = HeaderCheckpoint.of(Checkpoint.open(tmp_path))
     with pytest.raises(TensorError, match="has the dtype F32; known are F16"):
         list(checkpoint.tensors(["a"]))

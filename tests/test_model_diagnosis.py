@@ -137,19 +137,19 @@ def test_a_tokenizer_that_is_missing(model: Path) -> None:
 
 def test_an_engine_that_lacks_what_the_model_requires(model: Path) -> None:
     language_model = ModelStages(model).language_model()
-    assert reasons_against_engines(language_model, CPU, torch.float32) == {"transformers": None}
+    reasons = reasons_against_engines(language_model, CPU, torch.float32)
+    assert reasons["transformers"] is None
     language_model.requires = frozenset({"mrope"})
     reasons = reasons_against_engines(language_model, CPU, torch.float32)
-    assert reasons == {"transformers": "it lacks mrope, which the model requires"}
+    assert reasons["transformers"] == "it lacks mrope, which the model requires"
 
 
 def test_no_engine_can_run_it(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LanguageModel, "requires", frozenset({"mrope"}))
     found = findings(model)
     assert problems(found) == ["engine"]
-    assert found["engine"].text == (
-        "none can run it: not transformers: it lacks mrope, which the model requires"
-    )
+    assert found["engine"].text.startswith("none can run it: not ")
+    assert "not transformers: it lacks mrope, which the model requires" in found["engine"].text
 
 
 # -- what a plugin may do

@@ -248,8 +248,14 @@ def test_it_installs_passes_its_own_tests_and_is_listed(tmp_path: Path) -> None:
     package, environment = tmp_path / "package", tmp_path / "environment"
     result = CliRunner().invoke(
         app,
-        ["new", NAMES.distribution, "--architecture", NAMES.architecture]
-        + ["--directory", str(package)],
+        [
+            "new",
+            NAMES.distribution,
+            "--architecture",
+            NAMES.architecture,
+            "--directory",
+            f"{package}",
+        ],
         catch_exceptions=False,
     )
     assert f"pip install --editable '{package}[test]'" in result.stdout

@@ -57,6 +57,7 @@ def diagnose() -> Iterator[Finding]:
     yield _lmdeploy()
     yield from _plugins()
     yield _disk()
+    yield _views()
 
 
 def readable_size(num_bytes: int) -> str:
@@ -143,9 +144,18 @@ def _torch() -> Iterator[Finding]:
 
 def _lmdeploy() -> Finding:
     version = version_of("lmdeploy")
-    text = "not installed; the embedded engine needs none" if version is None else version
-    verdict = Verdict.NOTE if version is None else Verdict.FINE
-    return Finding("lmdeploy", verdict, text, {"version": version})
+    facts = {"version": version}
+    if version is None:
+        text = "not installed, so TurboMind is not there: pip install 'vlcore[turbomind]'"
+        return Finding("lmdeploy", Verdict.NOTE, text, facts)
+    try:
+        from vlcore.engines.turbomind_support import supported_versions
+    except ImportError:  # of torch, which has a finding of its own
+        return Finding("lmdeploy", Verdict.FINE, version, facts)
+    if not supported_versions().contains(version, prereleases=True):
+        text = f"{version}, and vlcore is checked against {supported_versions()}"
+        return Finding("lmdeploy", Verdict.NOTE, text, facts)
+    return Finding("lmdeploy", Verdict.FINE, version, facts)
 
 
 def _plugins() -> Iterator[Finding]:
@@ -180,15 +190,33 @@ def _disk() -> Finding:
     """Look at the place where models of the hub are kept."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    cache = Path(HF_HUB_CACHE)
-    place = next(path for path in (cache, *cache.parents) if path.exists())
+    return _room("disk", Path(HF_HUB_CACHE), "for models of the hub", "HF_HOME")
+
+
+def _views() -> Finding:
+    """Look at the text views that are kept, and at their place."""
+    from vlcore.view_cache import ViewCache
+
+    cache = ViewCache()
+    views = cache.views()
+    num_bytes = sum(view.num_bytes for view in views)
+    what = f"beside {len(views)} text view(s) of {readable_size(num_bytes)}"
+    facts = {"num_views": len(views), "num_bytes": num_bytes}
+    return _room("views", cache.root, what, "VLCORE_CACHE", facts)
+
+
+def _room(
+    topic: str, folder: Path, what: str, variable: str, facts: Mapping[str, Any] | None = None
+) -> Finding:
+    """Say whether a folder, which need not be there yet, can be written and has room."""
+    place = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(place).free
-    facts = {"hub_cache": str(cache), "free_bytes": free}
-    text = f"{readable_size(free)} free for models of the hub, in {cache}"
+    facts = {"folder": str(folder), "free_bytes": free} | dict(facts or {})
+    text = f"{readable_size(free)} free {what}, in {folder}"
     if not os.access(place, os.W_OK):
-        text += ", which cannot be written: set HF_HOME to a folder of yours"
-        return Finding("disk", Verdict.NOTE, text, facts)
+        text += f", which cannot be written: set {variable} to a folder of yours"
+        return Finding(topic, Verdict.NOTE, text, facts)
     if free < _LITTLE_BYTES:
-        text += ": set HF_HOME to a larger disk"
-        return Finding("disk", Verdict.NOTE, text, facts)
-    return Finding("disk", Verdict.FINE, text, facts)
+        text += f": set {variable} to a larger disk"
+        return Finding(topic, Verdict.NOTE, text, facts)
+    return Finding(topic, Verdict.FINE, text, facts)

@@ -14,23 +14,8 @@ from torch import Tensor
 
 from vlcore.checkpoint import Checkpoint
 from vlcore.errors import CheckpointNotFoundError, TensorError
-from vlcore.weights import open_weights, read_header
+from vlcore.weights import DTYPES, TensorInfo, open_weights, read_header
 
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-"""By the names that safetensors files give them."""
 _MAX_NAMES_IN_MESSAGE = 20
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -110,6 +95,11 @@ class HeaderCheckpoint(Checkpoint):
             )
             yield name, tensor
 
+    def tensor_infos(self, names: Iterable[str]) -> dict[str, TensorInfo]:
+        """Tell dtypes and shapes; of a hub repository, from headers that are fetched alone."""
+        found = {name: self._stored(name) for name in self._known(names)}
+        return {name: TensorInfo(one.dtype, tuple(one.shape)) for name, one in found.items()}
+
     def fetch_files(self, paths: Iterable[Path]) -> None:
         """Fetch nothing: weights are not read."""
 
@@ -181,8 +171,8 @@ def _read_from_hub(path: Path, repository: str, top: Path) -> dict[str, Tensor]:
 
 
 def _empty(name: str, dtype: str, shape: Sequence[int], path: Path) -> Tensor:
-    if dtype not in _DTYPES:
+    if dtype not in DTYPES:
         raise TensorError(
-            f"tensor {name!r} of {path} has the dtype {dtype}; known are {', '.join(_DTYPES)}"
+            f"tensor {name!r} of {path} has the dtype {dtype}; known are {', '.join(DTYPES)}"
         )
-    return torch.empty(tuple(shape), dtype=_DTYPES[dtype], device="meta")
+    return torch.empty(tuple(shape), dtype=DTYPES[dtype], device="meta")

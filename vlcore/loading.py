@@ -69,9 +69,7 @@ class ModelStages:
         if device_map is None and max_memory is not None:
             device_map = "auto"
         with self._blaming("vl_vision_model"):
-            model = self.plugin.vision_model(
-                self.checkpoint, place, wanted, device_map, max_memory
-            )
+            model = self.plugin.vision_model(self.checkpoint, place, wanted, device_map, max_memory)
         vision_model = self._expect(model, VisionModel, "vl_vision_model")
         if not isinstance(getattr(vision_model, "hidden_size", None), int):
             raise PluginContractError(

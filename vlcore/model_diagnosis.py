@@ -7,7 +7,7 @@ or misshapen are found as well.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,8 @@ import torch
 from vlcore.checkpoint import Checkpoint
 from vlcore.diagnosis import Finding, Verdict, readable_size
 from vlcore.engines.batch import Batch
-from vlcore.engines.transformers import CACHE_SHARE, TransformersEngine
+from vlcore.engines.choice import reasons_against_engines
+from vlcore.engines.transformers import CACHE_SHARE
 from vlcore.errors import VlcoreError
 from vlcore.header_checkpoint import HeaderCheckpoint
 from vlcore.loading import ModelStages
@@ -190,16 +191,6 @@ def _tokenizer(language_model: LanguageModel) -> Finding:
     except Exception as error:
         return _failed("tokenizer", error)
     return Finding("tokenizer", Verdict.FINE, f"{len(tokenizer)} tokens")
-
-
-def reasons_against_engines(
-    language_model: LanguageModel, device: torch.device, dtype: torch.dtype
-) -> Mapping[str, str | None]:
-    """Give each engine, the best one first, and why it cannot run a model here, if it cannot."""
-    del device, dtype  # the embedded engine runs anywhere
-    lacking = sorted(language_model.requires - TransformersEngine.offers)
-    reason = f"it lacks {', '.join(lacking)}, which the model requires" if lacking else None
-    return {TransformersEngine.name: reason}
 
 
 def _engine(language_model: LanguageModel, device: torch.device, dtype: torch.dtype) -> Finding:

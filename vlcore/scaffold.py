@@ -121,16 +121,15 @@ def render(names: PluginNames) -> dict[str, str]:
     )
     values = _values(names)
     texts = {}
-    for path, template in _templates(resources.files("vlcore").joinpath("data/new_plugin")):
+    folder = resources.files("vlcore").joinpath("data/new_plugin")
+    for path, template in _templates(folder, PurePosixPath()):
         parts = [names.module if part == _MODULE else part for part in path.parts]
         name = PurePosixPath(*parts).as_posix().removesuffix(_SUFFIX)
         texts[name] = environment.from_string(template).render(values)
     return dict(sorted(texts.items(), key=lambda item: (item[0].count("/"), item[0])))
 
 
-def _templates(
-    folder: Traversable, inside: PurePosixPath = PurePosixPath()
-) -> Iterator[tuple[PurePosixPath, str]]:
+def _templates(folder: Traversable, inside: PurePosixPath) -> Iterator[tuple[PurePosixPath, str]]:
     for entry in folder.iterdir():
         path = inside / entry.name
         if entry.is_dir():

@@ -78,9 +78,7 @@ def choose_engine(
     name = language_model.checkpoint.name
     placed: dict[str, Any] = {"device": device, "dtype": dtype}
     if wanted in ("auto", TurbomindEngine.name):
-        reason = _lacking(TurbomindEngine, language_model) or reason_against(
-            language_model, device, dtype, config
-        )
+        reason = _against_turbomind(language_model, device, dtype, config)
         if reason is None:
             logger.info("%s runs on TurboMind, %s", name, device)
             _check_devices(device, config)
@@ -95,6 +93,26 @@ def choose_engine(
     logger.info("%s runs on the transformers engine, %s, %s", name, device, dtype)
     settings = {"config": config, "progress": progress}
     return ChosenEngine(TransformersEngine, language_model, placed | settings)
+
+
+def reasons_against_engines(
+    language_model: LanguageModel, device: torch.device, dtype: torch.dtype
+) -> dict[str, str | None]:
+    """Give each engine, the best one first, and why it cannot run a model here, if it cannot."""
+    return {
+        TurbomindEngine.name: _against_turbomind(language_model, device, dtype),
+        TransformersEngine.name: _lacking(TransformersEngine, language_model),
+    }
+
+
+def _against_turbomind(
+    language_model: LanguageModel,
+    device: torch.device,
+    dtype: torch.dtype,
+    config: object = None,
+) -> str | None:
+    lacking = _lacking(TurbomindEngine, language_model)
+    return lacking or reason_against(language_model, device, dtype, config)
 
 
 def _check(engine: str, config: object) -> None:
