@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from vlcore import model_diagnosis
 from vlcore.checkpoint import Checkpoint
 from vlcore.diagnosis import Finding, Verdict
+from vlcore.engines.choice import reasons_against_engines
 from vlcore.language import LanguageModel
 from vlcore.loading import ModelStages
-from vlcore.model_diagnosis import diagnose_model, reasons_against_engines
+from vlcore.model_diagnosis import diagnose_model
 
 CPU = torch.device("cpu")
 
