@@ -13,7 +13,7 @@ TURBOMIND := .venv-turbomind
 TURBOMIND_LISTS := constraints-turbomind.txt tests/turbomind/requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help check-python setup demo test test-turbomind test-cuda lint format bench train-demo \
+.PHONY: help check-python setup demo test test-turbomind test-cuda lint format bench bench-lmdeploy train-demo \
 	evaluate-demo docs build wheels-check clean
 
 help:  ## list the commands
@@ -65,6 +65,9 @@ lint: $(READY)  ## check style and types
 format: $(READY)  ## mend style
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+bench-lmdeploy: $(TURBOMIND)/ready  ## measure lmdeploy's image encoder beside ours, into the same file
+	$(TURBOMIND)/bin/python benchmarks/run.py --only lmdeploy_encoder
 
 train-demo: $(READY)  ## train the demo model anew (an hour and a half on two cores)
 	$(BIN)/python demo/train.py

@@ -68,6 +68,16 @@ def test_a_benchmark_that_fails_is_told_beside_the_others(tmp_path: Path) -> Non
     assert "## Good" in text
 
 
+def test_what_cannot_be_measured_here_leaves_an_earlier_result(tmp_path: Path) -> None:
+    results = tmp_path / "RESULTS.md"
+    options = ("--directory", tmp_path, "--output", results)
+    unmeasured, measured = "Not measured here", "Measured"
+    for said, found in ((unmeasured, unmeasured), (measured, measured), (unmeasured, measured)):
+        (tmp_path / "far.py").write_text(GOOD.replace("What is compared", said))
+        assert python(BENCHMARKS / "run.py", *options).returncode == 0
+        assert f"\n\n{found}.\n" in results.read_text()
+
+
 def test_one_benchmark_is_run_again_beside_the_results_of_the_others(tmp_path: Path) -> None:
     for name in ("first", "second"):
         (tmp_path / f"{name}.py").write_text(GOOD.replace("Good", name))
