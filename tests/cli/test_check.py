@@ -87,7 +87,7 @@ def test_the_checks_are_listed() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("vl-plugin-none",), "'vl-plugin-none' is no installed plugin (vl-plugin-llava, vl-"),
+        (("vl-plugin-none",), "'vl-plugin-none' is no installed plugin (vl-plugin-"),
         (("vl-plugin-none", "--model", "x"), "'vl-plugin-none' is no installed plugin"),
         (("vl-plugin-yi", "--plugin", "vl-plugin-yi"), "is a plugin already"),
         (("vl-plugin-yi", "--excuse", "hooks"), "hooks is excused without a reason"),

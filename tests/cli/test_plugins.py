@@ -129,7 +129,9 @@ def test_no_bad_plugin_breaks_a_command_or_another_model(site: Site, tmp_path: P
         entry["distribution"].removeprefix("vl-plugin-"): entry["state"]
         for entry in json.loads(vlcore_command("plugins", "--load", "--json"))
     }
-    assert found == {
+    bad = {name: state for name, state in found.items() if name.startswith("bad-")}
+    assert {found[name] for name in found.keys() - bad} == {"ready"}
+    assert bad == {
         "bad-no-module": "broken",
         "bad-missing": "broken",
         "bad-exits": "broken",
@@ -141,9 +143,6 @@ def test_no_bad_plugin_breaks_a_command_or_another_model(site: Site, tmp_path: P
         "bad-no-name": "broken",
         "bad-same": "conflict",
         "bad-twin": "conflict",
-        "llava": "ready",
-        "qwen": "ready",
-        "yi": "ready",
     }
     model = write_llava(tmp_path / "model")
     explained = json.loads(vlcore_command("explain", model, "What is this?", "--json"))

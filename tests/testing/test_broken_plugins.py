@@ -427,10 +427,10 @@ class PatchworkLanguageModel(LanguageModel):
         {
             "class PatchworkLanguageModel(LanguageModel):\n    pass": """
 class PatchworkLanguageModel(LanguageModel):
-    def _view_config(self):
-        config = super()._view_config()
-        config["rope_parameters"] = {"rope_type": "default", "rope_theta": 10.0}
-        return config
+    @property
+    def view_config(self):
+        rope = {"rope_type": "default", "rope_theta": 10.0}
+        return super().view_config | {"rope_parameters": rope, "rope_theta": 10.0}
 """
         },
     ),
