@@ -39,7 +39,7 @@ def plugin_of(directory: Path, **options: str) -> str:
 def uninstall(distribution: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib_metadata.distributions
     monkeypatch.setattr(
-        "vlcore.plugins.importlib_metadata.distributions",
+        "vlcore.installed.importlib_metadata.distributions",
         lambda: [one for one in found() if one.metadata["Name"] != distribution],
     )
 
