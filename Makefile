@@ -60,7 +60,7 @@ lint: $(READY)  ## check style and types
 	for plugin in $(PLUGINS) $(EXAMPLES); do $(BIN)/mypy $$plugin || exit 1; done
 	$(BIN)/mypy benchmarks/*.py
 	$(BIN)/mypy scripts/*.py
-	cd demo && ../$(BIN)/mypy --config-file ../pyproject.toml *.py
+	cd demo && ../$(BIN)/mypy --config-file ../pyproject.toml --cache-dir ../.mypy_cache *.py
 
 format: $(READY)  ## mend style
 	$(BIN)/ruff check --fix
