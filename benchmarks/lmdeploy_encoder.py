@@ -6,9 +6,11 @@ import argparse
 import asyncio
 import importlib.util
 import logging
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -161,7 +163,8 @@ def main() -> None:
         return
     clip, rounds = (TINY_CLIP, 1) if options.quick else (CLIP, options.rounds)
     clip = clip | {"num_hidden_layers": 2 if options.quick else NUM_LAYERS}
-    table = report(clip, rounds)
+    with redirect_stdout(sys.stderr):  # where lmdeploy's prints belong
+        table = report(clip, rounds)
     print(TITLE)
     width, height = PICTURE_SIZE
     print(
