@@ -34,6 +34,7 @@ ORDER = (
     "template",
     "jinja_template",
     "prompt",
+    "prompt_limits",
     "shard_file",
     "view_config",
     "view_manifest",

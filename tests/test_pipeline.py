@@ -232,6 +232,32 @@ def test_a_template_that_loses_an_image_is_an_error(checkpoint: Path) -> None:
         pipe(("hello", RED), SHORT)
 
 
+def test_the_limits_of_a_prompt_are_settings(checkpoint: Path) -> None:
+    with pipeline(checkpoint, device="cpu", max_prompt_tokens=300, max_prompt_chars=40) as pipe:
+        many = [*[picture(RED)] * 80, "What?"]
+        with pytest.raises(ContextLengthError, match="max_prompt_tokens allows 300"):
+            pipe([user(*many)], SHORT)
+        assert pipe.encoder_stats().num_forwards == 0
+        with pytest.raises(PromptError, match="have 41 characters, and max_prompt_chars allows 40"):
+            pipe("x" * 41, SHORT)
+        good, bad = pipe(["Hi", "x" * 41], SHORT)
+        assert good.generate_token_len > 0
+        assert isinstance(bad.error, PromptError)
+
+
+def test_a_limit_above_the_context_leaves_the_context(checkpoint: Path) -> None:
+    with (
+        pipeline(checkpoint, device="cpu", max_prompt_tokens=10**6) as pipe,
+        pytest.raises(ContextLengthError, match="the context holds 512"),
+    ):
+        pipe("x" * 3000, SHORT)
+
+
+def test_a_limit_out_of_range_is_refused_before_anything_is_loaded() -> None:
+    with pytest.raises(OptionError, match="max_prompt_chars must be a positive integer"):
+        pipeline("no-such-model", max_prompt_chars=0)
+
+
 def test_a_prompt_that_is_too_long_is_refused_before_anything_is_encoded(fresh: Pipeline) -> None:
     with pytest.raises(ContextLengthError, match="shorten the text"):
         fresh(("x" * 3000, RED), SHORT)
