@@ -20,6 +20,7 @@ from vlcore.server.api_error import ApiError, as_api_error, stopping
 from vlcore.server.exchange import Exchange
 from vlcore.server.guard import Guard
 from vlcore.server.metrics import Metrics
+from vlcore.server.page import add_page
 from vlcore.server.schema import ChatCompletion, ChatRequest, ErrorResponse, Model, ModelList
 from vlcore.server.settings import ServerSettings
 
@@ -67,6 +68,7 @@ def create_app(
     )
     _add_api(app, pipeline, settings, admission, metrics)
     _add_probes(app, admission, metrics)
+    add_page(app, settings.max_body_bytes)
     _add_error_handlers(app)
     if settings.allowed_origins:
         app.add_middleware(
