@@ -204,6 +204,15 @@ class Pipeline:
         """What continues them."""
         return self._road.engine
 
+    @property
+    def image_options(self) -> frozenset[str]:
+        """What may be asked of a picture, such as ``detail``."""
+        return self._road.encoder.vision_model.image_options
+
+    def token_text(self, token_id: int) -> str:
+        """Write one token as text; one that is a part of a character has U+FFFD."""
+        return self._road.tokenizer.token_text(token_id)
+
     def encoder_stats(self) -> EncoderStats:
         """Count what the image encoder did so far."""
         return self._road.encoder.stats()

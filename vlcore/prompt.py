@@ -87,6 +87,14 @@ class PromptTokenizer:
         self._control_pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self._prefix_ids = tuple(_ids_before_text(tokenizer))
         self._first, self._later = _plain_backends(backend, set(self.control_tokens))
+        self._backend = backend
+
+    def token_text(self, token_id: int) -> str:
+        """Write one token as text; one that is a part of a character has U+FFFD."""
+        token = self._backend.id_to_token(token_id) or ""
+        if token.startswith("▁"):  # a space, which decoders drop at the beginning
+            return token.replace("▁", " ")
+        return self._backend.decode([token_id], skip_special_tokens=False)
 
     def build(
         self,

@@ -51,6 +51,8 @@ class Response:
     """If ``output_logits`` asks for them."""
     prompt_logits: Tensor | None = field(default=None, repr=False, compare=False)
     """If ``output_logits="all"`` asks for them; in a stream, with an answer's first piece."""
+    image_token_len: int = 0
+    """Image rows among the prompt's ``input_token_len``."""
 
     @property
     def choices(self) -> tuple[Response, ...]:

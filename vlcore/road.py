@@ -55,6 +55,7 @@ class Road:
             prompt, rows = await self._encode(conversation)
         request = EngineRequest(prompt, rows, config, tuple(self.template.stop))
         num_generated = Counter[int]()
+        num_rows = sum(map(len, rows))
         async with aclosing(self.engine.generate(request)) as pieces:
             async for piece in pieces:
                 num_generated[piece.choice] += len(piece.token_ids)
@@ -69,6 +70,7 @@ class Road:
                     logprobs=piece.logprobs,
                     logits=piece.logits,
                     prompt_logits=piece.prompt_logits,
+                    image_token_len=num_rows,
                 )
 
     async def _encode(self, conversation: Conversation) -> tuple[TokenPrompt, tuple[Tensor, ...]]:

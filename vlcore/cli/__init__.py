@@ -20,6 +20,7 @@ from vlcore.cli.encode import encode
 from vlcore.cli.explain import explain
 from vlcore.cli.new import new
 from vlcore.cli.plugins import plugins
+from vlcore.cli.serve import serve
 from vlcore.cli.view import view
 from vlcore.errors import VlcoreError
 
@@ -39,6 +40,7 @@ app.command()(encode)
 app.command()(explain)
 app.command()(new)
 app.command()(plugins)
+app.command()(serve)
 app.command()(view)
 
 

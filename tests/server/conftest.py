@@ -1,0 +1,52 @@
+"""A server of the demo model on a free port, in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vlcore
+from vlcore.server.serving import Server
+from vlcore.server.settings import ServerSettings
+
+DEMO = Path(__file__).parents[2] / "demo"
+
+ServerFactory = Callable[..., Any]
+
+
+@contextmanager
+def running(pipe: vlcore.Pipeline, **settings: Any) -> Iterator[Server]:
+    """Serve a pipeline, which is closed with the server."""
+    server = Server(pipe, ServerSettings(**{"model_name": "tiny", "port": 0} | settings))
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve()), name="server")
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive(), "the server did not start"
+            time.sleep(0.005)
+        yield server
+    finally:
+        server.stop()
+        thread.join(60)
+        assert not thread.is_alive(), "the server did not stop"
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """The demo model, which answers questions about pictures."""
+    with running(vlcore.pipeline(DEMO / "tiny-llava", device="cpu", dtype="float32")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def url(server: Server) -> str:
+    """Where it is served."""
+    host, port = server.address
+    return f"http://{host}:{port}"

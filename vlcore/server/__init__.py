@@ -1,0 +1,1 @@
+"""The OpenAI-compatible HTTP server: ``vlcore serve`` (extra ``vlcore[serve]``)."""

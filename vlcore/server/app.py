@@ -1,0 +1,184 @@
+"""The application: its paths, and what they share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from vlcore import _version
+from vlcore.pipeline import Pipeline
+from vlcore.server.admission import Admission
+from vlcore.server.api_error import ApiError, as_api_error, stopping
+from vlcore.server.exchange import Exchange
+from vlcore.server.guard import Guard
+from vlcore.server.metrics import Metrics
+from vlcore.server.page import add_page
+from vlcore.server.schema import ChatCompletion, ChatRequest, ErrorResponse, Model, ModelList
+from vlcore.server.settings import ServerSettings
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse, "description": text}
+    for status, text in {
+        400: "The request cannot be answered.",
+        401: "A key is missing or wrong.",
+        404: "There is no such model.",
+        408: "The body came too slowly.",
+        413: "The body is too large.",
+        415: "The body is no JSON.",
+        421: "The Host header names another server.",
+        429: "Too many requests.",
+        500: "The server failed.",
+        503: "The server is stopping.",
+        504: "The answer took too long.",
+    }.items()
+}
+
+
+def create_app(
+    pipeline: Pipeline, settings: ServerSettings, admission: Admission | None = None
+) -> FastAPI:
+    """Make the application that serves a model.
+
+    Args:
+        pipeline: the model; closed when the application ends.
+        settings: how it is served.
+        admission: counts the requests; whoever stops the server tells it.
+    """
+    admission = Admission(settings.max_requests) if admission is None else admission
+    metrics = Metrics(pipeline.encoder_stats, lambda: admission.num_requests)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await pipeline.aclose()
+
+    app = FastAPI(
+        title="vlcore",
+        summary=f"OpenAI's chat API for {settings.model_name}.",
+        version=_version.__version__,
+        lifespan=lifespan,
+    )
+    _add_api(app, pipeline, settings, admission, metrics)
+    _add_probes(app, admission, metrics)
+    add_page(app, settings.max_body_bytes)
+    _add_error_handlers(app)
+    if settings.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.allowed_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type"],
+        )
+    app.add_middleware(Guard, settings=settings)
+    return app
+
+
+def _add_api(
+    app: FastAPI,
+    pipeline: Pipeline,
+    settings: ServerSettings,
+    admission: Admission,
+    metrics: Metrics,
+) -> None:
+    schema = ChatRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+    components = schema.pop("$defs", {})
+    model = Model(id=settings.model_name, created=int(time.time()))
+
+    @app.post(
+        "/v1/chat/completions",
+        response_model=ChatCompletion,
+        responses={
+            200: {
+                "description": "The answers; with stream: true as server-sent events.",
+                "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            },
+            **_ERRORS,
+        },
+        openapi_extra={
+            "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}
+        },
+        tags=["chat"],
+    )
+    async def chat_completions(request: Request) -> Response:
+        """Go on with a conversation."""
+        return Exchange(request, pipeline, settings, admission, metrics)
+
+    @app.get("/v1/models", responses={401: _ERRORS[401], 421: _ERRORS[421]}, tags=["models"])
+    async def models() -> ModelList:
+        """List the model that is served."""
+        return ModelList(data=[model])
+
+    @app.get(
+        "/v1/models/{name:path}",
+        responses={status: _ERRORS[status] for status in (401, 404, 421)},
+        tags=["models"],
+    )
+    async def one_model(name: str) -> Model:
+        """Describe the model that is served."""
+        if name != settings.model_name:
+            raise ApiError(
+                404, "model_not_found", f"the model {name[:200]!r} is not served here", "model"
+            )
+        return model
+
+    write_openapi = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = write_openapi()
+        document.setdefault("components", {}).setdefault("schemas", {}).update(components)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _add_probes(app: FastAPI, admission: Admission, metrics: Metrics) -> None:
+    @app.get("/health", tags=["probes"])
+    async def health() -> dict[str, str]:
+        """Say that the server lives."""
+        return {"status": "ok"}
+
+    @app.get("/ready", responses={503: _ERRORS[503]}, tags=["probes"])
+    async def ready() -> dict[str, str]:
+        """Say whether it takes requests."""
+        if admission.is_stopping:
+            raise stopping()
+        return {"status": "ready"}
+
+    @app.get("/metrics", response_class=PlainTextResponse, tags=["probes"])
+    async def prometheus() -> Response:
+        """Count, for Prometheus."""
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    @app.exception_handler(ApiError)
+    async def failure(_: Request, error: ApiError) -> JSONResponse:
+        return error.response()
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        message = {
+            404: f"there is nothing at {request.url.path[:200]!r}: /docs lists what there is",
+            405: f"{request.method} is not for {request.url.path[:200]!r}",
+        }.get(error.status_code, str(error.detail))
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+        headers = dict(error.headers or {})
+        return ApiError(error.status_code, code, message, headers=headers).response()
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        return ApiError(400, "invalid_value", f"{place}: {first['msg']}", place).response()
+
+    @app.exception_handler(Exception)
+    async def unexpected(_: Request, error: Exception) -> JSONResponse:
+        return as_api_error(error).response()

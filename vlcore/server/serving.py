@@ -1,0 +1,73 @@
+"""Serves a model until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+from types import FrameType
+
+import uvicorn
+
+from vlcore.pipeline import Pipeline
+from vlcore.server.admission import Admission
+from vlcore.server.app import create_app
+from vlcore.server.protocol import TimedProtocol
+from vlcore.server.settings import ServerSettings
+
+_MAX_HEAD_BYTES = 32 * 1024
+
+
+class Server(uvicorn.Server):
+    """A server of one model.
+
+    A first signal stops it: what runs may finish for ``shutdown_timeout_s`` seconds, new requests
+    are refused, and ``/ready`` says so. A second one ends it at once.
+
+    Args:
+        pipeline: the model; closed at the end.
+        settings: how it is served.
+    """
+
+    def __init__(self, pipeline: Pipeline, settings: ServerSettings) -> None:
+        self._admission = Admission(settings.max_requests)
+        protocol = type(
+            "Protocol", (TimedProtocol,), {"header_timeout_s": settings.header_timeout_s}
+        )
+        super().__init__(
+            uvicorn.Config(
+                create_app(pipeline, settings, self._admission),
+                host=settings.host,
+                port=settings.port,
+                http=protocol,
+                ws="none",
+                lifespan="on",
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                log_config=None,
+                limit_concurrency=settings.max_connections,
+                h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
+                timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout_s)),
+            )
+        )
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where it listens, once it has started."""
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        return host, port
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Refuse new requests from now on."""
+        self.stop()
+        super().handle_exit(sig, frame)
+
+    def stop(self) -> None:
+        """Stop as a signal does."""
+        self._admission.is_stopping = True
+        self.should_exit = True
+
+
+def serve(pipeline: Pipeline, settings: ServerSettings) -> None:
+    """Serve a model until the process is told to stop (SIGINT, SIGTERM)."""
+    server = Server(pipeline, settings)
+    asyncio.run(server.serve())
