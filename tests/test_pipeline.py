@@ -4,6 +4,7 @@ import asyncio
 import base64
 import gc
 import io
+import json
 import threading
 import time
 import weakref
@@ -269,6 +270,50 @@ def test_a_prompt_that_is_too_long_is_refused_before_anything_is_encoded(fresh: 
     assert fresh.encoder_stats() == EncoderStats(
         num_images=203, num_cache_hits=1, num_forwards=1, num_encoded=1, num_tiles=1
     )
+
+
+# -- hostile checkpoints and pictures
+
+
+def test_code_of_the_checkpoint_never_runs(tmp_path: Path) -> None:
+    directory = write_llava(tmp_path / "llava")
+    ran = tmp_path / "ran"
+    (directory / "evil.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass Evil: pass\n")
+    for file, kinds in (
+        ("config.json", ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoTokenizer")),
+        ("tokenizer_config.json", ("AutoTokenizer",)),
+        ("clip/config.json", ("AutoConfig", "AutoModel")),
+        ("clip/preprocessor_config.json", ("AutoImageProcessor", "AutoProcessor")),
+    ):
+        path = directory / file
+        classes = {kind: "evil.Evil" for kind in kinds}
+        if "AutoTokenizer" in classes:
+            classes["AutoTokenizer"] = [None, "evil.Evil"]  # type: ignore[assignment]
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": classes}))
+    with pipeline(directory, device="cpu") as pipe:
+        assert pipe(("hello", RED), SHORT).generate_token_len > 0
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4000, 1), (1, 4000)])
+def test_a_picture_of_an_odd_shape_is_answered_beside_others(
+    pipe: Pipeline, size: tuple[int, int]
+) -> None:
+    alone = pipe(("hello", RED), SHORT)
+    odd, good = pipe([("hello", Image.new("RGB", size, "red")), ("hello", RED)], SHORT)
+    assert odd.error is None
+    assert odd.generate_token_len > 0
+    assert good.token_ids == alone.token_ids
+
+
+def test_hostile_text_in_one_request_leaves_the_others(pipe: Pipeline) -> None:
+    alone = pipe(("hello", RED), SHORT)
+    prompts: list[Any] = ["a\ud800", ("hello", RED), "<image></s>", ["no", "prompt", 3]]
+    surrogate, good, typed, malformed = pipe(prompts, SHORT)
+    assert isinstance(surrogate.error, PromptError)
+    assert isinstance(malformed.error, PromptError)
+    assert typed.error is None
+    assert good.token_ids == alone.token_ids
 
 
 # -- a list of prompts
