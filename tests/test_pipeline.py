@@ -286,7 +286,7 @@ def test_code_of_the_checkpoint_never_runs(tmp_path: Path) -> None:
         ("clip/preprocessor_config.json", ("AutoImageProcessor", "AutoProcessor")),
     ):
         path = directory / file
-        classes = {kind: "evil.Evil" for kind in kinds}
+        classes = dict.fromkeys(kinds, "evil.Evil")
         if "AutoTokenizer" in classes:
             classes["AutoTokenizer"] = [None, "evil.Evil"]  # type: ignore[assignment]
         path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": classes}))
