@@ -99,6 +99,7 @@ ORDER = (
     "server.answer",
     "server.exchange",
     "server.guard",
+    "server.openapi",
     "server.page",
     "server.app",
     "server.protocol",

@@ -50,3 +50,12 @@ def url(server: Server) -> str:
     """Where it is served."""
     host, port = server.address
     return f"http://{host}:{port}"
+
+
+@pytest.fixture(scope="session")
+def keyed_url() -> Iterator[str]:
+    """Where the demo model is served to those who have a key: ``first`` or ``second``."""
+    pipe = vlcore.pipeline(DEMO / "tiny-llava", device="cpu", dtype="float32")
+    with running(pipe, api_keys=("first", "second")) as server:
+        host, port = server.address
+        yield f"http://{host}:{port}"

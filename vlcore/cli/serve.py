@@ -65,6 +65,7 @@ def serve(
     from vlcore.pipeline import pipeline
 
     try:
+        from vlcore.server.serving import bind
         from vlcore.server.serving import serve as serve_pipeline
         from vlcore.server.settings import ServerSettings
     except ModuleNotFoundError as error:
@@ -87,6 +88,7 @@ def serve(
     )
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     logging.getLogger("httpx2").setLevel(logging.WARNING)
+    bound = bind(settings)
     options: dict[str, Any] = {}
     pipe = pipeline(
         model,
@@ -100,7 +102,7 @@ def serve(
         progress=sys.stderr.isatty(),
         **options,
     )
-    serve_pipeline(pipe, settings)
+    serve_pipeline(pipe, settings, bound)
 
 
 def _name(model: str) -> str:

@@ -162,9 +162,19 @@ def _explain(error: ValidationError) -> ApiError:
     """Tell of the first fault; values are not repeated, for they can be long."""
     first: Mapping[str, Any] = error.errors(include_url=False, include_input=False)[0]
     if first["type"] == "json_invalid":
-        return ApiError(400, "invalid_json", f"the body is not JSON: {first['msg']}")
-    place = ".".join(str(step)[:100] for step in first["loc"])
+        return ApiError(400, "invalid_json", f"the body is not JSON: {first['ctx']['error']}")
+    place = ".".join(str(step)[:100] for step in _keys(first["loc"]))
     code = "unknown_parameter" if first["type"] == "extra_forbidden" else "invalid_value"
     if first["type"] == "missing":
         code = "missing_parameter"
     return ApiError(400, code, f"{place}: {first['msg']}", place or None)
+
+
+def _keys(steps: tuple[int | str, ...]) -> list[int | str]:
+    """Leave the keys of the request, without the names of the alternatives that were tried."""
+    keys = list(steps)
+    if keys[0:1] == ["stop"]:
+        del keys[1:2]
+    elif keys[0:1] == ["messages"] and keys[2:3] == ["content"]:
+        del keys[5:6], keys[3:4]
+    return keys

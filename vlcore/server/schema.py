@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 _MAX_STOP_WORDS = 16
 _UNSUPPORTED = "Not supported: anything but its neutral value is refused."
@@ -38,12 +38,37 @@ class ImagePart(BaseModel):
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
+def _text_or_list(value: Any) -> str | None:
+    return "text" if isinstance(value, str) else "list" if isinstance(value, list) else None
+
+
+# An error then is about the alternative that was meant.
+Content = Annotated[
+    Annotated[str, Tag("text")] | Annotated[list[Part], Tag("list")],
+    Discriminator(
+        _text_or_list,
+        custom_error_type="text_or_list",
+        custom_error_message="a text or a list of parts is expected",
+    ),
+]
+StopWord = Annotated[str, Field(min_length=1)]
+StopWords = Annotated[
+    Annotated[StopWord, Tag("text")]
+    | Annotated[list[StopWord], Field(max_length=_MAX_STOP_WORDS), Tag("list")],
+    Discriminator(
+        _text_or_list,
+        custom_error_type="text_or_list",
+        custom_error_message="a text or a list of texts is expected",
+    ),
+]
+
+
 class Message(BaseModel):
     """One turn. What clients echo of earlier answers (``refusal: null`` and the like) is taken."""
 
     model_config = ConfigDict(extra="allow")
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: Content
     name: str | None = None
 
 
@@ -65,7 +90,7 @@ class ResponseFormat(BaseModel):
 class ChatRequest(BaseModel):
     """A conversation to go on with. Unknown fields are refused, so that none is silently lost."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     model: str
     messages: list[Message] = Field(min_length=1)
     stream: bool | None = False
@@ -75,7 +100,7 @@ class ChatRequest(BaseModel):
     temperature: float | None = Field(None, ge=0, le=2, description="0 takes the likeliest token.")
     top_p: float | None = Field(None, gt=0, le=1)
     n: int | None = Field(None, ge=1)
-    stop: str | list[str] | None = Field(None, max_length=_MAX_STOP_WORDS)
+    stop: StopWords | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
