@@ -33,7 +33,7 @@ from vlcore.errors import (
     PluginContractError,
     PromptError,
 )
-from vlcore.media import ImageLimits
+from vlcore.image_limits import ImageLimits
 from vlcore.pipeline import Pipeline, pipeline
 from vlcore.response import Response, Session
 from vlcore.template import ChatTemplate, Control, Message, PromptPart, RoleTemplate, Text

@@ -297,7 +297,7 @@ def pipeline(
         vision_max_memory: what it may use of each device.
         progress: show progress bars while weights load.
         encoder_options: settings of :class:`ImageEncoder`, such as ``max_batch_size``,
-            ``cache_bytes`` and ``image_limits``.
+            ``cache_bytes``, ``image_limits`` and ``image_access``.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
