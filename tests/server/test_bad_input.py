@@ -178,7 +178,7 @@ def test_text_with_nul_and_control_characters_is_text(url: str) -> None:
         pytest.param(request("BREW", "/health"), 405, "method_not_allowed", id="unknown method"),
         pytest.param(request("GET", "/v1/nothing"), 404, "not_found", id="unknown path"),
         pytest.param(request("GET", "/%ff%00%2e%2e/%"), 404, "not_found", id="odd percents"),
-        pytest.param(request("GET", "/v1/models/%ff%2f%00"), 404, "model_not_found", id="odd model"),
+        pytest.param(request("GET", "/v1/models/%ff%00"), 404, "model_not_found", id="odd model"),
         pytest.param(request("GET", "/../../etc/passwd"), 404, "not_found", id="dots"),
         pytest.param(request("GET", "*"), 404, "not_found", id="no path"),
         pytest.param(
@@ -202,14 +202,14 @@ def test_text_with_nul_and_control_characters_is_text(url: str) -> None:
             request("GET", "/health", headers={"Host": b"\xff\xfe"}), 421, "unknown_host",
             id="odd host",
         ),
-        pytest.param(request("GET", "/health", headers={"Host": ""}), 400, "invalid_http", id="no host"),
+        pytest.param(request("GET", "/health", headers={"Host": ""}), 400, "invalid_http", id="no"),
         pytest.param(
             post(GOOD, {"Content-Length": str(10**12)}), 413, "body_too_large", id="huge length"
         ),
         pytest.param(
             post(GOOD, {"Content-Length": "\xb2"}), 400, "invalid_http", id="superscript length"
         ),
-        pytest.param(post(GOOD, {"Content-Length": "-1"}), 400, "invalid_http", id="negative length"),
+        pytest.param(post(GOOD, {"Content-Length": "-1"}), 400, "invalid_http", id="-1"),
         pytest.param(
             post(GOOD, {"Content-Length": "5\r\nContent-Length: 7"}),
             400,

@@ -201,7 +201,7 @@ def test_log_probabilities(client: openai.OpenAI, streams: bool) -> None:
     assert "".join(token.token for token in tokens).strip() == "red"
     for token in tokens:
         assert -0.1 < token.logprob <= 0
-        assert [top.token for top in token.top_logprobs][0] == token.token
+        assert token.top_logprobs[0].token == token.token
         assert len(token.top_logprobs) == 3
         assert bytes(token.bytes).decode() == token.token
 

@@ -56,6 +56,9 @@ def serve(
     ] = 64,
     max_body_mib: Annotated[int, typer.Option(help="Of one request.")] = 32,
     deadline_s: Annotated[float, typer.Option(help="For a request as a whole.")] = 300.0,
+    body_timeout_s: Annotated[
+        float, typer.Option(help="For the body of a request to arrive.")
+    ] = 30.0,
     shutdown_timeout_s: Annotated[
         float, typer.Option(help="For running requests to finish when the server stops.")
     ] = 30.0,
@@ -84,6 +87,7 @@ def serve(
         max_requests=max_requests,
         max_body_bytes=max_body_mib * 1024**2,
         deadline_s=deadline_s,
+        body_timeout_s=body_timeout_s,
         shutdown_timeout_s=shutdown_timeout_s,
     )
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
