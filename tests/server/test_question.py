@@ -45,8 +45,10 @@ def test_null_says_nothing() -> None:
     assert read(**dict.fromkeys(names)) == read()
 
 
-def test_temperature_0_takes_the_likeliest_token() -> None:
-    assert read(temperature=0, top_k=3, top_p=0.5).config.do_sample is False
+@pytest.mark.parametrize("temperature", [0, 1e-6, 1e-300])
+def test_temperature_0_takes_the_likeliest_token(temperature: float) -> None:
+    assert read(temperature=temperature, top_k=3, top_p=0.5).config.do_sample is False
+    assert refused(temperature=temperature, n=2).param == "n"
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def _add_api(
         responses={
             200: {
                 "description": "The answers; with stream: true as server-sent events.",
-                "content": {"text/event-stream": {"schema": {"type": "string"}}},
+                "content": {"text/event-stream": {}},
             },
             **ERRORS,
         },

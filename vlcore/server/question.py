@@ -16,6 +16,9 @@ from vlcore.server.settings import ServerSettings
 _ECHOED = frozenset({"annotations", "regions"})
 """Fields of an answer that clients send back with it."""
 
+_LEAST_TEMPERATURE = 1e-5
+"""Below it the likeliest token is as good as certain, and the smallest numbers overflow."""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -138,13 +141,14 @@ def _config(
             "n",
         )
     temperature = 1.0 if request.temperature is None else request.temperature
-    if temperature == 0 and num_answers > 1:
+    is_greedy = temperature < _LEAST_TEMPERATURE
+    if is_greedy and num_answers > 1:
         raise ApiError(
             400, "invalid_value", "with temperature 0 all answers are the same: n must be 1", "n"
         )
     asked = request.max_completion_tokens or request.max_tokens or settings.default_max_tokens
     options: dict[str, Any] = {"max_new_tokens": min(asked, context_length), "n": num_answers}
-    if temperature > 0:
+    if not is_greedy:
         options |= {"do_sample": True, "temperature": temperature, "top_k": request.top_k or 0}
     if request.seed is not None:
         options["random_seed"] = request.seed % 2**64

@@ -13,7 +13,7 @@ _UNSUPPORTED = "Not supported: anything but its neutral value is refused."
 class TextPart(BaseModel):
     """A piece of text."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     type: Literal["text"]
     text: str
 
@@ -21,7 +21,7 @@ class TextPart(BaseModel):
 class ImageUrl(BaseModel):
     """Where a picture lies; options of the model's own beside it are passed on."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
     __pydantic_extra__: dict[str, str | int | float | bool] = Field(init=False)
     url: str = Field(min_length=1, description="An http(s) or data URL.")
     detail: Literal["auto", "low", "high"] | None = None
@@ -30,7 +30,7 @@ class ImageUrl(BaseModel):
 class ImagePart(BaseModel):
     """A picture."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     type: Literal["image_url"]
     image_url: ImageUrl
 
@@ -66,7 +66,7 @@ StopWords = Annotated[
 class Message(BaseModel):
     """One turn. What clients echo of earlier answers (``refusal: null`` and the like) is taken."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
     role: Literal["system", "developer", "user", "assistant"]
     content: Content
     name: str | None = None
@@ -75,7 +75,7 @@ class Message(BaseModel):
 class StreamOptions(BaseModel):
     """What a stream holds beside the answer."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
 
@@ -83,21 +83,23 @@ class StreamOptions(BaseModel):
 class ResponseFormat(BaseModel):
     """Free text is the only format."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     type: Literal["text"]
 
 
 class ChatRequest(BaseModel):
     """A conversation to go on with. Unknown fields are refused, so that none is silently lost."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     model: str
     messages: list[Message] = Field(min_length=1)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=2, description="0 takes the likeliest token.")
+    temperature: float | None = Field(
+        None, ge=0, le=2, description="0 (or less than 0.00001) takes the likeliest token."
+    )
     top_p: float | None = Field(None, gt=0, le=1)
     n: int | None = Field(None, ge=1)
     stop: StopWords | None = None
@@ -106,7 +108,9 @@ class ChatRequest(BaseModel):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     top_k: int | None = Field(None, ge=0, description="Not of OpenAI's API.")
     min_p: float | None = Field(None, ge=0, le=1, description="Not of OpenAI's API.")
-    repetition_penalty: float | None = Field(None, gt=0, le=100, description="Not of OpenAI's API.")
+    repetition_penalty: float | None = Field(
+        None, ge=0.01, le=100, description="Not of OpenAI's API."
+    )
     ignore_eos: bool | None = Field(None, description="Not of OpenAI's API.")
 
     frequency_penalty: Literal[0] | None = Field(None, description=_UNSUPPORTED)
