@@ -12,6 +12,8 @@ from vlcore.server.api_error import ApiError
 from vlcore.server.settings import ServerSettings
 
 _API = "/v1"
+MAX_HEAD_BYTES = 32 * 1024
+"""Of the headers of a request."""
 
 
 class Guard:
@@ -42,6 +44,11 @@ class Guard:
         await self._app(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
+        # A head that comes in one piece is not bounded where heads are read.
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEAD_BYTES:
+            raise ApiError(
+                431, "headers_too_large", f"the headers are larger than {MAX_HEAD_BYTES} bytes"
+            )
         headers = Headers(scope=scope)
         names = self._settings.host_names
         if names and _host_name(headers.get("host", "")) not in names:

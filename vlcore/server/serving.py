@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from types import FrameType
 
 import uvicorn
@@ -10,10 +11,9 @@ import uvicorn
 from vlcore.pipeline import Pipeline
 from vlcore.server.admission import Admission
 from vlcore.server.app import create_app
+from vlcore.server.guard import MAX_HEAD_BYTES
 from vlcore.server.protocol import TimedProtocol
 from vlcore.server.settings import ServerSettings
-
-_MAX_HEAD_BYTES = 32 * 1024
 
 
 class Server(uvicorn.Server):
@@ -45,7 +45,7 @@ class Server(uvicorn.Server):
                 proxy_headers=False,
                 log_config=None,
                 limit_concurrency=settings.max_connections,
-                h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
+                h11_max_incomplete_event_size=MAX_HEAD_BYTES,
                 timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout_s)),
             )
         )
@@ -56,10 +56,20 @@ class Server(uvicorn.Server):
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         return host, port
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Refuse new requests from now on."""
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """Refuse new requests from now on; end at once where that was said before.
+
+        uvicorn's own would raise the signal again at the end, so that a clean stop looks like a
+        process that was killed.
+        """
+        self.force_exit = self.should_exit
         self.stop()
-        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the model too where a second signal came, which ends what waits for it."""
+        await super().shutdown(sockets)
+        if self.force_exit:
+            await self.lifespan.shutdown()
 
     def stop(self) -> None:
         """Stop as a signal does."""
