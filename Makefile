@@ -13,7 +13,7 @@ TURBOMIND := .venv-turbomind
 TURBOMIND_LISTS := constraints-turbomind.txt tests/turbomind/requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help check-python setup demo test test-turbomind test-cuda lint format bench bench-lmdeploy train-demo \
+.PHONY: help check-python setup demo test soak test-turbomind test-cuda lint format bench bench-lmdeploy train-demo \
 	evaluate-demo docs build wheels-check clean
 
 help:  ## list the commands
@@ -37,6 +37,10 @@ demo: $(READY)  ## answer questions about the pictures in demo/images
 
 test: $(READY)  ## run every test
 	$(BIN)/python -m pytest
+
+SECONDS := 60
+soak: $(READY)  ## load a real server well and badly and watch it (make soak SECONDS=600)
+	$(BIN)/python scripts/soak.py --seconds $(SECONDS)
 
 test-turbomind: $(TURBOMIND)/ready  ## run the tests of TurboMind on lmdeploy's own code, without CUDA (needs gcc)
 	$(TURBOMIND)/bin/python -m pytest tests/turbomind

@@ -10,6 +10,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from vlcore.server.api_error import ApiError, head_too_large
 
+ABORT = "vlcore.abort"
+"""In a request's scope: what ends its connection without a wait for the client to read."""
+
 
 class TimedProtocol(H11Protocol):
     """uvicorn's protocol on h11, which bounds the bytes of a head, with a bound on its time.
@@ -34,6 +37,12 @@ class TimedProtocol(H11Protocol):
             self._stop_timer()
         elif self._head_timer is None:
             self._wait_for_head()
+
+    def handle_events(self) -> None:
+        """Tell each request how to end its connection."""
+        super().handle_events()
+        if self._is_answering():
+            self.cycle.scope[ABORT] = self.transport.abort
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no longer."""

@@ -62,10 +62,20 @@ class Server(uvicorn.Server):
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         return host, port
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Refuse new requests from now on."""
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """Refuse new requests from now on; end at once where that was said before.
+
+        uvicorn's own would raise the signal again at the end, so that a clean stop looks like a
+        process that was killed.
+        """
+        self.force_exit = self.should_exit
         self.stop()
-        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the model too where a second signal came, which ends what waits for it."""
+        await super().shutdown(sockets)
+        if self.force_exit:
+            await self.lifespan.shutdown()
 
     def stop(self) -> None:
         """Stop as a signal does."""
