@@ -13,7 +13,7 @@ from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import events, from_schema
 from server_client import GOOD, GOOD_ANSWER, post, request, send
 
-NUM_EXAMPLES = int(os.environ.get("VLCORE_FUZZ_EXAMPLES", "25"))
+NUM_EXAMPLES = int(os.environ.get("VLCORE_FUZZ_EXAMPLES", "5"))
 CONFIG = """
 seed = 7
 continue-on-failure = true
