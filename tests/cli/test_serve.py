@@ -124,6 +124,6 @@ def test_every_option_is_documented() -> None:
     options = set(re.findall(r"--[a-z][a-z-]+", help_text)) - {"--help"}
     page = (ROOT / "docs" / "server.md").read_text("utf-8")
     table = page[page.index("## Options") : page.index("## Limits")]
-    assert {name for name in re.findall(r"--[a-z][a-z-]+", table)} == {
+    assert set(re.findall(r"--[a-z][a-z-]+", table)) == {
         name for name in options if not name.startswith("--no-")
     }

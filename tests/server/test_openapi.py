@@ -13,10 +13,11 @@ from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import events, from_schema
 from server_client import GOOD, GOOD_ANSWER, post, request, send
 
-NUM_EXAMPLES = int(os.environ.get("VLCORE_FUZZ_EXAMPLES", "25"))
+NUM_EXAMPLES = int(os.environ.get("VLCORE_FUZZ_EXAMPLES", "5"))
 CONFIG = """
 seed = 7
 continue-on-failure = true
+request-timeout = 60
 [generation]
 max-examples = {num_examples}
 database = "none"
@@ -33,7 +34,7 @@ def test_answers_are_as_documented(url: str) -> None:
     # The name of the model is no part of the document, and every other one is answered with 404.
     chat = document["components"]["schemas"]["ChatRequest"]["properties"]
     chat["model"]["enum"] = ["tiny"]
-    chat["max_tokens"]["anyOf"][0]["maximum"] = 4
+    del chat["ignore_eos"]  # long answers would only take time
     config = SchemathesisConfig.from_str(CONFIG.format(num_examples=NUM_EXAMPLES))
     config.projects.default.update(base_url=url)
     num_requests = 0

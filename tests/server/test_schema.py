@@ -16,7 +16,9 @@ TURN = {"role": "user", "content": "Hi"}
     [
         {"temperature": float("nan")}, {"temperature": float("inf")}, {"temperature": -0.1},
         {"temperature": 2.1}, {"top_p": 0}, {"top_p": 1.1}, {"min_p": -1}, {"top_k": -1},
-        {"repetition_penalty": 1e-300}, {"top_k": True}, {"n": "1"}, {"logprobs": 0}, {"repetition_penalty": 101}, {"seed": 2**63}, {"n": 0},
+        {"repetition_penalty": 1e-300},
+        {"top_k": True}, {"n": "1"}, {"logprobs": 0},
+        {"repetition_penalty": 101}, {"seed": 2**63}, {"n": 0},
         {"top_logprobs": 21}, {"stop": ["a"] * 17}, {"messages": []},
     ],
 )  # fmt: skip

@@ -113,8 +113,8 @@ class ChatRequest(BaseModel):
     )
     ignore_eos: bool | None = Field(None, description="Not of OpenAI's API.")
 
-    frequency_penalty: Literal[0] | None = Field(None, description=_UNSUPPORTED)
-    presence_penalty: Literal[0] | None = Field(None, description=_UNSUPPORTED)
+    frequency_penalty: float | None = Field(None, ge=0, le=0, description=_UNSUPPORTED)
+    presence_penalty: float | None = Field(None, ge=0, le=0, description=_UNSUPPORTED)
     response_format: ResponseFormat | None = Field(None, description=_UNSUPPORTED)
     modalities: list[Literal["text"]] | None = Field(None, description=_UNSUPPORTED)
     tools: list[Any] | None = Field(None, max_length=0, description=_UNSUPPORTED)
