@@ -43,7 +43,8 @@ class ImageLimits:
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if not is_number or not value >= 0 or (value == 0 and name != "max_redirects"):
                 raise OptionError(f"{name} must be a positive number; it is {value!r}")
-        if isinstance(self.formats, str) or not self.formats or set(self.formats) - set(FORMATS):
+        # A text is a sequence of letters, none of which is a format.
+        if not self.formats or set(self.formats) - set(FORMATS):
             raise OptionError(
                 f"formats must be some of {', '.join(FORMATS)}; it is {self.formats!r}"
             )
