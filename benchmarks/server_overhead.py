@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +107,8 @@ def main() -> None:
     with pipe, serving() as connection:
         for name, content in contents.items():
             contenders: dict[str, Callable[[], Times]] = {
-                "pipeline": lambda content=content: of_pipeline(pipe, content, num_tokens),
-                "server": lambda content=content: of_server(connection, content, num_tokens),
+                "pipeline": partial(of_pipeline, pipe, content, num_tokens),
+                "server": partial(of_server, connection, content, num_tokens),
             }
             for contender in contenders.values():  # fills the caches
                 contender()

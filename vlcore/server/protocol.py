@@ -42,7 +42,7 @@ class TimedProtocol(H11Protocol):
         """Tell each request how to end its connection."""
         super().handle_events()
         if self._is_answering():
-            self.cycle.scope[ABORT] = self.transport.abort
+            self.cycle.scope[ABORT] = self.transport.abort  # type: ignore[literal-required]
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no longer."""
