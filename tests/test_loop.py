@@ -275,3 +275,67 @@ def test_what_is_submitted_runs_while_nobody_waits() -> None:
     with pytest.raises(EngineClosedError):
         loop.submit(coroutine)
     loop.call_soon(lambda: 1 / 0)  # never called
+
+
+def test_reading_ahead_gives_every_item_and_the_error(loop: LoopThread) -> None:
+    numbers, seen = Numbers(), list[int]()
+
+    async def body() -> None:
+        async for number in loop.aread_ahead(numbers.count(3, fail=True)):
+            seen.append(number)
+
+    with pytest.raises(KeyError, match="at the end"):
+        asyncio.run(body())
+    assert seen == [0, 1, 2]
+    assert numbers.closed.is_set()
+    assert numbers.threads == {"test-loop"}
+
+
+@pytest.mark.parametrize("num_read", [1, 2])
+def test_leaving_what_is_read_ahead_closes_the_generator(loop: LoopThread, num_read: int) -> None:
+    numbers = Numbers()
+
+    async def body() -> None:
+        iterator = loop.aread_ahead(numbers.count(100_000))
+        for number in range(num_read):
+            assert await anext(iterator) == number
+        await iterator.aclose()
+        assert numbers.closed.is_set()
+
+    asyncio.run(body())
+
+
+def test_cancelling_who_reads_ahead_closes_the_generator(loop: LoopThread) -> None:
+    cancelled, started = threading.Event(), threading.Event()
+
+    async def one() -> AsyncGenerator[int]:
+        await forever(started, cancelled)
+        yield 0
+
+    async def body() -> None:
+        reading = asyncio.create_task(anext(loop.aread_ahead(one())))
+        await asyncio.to_thread(started.wait, TIMEOUT_S)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+
+    asyncio.run(body())
+    assert cancelled.wait(TIMEOUT_S)
+
+
+def test_closing_the_loop_ends_what_is_read_ahead() -> None:
+    made = LoopThread("closed")
+    started = threading.Event()
+
+    async def one() -> AsyncGenerator[int]:
+        await forever(started, threading.Event())
+        yield 0
+
+    async def body() -> None:
+        reading = asyncio.create_task(anext(made.aread_ahead(one())))
+        await asyncio.to_thread(started.wait, TIMEOUT_S)
+        await asyncio.to_thread(made.close)
+        with pytest.raises(EngineClosedError):
+            await reading
+
+    asyncio.run(body())
