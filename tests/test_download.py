@@ -197,7 +197,7 @@ def test_a_resolver_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> N
         done.wait(10)
         return []
 
-    monkeypatch.setattr(addresses.socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr("vlcore.addresses.socket.getaddrinfo", getaddrinfo)
     with pytest.raises(ImageLimitError, match=r"connect_timeout_s=0\.1"):
         asyncio.run(
             download("http://a.example/", "'it'", ImageLimits(connect_timeout_s=0.1), ImageAccess())

@@ -378,7 +378,7 @@ def test_max_bytes_holds_for_every_source(tmp_path: Path) -> None:
 )
 def test_a_limit_out_of_range_is_named(name: str, value: int) -> None:
     with pytest.raises(OptionError, match=f"{name} must be .*{value}"):
-        ImageLimits(**{name: value})
+        ImageLimits(**{name: value})  # type: ignore[arg-type]
 
 
 # -- modes

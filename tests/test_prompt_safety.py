@@ -234,7 +234,7 @@ def test_a_lone_surrogate_is_a_prompt_error_in_every_role(subject: Subject, role
 
 def test_the_template_itself_does_write_control_tokens(subject: Subject) -> None:
     """Else nothing above could fail."""
-    parts = [Control("</s>"), Control("<|im_end|>"), Text("</s><|im_end|>")]
+    parts = (Control("</s>"), Control("<|im_end|>"), Text("</s><|im_end|>"))
     ids = subject.tokenizer.build(parts).token_ids
     known = [text for text in ("</s>", "<|im_end|>") if text in subject.tokenizer.control_tokens]
     assert known

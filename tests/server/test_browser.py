@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +119,7 @@ def test_pieces_are_seen_as_they_come(page: Page, slow_engine: None) -> None:
     expect(page.locator(".answer .times")).to_contain_text("tokens")
     seen = page.evaluate("window.seen")
     assert len(seen) > 2
-    assert all(
-        later.startswith(earlier) for earlier, later in zip(seen, seen[1:], strict=False)
-    )
+    assert all(later.startswith(earlier) for earlier, later in pairwise(seen))
     assert seen[-1] == "The circle is red."
 
 
@@ -175,9 +173,7 @@ def test_shift_and_enter_break_a_line(page: Page) -> None:
     expect(page.locator(".turn")).to_have_count(0)
 
 
-def test_an_error_is_shown_in_place_and_the_question_kept(
-    page: Page, tmp_path: Path
-) -> None:
+def test_an_error_is_shown_in_place_and_the_question_kept(page: Page, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
     give(page, "drop", broken)
@@ -209,7 +205,7 @@ def test_an_answer_with_html_stays_text(page: Page, monkeypatch: pytest.MonkeyPa
 
 def test_what_is_copied_runs(page: Page, url: str) -> None:
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    system = "It's a \"quoted\" $HOME `date` \\ back\\slash, JSON\nand ü."
+    system = 'It\'s a "quoted" $HOME `date` \\ back\\slash, JSON\nand ü.'
     page.get_by_role("button", name="Settings").click()
     page.get_by_label("System message").fill(system)
     give(page, "drop", PICTURES / "circle_and_square.png")

@@ -42,7 +42,8 @@ def test_null_says_nothing() -> None:
         "ignore_eos", "frequency_penalty", "presence_penalty", "response_format", "modalities",
         "tools", "tool_choice", "logit_bias", "user", "metadata", "store", "service_tier",
     )  # fmt: skip
-    assert read(**dict.fromkeys(names)) == read()
+    options: dict[str, Any] = dict.fromkeys(names)
+    assert read(**options) == read()
 
 
 @pytest.mark.parametrize("temperature", [0, 1e-6, 1e-300])
