@@ -1,0 +1,302 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from browser import ask, chromium, give
+from playwright.sync_api import Browser, Page, expect
+from qwen_checkpoints import write_pointing_qwen
+from server.conftest import DEMO, running
+
+import vlcore
+from vlcore.response import Response
+
+PICTURES = DEMO / "images"
+SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
+COLOUR = "What colour is the circle?"
+PLACE = "Is the circle to the left or to the right of the square?"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@contextmanager
+def visiting(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
+    """Open the page; no error is logged there, and no request leaves the server."""
+    with browser.new_context(**options) as context:
+        page = context.new_page()
+        page.set_default_timeout(10_000)
+        faults: list[str] = []
+        page.on("console", lambda message: faults.append(message.text))
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(url)
+        expect(page.locator("#model")).to_have_text("tiny")
+        yield page
+        assert not faults
+        assert asked
+        strangers = [link for link in asked if not link.startswith((f"{url}/", "data:"))]
+        assert not strangers
+
+
+@pytest.fixture
+def page(browser: Browser, url: str) -> Iterator[Page]:
+    with visiting(browser, url) as page:
+        yield page
+
+
+@pytest.fixture
+def slow_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let pieces come far enough apart to be told from each other."""
+    answer = vlcore.Pipeline.astream_infer
+
+    async def slowly(self: vlcore.Pipeline, *given: Any, **more: Any) -> AsyncIterator[Response]:
+        async with aclosing(answer(self, *given, **more)) as pieces:
+            async for piece in pieces:
+                yield piece
+                await asyncio.sleep(0.25)
+
+    monkeypatch.setattr(vlcore.Pipeline, "astream_infer", slowly)
+
+
+def count_active(url: str) -> int:
+    metrics = httpx2.get(f"{url}/metrics").text
+    (count,) = re.findall(r"^vlcore_active_requests (\d+)", metrics, re.MULTILINE)
+    return int(count)
+
+
+def keep(page: Page, name: str) -> None:
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / f"{name}.png")
+
+
+def test_a_picture_is_dropped_and_asked_about_twice(page: Page) -> None:
+    give(page, "drop", PICTURES / "circle_and_square.png")
+    expect(page.locator("#tray img")).to_have_count(1)
+    ask(page, COLOUR)
+    answers = page.locator(".answer")
+    expect(answers.locator(".text")).to_have_text("The circle is red.")
+    expect(answers.locator(".times")).to_have_text(
+        re.compile(r"^\d+ tokens · [\d.]+ tokens/s · first token after \d+ ms$")
+    )
+    expect(page.locator("#tray img")).to_have_count(0)
+    expect(page.locator(".question img")).to_have_count(1)
+    ask(page, PLACE)
+    expect(answers.nth(1).locator(".text")).to_have_text("The circle is to the left of the square.")
+    expect(answers.nth(1).locator(".times")).to_contain_text("tokens/s")
+    keep(page, "conversation")
+    page.get_by_role("button", name="New conversation").click()
+    expect(answers).to_have_count(0)
+    expect(page.get_by_role("heading", name="Ask about a picture")).to_be_visible()
+
+
+def test_pieces_are_seen_as_they_come(page: Page, slow_engine: None) -> None:
+    give(page, "drop", PICTURES / "circle_and_square.png")
+    page.evaluate(
+        """() => {
+          window.seen = [];
+          new MutationObserver(() => {
+            const text = document.querySelector(".answer .text")?.textContent;
+            if (text && text !== window.seen.at(-1)) window.seen.push(text);
+          }).observe(document.body, { subtree: true, childList: true, characterData: true });
+        }"""
+    )
+    ask(page, COLOUR)
+    expect(page.locator(".answer .times")).to_contain_text("tokens")
+    seen = page.evaluate("window.seen")
+    assert len(seen) > 2
+    assert all(
+        later.startswith(earlier) for earlier, later in zip(seen, seen[1:], strict=False)
+    )
+    assert seen[-1] == "The circle is red."
+
+
+@pytest.mark.parametrize("way", ["button", "key"])
+def test_stopping_frees_the_request(page: Page, url: str, slow_engine: None, way: str) -> None:
+    give(page, "drop", PICTURES / "circle_and_square.png")
+    ask(page, PLACE)
+    expect(page.locator(".answer .text")).not_to_be_empty()
+    assert count_active(url) == 1
+    if way == "button":
+        page.get_by_role("button", name="Stop").click()
+    else:
+        page.keyboard.press("Escape")
+    expect(page.locator(".answer .times")).to_contain_text("stopped")
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    text = page.locator(".answer .text").text_content() or ""
+    assert text
+    assert "The circle is to the left of the square.".startswith(text)
+    assert text != "The circle is to the left of the square."
+    until = time.monotonic() + 5
+    while count_active(url):
+        assert time.monotonic() < until, "the server still answers"
+        time.sleep(0.02)
+
+
+def test_pictures_are_pasted_kept_in_order_and_removed(page: Page) -> None:
+    names = ["tower.png", "circle_and_square.png", "triangle.png"]
+    give(page, "paste", *(PICTURES / name for name in names))
+    thumbnails = page.locator("#tray img")
+    expect(thumbnails).to_have_count(3)
+    assert [thumbnail.get_attribute("alt") for thumbnail in thumbnails.all()] == names
+    page.get_by_role("button", name="Remove tower.png").click()
+    page.get_by_role("button", name="Remove triangle.png").click()
+    ask(page, COLOUR)
+    expect(page.locator(".answer .text")).to_have_text("The circle is red.")
+
+
+def test_files_are_chosen_and_others_refused(page: Page) -> None:
+    page.get_by_label("Pictures", exact=True).set_input_files(PICTURES / "tower.png")
+    expect(page.locator("#tray img")).to_have_count(1)
+    give(page, "drop", PICTURES / "questions.json", media_type="application/json")
+    expect(page.get_by_role("alert")).to_have_text("Not a picture: questions.json")
+
+
+def test_shift_and_enter_break_a_line(page: Page) -> None:
+    field = page.get_by_label("Your question")
+    field.press_sequentially("one")
+    field.press("Shift+Enter")
+    field.press_sequentially("two")
+    expect(field).to_have_value("one\ntwo")
+    expect(page.locator(".turn")).to_have_count(0)
+
+
+def test_an_error_is_shown_in_place_and_the_question_kept(
+    page: Page, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    give(page, "drop", broken)
+    ask(page, COLOUR)
+    error = page.locator(".answer .error")
+    expect(error).to_be_visible()
+    expect(page.get_by_label("Your question")).to_have_value(COLOUR)
+    expect(page.locator("#tray img")).to_have_count(1)
+    page.get_by_role("button", name="Remove broken.png").click()
+    give(page, "drop", PICTURES / "circle_and_square.png")
+    page.get_by_label("Your question").press("Enter")
+    expect(page.locator(".answer .text").nth(1)).to_have_text("The circle is red.")
+
+
+def test_an_answer_with_html_stays_text(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    html = "<img src=x onerror=alert(1)><b>bold</b><script>alert(2)</script>"
+
+    async def hostile(*_: Any, **__: Any) -> AsyncIterator[Response]:
+        yield Response(
+            text=html, generate_token_len=3, input_token_len=1, index=0, finish_reason="stop"
+        )
+
+    monkeypatch.setattr(vlcore.Pipeline, "astream_infer", hostile)
+    ask(page, html)
+    expect(page.locator(".answer .text")).to_have_text(html)
+    expect(page.locator(".question .text")).to_have_text(html)
+    assert page.locator(".text *").count() == 0
+
+
+def test_what_is_copied_runs(page: Page, url: str) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    system = "It's a \"quoted\" $HOME `date` \\ back\\slash, JSON\nand ü."
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("System message").fill(system)
+    give(page, "drop", PICTURES / "circle_and_square.png")
+    ask(page, COLOUR)
+    expect(page.locator(".answer .times")).to_contain_text("tokens")
+    expected = page.locator(".answer .text").text_content()
+    copied = {}
+    for name in ("as curl", "as Python"):
+        page.get_by_role("button", name=name).click()
+        expect(page.locator("#code")).to_contain_text("cut for display")
+        page.get_by_role("button", name="Copy").click()
+        expect(page.get_by_role("button", name="Copied")).to_be_visible()
+        copied[name] = page.evaluate("navigator.clipboard.readText()")
+        page.get_by_role("button", name="Close").click()
+    bash = ["bash", "-c", copied["as curl"].replace("curl ", "cat; : ", 1)]
+    ran = subprocess.run(bash, capture_output=True, text=True, check=True)
+    assert '"content": ' in ran.stdout
+    answer = httpx2.post(
+        f"{url}/v1/chat/completions",
+        content=ran.stdout.encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    pieces = re.findall(r'"content":"([^"]*)"', answer.text)
+    assert "".join(pieces) == expected
+    assert system in __import__("json").loads(ran.stdout)["messages"][0]["content"]
+    ran = subprocess.run(
+        [sys.executable, "-"], input=copied["as Python"], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.strip() == expected
+
+
+def test_boxes_are_drawn_over_the_picture(browser: Browser, tmp_path: Path) -> None:
+    pipe = vlcore.pipeline(write_pointing_qwen(tmp_path / "pointing"), device="cpu")
+    with running(pipe) as server:
+        host, port = server.address
+        with visiting(browser, f"http://{host}:{port}") as page:
+            give(page, "drop", PICTURES / "circle_and_square.png")
+            ask(page, "Where is the dog?")
+            box = page.locator(".pointed .box")
+            expect(box).to_have_text("dog")
+            picture, drawn = page.locator(".pointed img").bounding_box(), box.bounding_box()
+            assert picture
+            assert drawn
+            shares = (
+                (drawn["x"] - picture["x"]) / picture["width"],
+                (drawn["y"] - picture["y"]) / picture["height"],
+                drawn["width"] / picture["width"],
+                drawn["height"] / picture["height"],
+            )
+            assert shares == pytest.approx((0.1, 0.2, 0.6, 0.6), abs=0.01)
+            keep(page, "boxes")
+
+
+def test_a_key_is_asked_for_and_kept_in_the_tab(browser: Browser) -> None:
+    pipe = vlcore.pipeline(DEMO / "tiny-llava", device="cpu", dtype="float32")
+    with running(pipe, api_keys=("open sesame",), max_body_bytes=4096) as server:
+        host, port = server.address
+        with browser.new_context() as context:
+            page = context.new_page()
+            page.set_default_timeout(10_000)
+            page.goto(f"http://{host}:{port}")
+            for key, reason in (("wrong", "a key is needed"), ("open sesame", "is wrong")):
+                expect(page.locator("#key-reason")).to_contain_text(reason)
+                page.get_by_label("API key").fill(key)
+                page.get_by_role("button", name="Go on").click()
+            expect(page.locator("#model")).to_have_text("tiny")
+            ask(page, "How many objects are there?")
+            expect(page.locator(".answer .times")).to_contain_text("tokens")
+            assert page.evaluate("localStorage.length") == 0
+            page.get_by_role("button", name="as curl").click()
+            expect(page.locator("#code")).to_contain_text("Bearer $VLCORE_API_KEY")
+            expect(page.locator("#code")).not_to_contain_text("sesame")
+            page.get_by_role("button", name="Close").click()
+            give(page, "drop", PICTURES / "large.png")
+            ask(page, COLOUR)
+            expect(page.locator(".answer .error")).to_contain_text("max_body_bytes")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone(browser: Browser, url: str, scheme: Any) -> None:
+    size: Any = {"width": 360, "height": 640}
+    with visiting(browser, url, viewport=size, color_scheme=scheme) as page:
+        give(page, "drop", PICTURES / "circle_and_square.png")
+        page.get_by_role("button", name="Settings").click()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        page.get_by_role("button", name="Settings").click()
+        ask(page, COLOUR)
+        expect(page.locator(".answer .text")).to_have_text("The circle is red.")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        keep(page, f"phone_{scheme}")

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import httpx2
+import pytest
+
+import vlcore.server
+
+STATIC = Path(vlcore.server.__file__).with_name("static")
+FILES = sorted(path.name for path in STATIC.iterdir() if path.name != "index.html")
+TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+POLICY = {
+    "default-src": "'none'",
+    "script-src": "'self'",
+    "style-src": "'self'",
+    "img-src": "'self' data: blob:",
+    "connect-src": "'self'",
+    "base-uri": "'none'",
+    "form-action": "'none'",
+    "frame-ancestors": "'none'",
+}
+
+
+@pytest.mark.parametrize("path", ["/", *(f"/page/{name}" for name in FILES)])
+def test_every_file_is_served_under_a_strict_policy(url: str, path: str) -> None:
+    answer = httpx2.get(url + path)
+    assert answer.status_code == 200
+    directives = answer.headers["content-security-policy"].split("; ")
+    assert dict(directive.split(" ", 1) for directive in directives) == POLICY
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["referrer-policy"] == "no-referrer"
+    assert answer.headers["cache-control"] == "no-cache"
+    expected = "text/html; charset=utf-8" if path == "/" else TYPES[Path(path).suffix]
+    assert answer.headers["content-type"] == expected
+    if path != "/":
+        assert answer.content == (STATIC / Path(path).name).read_bytes()
+
+
+def test_the_page_has_no_inline_code_and_nothing_of_another_place(url: str) -> None:
+    html = httpx2.get(url).text
+    assert not re.search(r"<script(?![^>]*\ssrc=)|<style|\sstyle=|\son\w+=|javascript:", html)
+    links = re.findall(r'(?:src|href)="([^"]*)"', html)
+    links += [
+        link
+        for path in STATIC.glob("*.js")
+        for link in re.findall(r'from "([^"]*)"', path.read_text("utf-8"))
+    ]
+    assert links
+    assert {link.removeprefix("/page/") for link in links} <= set(FILES)
+    for path in STATIC.glob("*.js"):
+        assert not re.search(
+            r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(", path.read_text()
+        ), path
+
+
+def test_the_page_knows_the_limit_of_a_body(url: str) -> None:
+    assert '<meta name="max-body-bytes" content="33554432">' in httpx2.get(url).text
+
+
+@pytest.mark.parametrize("name", ["../page.py", "..%2fpage.py", "%2e%2e/page.py", "index.html", ""])
+def test_nothing_else_is_served(url: str, name: str) -> None:
+    answer = httpx2.get(f"{url}/page/{name}")
+    assert answer.status_code == 404
+    assert answer.json()["error"]["code"] == "not_found"
+
+
+def test_the_page_is_no_part_of_the_api(url: str) -> None:
+    assert not [path for path in httpx2.get(f"{url}/openapi.json").json()["paths"] if "page" in path]
