@@ -13,8 +13,8 @@ TURBOMIND := .venv-turbomind
 TURBOMIND_LISTS := constraints-turbomind.txt tests/turbomind/requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help check-python setup demo test test-turbomind test-cuda lint format bench bench-lmdeploy train-demo \
-	evaluate-demo docs build wheels-check clean
+.PHONY: help check-python setup demo test soak test-turbomind test-cuda lint format fuzz bench bench-lmdeploy \
+	train-demo evaluate-demo docs build wheels-check clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,10 @@ demo: $(READY)  ## answer questions about the pictures in demo/images
 
 test: $(READY)  ## run every test
 	$(BIN)/python -m pytest
+
+SECONDS := 60
+soak: $(READY)  ## load a real server well and badly and watch it (make soak SECONDS=600)
+	$(BIN)/python scripts/soak.py --seconds $(SECONDS)
 
 test-turbomind: $(TURBOMIND)/ready  ## run the tests of TurboMind on lmdeploy's own code, without CUDA (needs gcc)
 	$(TURBOMIND)/bin/python -m pytest tests/turbomind
@@ -85,6 +89,9 @@ docs: $(READY)  ## build the documentation site into build/docs
 build: $(READY)  ## build every wheel into dist
 	$(BIN)/python -m build --no-isolation --outdir dist .
 	for plugin in $(PLUGINS); do $(BIN)/python -m build --no-isolation --outdir dist $$plugin; done
+
+fuzz: $(READY)  ## try 100,000 damaged pictures: each must end in an image or an error of vlcore
+	$(BIN)/python scripts/fuzz_images.py
 
 wheels-check: $(READY)  ## install every wheel into a new environment and run the demo from there (some minutes)
 	$(BIN)/python scripts/check_wheels.py

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
@@ -210,3 +211,71 @@ def test_a_file_and_its_pixels_have_keys_of_their_own() -> None:
         file_key(IMAGE.tobytes(), {}, Model("g")),
     }
     assert len(others | {key}) == 6
+
+
+# -- pictures made to be taken for one another
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGB", "RGBA", "CMYK", "I;16", "I", "F"])
+def test_the_same_bytes_in_another_mode_or_shape_are_another_picture(mode: str) -> None:
+    data = bytes(range(240))
+    keys = set()
+    for other in ("L", "P", "LA", "RGB", "RGBA", "CMYK", "I;16", "I", "F", mode):
+        width = {"LA": 2, "I;16": 2, "RGB": 3, "L": 1, "P": 1}.get(other, 4)
+        if other == "1":
+            picture = Image.frombytes("1", (8, 240), data)
+        else:
+            picture = Image.frombytes(other, (240 // width, 1), data)
+        keys.add((other, image_key(picture, {}, MODEL)))
+    assert len({key for _, key in keys}) == len(keys)
+
+
+def test_a_picture_cannot_carry_another_ones_fields_in_its_pixels() -> None:
+    """Whoever writes pixels that spell out a longer key's fields gets another key all the same."""
+    whole = image_key(grey(*b"Lpixels(2, 1)", size=(13, 1)), {}, MODEL)
+    parts = {
+        image_key(grey(*b"pixels(2, 1)", size=(12, 1)), {}, MODEL),
+        image_key(grey(*b"Lpixels(2, 1)", size=(1, 13)), {}, MODEL),
+        file_key(b"Lpixels(2, 1)", {}, MODEL),
+        file_key(b"pixelsLpixels(2, 1)", {}, MODEL),
+        file_key(b"file shrunk on load", {}, MODEL),
+        file_key(b"", {}, MODEL, shrink_on_load=True),
+    }
+    assert len(parts | {whole}) == 7
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"detail": "low"}, {"detail": b"low"}),
+        ({"detail": 1}, {"detail": True}),
+        ({"detail": 1}, {"detail": 1.0}),
+        ({"detail": None}, {"detail": "None"}),
+        ({"detail": "a"}, {"detaila": ""}),
+        ({"a": {"b": 1}}, {"a": "{'b': 1}"}),
+        ({"a": [1, 2]}, {"a": "[1, 2]"}),
+        ({"a": "x'), ('b', 'y"}, {"a": "x", "b": "y"}),
+        ({"a\n": 1}, {"a": 1}),
+    ],
+)
+def test_options_that_differ_in_type_or_place_differ(
+    one: dict[str, Any], other: dict[str, Any]
+) -> None:
+    assert image_key(IMAGE, one, MODEL) != image_key(IMAGE, other, MODEL)
+    assert file_key(b"x", one, MODEL) != file_key(b"x", other, MODEL)
+
+
+def test_transparency_of_pixels_counts() -> None:
+    clear, opaque = (Image.new("RGBA", (2, 2), (9, 9, 9, alpha)) for alpha in (0, 255))
+    assert image_key(clear, {}, MODEL) != image_key(opaque, {}, MODEL)
+
+
+def test_files_that_differ_in_orientation_alone_differ() -> None:
+    keys = set()
+    for orientation in (1, 3, 6, 8):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        buffer = io.BytesIO()
+        Image.new("RGB", (4, 4), "red").save(buffer, "JPEG", exif=exif)
+        keys.add(file_key(buffer.getvalue(), {}, MODEL))
+    assert len(keys) == 4

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEnvironment
 
 from vlcore.errors import PromptError
 from vlcore.jinja_template import JinjaTemplate
@@ -92,6 +93,20 @@ def test_a_template_may_strip_what_people_write() -> None:
     assert JinjaTemplate(strips).render([user(" \n ")]) == "<>"
 
 
+def test_templates_run_in_the_immutable_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def note(self: SandboxedEnvironment, source: Any, *rest: Any, **options: Any) -> Any:
+        made.append(type(self))
+        return original(self, source, *rest, **options)
+
+    original = SandboxedEnvironment.from_string
+    monkeypatch.setattr(SandboxedEnvironment, "from_string", note)
+    JinjaTemplate("{{ 'a template that nothing else compiles' }}").render([user("a")])
+    assert made
+    assert all(issubclass(one, ImmutableSandboxedEnvironment) for one in made)
+
+
 def test_raise_exception_is_a_prompt_error() -> None:
     with pytest.raises(PromptError, match="refused the conversation: no system messages please"):
         JinjaTemplate(READS_TEXT).messages2prompt([{"role": "system", "content": "x"}, user("a")])
@@ -109,6 +124,24 @@ def test_raise_exception_is_a_prompt_error() -> None:
 )
 def test_the_sandbox_refuses_what_a_template_has_no_business_with(source: str) -> None:
     with pytest.raises(PromptError, match="unsafe"):
+        JinjaTemplate(source).messages2prompt([user("a")])
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% include '/etc/passwd' %}",
+        "{% import 'os' as os %}",
+        "{% extends 'base.html' %}",
+        "{{ range(10**9) | list }}",
+        "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+        "{{ (messages | attr('__class__')).__mro__ }}",
+        "{{ '{0.__class__.__mro__}'.format(messages) }}",
+        "{{ open('/etc/passwd').read() }}",
+    ],
+)
+def test_a_template_reaches_no_file_no_module_and_no_long_loop(source: str) -> None:
+    with pytest.raises(PromptError, match="refused the conversation"):
         JinjaTemplate(source).messages2prompt([user("a")])
 
 

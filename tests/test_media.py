@@ -19,7 +19,8 @@ import pytest
 from PIL import Image
 
 from vlcore.errors import ImageError, ImageLimitError, OptionError
-from vlcore.media import ImageLimits, decode_image, describe, load_image
+from vlcore.image_limits import ImageLimits
+from vlcore.media import decode_image, describe, load_image
 
 ORIENTATION = 0x0112
 TURN_RIGHT = 6

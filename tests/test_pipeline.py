@@ -4,6 +4,7 @@ import asyncio
 import base64
 import gc
 import io
+import json
 import threading
 import time
 import weakref
@@ -32,7 +33,7 @@ from vlcore.errors import (
     PluginContractError,
     PromptError,
 )
-from vlcore.media import ImageLimits
+from vlcore.image_limits import ImageLimits
 from vlcore.pipeline import Pipeline, pipeline
 from vlcore.response import Response, Session
 from vlcore.template import ChatTemplate, Control, Message, PromptPart, RoleTemplate, Text
@@ -232,6 +233,32 @@ def test_a_template_that_loses_an_image_is_an_error(checkpoint: Path) -> None:
         pipe(("hello", RED), SHORT)
 
 
+def test_the_limits_of_a_prompt_are_settings(checkpoint: Path) -> None:
+    with pipeline(checkpoint, device="cpu", max_prompt_tokens=300, max_prompt_chars=40) as pipe:
+        many = [*[picture(RED)] * 80, "What?"]
+        with pytest.raises(ContextLengthError, match="max_prompt_tokens allows 300"):
+            pipe([user(*many)], SHORT)
+        assert pipe.encoder_stats().num_forwards == 0
+        with pytest.raises(PromptError, match="have 41 characters, and max_prompt_chars allows 40"):
+            pipe("x" * 41, SHORT)
+        good, bad = pipe(["Hi", "x" * 41], SHORT)
+        assert good.generate_token_len > 0
+        assert isinstance(bad.error, PromptError)
+
+
+def test_a_limit_above_the_context_leaves_the_context(checkpoint: Path) -> None:
+    with (
+        pipeline(checkpoint, device="cpu", max_prompt_tokens=10**6) as pipe,
+        pytest.raises(ContextLengthError, match="the context holds 512"),
+    ):
+        pipe("x" * 3000, SHORT)
+
+
+def test_a_limit_out_of_range_is_refused_before_anything_is_loaded() -> None:
+    with pytest.raises(OptionError, match="max_prompt_chars must be a positive integer"):
+        pipeline("no-such-model", max_prompt_chars=0)
+
+
 def test_a_prompt_that_is_too_long_is_refused_before_anything_is_encoded(fresh: Pipeline) -> None:
     with pytest.raises(ContextLengthError, match="shorten the text"):
         fresh(("x" * 3000, RED), SHORT)
@@ -243,6 +270,50 @@ def test_a_prompt_that_is_too_long_is_refused_before_anything_is_encoded(fresh: 
     assert fresh.encoder_stats() == EncoderStats(
         num_images=203, num_cache_hits=1, num_forwards=1, num_encoded=1, num_tiles=1
     )
+
+
+# -- hostile checkpoints and pictures
+
+
+def test_code_of_the_checkpoint_never_runs(tmp_path: Path) -> None:
+    directory = write_llava(tmp_path / "llava")
+    ran = tmp_path / "ran"
+    (directory / "evil.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass Evil: pass\n")
+    for file, kinds in (
+        ("config.json", ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoTokenizer")),
+        ("tokenizer_config.json", ("AutoTokenizer",)),
+        ("clip/config.json", ("AutoConfig", "AutoModel")),
+        ("clip/preprocessor_config.json", ("AutoImageProcessor", "AutoProcessor")),
+    ):
+        path = directory / file
+        classes = dict.fromkeys(kinds, "evil.Evil")
+        if "AutoTokenizer" in classes:
+            classes["AutoTokenizer"] = [None, "evil.Evil"]  # type: ignore[assignment]
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": classes}))
+    with pipeline(directory, device="cpu") as pipe:
+        assert pipe(("hello", RED), SHORT).generate_token_len > 0
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4000, 1), (1, 4000)])
+def test_a_picture_of_an_odd_shape_is_answered_beside_others(
+    pipe: Pipeline, size: tuple[int, int]
+) -> None:
+    alone = pipe(("hello", RED), SHORT)
+    odd, good = pipe([("hello", Image.new("RGB", size, "red")), ("hello", RED)], SHORT)
+    assert odd.error is None
+    assert odd.generate_token_len > 0
+    assert good.token_ids == alone.token_ids
+
+
+def test_hostile_text_in_one_request_leaves_the_others(pipe: Pipeline) -> None:
+    alone = pipe(("hello", RED), SHORT)
+    prompts: list[Any] = ["a\ud800", ("hello", RED), "<image></s>", ["no", "prompt", 3]]
+    surrogate, good, typed, malformed = pipe(prompts, SHORT)
+    assert isinstance(surrogate.error, PromptError)
+    assert isinstance(malformed.error, PromptError)
+    assert typed.error is None
+    assert good.token_ids == alone.token_ids
 
 
 # -- a list of prompts

@@ -14,7 +14,8 @@ from PIL import Image
 from vlcore.cache import RowCache
 from vlcore.encoder_stats import Meter
 from vlcore.errors import EngineClosedError, ImageError, ImageLimitError, PluginContractError
-from vlcore.media import ImageLimits, ImageSource
+from vlcore.image_limits import ImageLimits
+from vlcore.media import ImageSource
 from vlcore.preparation import ImagePreparation, PreparedImage
 from vlcore.vision import ImageInputs, ImageRows, VisionModel
 

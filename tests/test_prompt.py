@@ -2,12 +2,21 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    pre_tokenizers,
+    processors,
+)
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from vlcore.errors import PluginContractError, PromptError
@@ -237,6 +246,53 @@ def test_an_image_ends_the_stripping() -> None:
     )
     cut = tokenizer.convert_tokens_to_ids("<cut>")
     assert prompt.token_ids == (cut, FILLER, *ids(tokenizer, " b"))
+
+
+@pytest.mark.parametrize("text", ["\ud83d", "a\udc80b", "\udfff" * 3])
+def test_a_lone_surrogate_is_a_prompt_error(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+    for parts in ([Text(text)], [Text("a"), Control("</s>"), Text(text)]):
+        with pytest.raises(PromptError, match="is not valid Unicode text"):
+            build(tokenizer, *parts)
+
+
+def test_halves_of_a_surrogate_pair_in_two_parts_are_no_character(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    with pytest.raises(PromptError, match="is not valid Unicode text"):
+        build(tokenizer, Text("\ud83d"), Text("\ude00"))
+
+
+def test_a_panic_of_the_tokenizer_is_a_prompt_error(capfd: pytest.CaptureFixture[str]) -> None:
+    backend = byte_level()
+    endless = pre_tokenizers.Split(Regex(r"^(a|aa)+$"), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [endless, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    with pytest.raises(PromptError, match=r"failed on a text of 61 characters, 'aaa.*retry-limit"):
+        build(wrap(backend), Text("a" * 60 + "b"))
+    assert "panicked" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("unit", ["a", " ", "猫", "</s><|im_end|>", "\n </"])
+def test_a_long_text_costs_no_more_than_its_length(
+    tokenizer: PreTrainedTokenizerBase, unit: str
+) -> None:
+    prompt = PromptTokenizer(tokenizer)
+    short, long = ((unit * size)[:size] for size in (10_000, 80_000))
+    prompt.build([Text(short)])
+    seconds = []
+    for text in (short, long):
+        started = time.process_time()
+        prompt.build([Text(text)])
+        seconds.append(time.process_time() - started)
+    assert seconds[1] < 32 * seconds[0] + 0.2  # 8 where it is linear, 64 where it is quadratic
+
+
+def test_many_small_texts_cost_no_more_than_one(nobos: PreTrainedTokenizerBase) -> None:
+    whole = build(nobos, Text("ab" * 50_000))
+    started = time.process_time()
+    assert build(nobos, *[Text("ab")] * 50_000) == whole
+    assert time.process_time() - started < 5  # seconds; a tenth of one where nothing else runs
 
 
 # -- what stands before every text

@@ -54,3 +54,11 @@ def test_a_failure_is_an_answer_that_raises(caplog: pytest.LogCaptureFixture) ->
     assert "prompt 4 was not answered: too much" in caplog.text
     with pytest.raises(OptionError, match="too much"):
         response.raise_for_error()
+
+
+def test_a_message_cannot_write_lines_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    error = OptionError("bad\nCRITICAL: all is lost\r\x1b[2J\u2028\u202e\ud800 猫é")
+    assert failed(error, 0).error is error
+    (record,) = caplog.records
+    expected = r"bad\nCRITICAL: all is lost\r\x1b[2J\u2028\u202e\ud800 猫é"
+    assert record.getMessage() == f"prompt 0 was not answered: {expected}"

@@ -42,10 +42,12 @@ if TYPE_CHECKING:
     from vlcore.engines.generation import GenerationConfig
     from vlcore.engines.transformers import TransformersEngineConfig
     from vlcore.hookspecs import hookimpl
+    from vlcore.image_access import ImageAccess
+    from vlcore.image_limits import ImageLimits
     from vlcore.jinja_template import JinjaTemplate
     from vlcore.language import LanguageModel, renamed
     from vlcore.loading import load_chat_template, load_language_model, load_vision_model
-    from vlcore.media import ImageLimits, load_image
+    from vlcore.media import load_image
     from vlcore.pipeline import Pipeline, pipeline
     from vlcore.regions import Region, draw_regions
     from vlcore.response import Response, Session
@@ -71,13 +73,14 @@ _HOMES = {
     "GenerationConfig": "engines.generation",
     "TransformersEngineConfig": "engines.transformers",
     "hookimpl": "hookspecs",
+    "ImageAccess": "image_access",
+    "ImageLimits": "image_limits",
     "JinjaTemplate": "jinja_template",
     "LanguageModel": "language",
     "renamed": "language",
     "load_chat_template": "loading",
     "load_language_model": "loading",
     "load_vision_model": "loading",
-    "ImageLimits": "media",
     "load_image": "media",
     "Pipeline": "pipeline",
     "pipeline": "pipeline",
@@ -113,6 +116,7 @@ __all__ = [
     "EngineError",
     "EngineUnavailableError",
     "GenerationConfig",
+    "ImageAccess",
     "ImageEncoder",
     "ImageError",
     "ImageInputs",

@@ -18,10 +18,12 @@ from vlcore._progress import progress_bar
 from vlcore.cache import RowCache
 from vlcore.devices import Devices
 from vlcore.encoder_stats import EncoderStats, Meter
-from vlcore.errors import EngineClosedError, OptionError, VlcoreError
+from vlcore.errors import EngineClosedError, ImageLimitError, OptionError, VlcoreError
 from vlcore.forward import Outcome, explain
+from vlcore.image_access import TRUSTING, ImageAccess
+from vlcore.image_limits import DEFAULT_LIMITS, DecodedBudget, ImageLimits
 from vlcore.image_queue import ImageQueue, Job
-from vlcore.media import DEFAULT_LIMITS, ImageLimits, ImageSource
+from vlcore.media import ImageSource
 from vlcore.placement import as_device
 from vlcore.preparation import NO_OPTIONS, ImagePreparation, PreparedImage
 from vlcore.replica import make_replica
@@ -39,6 +41,7 @@ class EncoderOptions(TypedDict, total=False):
     cache_bytes: int
     max_pending: int | None
     image_limits: ImageLimits
+    image_access: ImageAccess
     rows_device: torch.device | str | None
     cuda_graphs: bool
     torch_compile: bool | Mapping[str, Any]
@@ -62,7 +65,8 @@ class ImageEncoder:
         max_pending: how many images of all requests together are on their way at a time, from
             fetching to rows; the others wait before anything is read or decoded. ``None`` for four
             batches.
-        image_limits: what a picture may cost.
+        image_limits: what a picture may cost, and those of a request.
+        image_access: where pictures may come from; anywhere, unless told otherwise.
         rows_device: where rows go and are kept; ``None`` leaves them on the device that gave them.
         cuda_graphs: on CUDA, record the tower as a CUDA graph at the first batch of a few sizes.
         torch_compile: compile the tower at its first batch, with options of ``torch.compile`` or
@@ -83,6 +87,7 @@ class ImageEncoder:
         cache_bytes: int = 256 * 1024**2,
         max_pending: int | None = None,
         image_limits: ImageLimits = DEFAULT_LIMITS,
+        image_access: ImageAccess = TRUSTING,
         rows_device: torch.device | str | None = None,
         cuda_graphs: bool = True,
         torch_compile: bool | Mapping[str, Any] = False,
@@ -99,12 +104,14 @@ class ImageEncoder:
         self.vision_model = models[0]
         self.max_batch_size = max_batch_size
         self.shrink_on_load = shrink_on_load
+        self._limits = image_limits
         self._meter = Meter()
         self._cache = RowCache(cache_bytes)
         self._preparation = ImagePreparation(
             self.vision_model,
             self._cache,
             limits=image_limits,
+            access=image_access,
             max_pending=max_pending,
             meter=self._meter,
             shrink_on_load=shrink_on_load,
@@ -152,12 +159,14 @@ class ImageEncoder:
         Raises:
             OptionError: an unknown image option.
             ImageError: an image cannot be read or encoded.
+            ImageLimitError: the images are too many or too large.
             PluginContractError: the vision model returned something else than rows.
             EngineClosedError: the encoder was closed.
         """
         owner = object()
         work = self._request(images, options)
-        return await _together([self._encode(*image, owner) for image in work])
+        budget = self._budget(images)
+        return await _together([self._encode(*image, owner, budget) for image in work])
 
     async def encode_many(
         self,
@@ -193,7 +202,8 @@ class ImageEncoder:
         """Take the first step of :meth:`encode`: fetch, decode and preprocess, in parallel."""
         owner = object()
         work = self._request(images, options)
-        return await _together([self._preparation.prepare(*image, owner) for image in work])
+        budget = self._budget(images)
+        return await _together([self._preparation.prepare(*image, owner, budget) for image in work])
 
     async def encode_prepared(self, images: Sequence[PreparedImage]) -> list[ImageRows]:
         """Take the second step of :meth:`encode`: put prepared images through the model."""
@@ -239,11 +249,24 @@ class ImageEncoder:
             for number, (image, of_image) in enumerate(pairs, 1)
         ]
 
+    def _budget(self, images: Sequence[ImageSource]) -> DecodedBudget:
+        if len(images) > self._limits.max_images:
+            raise ImageLimitError(
+                f"the request has {len(images)} images, more than "
+                f"max_images={self._limits.max_images} of vlcore.ImageLimits"
+            )
+        return DecodedBudget(self._limits)
+
     async def _encode(
-        self, source: ImageSource, options: Mapping[str, Any], place: str, owner: Hashable
+        self,
+        source: ImageSource,
+        options: Mapping[str, Any],
+        place: str,
+        owner: Hashable,
+        budget: DecodedBudget | None = None,
     ) -> ImageRows:
         async with self._gate.place(owner):
-            image = await self._preparation.prepare(source, options, place, owner)
+            image = await self._preparation.prepare(source, options, place, owner, budget)
             return await self._rows(image, owner)
 
     async def _rows(self, image: PreparedImage, owner: Hashable) -> ImageRows:

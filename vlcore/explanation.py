@@ -18,8 +18,9 @@ from PIL import Image
 
 from vlcore.conversation import parse_prompt
 from vlcore.encoder import ImageEncoder
+from vlcore.image_limits import DEFAULT_LIMITS, ImageLimits
 from vlcore.loading import ModelStages
-from vlcore.media import DEFAULT_LIMITS, ImageLimits, describe, load_image
+from vlcore.media import describe, load_image
 from vlcore.prompt import ImageLayout, Prompt, PromptTokenizer
 from vlcore.template import ChatTemplate, write_prompt
 from vlcore.vision import ImageInputs, VisionModel

@@ -11,13 +11,15 @@ What is decided here, for every plugin alike:
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import io
 import math
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -27,9 +29,10 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from vlcore.errors import ImageError, ImageLimitError, OptionError, VlcoreError
-
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+from vlcore.download import download
+from vlcore.errors import ImageError, ImageLimitError, VlcoreError
+from vlcore.image_access import TRUSTING, ImageAccess, open_file
+from vlcore.image_limits import DEFAULT_LIMITS, DecodedBudget, ImageLimits
 
 _SHRINK_MARGIN = 1.5
 """How many times the needed size a shrunken picture keeps at least, so that resizing it still
@@ -43,62 +46,47 @@ ImageSource = str | Path | bytes | Image.Image
 """A path, an http(s), ``file:`` or ``data:`` URL, the bytes of a file, or a PIL image."""
 
 
-@dataclass(frozen=True)
-class ImageLimits:
-    """What a picture may cost.
-
-    Raises:
-        OptionError: a limit is not positive.
-    """
-
-    max_pixels: int = 89_478_485
-    """Width times height, checked from the header before decoding. Pillow has a limit of its
-    own at twice ``PIL.Image.MAX_IMAGE_PIXELS``, which holds as well."""
-    max_bytes: int = 64 * 1024**2
-    """Size of the file or download."""
-    connect_timeout_s: float = 10.0
-    """To reach the server of an http(s) URL, and between two pieces of its answer."""
-    timeout_s: float = 60.0
-    """For a whole download."""
-    max_redirects: int = 5
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not is_number or value < 0 or (value == 0 and name != "max_redirects"):
-                raise OptionError(f"{name} must be a positive number; it is {value!r}")
-
-
-DEFAULT_LIMITS = ImageLimits()
-
-
-def load_image(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+def load_image(
+    source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS, access: ImageAccess = TRUSTING
+) -> Image.Image:
     """Load a picture.
 
     Args:
         source: a path, an http(s), ``file:`` or ``data:`` URL, the bytes of a file, or a PIL image.
         limits: what it may cost.
+        access: where it may come from; anywhere, unless told otherwise.
 
     Returns:
         An RGB image, decoded, upright.
 
     Raises:
-        ImageError: it is missing, cannot be fetched or is no readable picture.
+        ImageError: it is missing, is not allowed, cannot be fetched or is no readable picture.
         ImageLimitError: it is larger than a limit.
     """
     if isinstance(source, Image.Image):
         return _to_rgb(source, describe(source), limits)
-    return decode_image(read_image(source, limits), describe(source), limits)
+    return decode_image(read_image(source, limits, access), describe(source), limits)
 
 
-def read_image(source: str | Path | bytes, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
-    """Read or download the bytes of a picture's file.
+def read_image(
+    source: str | Path | bytes,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    access: ImageAccess = TRUSTING,
+) -> bytes:
+    """Read or download the bytes of a picture's file; may be called inside a running loop too.
 
     Raises:
-        ImageError: it is missing or cannot be fetched.
+        ImageError: it is missing, not allowed, or cannot be fetched.
         ImageLimitError: it is larger than a limit.
     """
-    return _read(source, describe(source), limits)
+    if is_web_url(source):
+        return _run_aside(download(str(source), describe(source), limits, access))
+    return _read(source, describe(source), limits, access)
+
+
+def is_web_url(source: object) -> bool:
+    """Say whether a source is to be downloaded."""
+    return isinstance(source, str) and _scheme(source) in ("http", "https")
 
 
 def decode_image(
@@ -106,6 +94,7 @@ def decode_image(
     name: str,
     limits: ImageLimits = DEFAULT_LIMITS,
     needed_size: NeededSize | None = None,
+    budget: DecodedBudget | None = None,
 ) -> Image.Image:
     """Decode the bytes of a picture's file.
 
@@ -115,6 +104,7 @@ def decode_image(
         limits: what it may cost.
         needed_size: shrinks a JPEG on load: its decoder, which does that fast, gives a half, a
             quarter or an eighth of the size where that leaves more than what is needed.
+        budget: what the pictures of its request may still take.
 
     Returns:
         An RGB image, decoded, upright.
@@ -123,13 +113,11 @@ def decode_image(
         ImageError: it is no readable picture.
         ImageLimitError: it is larger than a limit.
     """
+    formats = ", ".join(limits.formats)
     if not data:
-        raise ImageError(f"{name} is empty: a picture in one of {', '.join(FORMATS)} is expected")
-    Image.init()  # registers the formats; an older Pillow lacks some
+        raise ImageError(f"{name} is empty: a picture in one of {formats} is expected")
     try:
-        opened = Image.open(
-            io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN]
-        )
+        opened = Image.open(io.BytesIO(data), formats=_known(limits))
     except Image.DecompressionBombError as error:
         raise ImageLimitError(
             f"{name} is too large: {error}. Shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS and "
@@ -139,12 +127,12 @@ def decode_image(
         raise ImageLimitError(f"{name} is too large: {error}") from error
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"{name} ({len(data)} bytes) is not a picture in one of {', '.join(FORMATS)}"
+            f"{name} ({len(data)} bytes) is not a picture in one of {formats}"
         ) from error
     except Exception as error:  # decoders raise many types on damaged files
         raise ImageError(f"{name} has a damaged header: {type(error).__name__}: {error}") from error
     with opened:
-        return _to_rgb(opened, name, limits, needed_size)
+        return _to_rgb(opened, name, limits, needed_size, budget)
 
 
 def describe(source: Any) -> str:
@@ -157,37 +145,68 @@ def describe(source: Any) -> str:
     return repr(text if len(text) <= 80 else f"{text[:77]}...")
 
 
-def _read(source: object, name: str, limits: ImageLimits) -> bytes:
+def _known(limits: ImageLimits) -> list[str]:
+    Image.init()  # registers the formats; an older Pillow lacks some
+    return [one for one in limits.formats if one in Image.OPEN]
+
+
+def _scheme(source: str) -> str:
+    return source[:8].partition(":")[0].lower()
+
+
+def _run_aside(coroutine: Coroutine[Any, Any, bytes]) -> bytes:
+    """Run on a loop of its own in a thread: this thread may have a running one."""
+    outcome: Future[bytes] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(asyncio.run(coroutine))
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    thread = threading.Thread(target=run, name="vlcore-download", daemon=True)
+    thread.start()
+    try:
+        return outcome.result()
+    finally:
+        if outcome.done():
+            thread.join()
+
+
+def _read(source: object, name: str, limits: ImageLimits, access: ImageAccess) -> bytes:
     if isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
         _check_bytes(len(data), name, limits)
         return data
     if isinstance(source, Path):
-        return _read_file(source, name, limits)
+        return _read_file(source, name, limits, access)
     if not isinstance(source, str):
         raise ImageError(
             "an image is a path, a URL, bytes or a PIL image, "
             f"not {type(source).__name__}: {source!r:.80}"
         )
-    scheme = source[:8].partition(":")[0].lower()
-    if scheme in ("http", "https"):
-        return _download(source, name, limits)
+    scheme = _scheme(source)
     if scheme == "data":
         return _read_data_url(source, name, limits)
     if scheme == "file":
-        url = urlsplit(source)
+        try:
+            url = urlsplit(source)
+        except ValueError as error:
+            raise ImageError(f"{name} cannot be read: {error}") from error
         if url.netloc not in ("", "localhost"):
             raise ImageError(f"{name} is a file of another machine: file:///path is expected")
-        return _read_file(Path(url2pathname(url.path)), name, limits)
-    return _read_file(Path(source), name, limits)
+        return _read_file(Path(url2pathname(url.path)), name, limits, access)
+    return _read_file(Path(source), name, limits, access)
 
 
-def _read_file(path: Path, name: str, limits: ImageLimits) -> bytes:
+def _read_file(path: Path, name: str, limits: ImageLimits, access: ImageAccess) -> bytes:
     try:
-        with path.expanduser().open("rb") as file:
+        with os.fdopen(open_file(path, name, access), "rb") as file:
             data = file.read(limits.max_bytes + 1)
     except FileNotFoundError as error:
         raise ImageError(f"there is no file {name} (working directory {Path.cwd()})") from error
+    except ImageError:
+        raise
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a ~user nobody has
         raise ImageError(f"{name} cannot be read: {error}") from error
     _check_bytes(len(data), name, limits)
@@ -207,34 +226,6 @@ def _read_data_url(url: str, name: str, limits: ImageLimits) -> bytes:
         raise ImageError(f"{name} holds damaged base64: {error}") from error
 
 
-def _download(url: str, name: str, limits: ImageLimits) -> bytes:
-    import httpx2
-
-    received = bytearray()
-    deadline = time.monotonic() + limits.timeout_s
-    try:
-        with (
-            httpx2.Client(
-                follow_redirects=True,
-                max_redirects=limits.max_redirects,
-                timeout=limits.connect_timeout_s,
-            ) as client,
-            client.stream("GET", url) as response,
-        ):
-            response.raise_for_status()
-            for chunk in response.iter_bytes():
-                received += chunk
-                _check_bytes(len(received), name, limits)
-                if time.monotonic() > deadline:
-                    raise ImageLimitError(
-                        f"{name} took longer than timeout_s={limits.timeout_s:g} of "
-                        f"vlcore.ImageLimits; {len(received)} bytes had come"
-                    )
-    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        raise ImageError(f"{name} could not be fetched: {type(error).__name__}: {error}") from error
-    return bytes(received)
-
-
 def _check_bytes(num_bytes: int, name: str, limits: ImageLimits) -> None:
     if num_bytes > limits.max_bytes:
         raise ImageLimitError(
@@ -243,7 +234,11 @@ def _check_bytes(num_bytes: int, name: str, limits: ImageLimits) -> None:
 
 
 def _to_rgb(
-    image: Image.Image, name: str, limits: ImageLimits, needed_size: NeededSize | None = None
+    image: Image.Image,
+    name: str,
+    limits: ImageLimits,
+    needed_size: NeededSize | None = None,
+    budget: DecodedBudget | None = None,
 ) -> Image.Image:
     width, height = image.size
     if width < 1 or height < 1:
@@ -253,6 +248,8 @@ def _to_rgb(
             f"{name} is {width} x {height} = {width * height} pixels, more than "
             f"max_pixels={limits.max_pixels} of vlcore.ImageLimits: shrink it or raise the limit"
         )
+    if budget is not None:
+        budget.take(width, height, name)
     try:
         if needed_size is not None and isinstance(image, JpegImageFile):
             _shrink_on_load(image, needed_size)

@@ -26,6 +26,7 @@ from vlcore.errors import EngineClosedError, OptionError, PluginContractError
 from vlcore.loading import ModelStages
 from vlcore.placement import as_device, choose_dtype
 from vlcore.prompt import PromptTokenizer
+from vlcore.prompt_limits import PromptLimits
 from vlcore.response import Response, Session
 from vlcore.road import Road
 from vlcore.spreading import DeviceMap, MaxMemory
@@ -259,6 +260,8 @@ def pipeline(
     revision: str | None = None,
     engine_config: Any = None,
     self_test: bool = True,
+    max_prompt_tokens: int | None = None,
+    max_prompt_chars: int | None = None,
     vision_devices: Sequence[int | str | torch.device] | None = None,
     vision_device_map: DeviceMap | None = None,
     vision_max_memory: MaxMemory | None = None,
@@ -283,6 +286,10 @@ def pipeline(
             ``TurbomindEngineConfig``, which is passed on as it is and states TurboMind's dtype and
             devices. Either one chooses its engine.
         self_test: let TurboMind prove at start-up that it takes image rows for what they are.
+        max_prompt_tokens: refuse longer prompts, in tokens and image rows together; the engine's
+            context bounds them anyway.
+        max_prompt_chars: refuse longer texts before they are tokenised, counted over the whole
+            conversation.
         vision_devices: where the vision model goes: one device, or several for a replica on each,
             which share the pictures of all requests. ``None`` for ``device``.
         vision_device_map: spreads a vision tower that does not fit on one device, as
@@ -290,7 +297,7 @@ def pipeline(
         vision_max_memory: what it may use of each device.
         progress: show progress bars while weights load.
         encoder_options: settings of :class:`ImageEncoder`, such as ``max_batch_size``,
-            ``cache_bytes`` and ``image_limits``.
+            ``cache_bytes``, ``image_limits`` and ``image_access``.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
@@ -304,6 +311,7 @@ def pipeline(
             f"unknown option(s) {', '.join(unknown)}; beside its own, pipeline() takes those of "
             f"ImageEncoder: {', '.join(EncoderOptions.__annotations__)}"
         )
+    limits = PromptLimits(max_prompt_tokens, max_prompt_chars)
     stages = ModelStages(model, plugin=plugin, revision=revision)
     place = as_device(device)
     precision = choose_dtype(dtype, place, stages.checkpoint.config)
@@ -342,7 +350,7 @@ def pipeline(
     # Last, because it starts a thread, and because TurboMind takes a share of the memory that is
     # left for its cache.
     text_engine = chosen.start(tokenizer)
-    return Pipeline(Road(encoder, chat_template, prompt_tokenizer, text_engine))
+    return Pipeline(Road(encoder, chat_template, prompt_tokenizer, text_engine, limits))
 
 
 def _as_devices(devices: Sequence[int | str | torch.device]) -> list[torch.device]:

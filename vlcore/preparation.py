@@ -1,7 +1,8 @@
 """From where a picture lies to what a ``VisionModel`` takes: fetched, decoded, preprocessed.
 
-Files and downloads have threads of their own, so that only pictures wait for a slow server. A
-picture is decoded and preprocessed in one go in a pool sized to the cores, so no decoded one waits.
+A download waits on the loop, outside of the places of what is worked on, so that a slow server
+holds up only its own pictures; cancelling closes its connection. Files have threads. A picture is
+decoded and preprocessed in one go in a pool sized to the cores, so no decoded one waits.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Coroutine, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from vlcore._threads import DaemonExecutor
 from vlcore.cache import RowCache, file_key, image_key
+from vlcore.download import download
 from vlcore.encoder_stats import Meter
 from vlcore.errors import (
     EngineClosedError,
@@ -31,14 +33,26 @@ from vlcore.errors import (
     PluginContractError,
     VlcoreError,
 )
-from vlcore.media import ImageLimits, ImageSource, decode_image, describe, load_image, read_image
+from vlcore.image_access import TRUSTING, ImageAccess
+from vlcore.image_limits import DecodedBudget, ImageLimits
+from vlcore.media import (
+    ImageSource,
+    decode_image,
+    describe,
+    is_web_url,
+    load_image,
+    read_image,
+)
 from vlcore.turns import Gate
 from vlcore.vision import ImageInputs, ImageRows, VisionModel
 
 logger = logging.getLogger(__name__)
 
 _MAX_FETCHES = 32
-"""Pictures read or downloaded at a time."""
+"""Files read at a time."""
+
+_MAX_DOWNLOADS = 128
+"""Downloads at a time, with those that have come and wait for their turn to be decoded."""
 
 NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
@@ -78,6 +92,7 @@ class ImagePreparation:
         model: preprocesses.
         cache: knows the rows of earlier images, which are not prepared again.
         limits: what a picture may cost.
+        access: where pictures may come from.
         max_pending: how many pictures are on their way here at a time.
         meter: counts failures and times.
         shrink_on_load: let a JPEG's decoder shrink it towards what the model needs.
@@ -91,13 +106,16 @@ class ImagePreparation:
         limits: ImageLimits,
         max_pending: int,
         meter: Meter,
+        access: ImageAccess = TRUSTING,
         shrink_on_load: bool = False,
     ) -> None:
         self._model = model
         self._shrink_on_load = shrink_on_load
         self._cache = cache
         self._limits = limits
+        self._access = access
         self._gate = Gate(max_pending)
+        self._downloads = Gate(_MAX_DOWNLOADS)
         self._meter = meter
         self._fetchers = ThreadPoolExecutor(_MAX_FETCHES, "vlcore-fetch")
         self._pool = DaemonExecutor(_num_cores(), "vlcore-preprocess")
@@ -106,7 +124,12 @@ class ImagePreparation:
         self._closed = False
 
     async def prepare(
-        self, source: ImageSource, options: Mapping[str, Any], place: str, owner: Hashable
+        self,
+        source: ImageSource,
+        options: Mapping[str, Any],
+        place: str,
+        owner: Hashable,
+        budget: DecodedBudget | None = None,
     ) -> PreparedImage:
         """Prepare one image.
 
@@ -115,27 +138,58 @@ class ImagePreparation:
             options: of the plugin's ``preprocess``.
             place: where it stands in its request, for messages.
             owner: the request.
+            budget: what its pictures may still take.
 
         Raises:
             OptionError: an unknown image option.
             ImageError: it is no readable picture, or the plugin cannot preprocess it.
             EngineClosedError: the encoder was closed.
         """
-        async with self._gate.place(owner):
-            self.check_open()
-            loop = asyncio.get_running_loop()
-            if not isinstance(source, Image.Image | bytes):
-                place = f"{place}, {describe(source)}"
-                source = await loop.run_in_executor(self._fetchers, self._fetch, source)
-                self.check_open()
-            return await loop.run_in_executor(self._pool, self._work, source, options, place)
+        if not isinstance(source, Image.Image | bytes):
+            place = f"{place}, {describe(source)}"
+        if not is_web_url(source):
+            return await self._in_place(source, options, place, owner, budget)
+        async with self._downloads.place(owner):
+            data = await self._download(str(source))
+            return await self._in_place(data, options, place, owner, budget)
 
     async def load(self, sources: Sequence[ImageSource]) -> list[Image.Image]:
         """Fetch and decode pictures for another use than encoding them."""
         self.check_open()
         loop = asyncio.get_running_loop()
-        loads = (loop.run_in_executor(self._fetchers, self._load, source) for source in sources)
-        return list(await asyncio.gather(*loads))
+
+        async def load(source: ImageSource) -> Image.Image:
+            if is_web_url(source):
+                source = await self._download(str(source))
+            return await loop.run_in_executor(self._fetchers, self._load, source)
+
+        return await _all(map(load, sources))
+
+    async def _in_place(
+        self,
+        source: ImageSource,
+        options: Mapping[str, Any],
+        place: str,
+        owner: Hashable,
+        budget: DecodedBudget | None,
+    ) -> PreparedImage:
+        async with self._gate.place(owner):
+            self.check_open()
+            loop = asyncio.get_running_loop()
+            if not isinstance(source, Image.Image | bytes):
+                source = await loop.run_in_executor(self._fetchers, self._fetch, source)
+                self.check_open()
+            return await loop.run_in_executor(
+                self._pool, self._work, source, options, place, budget
+            )
+
+    async def _download(self, url: str) -> bytes:
+        self.check_open()
+        try:
+            return await download(url, describe(url), self._limits, self._access)
+        except Exception:
+            self._meter.count("num_failures")
+            raise
 
     def refuse(self) -> None:
         """Refuse what waits and what comes."""
@@ -144,7 +198,7 @@ class ImagePreparation:
     async def close(self, timeout_s: float = 60.0) -> None:
         """Refuse what waits, let what runs finish, and free the threads; leave one that hangs."""
         self.refuse()
-        self._fetchers.shutdown(wait=False)  # a download ends by its own limits
+        self._fetchers.shutdown(wait=False)
         if not await asyncio.to_thread(self._pool.stop, timeout_s):
             logger.error(
                 "%s.preprocess did not finish in %g s: its thread is left behind",
@@ -159,23 +213,27 @@ class ImagePreparation:
 
     def _load(self, source: ImageSource) -> Image.Image:
         self.check_open()
-        return load_image(source, self._limits)
+        return load_image(source, self._limits, self._access)
 
     def _fetch(self, source: str | Path) -> bytes:
         self.check_open()
         try:
-            return read_image(source, self._limits)
+            return read_image(source, self._limits, self._access)
         except Exception:
             self._meter.count("num_failures")
             raise
 
     def _work(
-        self, source: bytes | Image.Image, options: Mapping[str, Any], place: str
+        self,
+        source: bytes | Image.Image,
+        options: Mapping[str, Any],
+        place: str,
+        budget: DecodedBudget | None,
     ) -> PreparedImage:
         self.check_open()
         started = time.perf_counter()
         try:
-            return self._prepare(source, options, place)
+            return self._prepare(source, options, place, budget)
         except Exception:
             self._meter.count("num_failures")
             raise
@@ -183,7 +241,11 @@ class ImagePreparation:
             self._meter.time("preprocess_s", time.perf_counter() - started)
 
     def _prepare(
-        self, source: bytes | Image.Image, options: Mapping[str, Any], place: str
+        self,
+        source: bytes | Image.Image,
+        options: Mapping[str, Any],
+        place: str,
+        budget: DecodedBudget | None,
     ) -> PreparedImage:
         model = self._model
         if unknown := sorted(set(options) - model.image_options):
@@ -197,7 +259,7 @@ class ImagePreparation:
             if (rows := self._cache.get(file)) is not None:
                 return PreparedImage(place, file, rows=rows)
             needed_size = self._needed_size if self._shrink_on_load else None
-            image = decode_image(source, place, self._limits, needed_size)
+            image = decode_image(source, place, self._limits, needed_size, budget)
             place = f"{place} ({image.width} x {image.height})"
         else:
             place = f"{place} ({source.mode}, {source.width} x {source.height})"
@@ -244,6 +306,17 @@ class ImagePreparation:
             f"{type(self._model).__name__}.preprocess must give pixels [tiles, 3, H, W] on the "
             f"CPU; they came as {came}"
         )
+
+
+async def _all(coroutines: Iterable[Coroutine[Any, Any, Image.Image]]) -> list[Image.Image]:
+    """Await all; where one fails or the caller is cancelled, none is left behind."""
+    tasks = [asyncio.create_task(one) for one in coroutines]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _num_cores() -> int:

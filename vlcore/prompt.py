@@ -111,6 +111,7 @@ class PromptTokenizer:
 
         Raises:
             PromptError: the slots and the images do not pair off one to one.
+            PromptError: a text cannot be tokenised, as one with a lone surrogate cannot.
             PluginContractError: the expansion's runs do not sum to the image's rows.
         """
         _check_slots(parts, len(images))
@@ -147,6 +148,13 @@ class PromptTokenizer:
             ids: list[int] = backend.encode(text, add_special_tokens=False).ids
         except (TypeError, UnicodeEncodeError) as error:  # lone surrogates are no text
             raise PromptError(f"{text[:80]!r} is not valid Unicode text: {error}") from error
+        except BaseException as error:
+            # A panic of Rust is no Exception: it would pass every handler on its way out.
+            if type(error).__name__ != "PanicException":
+                raise
+            raise PromptError(
+                f"the tokenizer failed on a text of {len(text)} characters, {text[:80]!r}: {error}"
+            ) from error
         return ids
 
 
@@ -158,7 +166,7 @@ class _TokenRun:
         self.token_ids: list[int] = []
         self.spans: list[Span] = []
         self._tokenizer = tokenizer
-        self._text = ""
+        self._texts: list[str] = []
         self._begins_chunk = True
         self._strip_left = False
 
@@ -171,7 +179,7 @@ class _TokenRun:
             self._append(part.text[end : found.start()])
             token_id, token = self._tokenizer.control_tokens[found[0]]
             if token.lstrip:
-                self._text = self._text.rstrip()
+                self._texts = ["".join(self._texts).rstrip()]
             self.flush()
             self.token_ids.append(token_id)
             self._strip_left = token.rstrip
@@ -200,17 +208,16 @@ class _TokenRun:
             )
 
     def flush(self) -> None:
-        if self._text:
-            ids = self._tokenizer.encode_plain(self._text, first=self._begins_chunk)
-            self.token_ids += ids
-        self._text = ""
+        if text := "".join(self._texts):
+            self.token_ids += self._tokenizer.encode_plain(text, first=self._begins_chunk)
+        self._texts = []
         self._begins_chunk = False
 
     def _append(self, text: str) -> None:
         if self._strip_left and text:
             text = text.lstrip()
             self._strip_left = not text
-        self._text += text
+        self._texts.append(text)
 
 
 def _check_slots(parts: Sequence[PromptPart], num_images: int) -> None:

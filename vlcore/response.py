@@ -122,5 +122,12 @@ def _join_one(pieces: Sequence[Response]) -> Response:
 
 def failed(error: Exception, index: int) -> Response:
     """Say that one prompt of a list has no answer."""
-    logger.warning("prompt %d was not answered: %s", index, error)
+    logger.warning("prompt %d was not answered: %s", index, _on_one_line(str(error)))
     return Response("", 0, 0, "error", index=index, error=error)
+
+
+def _on_one_line(text: str) -> str:
+    """Escape what would begin a new line of a log or steer a terminal."""
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
+    )

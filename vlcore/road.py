@@ -20,6 +20,7 @@ from vlcore.errors import OptionError
 from vlcore.preparation import PreparedImage
 from vlcore.prompt import ImageLayout, PromptTokenizer
 from vlcore.prompt import Prompt as TokenPrompt
+from vlcore.prompt_limits import PromptLimits
 from vlcore.response import Response, Session, failed, join
 from vlcore.template import ChatTemplate, Message, PromptPart, Text, write_prompt
 
@@ -41,6 +42,7 @@ class Road:
     template: ChatTemplate
     tokenizer: PromptTokenizer
     engine: Engine
+    limits: PromptLimits = field(default_factory=PromptLimits)
     _encoding: asyncio.Semaphore = field(
         default_factory=lambda: asyncio.Semaphore(_MAX_PROMPTS_ENCODING)
     )
@@ -73,17 +75,23 @@ class Road:
 
     async def _encode(self, conversation: Conversation) -> tuple[TokenPrompt, tuple[Tensor, ...]]:
         """Walk as far as token ids and rows; preprocessed pictures are gone afterwards."""
-        parts = write_prompt(self.template, conversation.messages)
+        self.limits.check_chars(conversation.messages)
+        parts = await asyncio.to_thread(write_prompt, self.template, conversation.messages)
         prepared = await self.encoder.prepare(conversation.images, conversation.image_options)
         known = _known_layouts(prepared)
         if known is not None:  # a prompt that is too long is refused before it costs anything
             prompt = await self._build(parts, known)
-            self.engine.check_length(len(prompt.token_ids))
+            self._check_length(prompt)
         encoded = await self.encoder.encode_prepared(prepared)
         layouts = [ImageLayout(len(image.rows), image.layout) for image in encoded]
         if known is None or not _same(known, layouts):
             prompt = await self._build(parts, layouts)
+            self._check_length(prompt)
         return prompt, tuple(image.rows for image in encoded)
+
+    def _check_length(self, prompt: TokenPrompt) -> None:
+        self.limits.check_tokens(len(prompt.token_ids))
+        self.engine.check_length(len(prompt.token_ids))
 
     async def _build(
         self, parts: Sequence[PromptPart], layouts: Sequence[ImageLayout]

@@ -125,13 +125,14 @@ def _parse_message(message: object, position: int, first_image: int) -> Message:
             f"not {type(content).__name__}"
         )
     parts: list[Text | ImageSlot] = []
+    num_slots = 0
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
         if kind == "text" and isinstance(part.get("text"), str):
             parts.append(Text(part["text"]))
         elif kind in ("image", "image_url"):
-            num_slots = sum(isinstance(known, ImageSlot) for known in parts)
             parts.append(ImageSlot(first_image + num_slots, options=_image_options(part)))
+            num_slots += 1
         else:
             raise PromptError(
                 f"message {position} holds a part of type {kind!r} that cannot be read: expected "
@@ -308,9 +309,11 @@ class RoleTemplate(ChatTemplate):
             numbered = self.append_image_token(message.text, len(slots))
             return [slots[part.index] if isinstance(part, ImageSlot) else part for part in numbered]
         parts: list[PromptPart] = []
+        number = 0
         for part in message.content:
             if isinstance(part, ImageSlot):
-                parts += self._around(part, slots.index(part) + 1)
+                number += 1
+                parts += self._around(part, number)
             else:
                 separate = bool(parts) and isinstance(parts[-1], Text)
                 parts.append(replace(part, text="\n" + part.text) if separate else part)

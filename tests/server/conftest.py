@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,12 @@ from vlcore.server.settings import ServerSettings
 
 DEMO = Path(__file__).parents[2] / "demo"
 
-ServerFactory = Callable[..., Any]
-
 
 @contextmanager
 def running(pipe: vlcore.Pipeline, **settings: Any) -> Iterator[Server]:
     """Serve a pipeline, which is closed with the server."""
-    server = Server(pipe, ServerSettings(**{"model_name": "tiny", "port": 0} | settings))
+    options: dict[str, Any] = {"model_name": "tiny", "port": 0} | settings
+    server = Server(pipe, ServerSettings(**options))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), name="server")
     thread.start()
     try:
@@ -50,3 +49,12 @@ def url(server: Server) -> str:
     """Where it is served."""
     host, port = server.address
     return f"http://{host}:{port}"
+
+
+@pytest.fixture(scope="session")
+def keyed_url() -> Iterator[str]:
+    """Where the demo model is served to those who have a key: ``first`` or ``second``."""
+    pipe = vlcore.pipeline(DEMO / "tiny-llava", device="cpu", dtype="float32")
+    with running(pipe, api_keys=("first", "second")) as server:
+        host, port = server.address
+        yield f"http://{host}:{port}"

@@ -24,6 +24,7 @@ from vlcore.response import Response
 PICTURES = DEMO / "images"
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 COLOUR = "What colour is the circle?"
+_REFUSED = re.compile(r"Failed to load resource: the server responded with a status of 4\d\d ")
 DESCRIBE = "Describe the picture."
 DESCRIPTION = "a large red circle and a small blue square"
 
@@ -36,7 +37,10 @@ def browser() -> Iterator[Browser]:
 
 @contextmanager
 def visiting(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
-    """Open the page; no error is logged there, and no request leaves the server."""
+    """Open the page; it logs nothing, and no request leaves the server.
+
+    Of a refused request the browser itself logs that it was refused.
+    """
     with browser.new_context(**options) as context:
         page = context.new_page()
         page.set_default_timeout(10_000)
@@ -48,7 +52,7 @@ def visiting(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
         page.goto(url)
         expect(page.locator("#model")).to_have_text("tiny")
         yield page
-        assert not faults
+        assert not [fault for fault in faults if not _REFUSED.match(fault)]
         assert asked
         strangers = [link for link in asked if not link.startswith((f"{url}/", "data:"))]
         assert not strangers
@@ -120,9 +124,7 @@ def test_pieces_are_seen_as_they_come(page: Page, slow_engine: None) -> None:
     expect(page.locator(".answer .times")).to_contain_text("tokens")
     seen = page.evaluate("window.seen")
     assert len(seen) > 2
-    assert all(
-        later.startswith(earlier) for earlier, later in zip(seen, seen[1:], strict=False)
-    )
+    assert all(later.startswith(earlier) for earlier, later in zip(seen, seen[1:], strict=False))
     assert seen[-1] == DESCRIPTION
 
 
@@ -176,9 +178,7 @@ def test_shift_and_enter_break_a_line(page: Page) -> None:
     expect(page.locator(".turn")).to_have_count(0)
 
 
-def test_an_error_is_shown_in_place_and_the_question_kept(
-    page: Page, tmp_path: Path
-) -> None:
+def test_an_error_is_shown_in_place_and_the_question_kept(page: Page, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
     give(page, "drop", broken)
@@ -210,7 +210,7 @@ def test_an_answer_with_html_stays_text(page: Page, monkeypatch: pytest.MonkeyPa
 
 def test_what_is_copied_runs(page: Page, url: str) -> None:
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    system = "It's a \"quoted\" $HOME `date` \\ back\\slash, JSON\nand ü."
+    system = 'It\'s a "quoted" $HOME `date` \\ back\\slash, JSON\nand ü.'
     page.get_by_role("button", name="Settings").click()
     page.get_by_label("System message").fill(system)
     give(page, "drop", PICTURES / "circle_and_square.png")
@@ -225,17 +225,14 @@ def test_what_is_copied_runs(page: Page, url: str) -> None:
         expect(page.get_by_role("button", name="Copied")).to_be_visible()
         copied[name] = page.evaluate("navigator.clipboard.readText()")
         page.get_by_role("button", name="Close").click()
-    bash = ["bash", "-c", copied["as curl"].replace("curl ", "cat; : ", 1)]
-    ran = subprocess.run(bash, capture_output=True, text=True, check=True)
-    assert '"content": ' in ran.stdout
-    answer = httpx2.post(
-        f"{url}/v1/chat/completions",
-        content=ran.stdout.encode(),
-        headers={"Content-Type": "application/json"},
+    ran = subprocess.run(
+        ["bash", "-c", copied["as curl"]], capture_output=True, text=True, check=True
     )
-    pieces = re.findall(r'"content":"([^"]*)"', answer.text)
-    assert "".join(pieces) == expected
-    assert system in json.loads(ran.stdout)["messages"][0]["content"]
+    events = re.findall(r"^data: (\{.*\})$", ran.stdout, re.MULTILINE)
+    choices = [choice for event in events for choice in json.loads(event)["choices"]]
+    assert "".join(choice["delta"].get("content", "") for choice in choices) == expected
+    sent = json.loads(copied["as curl"].split("<<'JSON'\n")[1].rpartition("JSON")[0])
+    assert sent["messages"][0] == {"role": "system", "content": system}
     ran = subprocess.run(
         [sys.executable, "-"], input=copied["as Python"], capture_output=True, text=True, check=True
     )

@@ -332,6 +332,22 @@ TEMPLATES = [
 """,
     ),
     Broken(
+        "neighbouring texts joined as the template's own",
+        "user-text-is-text",
+        "'</s>': 1",
+        more="""
+    def messages2prompt(self, messages):
+        joined = []
+        for part in super().messages2prompt(messages):
+            before = joined[-1] if joined else None
+            if type(part).__name__ == type(before).__name__ == "Text":
+                joined[-1] = Control(before.text + part.text.removeprefix("\\n"))
+            else:
+                joined.append(part)
+        return tuple(joined)
+""",
+    ),
+    Broken(
         "only the last turn",
         "turns-in-order",
         "['Kiwi? 4']",

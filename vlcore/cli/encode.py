@@ -87,7 +87,7 @@ def _find_pictures(images: Sequence[str]) -> list[str]:
     from PIL import Image
 
     from vlcore.errors import OptionError
-    from vlcore.media import FORMATS
+    from vlcore.image_limits import FORMATS
 
     suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
     found: dict[str, None] = {}

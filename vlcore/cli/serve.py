@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -55,16 +55,45 @@ def serve(
         int, typer.Option(help="Requests answered or waiting at a time; one more gets 429.")
     ] = 64,
     max_body_mib: Annotated[int, typer.Option(help="Of one request.")] = 32,
+    max_prompt_tokens: Annotated[
+        int | None, typer.Option(help="Tokens and image rows; if not all that fits the context.")
+    ] = None,
+    max_prompt_chars: Annotated[int, typer.Option(help="Of the texts of one request.")] = 200_000,
+    max_images: Annotated[int, typer.Option(help="In one request.")] = 16,
+    max_image_mib: Annotated[int, typer.Option(help="Of one picture's file or download.")] = 20,
+    max_pixels: Annotated[int, typer.Option(help="Of one picture.")] = 64_000_000,
+    max_decoded_mib: Annotated[
+        int, typer.Option(help="Of all pictures of a request together, decoded.")
+    ] = 512,
+    download_timeout_s: Annotated[float, typer.Option(help="For one picture to come.")] = 20.0,
+    image_urls: Annotated[
+        bool, typer.Option(help="Fetch pictures from http(s) URLs, of public addresses.")
+    ] = True,
+    allow_image_host: Annotated[
+        list[str] | None, typer.Option(help="A host to fetch from though it is not public.")
+    ] = None,
+    allow_image_network: Annotated[
+        list[str] | None, typer.Option(help="A network to fetch from, such as 10.1.0.0/16.")
+    ] = None,
+    allow_image_directory: Annotated[
+        list[Path] | None, typer.Option(help="A directory whose files requests may name.")
+    ] = None,
     deadline_s: Annotated[float, typer.Option(help="For a request as a whole.")] = 300.0,
+    body_timeout_s: Annotated[
+        float, typer.Option(help="For the body of a request to arrive.")
+    ] = 30.0,
     shutdown_timeout_s: Annotated[
         float, typer.Option(help="For running requests to finish when the server stops.")
     ] = 30.0,
 ) -> None:
     """Serve MODEL over HTTP, with a page to try it on at /."""
     from vlcore.errors import EngineUnavailableError
+    from vlcore.image_access import ImageAccess
+    from vlcore.image_limits import ImageLimits
     from vlcore.pipeline import pipeline
 
     try:
+        from vlcore.server.serving import bind
         from vlcore.server.serving import serve as serve_pipeline
         from vlcore.server.settings import ServerSettings
     except ModuleNotFoundError as error:
@@ -83,11 +112,12 @@ def serve(
         max_requests=max_requests,
         max_body_bytes=max_body_mib * 1024**2,
         deadline_s=deadline_s,
+        body_timeout_s=body_timeout_s,
         shutdown_timeout_s=shutdown_timeout_s,
     )
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     logging.getLogger("httpx2").setLevel(logging.WARNING)
-    options: dict[str, Any] = {}
+    bound = bind(settings)
     pipe = pipeline(
         model,
         engine=engine,
@@ -98,9 +128,25 @@ def serve(
         revision=revision,
         shrink_on_load=shrink_on_load,
         progress=sys.stderr.isatty(),
-        **options,
+        max_prompt_tokens=max_prompt_tokens,
+        max_prompt_chars=max_prompt_chars,
+        image_access=ImageAccess(
+            urls=image_urls,
+            allowed_hosts=tuple(allow_image_host or ()),
+            allowed_networks=tuple(allow_image_network or ()),
+            allowed_directories=tuple(allow_image_directory or ()),
+        ),
+        image_limits=ImageLimits(
+            max_pixels=max_pixels,
+            max_bytes=max_image_mib * 1024**2,
+            connect_timeout_s=min(5.0, download_timeout_s),
+            timeout_s=download_timeout_s,
+            max_redirects=3,
+            max_images=max_images,
+            max_decoded_bytes=max_decoded_mib * 1024**2,
+        ),
     )
-    serve_pipeline(pipe, settings)
+    serve_pipeline(pipe, settings, bound)
 
 
 def _name(model: str) -> str:

@@ -45,7 +45,8 @@ class Answer:
 
     async def whole(self) -> dict[str, Any]:
         """Give the whole answer."""
-        answer = join([piece async for piece in self._pieces()])
+        async with aclosing(self._pieces()) as pieces:
+            answer = join([piece async for piece in pieces])
         choices = []
         for response in answer.choices:
             choice: dict[str, Any] = {

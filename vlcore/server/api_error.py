@@ -87,6 +87,15 @@ def stopping() -> ApiError:
     )
 
 
+def head_too_large(limit: int) -> ApiError:
+    """Say that a request's line and headers are too long."""
+    return ApiError(
+        431,
+        "head_too_large",
+        f"the request's line and headers are larger than {limit} bytes (max_head_bytes)",
+    )
+
+
 def _kind(status: int) -> str:
     kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
     return kinds.get(status, "server_error" if status >= 500 else "invalid_request_error")

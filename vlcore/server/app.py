@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -20,26 +19,10 @@ from vlcore.server.api_error import ApiError, as_api_error, stopping
 from vlcore.server.exchange import Exchange
 from vlcore.server.guard import Guard
 from vlcore.server.metrics import Metrics
+from vlcore.server.openapi import ERRORS, add_reference, errors
 from vlcore.server.page import add_page
-from vlcore.server.schema import ChatCompletion, ChatRequest, ErrorResponse, Model, ModelList
+from vlcore.server.schema import ChatCompletion, Model, ModelList
 from vlcore.server.settings import ServerSettings
-
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorResponse, "description": text}
-    for status, text in {
-        400: "The request cannot be answered.",
-        401: "A key is missing or wrong.",
-        404: "There is no such model.",
-        408: "The body came too slowly.",
-        413: "The body is too large.",
-        415: "The body is no JSON.",
-        421: "The Host header names another server.",
-        429: "Too many requests.",
-        500: "The server failed.",
-        503: "The server is stopping.",
-        504: "The answer took too long.",
-    }.items()
-}
 
 
 def create_app(
@@ -65,11 +48,14 @@ def create_app(
         summary=f"OpenAI's chat API for {settings.model_name}.",
         version=_version.__version__,
         lifespan=lifespan,
+        docs_url=None,  # both load scripts from elsewhere
+        redoc_url=None,
     )
     _add_api(app, pipeline, settings, admission, metrics)
     _add_probes(app, admission, metrics)
     add_page(app, settings.max_body_bytes)
     _add_error_handlers(app)
+    add_reference(app, settings)
     if settings.allowed_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -88,8 +74,6 @@ def _add_api(
     admission: Admission,
     metrics: Metrics,
 ) -> None:
-    schema = ChatRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-    components = schema.pop("$defs", {})
     model = Model(id=settings.model_name, created=int(time.time()))
 
     @app.post(
@@ -98,12 +82,9 @@ def _add_api(
         responses={
             200: {
                 "description": "The answers; with stream: true as server-sent events.",
-                "content": {"text/event-stream": {"schema": {"type": "string"}}},
+                "content": {"text/event-stream": {}},
             },
-            **_ERRORS,
-        },
-        openapi_extra={
-            "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}
+            **ERRORS,
         },
         tags=["chat"],
     )
@@ -111,14 +92,14 @@ def _add_api(
         """Go on with a conversation."""
         return Exchange(request, pipeline, settings, admission, metrics)
 
-    @app.get("/v1/models", responses={401: _ERRORS[401], 421: _ERRORS[421]}, tags=["models"])
+    @app.get("/v1/models", responses=errors(401, 421, 431), tags=["models"])
     async def models() -> ModelList:
         """List the model that is served."""
         return ModelList(data=[model])
 
     @app.get(
         "/v1/models/{name:path}",
-        responses={status: _ERRORS[status] for status in (401, 404, 421)},
+        responses=errors(400, 401, 404, 421, 431),
         tags=["models"],
     )
     async def one_model(name: str) -> Model:
@@ -129,30 +110,26 @@ def _add_api(
             )
         return model
 
-    write_openapi = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = write_openapi()
-        document.setdefault("components", {}).setdefault("schemas", {}).update(components)
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]
-
 
 def _add_probes(app: FastAPI, admission: Admission, metrics: Metrics) -> None:
-    @app.get("/health", tags=["probes"])
+    @app.get("/health", responses=errors(421, 431), tags=["probes"])
     async def health() -> dict[str, str]:
         """Say that the server lives."""
         return {"status": "ok"}
 
-    @app.get("/ready", responses={503: _ERRORS[503]}, tags=["probes"])
+    @app.get("/ready", responses=errors(421, 431, 503), tags=["probes"])
     async def ready() -> dict[str, str]:
         """Say whether it takes requests."""
         if admission.is_stopping:
             raise stopping()
         return {"status": "ready"}
 
-    @app.get("/metrics", response_class=PlainTextResponse, tags=["probes"])
+    @app.get(
+        "/metrics",
+        response_class=PlainTextResponse,
+        responses=errors(421, 431),
+        tags=["probes"],
+    )
     async def prometheus() -> Response:
         """Count, for Prometheus."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -11,18 +11,21 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from vlcore.pipeline import Pipeline
 from vlcore.server.admission import Admission
 from vlcore.server.answer import Answer, error_event
-from vlcore.server.api_error import ApiError, as_api_error
+from vlcore.server.api_error import ApiError, as_api_error, stopping
 from vlcore.server.metrics import Metrics
+from vlcore.server.protocol import ABORT
 from vlcore.server.question import read_question
 from vlcore.server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 
+_LAST_WORD_S = 1.0
+"""For a client to take in why it gets no answer, or no more of it."""
 _LONG_BODY = 64 * 1024
 """Bytes that take long enough to parse to hold other requests up."""
 
@@ -60,20 +63,26 @@ class Exchange(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or say why not."""
+
+        async def note_and_send(message: Message) -> None:
+            self._has_started = True
+            await send(message)
+
         started = time.perf_counter()
         outcome = "ok"
         try:
             with self._admission.place():
-                await self._within_deadline(self._answer(scope, receive, send))
+                await self._within_deadline(self._answer(scope, receive, note_and_send))
         except _DisconnectedError:
             outcome = "disconnected"
         except Exception as error:
             failure = as_api_error(error)
             outcome = failure.code
             await self._tell(failure, scope, receive, send)
-        except asyncio.CancelledError:
-            outcome = "stopping"
-            raise
+        except asyncio.CancelledError:  # the server's time to finish is over; so is the task
+            failure = stopping()
+            outcome = failure.code
+            await self._tell(failure, scope, receive, send)
         finally:
             self._metrics.count_outcome(outcome)
             self._metrics.request_seconds.observe(time.perf_counter() - started)
@@ -152,30 +161,25 @@ class Exchange(Response):
                             ],
                         }
                     )
-                    self._has_started = True
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _tell(self, failure: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
-        if not self._has_started:
-            response = failure.response()
-            response.headers["connection"] = "close"  # the body may not have been read
-            await response(scope, receive, send)
-            return
-        # A client that reads too slowly for its answer has no time left for this either.
+        """Say why there is no answer; a client that does not even read this is cut off."""
         try:
-            async with asyncio.timeout(1):
-                await send(
-                    {
-                        "type": "http.response.body",
-                        "body": error_event(failure.body),
-                        "more_body": True,
-                    }
-                )
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            async with asyncio.timeout(_LAST_WORD_S):
+                if self._has_started:
+                    event = error_event(failure.body)
+                    await send({"type": "http.response.body", "body": event, "more_body": True})
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
+                else:
+                    response = failure.response()
+                    response.headers["connection"] = "close"  # the body may not have been read
+                    await response(scope, receive, send)
         except TimeoutError:
             logger.warning("a client did not read its answer in time")
-            raise
+            scope[ABORT]()
+            await asyncio.sleep(0)  # the connection learns of it
 
 
 async def _unless_gone(receive: Receive, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:

@@ -8,7 +8,7 @@ import hmac
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from vlcore.server.api_error import ApiError
+from vlcore.server.api_error import ApiError, head_too_large
 from vlcore.server.settings import ServerSettings
 
 _API = "/v1"
@@ -42,6 +42,11 @@ class Guard:
         await self._app(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
+        # A head that comes in one piece is read whole, however long.
+        num_bytes = len(scope["raw_path"]) + len(scope["query_string"])
+        num_bytes += sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+        if num_bytes > self._settings.max_head_bytes:
+            raise head_too_large(self._settings.max_head_bytes)
         headers = Headers(scope=scope)
         names = self._settings.host_names
         if names and _host_name(headers.get("host", "")) not in names:

@@ -44,9 +44,7 @@ def add_page(app: FastAPI, max_body_bytes: int) -> None:
         max_body_bytes: of one request; the page tells before it sends more.
     """
     files = {path.name: path for path in _FOLDER.iterdir() if path.suffix in _MEDIA_TYPES}
-    answers = {
-        name: (path.read_bytes(), _MEDIA_TYPES[path.suffix]) for name, path in files.items()
-    }
+    answers = {name: (path.read_bytes(), _MEDIA_TYPES[path.suffix]) for name, path in files.items()}
     html, html_type = answers.pop("index.html")
     html = html.replace(b"{max_body_bytes}", str(max_body_bytes).encode())
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from vlcore.server.api_error import ApiError, head_too_large
+
+ABORT = "vlcore.abort"
+"""In a request's scope: what ends its connection without a wait for the client to read."""
 
 
 class TimedProtocol(H11Protocol):
@@ -16,6 +22,7 @@ class TimedProtocol(H11Protocol):
     """
 
     header_timeout_s = 10.0
+    max_head_bytes = 32 * 1024
     _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -31,10 +38,34 @@ class TimedProtocol(H11Protocol):
         elif self._head_timer is None:
             self._wait_for_head()
 
+    def handle_events(self) -> None:
+        """Tell each request how to end its connection."""
+        super().handle_events()
+        if self._is_answering():
+            self.cycle.scope[ABORT] = self.transport.abort  # type: ignore[literal-required]
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no longer."""
         self._stop_timer()
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002
+        """Refuse what is no HTTP, or too much of it, in the shape of every other error."""
+        is_too_large = len(self.conn.trailing_data[0]) > self.max_head_bytes
+        error = (
+            head_too_large(self.max_head_bytes)
+            if is_too_large
+            else ApiError(400, "invalid_http", "this is no HTTP request")
+        )
+        response = error.response()
+        response.headers["connection"] = "close"
+        head = h11.Response(
+            status_code=error.status,
+            headers=[*self.server_state.default_headers, *response.raw_headers],
+        )
+        for event in (head, h11.Data(data=bytes(response.body)), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def _wait_for_head(self) -> None:
         self._head_timer = self.loop.call_later(self.header_timeout_s, self._give_up)

@@ -16,6 +16,9 @@ from vlcore.server.settings import ServerSettings
 _ECHOED = frozenset({"annotations", "regions"})
 """Fields of an answer that clients send back with it."""
 
+_LEAST_TEMPERATURE = 1e-5
+"""Below it the likeliest token is as good as certain, and the smallest numbers overflow."""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -138,13 +141,14 @@ def _config(
             "n",
         )
     temperature = 1.0 if request.temperature is None else request.temperature
-    if temperature == 0 and num_answers > 1:
+    is_greedy = temperature < _LEAST_TEMPERATURE
+    if is_greedy and num_answers > 1:
         raise ApiError(
             400, "invalid_value", "with temperature 0 all answers are the same: n must be 1", "n"
         )
     asked = request.max_completion_tokens or request.max_tokens or settings.default_max_tokens
     options: dict[str, Any] = {"max_new_tokens": min(asked, context_length), "n": num_answers}
-    if temperature > 0:
+    if not is_greedy:
         options |= {"do_sample": True, "temperature": temperature, "top_k": request.top_k or 0}
     if request.seed is not None:
         options["random_seed"] = request.seed % 2**64
@@ -162,9 +166,19 @@ def _explain(error: ValidationError) -> ApiError:
     """Tell of the first fault; values are not repeated, for they can be long."""
     first: Mapping[str, Any] = error.errors(include_url=False, include_input=False)[0]
     if first["type"] == "json_invalid":
-        return ApiError(400, "invalid_json", f"the body is not JSON: {first['msg']}")
-    place = ".".join(str(step)[:100] for step in first["loc"])
+        return ApiError(400, "invalid_json", f"the body is not JSON: {first['ctx']['error']}")
+    place = ".".join(str(step)[:100] for step in _keys(first["loc"]))
     code = "unknown_parameter" if first["type"] == "extra_forbidden" else "invalid_value"
     if first["type"] == "missing":
         code = "missing_parameter"
     return ApiError(400, code, f"{place}: {first['msg']}", place or None)
+
+
+def _keys(steps: tuple[int | str, ...]) -> list[int | str]:
+    """Leave the keys of the request, without the names of the alternatives that were tried."""
+    keys = list(steps)
+    if keys[0:1] == ["stop"]:
+        del keys[1:2]
+    elif keys[0:1] == ["messages"] and keys[2:3] == ["content"]:
+        del keys[5:6], keys[3:4]
+    return keys

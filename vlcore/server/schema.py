@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 _MAX_STOP_WORDS = 16
 _UNSUPPORTED = "Not supported: anything but its neutral value is refused."
@@ -13,7 +13,7 @@ _UNSUPPORTED = "Not supported: anything but its neutral value is refused."
 class TextPart(BaseModel):
     """A piece of text."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     type: Literal["text"]
     text: str
 
@@ -21,7 +21,7 @@ class TextPart(BaseModel):
 class ImageUrl(BaseModel):
     """Where a picture lies; options of the model's own beside it are passed on."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
     __pydantic_extra__: dict[str, str | int | float | bool] = Field(init=False)
     url: str = Field(min_length=1, description="An http(s) or data URL.")
     detail: Literal["auto", "low", "high"] | None = None
@@ -30,7 +30,7 @@ class ImageUrl(BaseModel):
 class ImagePart(BaseModel):
     """A picture."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     type: Literal["image_url"]
     image_url: ImageUrl
 
@@ -38,19 +38,44 @@ class ImagePart(BaseModel):
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
+def _text_or_list(value: Any) -> str | None:
+    return "text" if isinstance(value, str) else "list" if isinstance(value, list) else None
+
+
+# An error then is about the alternative that was meant.
+Content = Annotated[
+    Annotated[str, Tag("text")] | Annotated[list[Part], Tag("list")],
+    Discriminator(
+        _text_or_list,
+        custom_error_type="text_or_list",
+        custom_error_message="a text or a list of parts is expected",
+    ),
+]
+StopWord = Annotated[str, Field(min_length=1)]
+StopWords = Annotated[
+    Annotated[StopWord, Tag("text")]
+    | Annotated[list[StopWord], Field(max_length=_MAX_STOP_WORDS), Tag("list")],
+    Discriminator(
+        _text_or_list,
+        custom_error_type="text_or_list",
+        custom_error_message="a text or a list of texts is expected",
+    ),
+]
+
+
 class Message(BaseModel):
     """One turn. What clients echo of earlier answers (``refusal: null`` and the like) is taken."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: Content
     name: str | None = None
 
 
 class StreamOptions(BaseModel):
     """What a stream holds beside the answer."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
 
@@ -58,34 +83,38 @@ class StreamOptions(BaseModel):
 class ResponseFormat(BaseModel):
     """Free text is the only format."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     type: Literal["text"]
 
 
 class ChatRequest(BaseModel):
     """A conversation to go on with. Unknown fields are refused, so that none is silently lost."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     model: str
     messages: list[Message] = Field(min_length=1)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=2, description="0 takes the likeliest token.")
+    temperature: float | None = Field(
+        None, ge=0, le=2, description="0 (or less than 0.00001) takes the likeliest token."
+    )
     top_p: float | None = Field(None, gt=0, le=1)
     n: int | None = Field(None, ge=1)
-    stop: str | list[str] | None = Field(None, max_length=_MAX_STOP_WORDS)
+    stop: StopWords | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     top_k: int | None = Field(None, ge=0, description="Not of OpenAI's API.")
     min_p: float | None = Field(None, ge=0, le=1, description="Not of OpenAI's API.")
-    repetition_penalty: float | None = Field(None, gt=0, le=100, description="Not of OpenAI's API.")
+    repetition_penalty: float | None = Field(
+        None, ge=0.01, le=100, description="Not of OpenAI's API."
+    )
     ignore_eos: bool | None = Field(None, description="Not of OpenAI's API.")
 
-    frequency_penalty: Literal[0] | None = Field(None, description=_UNSUPPORTED)
-    presence_penalty: Literal[0] | None = Field(None, description=_UNSUPPORTED)
+    frequency_penalty: float | None = Field(None, ge=0, le=0, description=_UNSUPPORTED)
+    presence_penalty: float | None = Field(None, ge=0, le=0, description=_UNSUPPORTED)
     response_format: ResponseFormat | None = Field(None, description=_UNSUPPORTED)
     modalities: list[Literal["text"]] | None = Field(None, description=_UNSUPPORTED)
     tools: list[Any] | None = Field(None, max_length=0, description=_UNSUPPORTED)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from types import FrameType
 
 import uvicorn
 
+from vlcore.errors import OptionError
 from vlcore.pipeline import Pipeline
 from vlcore.server.admission import Admission
 from vlcore.server.app import create_app
 from vlcore.server.protocol import TimedProtocol
 from vlcore.server.settings import ServerSettings
-
-_MAX_HEAD_BYTES = 32 * 1024
 
 
 class Server(uvicorn.Server):
@@ -30,7 +30,12 @@ class Server(uvicorn.Server):
     def __init__(self, pipeline: Pipeline, settings: ServerSettings) -> None:
         self._admission = Admission(settings.max_requests)
         protocol = type(
-            "Protocol", (TimedProtocol,), {"header_timeout_s": settings.header_timeout_s}
+            "Protocol",
+            (TimedProtocol,),
+            {
+                "header_timeout_s": settings.header_timeout_s,
+                "max_head_bytes": settings.max_head_bytes,
+            },
         )
         super().__init__(
             uvicorn.Config(
@@ -42,10 +47,11 @@ class Server(uvicorn.Server):
                 lifespan="on",
                 access_log=False,
                 server_header=False,
+                headers=[("x-content-type-options", "nosniff")],
                 proxy_headers=False,
                 log_config=None,
                 limit_concurrency=settings.max_connections,
-                h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
+                h11_max_incomplete_event_size=settings.max_head_bytes,
                 timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout_s)),
             )
         )
@@ -56,10 +62,20 @@ class Server(uvicorn.Server):
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         return host, port
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Refuse new requests from now on."""
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """Refuse new requests from now on; end at once where that was said before.
+
+        uvicorn's own would raise the signal again at the end, so that a clean stop looks like a
+        process that was killed.
+        """
+        self.force_exit = self.should_exit
         self.stop()
-        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the model too where a second signal came, which ends what waits for it."""
+        await super().shutdown(sockets)
+        if self.force_exit:
+            await self.lifespan.shutdown()
 
     def stop(self) -> None:
         """Stop as a signal does."""
@@ -67,7 +83,40 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def serve(pipeline: Pipeline, settings: ServerSettings) -> None:
-    """Serve a model until the process is told to stop (SIGINT, SIGTERM)."""
+def serve(pipeline: Pipeline, settings: ServerSettings, bound: socket.socket) -> None:
+    """Serve a model until the process is told to stop (SIGINT, SIGTERM).
+
+    Args:
+        pipeline: the model; closed at the end.
+        settings: how it is served.
+        bound: the socket of ``bind``.
+    """
     server = Server(pipeline, settings)
-    asyncio.run(server.serve())
+    asyncio.run(server.serve([bound]))
+
+
+def bind(settings: ServerSettings) -> socket.socket:
+    """Take the address, before a model is loaded for nothing.
+
+    Raises:
+        OptionError: it cannot be had.
+    """
+    host, port = settings.host, settings.port
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+        try:
+            # Connections of a server that ended a minute ago do not hold the port.
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+        except BaseException:
+            bound.close()
+            raise
+    except (OSError, UnicodeError) as error:
+        raise OptionError(
+            f"{host}:{port} cannot be listened on ({getattr(error, 'strerror', error)}): choose "
+            "another --port, or 0 for one that is free, and as --host an address of this machine"
+        ) from error
+    return bound

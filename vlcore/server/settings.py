@@ -35,6 +35,8 @@ class ServerSettings:
     """Of one request, pictures in data URLs included."""
     body_timeout_s: float = 30.0
     """For the body of a request to arrive."""
+    max_head_bytes: int = 32 * 1024
+    """Of the line and the headers that a request begins with."""
     header_timeout_s: float = 10.0
     """For the head of a request to arrive."""
     deadline_s: float = 300.0

@@ -153,7 +153,7 @@ def _expect_spans(subject: Subject, layouts: Sequence[ImageLayout]) -> None:
 
 @check("user-text-is-text", "nothing that a user types becomes an image slot or a control token")
 def user_text_is_text(subject: Subject) -> None:
-    """Type every control token and every mark, and compare with a harmless text."""
+    """Type control tokens and marks, whole and in halves, and compare with a harmless text."""
     control = sorted(subject.prompt_tokenizer.control_tokens)[:_MAX_CONTROL_TOKENS]
     marks = [*control, *subject.template.stop, *_MARKS.split(" ")]
     hostile = f"a {' b '.join(marks)} z"
@@ -187,6 +187,25 @@ def user_text_is_text(subject: Subject) -> None:
                 where=f"token ids, text of the {role}",
                 advice="see that the tokenizer's control tokens are added tokens marked special",
             )
+    _expect_halves_to_stay_text(subject, control)
+
+
+def _expect_halves_to_stay_text(subject: Subject, control: Sequence[str]) -> None:
+    halves = [
+        half for token in control for half in (token[: len(token) // 2], token[len(token) // 2 :])
+    ]
+    typed, harmless = (
+        write_prompt(subject.template, [_say("user", *texts, None)])
+        for texts in (halves, [_HARMLESS] * len(halves))
+    )
+    counts = [_count_control(subject, one) for one in (typed, harmless)]
+    if counts[0] != counts[1]:
+        fail(
+            expected=f"control tokens as with harmless texts: {dict(counts[1])}",
+            came=f"{dict(counts[0])}",
+            where="token ids, halves of control tokens in neighbouring parts of a message",
+            advice="pass every text on as a Text of its own; what is joined stays Text",
+        )
 
 
 def _typed(subject: Subject, role: str, text: str) -> tuple[PromptPart, ...]:

@@ -1,0 +1,149 @@
+"""Fuzz the intake of images: every input must end in an RGB image or in an error of vlcore.
+
+Deterministic by its seed; an input that ends otherwise is written to a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import random
+import sys
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+
+from PIL import Image
+
+from vlcore.errors import VlcoreError
+from vlcore.image_access import ImageAccess
+from vlcore.image_limits import FORMATS, ImageLimits
+from vlcore.media import load_image
+
+LIMITS = ImageLimits(max_pixels=1_000_000, max_bytes=1_000_000)
+ACCESS = ImageAccess(urls=False)
+MAX_SECONDS = 5.0
+WORDS = (
+    "data:",
+    "image/png",
+    ";base64,",
+    "file://",
+    "http://",
+    "//",
+    "..",
+    "%00",
+    "\0",
+    "[::1",
+    "@",
+)
+
+
+def valid_files() -> list[bytes]:
+    """Write small pictures in every format and a few modes, animations among them."""
+    files = []
+    for kind in FORMATS:
+        for mode in ("RGB", "L", "P", "RGBA", "1", "I;16"):
+            picture = Image.radial_gradient("L").resize((13, 9)).convert(mode)
+            for options in ({}, {"save_all": True, "append_images": [picture.rotate(90)]}):
+                buffer = io.BytesIO()
+                try:
+                    picture.save(buffer, kind, **options)
+                except (OSError, ValueError, KeyError):
+                    continue  # the format has no such mode
+                files.append(buffer.getvalue())
+    return files
+
+
+def mutated(data: bytes, others: list[bytes], chance: random.Random) -> bytes:
+    """Damage a file in one to four ways."""
+    found = bytearray(data)
+    for _ in range(chance.randint(1, 4)):
+        at = chance.randrange(len(found) + 1)
+        way = chance.randrange(7)
+        if way == 0:
+            del found[at:]
+        elif way == 1:
+            for _ in range(chance.randint(1, 8)):
+                if found:
+                    found[chance.randrange(len(found))] ^= 1 << chance.randrange(8)
+        elif way == 2 and found:
+            found[chance.randrange(min(64, len(found)))] = chance.choice((0, 1, 127, 128, 255))
+        elif way == 3:
+            other = chance.choice(others)
+            found[at:] = other[chance.randrange(len(other)) :]
+        elif way == 4:
+            found[at : at + 4] = chance.choice(
+                (b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\0\0")
+            )
+        elif way == 5:
+            size = chance.randint(1, 40)
+            found[at:at] = found[at : at + size] * chance.randint(1, 20)
+        else:
+            del found[at : at + chance.randint(1, 40)]
+    return bytes(found)
+
+
+def an_input(files: list[bytes], chance: random.Random) -> bytes | str:
+    """Make the next input: mostly a damaged file, else a data URL or another text."""
+    kind = chance.randrange(20)
+    if kind == 0:
+        return "".join(chance.choice(WORDS) for _ in range(chance.randint(1, 6)))
+    data = mutated(chance.choice(files), files, chance)
+    if kind == 1:
+        url = "data:image/png;base64," + base64.b64encode(data).decode()
+        return url[: chance.randint(0, len(url))] if chance.random() < 0.5 else url
+    return data
+
+
+def outcome(source: bytes | str) -> str:
+    """Say how an input ends; anything but an image or an error of vlcore is raised."""
+    started = time.monotonic()
+    try:
+        image = load_image(source, LIMITS, ACCESS)
+    except VlcoreError as error:
+        ended = type(error).__name__
+    else:
+        if image.mode != "RGB" or image.width * image.height > LIMITS.max_pixels:
+            raise AssertionError(f"came as {image.mode}, {image.size}")
+        ended = "image"
+    if (took := time.monotonic() - started) > MAX_SECONDS:
+        raise AssertionError(f"took {took:.1f} s")
+    return ended
+
+
+def fuzz(num_inputs: int, seed: int, failures: Path) -> Counter[str]:
+    """Try inputs and count how they end."""
+    files, counts = valid_files(), Counter[str]()
+    for number in range(num_inputs):
+        source = an_input(files, random.Random(f"{seed}/{number}"))
+        try:
+            counts[outcome(source)] += 1
+        except Exception as error:
+            counts[f"FAILED {type(error).__name__}"] += 1
+            failures.mkdir(parents=True, exist_ok=True)
+            data = source if isinstance(source, bytes) else source.encode()
+            (failures / f"{seed}-{number}").write_bytes(data)
+            print(f"input {number} of seed {seed}: {type(error).__name__}: {error}")
+    return counts
+
+
+def main() -> int:
+    """Fuzz as the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--inputs", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--failures", type=Path, default=Path("build/fuzz"))
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    started = time.monotonic()
+    counts = fuzz(options.inputs, options.seed, options.failures)
+    for ended, count in counts.most_common():
+        print(f"{count:8d} {ended}")
+    print(f"{sum(counts.values())} inputs in {time.monotonic() - started:.0f} s")
+    return int(any(ended.startswith("FAILED") for ended in counts))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

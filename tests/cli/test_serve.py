@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import re
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import vlcore
+from vlcore.cli import app, main
+from vlcore.errors import EngineUnavailableError, OptionError
+from vlcore.server.settings import ServerSettings
+
+ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "demo" / "tiny-llava"
+
+
+def serve(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["serve", *map(str, arguments)])
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[ServerSettings]:
+    """The settings that a server would start with."""
+    settings: list[ServerSettings] = []
+
+    def start(pipe: vlcore.Pipeline, given: ServerSettings, bound: socket.socket) -> None:
+        bound.close()
+        pipe.close()
+        settings.append(given)
+
+    monkeypatch.setattr("vlcore.server.serving.serve", start)
+    monkeypatch.setattr("logging.basicConfig", lambda **_: None)
+    return settings
+
+
+def test_options_reach_the_settings(served: list[ServerSettings]) -> None:
+    result = serve(
+        DEMO, "--device", "cpu", "--port", 0, "--api-key", "one", "--api-key", "two",
+        "--model-name", "tiny", "--allow-host", "example.org", "--allow-origin",
+        "https://example.org", "--max-requests", 3, "--max-body-mib", 5, "--deadline-s", 7,
+        "--shutdown-timeout-s", 9,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert served == [
+        ServerSettings(
+            model_name="tiny",
+            port=0,
+            api_keys=("one", "two"),
+            allowed_hosts=("example.org",),
+            allowed_origins=("https://example.org",),
+            max_requests=3,
+            max_body_bytes=5 * 1024**2,
+            deadline_s=7.0,
+            shutdown_timeout_s=9.0,
+        )
+    ]
+
+
+def test_keys_come_from_the_environment_too(
+    served: list[ServerSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLCORE_API_KEY", "two,three")
+    assert serve(DEMO, "--device", "cpu", "--port", 0, "--api-key", "one").exit_code == 0
+    assert served[0].api_keys == ("one", "two", "three")
+    assert served[0].model_name == "tiny-llava"  # says nothing of where it lies
+
+
+def test_the_defaults_are_those_of_the_settings(served: list[ServerSettings]) -> None:
+    assert serve(DEMO, "--device", "cpu", "--port", 0).exit_code == 0
+    assert served == [ServerSettings(model_name="tiny-llava", port=0)]
+
+
+def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    for name in [name for name in sys.modules if name.startswith("vlcore.server.")]:
+        monkeypatch.delitem(sys.modules, name)
+    error = serve(DEMO).exception
+    assert isinstance(error, EngineUnavailableError)
+    assert str(error) == "the server needs fastapi: pip install 'vlcore[serve]'"
+
+
+@pytest.mark.parametrize("host", ["203.0.113.1", "no.such.host.invalid", "not a host"])
+def test_a_host_that_is_not_this_machine(host: str) -> None:
+    error = serve(DEMO, "--host", host).exception
+    assert isinstance(error, OptionError)
+    assert str(error).startswith(f"{host}:23333 cannot be listened on (")
+    assert "as --host an address of this machine" in str(error)
+
+
+def test_a_port_in_use_is_told_before_the_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr("sys.argv", ["vlcore", "serve", "no-such-model", "--port", str(port)])
+        with pytest.raises(SystemExit) as left:
+            main()
+    assert left.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"error: 127.0.0.1:{port} cannot be listened on (Address already in use): choose another "
+        "--port, or 0 for one that is free, and as --host an address of this machine"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--port", 99999), "port must be in 0..65535; it is 99999"),
+        (("--max-requests", 0), "max_requests must be a positive number; it is 0"),
+        (("--api-key", "schl\xfcssel"), "an API key must be printable ASCII and not empty"),
+    ],
+)
+def test_an_option_out_of_range(options: Any, words: str) -> None:
+    assert str(serve(DEMO, *options).exception) == words
+
+
+def test_every_option_is_documented() -> None:
+    help_text = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200"}).output
+    options = set(re.findall(r"--[a-z][a-z-]+", help_text)) - {"--help"}
+    page = (ROOT / "docs" / "server.md").read_text("utf-8")
+    table = page[page.index("## Options") : page.index("## Limits")]
+    assert set(re.findall(r"--[a-z][a-z-]+", table)) == {
+        name for name in options if not name.startswith("--no-")
+    }

@@ -1,0 +1,17 @@
+"""The soak, as short as it can be."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from documents import ROOT
+
+
+def test_a_short_soak_finds_no_fault() -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "soak.py")]
+    command += ["--seconds", "3", "--clients", "4"]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert "good: 200" in finished.stdout
+    assert finished.stdout.endswith("\n0 faults\n")

@@ -1,0 +1,256 @@
+"""Hostile and broken requests over real HTTP: each its status, code and message, and no harm."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from server_client import GOOD, GOOD_ANSWER, Reply, chat, picture, post, request, send, text
+
+ASKED = text("What is this?")
+
+
+def turn(role: str, *content: Any) -> list[dict[str, Any]]:
+    return [{"role": role, "content": list(content)}]
+
+
+def image(url: Any, **options: Any) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url} | options}
+
+
+def nested(depth: int) -> bytes:
+    return b'{"model":"tiny","messages":' + b"[" * depth + b"]" * depth + b"}"
+
+
+def with_value(name: str, json_text: str) -> bytes:
+    return json.dumps(chat(ASKED)).encode()[:-1] + f', "{name}": {json_text}}}'.encode()
+
+
+JSON = [
+    ("malformed", b'{"model": "tiny",', "invalid_json", "not JSON: EOF"),
+    ("invalid utf-8", b'{"model": "\xff\xfe"}', "invalid_json", "not JSON"),
+    ("empty", b"", "invalid_json", "not JSON: EOF"),
+    ("a list", b"[]", "invalid_value", "object"),
+    ("a text", b'"hello"', "invalid_value", "object"),
+    ("null", b"null", "invalid_value", "object"),
+    ("two documents", b"{}{}", "invalid_json", "trailing"),
+    ("deep nesting", nested(100_000), "invalid_json", "recursion limit"),
+    ("some nesting", nested(50), "invalid_value", "messages.0"),
+    ("lone surrogate", with_value("user", r'"\ud800"'), "invalid_json", "hex escape"),
+    ("NaN", with_value("temperature", "NaN"), "invalid_value", "temperature"),
+    ("Infinity", with_value("top_p", "Infinity"), "invalid_value", "top_p"),
+    ("1e999", with_value("repetition_penalty", "1e999"), "invalid_value", "repetition_penalty"),
+    ("many digits", with_value("max_tokens", "9" * 5000), "invalid_json", "out of range"),
+    ("a number as text", with_value("n", '"many"'), "invalid_value", "n: "),
+    ("a truth as number", with_value("stream", "17"), "invalid_value", "stream: "),
+]
+BODIES = [
+    ("nothing", {}, "missing_parameter", "model: Field required"),
+    ("no messages", {"model": "tiny"}, "missing_parameter", "messages: Field required"),
+    ("empty messages", chat(messages=[]), "invalid_value", "messages: List should have at least 1"),
+    ("messages no list", chat(messages="Hi"), "invalid_value", "messages: "),
+    ("unknown role", chat(messages=turn("robot", ASKED)), "invalid_value", "messages.0.role: "),
+    ("no content", chat(messages=[{"role": "user"}]), "missing_parameter", "messages.0.content: "),
+    (
+        "content a number",
+        chat(messages=[{"role": "user", "content": 3}]),
+        "invalid_value",
+        "messages.0.content: a text or a list of parts is expected",
+    ),
+    (
+        "content null",
+        chat(messages=[{"role": "assistant", "content": None}]),
+        "invalid_value",
+        "messages.0.content: a text or a list of parts is expected",
+    ),
+    (
+        "unknown part",
+        chat({"type": "video_url", "video_url": {}}),
+        "invalid_value",
+        "messages.0.content.0: ",
+    ),
+    ("part without type", chat({"text": "Hi"}), "invalid_value", "messages.0.content.0: "),
+    ("text a number", chat(text(3)), "invalid_value", "messages.0.content.0.text: "),  # type: ignore[arg-type]
+    ("url a number", chat(image(3)), "invalid_value", "messages.0.content.0.image_url.url: "),
+    ("url empty", chat(image("")), "invalid_value", "messages.0.content.0.image_url.url: "),
+    (
+        "unknown detail",
+        chat(ASKED, image("data:,", detail="best")),
+        "invalid_value",
+        "messages.0.content.1.image_url.detail: ",
+    ),
+    (
+        "unknown field of a message",
+        chat(messages=[{"role": "user", "content": "Hi", "weight": 0}]),
+        "unknown_parameter",
+        "message 0 holds 'weight'",
+    ),
+    (
+        "image of the system",
+        chat(messages=[*turn("system", picture("tower.png")), *turn("user", ASKED)]),
+        "invalid_prompt",
+        "system",
+    ),
+    (
+        "image of the assistant",
+        chat(messages=[*turn("user", ASKED), *turn("assistant", picture("tower.png")),
+                       *turn("user", ASKED)]),
+        "invalid_prompt",
+        "assistant",
+    ),
+    ("wrong base64", chat(image("data:image/png;base64,!!!")), "invalid_image", "damaged base64"),
+    ("no comma", chat(image("data:image/png;base64")), "invalid_image", "data URL"),
+    ("html", chat(image("data:text/html,<p>Hi")), "invalid_image", "picture"),
+    ("svg", chat(image("data:image/svg+xml,<svg/>")), "invalid_image", "picture"),
+    ("unknown option of an image", chat(image("data:,", max_dynamic_patch=3), ASKED), None, ""),
+    ("unknown parameter", chat(ASKED, speed=9), "unknown_parameter", "speed: "),
+    ("n too large", chat(ASKED, n=9, temperature=1), "invalid_value", "at most 8 (max_answers)"),
+    ("n with temperature 0", chat(ASKED, n=2), "invalid_value", "n must be 1"),
+    ("n of 0", chat(ASKED, n=0), "invalid_value", "n: "),
+    ("max_tokens of 0", chat(ASKED, max_tokens=0), "invalid_value", "max_tokens: "),
+    ("temperature of 3", chat(ASKED, temperature=3), "invalid_value", "temperature: "),
+    ("an empty stop", chat(ASKED, stop=""), "invalid_value", "stop: "),
+    ("an empty stop among others", chat(ASKED, stop=["a", ""]), "invalid_value", "stop.1: "),
+    ("too many stops", chat(ASKED, stop=["a"] * 17), "invalid_value", "stop: "),
+    ("top_logprobs alone", chat(ASKED, top_logprobs=1), "invalid_value", "needs logprobs"),
+    (
+        "stream_options alone",
+        chat(ASKED, stream_options={"include_usage": True}),
+        "invalid_value",
+        "needs stream",
+    ),
+    ("tools", chat(ASKED, tools=[{"type": "function"}]), "invalid_value", "tools: "),
+    (
+        "a JSON answer",
+        chat(ASKED, response_format={"type": "json_object"}),
+        "invalid_value",
+        "response_format.type: ",
+    ),
+    ("a penalty", chat(ASKED, presence_penalty=1), "invalid_value", "presence_penalty: "),
+    ("too long", chat(text("word " * 2000)), "context_length_exceeded", "1024"),
+]  # fmt: skip
+
+
+def check(reply: Reply, status: int, code: str | None, words: str) -> None:
+    error = reply.json()["error"]
+    assert (reply.status, error["code"]) == (status, code or error["code"]), error
+    assert words.lower() in error["message"].lower()
+    assert set(error) == {"message", "type", "param", "code"}
+    assert len(error["message"]) < 600
+    assert reply.headers["content-type"] == "application/json"
+    assert reply.headers["x-content-type-options"] == "nosniff"
+    for internal in ("Traceback", "vlcore/", ".py", "pydantic"):
+        assert internal not in reply.body.decode()
+
+
+@pytest.fixture(autouse=True)
+def _goes_on(url: str) -> Any:
+    """After each, a good request on a connection of its own has its right answer."""
+    yield
+    reply = send(url, post(GOOD))
+    assert reply.json()["choices"][0]["message"]["content"] == GOOD_ANSWER
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "words"),
+    [pytest.param(*case, id=name) for name, *case in [*JSON, *BODIES]],
+)
+def test_a_body_that_is_no_request(url: str, body: Any, code: str | None, words: str) -> None:
+    check(send(url, post(body)), 400, code, words)
+
+
+def test_an_unknown_model(url: str) -> None:
+    for model in ("gpt-4", "../../etc/passwd", "tiny\0", "x" * 10_000):
+        check(send(url, post(GOOD | {"model": model})), 404, "model_not_found", "not served here")
+
+
+def test_text_with_nul_and_control_characters_is_text(url: str) -> None:
+    reply = send(url, post(chat(text("What\0 is\x1b[31m this\u202e?"), max_tokens=2)))
+    assert reply.status == 200
+
+
+@pytest.mark.parametrize(
+    ("raw", "status", "code"),
+    [
+        pytest.param(request("GET", "/v1/chat/completions"), 405, "method_not_allowed", id="GET"),
+        pytest.param(request("DELETE", "/v1/models"), 405, "method_not_allowed", id="DELETE"),
+        pytest.param(request("BREW", "/health"), 405, "method_not_allowed", id="unknown method"),
+        pytest.param(request("GET", "/v1/nothing"), 404, "not_found", id="unknown path"),
+        pytest.param(request("GET", "/%ff%00%2e%2e/%"), 404, "not_found", id="odd percents"),
+        pytest.param(request("GET", "/v1/models/%ff%00"), 404, "model_not_found", id="odd model"),
+        pytest.param(request("GET", "/../../etc/passwd"), 404, "not_found", id="dots"),
+        pytest.param(request("GET", "*"), 404, "not_found", id="no path"),
+        pytest.param(
+            post(GOOD, {"Content-Type": "text/plain"}), 415, "unsupported_media_type", id="text"
+        ),
+        pytest.param(post(GOOD, {"Content-Type": ""}), 415, "unsupported_media_type", id="no type"),
+        pytest.param(
+            post(GOOD, {"Content-Type": b"application/json\xff"}),
+            415,
+            "unsupported_media_type",
+            id="odd type",
+        ),
+        pytest.param(post(GOOD, {"Host": "evil.example"}), 421, "unknown_host", id="host"),
+        pytest.param(
+            request("GET", "/health", headers={"Host": "localhost.evil.example:80"}),
+            421,
+            "unknown_host",
+            id="host of a name",
+        ),
+        pytest.param(
+            request("GET", "/health", headers={"Host": b"\xff\xfe"}), 421, "unknown_host",
+            id="odd host",
+        ),
+        pytest.param(request("GET", "/health", headers={"Host": ""}), 400, "invalid_http", id="no"),
+        pytest.param(
+            post(GOOD, {"Content-Length": str(10**12)}), 413, "body_too_large", id="huge length"
+        ),
+        pytest.param(
+            post(GOOD, {"Content-Length": "\xb2"}), 400, "invalid_http", id="superscript length"
+        ),
+        pytest.param(post(GOOD, {"Content-Length": "-1"}), 400, "invalid_http", id="-1"),
+        pytest.param(
+            post(GOOD, {"Content-Length": "5\r\nContent-Length: 7"}),
+            400,
+            "invalid_http",
+            id="two lengths",
+        ),
+        pytest.param(
+            post(b"0\r\n\r\nGET /health HTTP/1.1\r\n\r\n", {"Transfer-Encoding": "chunked, gzip"}),
+            400,
+            "invalid_http",
+            id="two encodings",
+        ),
+        pytest.param(
+            post(b"ZZ\r\nhello\r\n", {"Content-Length": "", "Transfer-Encoding": "chunked"}),
+            400,
+            "invalid_http",
+            id="damaged chunks",
+        ),
+        pytest.param(
+            request("GET", "/health", headers={"X-Flood": "x" * 100_000}), 431, "head_too_large",
+            id="long header",
+        ),
+        pytest.param(
+            request("GET", "/health", headers={f"X-{i}": "flood" for i in range(10_000)}),
+            431,
+            "head_too_large",
+            id="many headers",
+        ),
+        pytest.param(request("GET", "/" + "a" * 100_000), 431, "head_too_large", id="long path"),
+        pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400, "invalid_http", id="TLS"),
+        pytest.param(b"SSH-2.0-OpenSSH_9.2\r\n\r\n", 400, "invalid_http", id="ssh"),
+    ],
+)  # fmt: skip
+def test_http_that_is_no_request(url: str, raw: bytes, status: int, code: str) -> None:
+    check(send(url, raw), status, code, "")
+
+
+def test_a_length_beside_chunks_is_not_believed(url: str) -> None:
+    """The second request that a proxy would not see is none of ours either."""
+    body = b"5\r\nhello\r\n0\r\n\r\nGET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    raw = post(body, {"Content-Length": "5", "Transfer-Encoding": "chunked", "Connection": ""})
+    reply = send(url, raw)
+    check(reply, 400, None, "")
+    assert reply.body.count(b"HTTP/1.1") == 0
