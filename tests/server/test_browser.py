@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ from vlcore.response import Response
 PICTURES = DEMO / "images"
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 COLOUR = "What colour is the circle?"
-PLACE = "Is the circle to the left or to the right of the square?"
+_REFUSED = re.compile(r"Failed to load resource: the server responded with a status of 4\d\d ")
+DESCRIBE = "Describe the picture."
+DESCRIPTION = "a large red circle and a small blue square"
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,10 @@ def browser() -> Iterator[Browser]:
 
 @contextmanager
 def visiting(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
-    """Open the page; no error is logged there, and no request leaves the server."""
+    """Open the page; it logs nothing, and no request leaves the server.
+
+    Of a refused request the browser itself logs that it was refused.
+    """
     with browser.new_context(**options) as context:
         page = context.new_page()
         page.set_default_timeout(10_000)
@@ -47,7 +52,7 @@ def visiting(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
         page.goto(url)
         expect(page.locator("#model")).to_have_text("tiny")
         yield page
-        assert not faults
+        assert not [fault for fault in faults if not _REFUSED.match(fault)]
         assert asked
         strangers = [link for link in asked if not link.startswith((f"{url}/", "data:"))]
         assert not strangers
@@ -87,17 +92,17 @@ def keep(page: Page, name: str) -> None:
 def test_a_picture_is_dropped_and_asked_about_twice(page: Page) -> None:
     give(page, "drop", PICTURES / "circle_and_square.png")
     expect(page.locator("#tray img")).to_have_count(1)
-    ask(page, COLOUR)
+    ask(page, DESCRIBE)
     answers = page.locator(".answer")
-    expect(answers.locator(".text")).to_have_text("The circle is red.")
+    expect(answers.locator(".text")).to_have_text(DESCRIPTION)
     expect(answers.locator(".times")).to_have_text(
         re.compile(r"^\d+ tokens · [\d.]+ tokens/s · first token after \d+ ms$")
     )
     expect(page.locator("#tray img")).to_have_count(0)
     expect(page.locator(".question img")).to_have_count(1)
-    ask(page, PLACE)
-    expect(answers.nth(1).locator(".text")).to_have_text("The circle is to the left of the square.")
-    expect(answers.nth(1).locator(".times")).to_contain_text("tokens/s")
+    ask(page, COLOUR)
+    expect(answers.nth(1).locator(".text")).to_have_text("red")
+    expect(answers.nth(1).locator(".times")).to_contain_text("first token after")
     keep(page, "conversation")
     page.get_by_role("button", name="New conversation").click()
     expect(answers).to_have_count(0)
@@ -115,18 +120,18 @@ def test_pieces_are_seen_as_they_come(page: Page, slow_engine: None) -> None:
           }).observe(document.body, { subtree: true, childList: true, characterData: true });
         }"""
     )
-    ask(page, COLOUR)
+    ask(page, DESCRIBE)
     expect(page.locator(".answer .times")).to_contain_text("tokens")
     seen = page.evaluate("window.seen")
     assert len(seen) > 2
-    assert all(later.startswith(earlier) for earlier, later in pairwise(seen))
-    assert seen[-1] == "The circle is red."
+    assert all(later.startswith(earlier) for earlier, later in zip(seen, seen[1:], strict=False))
+    assert seen[-1] == DESCRIPTION
 
 
 @pytest.mark.parametrize("way", ["button", "key"])
 def test_stopping_frees_the_request(page: Page, url: str, slow_engine: None, way: str) -> None:
     give(page, "drop", PICTURES / "circle_and_square.png")
-    ask(page, PLACE)
+    ask(page, DESCRIBE)
     expect(page.locator(".answer .text")).not_to_be_empty()
     assert count_active(url) == 1
     if way == "button":
@@ -137,8 +142,8 @@ def test_stopping_frees_the_request(page: Page, url: str, slow_engine: None, way
     expect(page.get_by_role("button", name="Send")).to_be_visible()
     text = page.locator(".answer .text").text_content() or ""
     assert text
-    assert "The circle is to the left of the square.".startswith(text)
-    assert text != "The circle is to the left of the square."
+    assert DESCRIPTION.startswith(text)
+    assert text != DESCRIPTION
     until = time.monotonic() + 5
     while count_active(url):
         assert time.monotonic() < until, "the server still answers"
@@ -154,7 +159,7 @@ def test_pictures_are_pasted_kept_in_order_and_removed(page: Page) -> None:
     page.get_by_role("button", name="Remove tower.png").click()
     page.get_by_role("button", name="Remove triangle.png").click()
     ask(page, COLOUR)
-    expect(page.locator(".answer .text")).to_have_text("The circle is red.")
+    expect(page.locator(".answer .text")).to_have_text("red")
 
 
 def test_files_are_chosen_and_others_refused(page: Page) -> None:
@@ -185,7 +190,7 @@ def test_an_error_is_shown_in_place_and_the_question_kept(page: Page, tmp_path: 
     page.get_by_role("button", name="Remove broken.png").click()
     give(page, "drop", PICTURES / "circle_and_square.png")
     page.get_by_label("Your question").press("Enter")
-    expect(page.locator(".answer .text").nth(1)).to_have_text("The circle is red.")
+    expect(page.locator(".answer .text").nth(1)).to_have_text("red")
 
 
 def test_an_answer_with_html_stays_text(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +214,7 @@ def test_what_is_copied_runs(page: Page, url: str) -> None:
     page.get_by_role("button", name="Settings").click()
     page.get_by_label("System message").fill(system)
     give(page, "drop", PICTURES / "circle_and_square.png")
-    ask(page, COLOUR)
+    ask(page, DESCRIBE)
     expect(page.locator(".answer .times")).to_contain_text("tokens")
     expected = page.locator(".answer .text").text_content()
     copied = {}
@@ -220,17 +225,14 @@ def test_what_is_copied_runs(page: Page, url: str) -> None:
         expect(page.get_by_role("button", name="Copied")).to_be_visible()
         copied[name] = page.evaluate("navigator.clipboard.readText()")
         page.get_by_role("button", name="Close").click()
-    bash = ["bash", "-c", copied["as curl"].replace("curl ", "cat; : ", 1)]
-    ran = subprocess.run(bash, capture_output=True, text=True, check=True)
-    assert '"content": ' in ran.stdout
-    answer = httpx2.post(
-        f"{url}/v1/chat/completions",
-        content=ran.stdout.encode(),
-        headers={"Content-Type": "application/json"},
+    ran = subprocess.run(
+        ["bash", "-c", copied["as curl"]], capture_output=True, text=True, check=True
     )
-    pieces = re.findall(r'"content":"([^"]*)"', answer.text)
-    assert "".join(pieces) == expected
-    assert system in __import__("json").loads(ran.stdout)["messages"][0]["content"]
+    events = re.findall(r"^data: (\{.*\})$", ran.stdout, re.MULTILINE)
+    choices = [choice for event in events for choice in json.loads(event)["choices"]]
+    assert "".join(choice["delta"].get("content", "") for choice in choices) == expected
+    sent = json.loads(copied["as curl"].split("<<'JSON'\n")[1].rpartition("JSON")[0])
+    assert sent["messages"][0] == {"role": "system", "content": system}
     ran = subprocess.run(
         [sys.executable, "-"], input=copied["as Python"], capture_output=True, text=True, check=True
     )
@@ -273,7 +275,7 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(browser: Browser) -> None:
                 page.get_by_role("button", name="Go on").click()
             expect(page.locator("#model")).to_have_text("tiny")
             ask(page, "How many objects are there?")
-            expect(page.locator(".answer .times")).to_contain_text("tokens")
+            expect(page.locator(".answer .times")).to_contain_text("token")
             assert page.evaluate("localStorage.length") == 0
             page.get_by_role("button", name="as curl").click()
             expect(page.locator("#code")).to_contain_text("Bearer $VLCORE_API_KEY")
@@ -293,6 +295,6 @@ def test_it_fits_a_phone(browser: Browser, url: str, scheme: Any) -> None:
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
         page.get_by_role("button", name="Settings").click()
         ask(page, COLOUR)
-        expect(page.locator(".answer .text")).to_have_text("The circle is red.")
+        expect(page.locator(".answer .text")).to_have_text("red")
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
         keep(page, f"phone_{scheme}")

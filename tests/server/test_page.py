@@ -71,5 +71,6 @@ def test_nothing_else_is_served(url: str, name: str) -> None:
 
 
 def test_the_page_is_no_part_of_the_api(url: str) -> None:
-    paths = httpx2.get(f"{url}/openapi.json").json()["paths"]
-    assert not [path for path in paths if "page" in path]
+    assert not [
+        path for path in httpx2.get(f"{url}/openapi.json").json()["paths"] if "page" in path
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from types import FrameType
 
@@ -14,6 +15,8 @@ from vlcore.server.admission import Admission
 from vlcore.server.app import create_app
 from vlcore.server.protocol import TimedProtocol
 from vlcore.server.settings import ServerSettings
+
+logger = logging.getLogger(__name__)
 
 
 class Server(uvicorn.Server):
@@ -92,6 +95,9 @@ def serve(pipeline: Pipeline, settings: ServerSettings, bound: socket.socket) ->
         bound: the socket of ``bind``.
     """
     server = Server(pipeline, settings)
+    host, port = bound.getsockname()[:2]
+    name = f"[{host}]" if ":" in host else host
+    logger.info("%s is served at http://%s:%d", settings.model_name, name, port)
     asyncio.run(server.serve([bound]))
 
 
