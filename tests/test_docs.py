@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 from types import ModuleType
 
+import httpx2
 import pytest
 from checkpoints import write_llava, write_yi
 from documents import ROOT, Block, blocks_of, commands_of, write_files
@@ -50,6 +51,9 @@ def test_every_command_runs(command: str, tmp_path: Path, monkeypatch: pytest.Mo
         command = command.replace(f"{option} ", f"{option} {tmp_path}/")
     command = command.replace(".venv/bin/python", sys.executable)
     program, *arguments = shlex.split(command)
+    if arguments[:1] == ["serve"]:
+        see_it_served([sys.executable, "-m", "vlcore", *arguments, "--port", "0"])
+        return
     if program == ".venv/bin/vlcore":
         result = CliRunner().invoke(app, arguments, catch_exceptions=False)
         assert result.exit_code == 0, result.output
@@ -60,6 +64,25 @@ def test_every_command_runs(command: str, tmp_path: Path, monkeypatch: pytest.Mo
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+
+
+def see_it_served(command: list[str]) -> None:
+    """Start a server, ask whether it is ready, and stop it."""
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        log = []
+        for line in process.stderr:
+            log.append(line)
+            if found := re.search(r"is served at (http://\S+)", line):
+                break
+        else:
+            pytest.fail("".join(log))
+        transport = httpx2.HTTPTransport(retries=5)
+        with httpx2.Client(transport=transport) as client:
+            assert client.get(f"{found[1]}/ready").json() == {"status": "ready"}
+        process.terminate()
+        process.stderr.read()
+        assert process.wait(30) == 0
 
 
 def test_the_readme_shows_the_two_commands() -> None:
