@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def test_pieces_are_seen_as_they_come(page: Page, slow_engine: None) -> None:
     expect(page.locator(".answer .times")).to_contain_text("tokens")
     seen = page.evaluate("window.seen")
     assert len(seen) > 2
-    assert all(later.startswith(earlier) for earlier, later in zip(seen, seen[1:], strict=False))
+    assert all(later.startswith(earlier) for earlier, later in pairwise(seen))
     assert seen[-1] == DESCRIPTION
 
 
