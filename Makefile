@@ -36,9 +36,10 @@ demo: $(READY)  ## answer questions about the pictures in demo/images
 	@$(BIN)/python demo/run.py
 
 browser:  ## install the browser of Debian that the tests of the page need, where there is none
-	@command -v chromium chromium-browser google-chrome google-chrome-stable >/dev/null || { \
+	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
+		! command -v $$name || exit 0; done; \
 		root=$$(test "$$(id -u)" = 0 || echo sudo); \
-		$$root apt-get update && $$root apt-get install --yes --no-install-recommends chromium; }
+		$$root apt-get update && $$root apt-get install --yes --no-install-recommends chromium
 
 test: $(READY)  ## run every test
 	$(BIN)/python -m pytest
