@@ -13,7 +13,7 @@ TURBOMIND := .venv-turbomind
 TURBOMIND_LISTS := constraints-turbomind.txt tests/turbomind/requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help check-python setup demo test soak test-turbomind test-cuda lint format fuzz bench bench-lmdeploy \
+.PHONY: help check-python setup demo browser test soak test-turbomind test-cuda lint format fuzz bench bench-lmdeploy \
 	train-demo evaluate-demo docs build wheels-check clean
 
 help:  ## list the commands
@@ -34,6 +34,12 @@ $(READY): $(DEFINED_BY) | check-python
 
 demo: $(READY)  ## answer questions about the pictures in demo/images
 	@$(BIN)/python demo/run.py
+
+browser:  ## install the browser of Debian that the tests of the page need, where there is none
+	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
+		! command -v $$name || exit 0; done; \
+		root=$$(test "$$(id -u)" = 0 || echo sudo); \
+		$$root apt-get update && $$root apt-get install --yes --no-install-recommends chromium
 
 test: $(READY)  ## run every test
 	$(BIN)/python -m pytest

@@ -25,7 +25,7 @@ from vlcore.response import Response
 PICTURES = DEMO / "images"
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 COLOUR = "What colour is the circle?"
-_REFUSED = re.compile(r"Failed to load resource: the server responded with a status of 4\d\d ")
+_REFUSED = re.compile(r"Failed to load resource: the server responded with a status of 400 ")
 DESCRIBE = "Describe the picture."
 DESCRIPTION = "a large red circle and a small blue square"
 
