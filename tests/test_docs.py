@@ -77,12 +77,13 @@ def see_it_served(command: list[str]) -> None:
                 break
         else:
             pytest.fail("".join(log))
-        transport = httpx2.HTTPTransport(retries=5)
-        with httpx2.Client(transport=transport) as client:
-            assert client.get(f"{found[1]}/ready").json() == {"status": "ready"}
-        process.terminate()
-        process.stderr.read()
-        assert process.wait(30) == 0
+        try:
+            assert httpx2.get(f"{found[1]}/ready").json() == {"status": "ready"}
+            process.terminate()
+            process.stderr.read()
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
 
 
 def test_the_readme_shows_the_two_commands() -> None:

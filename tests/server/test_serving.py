@@ -62,15 +62,18 @@ def test_the_command_stops_cleanly_and_at_once_when_told_twice() -> None:
             for line in process.stderr
             if (found := re.search(r"http://127\.0\.0\.1:(\d+)", line))
         )
-        with connect_to(port) as connection:
-            connection.sendall(post(ask(stream=True, **LONG)))
-            read_until(connection, b"data: ")
-            process.send_signal(signal.SIGTERM)
-            time.sleep(0.5)
-            assert process.poll() is None
-            process.send_signal(signal.SIGTERM)
-            log = process.stderr.read()
-            assert process.wait(10) == 0, log
+        try:
+            with connect_to(port) as connection:
+                connection.sendall(post(ask(stream=True, **LONG)))
+                read_until(connection, b"data: ")
+                process.send_signal(signal.SIGTERM)
+                time.sleep(0.5)
+                assert process.poll() is None
+                process.send_signal(signal.SIGTERM)
+                log = process.stderr.read()
+                assert process.wait(10) == 0, log
+        finally:
+            process.kill()
     assert "Traceback" not in log
 
 

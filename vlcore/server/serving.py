@@ -18,6 +18,9 @@ from vlcore.server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 
+_BACKLOG = 2048
+"""Connections that wait to be taken."""
+
 
 class Server(uvicorn.Server):
     """A server of one model.
@@ -97,6 +100,7 @@ def serve(pipeline: Pipeline, settings: ServerSettings, bound: socket.socket) ->
     server = Server(pipeline, settings)
     host, port = bound.getsockname()[:2]
     name = f"[{host}]" if ":" in host else host
+    bound.listen(_BACKLOG)  # who reads the line can connect
     logger.info("%s is served at http://%s:%d", settings.model_name, name, port)
     asyncio.run(server.serve([bound]))
 
