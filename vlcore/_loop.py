@@ -6,20 +6,12 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import aclosing, suppress
-from enum import Enum
 from types import AsyncGeneratorType
 from typing import Any, TypeVar
 
 from vlcore.errors import EngineClosedError
 
 _T = TypeVar("_T")
-
-
-class _End(Enum):
-    END = "no more items"
-
-
 _CLOSED = "the pipeline was closed: make a new one"
 
 
@@ -91,42 +83,6 @@ class LoopThread:
         finally:
             if not self._closed:
                 await self.wait(_close(generator))
-
-    async def aread_ahead(self, generator: AsyncGenerator[_T]) -> AsyncGenerator[_T]:
-        """Iterate like :meth:`aiterate`, but do not hold the generator up between two items.
-
-        Each item then takes one change of threads instead of two.
-        """
-        asking = asyncio.get_running_loop()
-        arrived: asyncio.Queue[_T | _End] = asyncio.Queue()
-
-        def tell(item: _T | _End) -> None:
-            with suppress(RuntimeError):  # the asking loop is gone, and with it who waits
-                asking.call_soon_threadsafe(arrived.put_nowait, item)
-
-        async def read() -> None:
-            async with aclosing(generator):
-                async for item in generator:
-                    tell(item)
-
-        async def start() -> asyncio.Task[None]:
-            task = asyncio.create_task(read())
-            task.add_done_callback(lambda _: tell(_End.END))
-            return task
-
-        reading = await self.wait(start())
-        item: _T | _End | None = None
-        try:
-            while not isinstance(item := await arrived.get(), _End):
-                yield item
-            if reading.cancelled():
-                raise EngineClosedError(_CLOSED)
-            reading.result()
-        finally:
-            if not isinstance(item, _End):
-                self.call_soon(reading.cancel)
-                while not (self._closed or isinstance(await arrived.get(), _End)):
-                    pass
 
     def submit(self, coroutine: Coroutine[Any, Any, _T]) -> Future[_T]:
         """Start a coroutine and do not wait.

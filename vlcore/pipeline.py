@@ -155,7 +155,7 @@ class Pipeline:
         """Iterate asynchronously over what :meth:`stream_infer` gives."""
         self._check_open()
         config = as_generation_config(gen_config)
-        return self._akeep(self._loop.aread_ahead(self._road.stream(prompts, config)))
+        return self._akeep(self._loop.aiterate(self._road.stream(prompts, config)))
 
     async def achat(
         self,
