@@ -37,21 +37,21 @@ def running(pipe: vlcore.Pipeline, **settings: Any) -> Iterator[Server]:
         assert not thread.is_alive(), "the server did not stop"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     """The demo model, which answers questions about pictures."""
     with running(vlcore.pipeline(DEMO / "tiny-llava", device="cpu", dtype="float32")) as server:
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def url(server: Server) -> str:
     """Where it is served."""
     host, port = server.address
     return f"http://{host}:{port}"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def keyed_url() -> Iterator[str]:
     """Where the demo model is served to those who have a key: ``first`` or ``second``."""
     pipe = vlcore.pipeline(DEMO / "tiny-llava", device="cpu", dtype="float32")
