@@ -86,6 +86,35 @@ def test_generators_are_iterated_from_another_loop(loop: LoopThread) -> None:
     assert numbers.threads == {"test-loop"}
 
 
+def test_what_is_asked_on_the_loop_itself_comes_without_a_change_of_threads(
+    loop: LoopThread,
+) -> None:
+    numbers = Numbers()
+    turns: list[str] = []
+
+    async def body() -> list[int]:
+        asyncio.get_running_loop().call_soon(turns.append, "another task")
+        assert await loop.wait(name_of_thread()) == "test-loop"
+        turns.append("awaited")  # at once: no task of its own was waited for
+        return [number async for number in loop.aiterate(numbers.count(4))]
+
+    assert loop.run(body()) == [0, 1, 2, 3]
+    assert turns == ["awaited", "another task"]
+    assert numbers.closed.is_set()
+
+
+def test_leaving_an_iteration_on_the_loop_itself_closes_the_generator(loop: LoopThread) -> None:
+    numbers = Numbers()
+
+    async def body() -> None:
+        iterator = loop.aiterate(numbers.count(9))
+        assert await anext(iterator) == 0
+        await iterator.aclose()
+        assert numbers.closed.is_set()
+
+    loop.run(body())
+
+
 def test_exceptions_of_generators_travel(loop: LoopThread) -> None:
     seen: list[int] = []
     with pytest.raises(KeyError, match="at the end"):

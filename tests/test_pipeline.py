@@ -487,6 +487,18 @@ def test_the_asynchronous_twins_give_the_same(pipe: Pipeline) -> None:
     asyncio.run(body())
 
 
+def test_a_coroutine_on_the_loop_of_the_pipeline_may_use_all_of_it(pipe: Pipeline) -> None:
+    expected = pipe(("hello", RED), SHORT)
+
+    async def body() -> str:
+        assert await pipe.ainfer(("hello", RED), SHORT) == expected
+        pieces = [piece async for piece in pipe.astream_infer(("hello", RED), SHORT)]
+        assert join(pieces) == (expected.text, expected.token_ids)
+        return threading.current_thread().name
+
+    assert pipe.run(body()) == "vlcore-pipeline"
+
+
 def test_requests_of_many_callers_run_beside_each_other(pipe: Pipeline) -> None:
     expected = [pipe((f"question {i}", RED), SHORT).text for i in range(6)]
 
@@ -535,6 +547,8 @@ def test_a_closed_pipeline_leaves_no_thread_and_refuses_work(checkpoint: Path) -
     for call in (pipe, pipe.stream_infer, pipe.chat):
         with pytest.raises(EngineClosedError, match="pipeline was closed"):
             call("a")
+    with pytest.raises(EngineClosedError, match="pipeline was closed"):
+        pipe.run(pipe.aclose())
     asyncio.run(body())
 
 

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import aclosing
 from types import AsyncGeneratorType
 from typing import Any, TypeVar
 
@@ -48,6 +49,8 @@ class LoopThread:
         Raises:
             EngineClosedError: the loop was closed, before or meanwhile.
         """
+        if self._runs_here():
+            return await coroutine
         future = self.submit(coroutine)
         try:
             return await asyncio.wrap_future(future)
@@ -73,7 +76,12 @@ class LoopThread:
                 self.run(_close(generator))
 
     async def aiterate(self, generator: AsyncGenerator[_T]) -> AsyncGenerator[_T]:
-        """Iterate an asynchronous generator from another loop; leaving closes it."""
+        """Iterate an asynchronous generator from any loop; leaving closes it."""
+        if self._runs_here():
+            async with aclosing(generator):
+                async for item in generator:
+                    yield item
+            return
         try:
             while True:
                 try:
@@ -114,6 +122,9 @@ class LoopThread:
         self._thread.join()
         self._executor.shutdown()
         self._loop.close()
+
+    def _runs_here(self) -> bool:
+        return asyncio.get_running_loop() is self._loop
 
     async def _finish(self) -> None:
         while others := asyncio.all_tasks() - {asyncio.current_task()}:

@@ -6,12 +6,19 @@ import asyncio
 import atexit
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Coroutine,
+    Generator,
+    Mapping,
+    Sequence,
+)
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import torch
 
@@ -31,6 +38,8 @@ from vlcore.response import Response, Session
 from vlcore.road import Road
 from vlcore.spreading import DeviceMap, MaxMemory
 from vlcore.template import ChatTemplate
+
+_T = TypeVar("_T")
 
 
 class Pipeline:
@@ -178,6 +187,17 @@ class Pipeline:
         self._check_open()
         config = as_generation_config(gen_config)
         return self._akeep(self._loop.aiterate(self._road.stream_chat(prompt, session, config)))
+
+    def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
+        """Run a coroutine on the pipeline's own event loop, and wait for its end.
+
+        What it awaits and iterates of this pipeline comes without a change of threads, which
+        spares a server of many streams most of its time. It must not block, or every caller waits.
+
+        Raises:
+            EngineClosedError: the pipeline was closed, before or meanwhile.
+        """
+        return self._loop.run(coroutine)
 
     async def aclose(self) -> None:
         """Close without blocking the caller's event loop."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ def running(pipe: vlcore.Pipeline, **settings: Any) -> Iterator[Server]:
     """Serve a pipeline, which is closed with the server."""
     options: dict[str, Any] = {"model_name": "tiny", "port": 0} | settings
     server = Server(pipe, ServerSettings(**options))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve()), name="server")
+    thread = threading.Thread(target=lambda: pipe.run(server.serve()), name="server")
     thread.start()
     try:
         while not server.started:
@@ -35,6 +34,7 @@ def running(pipe: vlcore.Pipeline, **settings: Any) -> Iterator[Server]:
         server.stop()
         thread.join(60)
         assert not thread.is_alive(), "the server did not stop"
+        pipe.close()
 
 
 @pytest.fixture(scope="module")

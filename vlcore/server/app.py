@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -31,23 +29,17 @@ def create_app(
     """Make the application that serves a model.
 
     Args:
-        pipeline: the model; closed when the application ends.
+        pipeline: the model.
         settings: how it is served.
         admission: counts the requests; whoever stops the server tells it.
     """
     admission = Admission(settings.max_requests) if admission is None else admission
     metrics = Metrics(pipeline.encoder_stats, lambda: admission.num_requests)
 
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        await pipeline.aclose()
-
     app = FastAPI(
         title="vlcore",
         summary=f"OpenAI's chat API for {settings.model_name}.",
         version=_version.__version__,
-        lifespan=lifespan,
         docs_url=None,  # both load scripts from elsewhere
         redoc_url=None,
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
@@ -20,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 _BACKLOG = 2048
 """Connections that wait to be taken."""
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Server(uvicorn.Server):
@@ -29,7 +32,7 @@ class Server(uvicorn.Server):
     are refused, and ``/ready`` says so. A second one ends it at once.
 
     Args:
-        pipeline: the model; closed at the end.
+        pipeline: the model, on whose loop ``serve`` runs best.
         settings: how it is served.
     """
 
@@ -50,7 +53,7 @@ class Server(uvicorn.Server):
                 port=settings.port,
                 http=protocol,
                 ws="none",
-                lifespan="on",
+                lifespan="off",
                 access_log=False,
                 server_header=False,
                 headers=[("x-content-type-options", "nosniff")],
@@ -77,12 +80,6 @@ class Server(uvicorn.Server):
         self.force_exit = self.should_exit
         self.stop()
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close the model too where a second signal came, which ends what waits for it."""
-        await super().shutdown(sockets)
-        if self.force_exit:
-            await self.lifespan.shutdown()
-
     def stop(self) -> None:
         """Stop as a signal does."""
         self._admission.is_stopping = True
@@ -102,7 +99,19 @@ def serve(pipeline: Pipeline, settings: ServerSettings, bound: socket.socket) ->
     name = f"[{host}]" if ":" in host else host
     bound.listen(_BACKLOG)  # who reads the line can connect
     logger.info("%s is served at http://%s:%d", settings.model_name, name, port)
-    asyncio.run(server.serve([bound]))
+    with _told_by_signals(server), pipeline:
+        pipeline.run(server.serve([bound]))
+
+
+@contextmanager
+def _told_by_signals(server: Server) -> Iterator[None]:
+    """Let signals stop the server; they come to the main thread, and it runs in another."""
+    before = {kind: signal.signal(kind, server.handle_exit) for kind in _SIGNALS}
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
 
 
 def bind(settings: ServerSettings) -> socket.socket:
