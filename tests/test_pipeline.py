@@ -5,6 +5,8 @@ import base64
 import gc
 import io
 import json
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -550,6 +552,22 @@ def test_a_closed_pipeline_leaves_no_thread_and_refuses_work(checkpoint: Path) -
     with pytest.raises(EngineClosedError, match="pipeline was closed"):
         pipe.run(pipe.aclose())
     asyncio.run(body())
+
+
+@pytest.mark.parametrize("end", ["", "next(pipe.stream_infer('a', {'max_new_tokens': 400}))"])
+def test_a_script_that_does_not_close_its_pipeline_ends_quietly(checkpoint: Path, end: str) -> None:
+    script = f"""
+import vlcore
+from PIL import Image
+
+pipe = vlcore.pipeline({str(checkpoint)!r}, device="cpu")
+pipe(("hello", Image.new("RGB", (40, 40))), {{"max_new_tokens": 2}})
+{end}
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert "Exception" not in ended.stderr
 
 
 def test_an_asynchronous_context_closes_too(checkpoint: Path) -> None:

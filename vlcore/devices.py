@@ -89,7 +89,7 @@ class Devices:
             await asyncio.gather(*hanging, return_exceptions=True)
         for device in self._devices:
             left = max(0.0, deadline - time.monotonic())
-            await asyncio.to_thread(device.threads.stop, left)
+            await device.threads.stop(left)
 
     def _hand_out(self) -> None:
         self._is_due = False

@@ -199,7 +199,7 @@ class ImagePreparation:
         """Refuse what waits, let what runs finish, and free the threads; leave one that hangs."""
         self.refuse()
         self._fetchers.shutdown(wait=False)
-        if not await asyncio.to_thread(self._pool.stop, timeout_s):
+        if not await self._pool.stop(timeout_s):
             logger.error(
                 "%s.preprocess did not finish in %g s: its thread is left behind",
                 type(self._model).__name__,
