@@ -41,8 +41,8 @@ browser:  ## install the browser of Debian that the tests of the page need, wher
 		root=$$(test "$$(id -u)" = 0 || echo sudo); \
 		$$root apt-get update && $$root apt-get install --yes --no-install-recommends chromium
 
-test: $(READY)  ## run every test
-	$(BIN)/python -m pytest
+test: $(READY)  ## run every test, as many modules at a time as there are cores, up to four
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 SECONDS := 60
 soak: $(READY)  ## load a real server well and badly and watch it (make soak SECONDS=600)

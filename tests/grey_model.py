@@ -62,6 +62,10 @@ class GatedModel(FakeModel):
         assert await asyncio.to_thread(self.entered.acquire, timeout=TIMEOUT_S)
 
 
+def vlcore_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("vlcore-")}
+
+
 def run(body: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(asyncio.wait_for(body(), TIMEOUT_S))
 

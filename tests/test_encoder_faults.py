@@ -6,7 +6,6 @@ import asyncio
 import gc
 import io
 import random
-import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Sequence
@@ -15,7 +14,17 @@ from typing import Any
 
 import pytest
 import torch
-from grey_model import POISON, FakeModel, GatedModel, image, outcome, run, values, waiting
+from grey_model import (
+    POISON,
+    FakeModel,
+    GatedModel,
+    image,
+    outcome,
+    run,
+    values,
+    vlcore_threads,
+    waiting,
+)
 from PIL import Image
 
 from vlcore.encoder import ImageEncoder
@@ -26,7 +35,7 @@ from vlcore.vision import ImageInputs, VisionModel
 @asynccontextmanager
 async def clean_encoder(model: VisionModel, **options: Any) -> AsyncIterator[ImageEncoder]:
     """An encoder that must still work afterwards, and leave nothing behind."""
-    tasks = asyncio.all_tasks()
+    tasks, threads = asyncio.all_tasks(), vlcore_threads()
     encoder = ImageEncoder(model, **options)
     try:
         yield encoder
@@ -36,7 +45,7 @@ async def clean_encoder(model: VisionModel, **options: Any) -> AsyncIterator[Ima
         await encoder.close()
     assert_empty(encoder)
     assert asyncio.all_tasks() == tasks
-    assert not [t for t in threading.enumerate() if t.name.startswith("vlcore-")]
+    assert vlcore_threads() <= threads
 
 
 async def settled(encoder: ImageEncoder) -> None:
@@ -249,7 +258,7 @@ def test_a_batch_on_the_device_is_kept_for_later_requests() -> None:
 
 def test_closing_during_load() -> None:
     async def body() -> None:
-        others = asyncio.all_tasks()
+        others, threads = asyncio.all_tasks(), vlcore_threads()
         encoder = ImageEncoder(FakeModel())
         tasks = [
             asyncio.create_task(outcome(encoder.encode([image(n % 90), image(n % 7)])))
@@ -263,7 +272,7 @@ def test_closing_during_load() -> None:
             assert result == expected or isinstance(result, EngineClosedError)
         assert isinstance(outcomes[-1], EngineClosedError)
         assert_empty(encoder)
-        assert not [t for t in threading.enumerate() if t.name.startswith("vlcore-")]
+        assert vlcore_threads() <= threads
         assert asyncio.all_tasks() == others
 
     run(body)
