@@ -30,21 +30,22 @@ class Hostile:
     claimed_length: int | None = None
 
 
-def hostile_requests(model: str, png: bytes) -> dict[str, Hostile]:
+def hostile_requests(model: str, png: bytes, traps: Mapping[str, str]) -> dict[str, Hostile]:
     """Make one of each kind.
 
     Args:
         model: its name.
         png: a good picture.
+        traps: URLs that may be asked and have no picture, by kind.
     """
 
     def ask(content: Any, **more: Any) -> bytes:
         messages = [{"role": "user", "content": content}]
         return json.dumps({"model": model, "messages": messages, "max_tokens": 4} | more).encode()
 
-    def see(url: str) -> Hostile:
+    def see(url: str, *, times: int = 1) -> Hostile:
         image = {"type": "image_url", "image_url": {"url": url}}
-        return Hostile(ask([image, {"type": "text", "text": "What is it?"}]))
+        return Hostile(ask([image] * times + [{"type": "text", "text": "What is it?"}]))
 
     good = ask("Hello")
     kinds = {
@@ -59,6 +60,8 @@ def hostile_requests(model: str, png: bytes) -> dict[str, Hostile]:
             frozenset({404}),
         ),
         "unknown parameter": Hostile(ask("Hello", chat_template="{{ 7 * 7 }}")),
+        "arguments of a template": Hostile(ask("Hello", chat_template_kwargs={"tools": [1]})),
+        "lone surrogate": Hostile(ask("Hello \ud800")),
         "out of range": Hostile(ask("Hello", temperature=-1)),
         "too long a prompt": Hostile(ask("word " * 20_000)),
         "wrong base64": see("data:image/png;base64,%%%"),
@@ -66,6 +69,13 @@ def hostile_requests(model: str, png: bytes) -> dict[str, Hostile]:
         "data URL of text": see("data:text/html;base64," + base64.b64encode(b"<p>").decode()),
         "truncated picture": see(_data(png[: len(png) // 2])),
         "decompression bomb": see(_data(_empty_png(30_000, 30_000))),
+        "too many pictures": see(_data(png), times=17),
+        "too many decoded bytes": see(_data(_empty_png(2000, 2000)), times=16),
+        "picture for the assistant": Hostile(
+            ask([])
+            .replace(b'"user"', b'"assistant"')
+            .replace(b"[]", b'[{"type": "image_url", "image_url": {"url": "data:,"}}]')
+        ),
         "huge aspect": see(_data(_empty_png(60_000, 1))),
         "file URL": see("file:///etc/passwd"),
         "path": see("/etc/passwd"),
@@ -83,7 +93,7 @@ def hostile_requests(model: str, png: bytes) -> dict[str, Hostile]:
         ("loopback in IPv6", "http://[::ffff:127.0.0.1]:1/a.png"),
     ):
         kinds[name] = see(address)
-    return kinds
+    return kinds | {f"URL: {name}": see(url) for name, url in traps.items()}
 
 
 def _data(content: bytes) -> str:

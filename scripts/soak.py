@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
 import json
 import os
 import random
@@ -25,19 +24,21 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from _good import Good, full_request, good_requests
 from _hostile import Hostile, hostile_requests
+from _picture_server import TRAPS, PictureServer
 
 import vlcore
 
 DEMO = Path(__file__).parents[1] / "demo"
+IMAGES = DEMO / "images"
 MODEL = "tiny-llava"
-MAX_TOKENS = 48
 PATIENCE_S = 60.0
 LONG_S = 30.0
-"""A shorter run is all warm-up: its memory and threads may still grow."""
+"""A shorter run is all warm-up: its memory and threads may still grow, to a bound."""
 MOST_GROWTH = 0.05
 """Of memory, from the second quarter to the last."""
-_QUESTIONS = ("Describe the picture.", "What color is it?", "How many shapes are there?")
+_WAYS_TO_LEAVE = ("drops", "stalls and drops", "reads nothing")
 _HEADERS = {"content-type": "application/json", "host": "127.0.0.1"}
 
 
@@ -68,40 +69,6 @@ class Holding:
         return cls(process.num_threads(), len(process.open_files()), len(process.net_connections()))
 
 
-@dataclass(frozen=True)
-class Good:
-    """A request and the text that answers it."""
-
-    body: bytes
-    text: str
-    streams: bool
-
-
-def good_requests() -> list[Good]:
-    """Ask the pipeline itself."""
-    requests = []
-    with vlcore.pipeline(DEMO / MODEL, device="cpu", dtype="float32") as pipe:
-        for path in sorted((DEMO / "images").glob("*.png")):
-            url = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-            for text in _QUESTIONS:
-                content = [
-                    {"type": "image_url", "image_url": {"url": url}},
-                    {"type": "text", "text": text},
-                ]
-                messages = [{"role": "user", "content": content}]
-                answer = pipe(messages, {"max_new_tokens": MAX_TOKENS})
-                for streams in (True, False):
-                    body = {
-                        "model": MODEL,
-                        "messages": messages,
-                        "max_tokens": MAX_TOKENS,
-                        "temperature": 0,
-                        "stream": streams,
-                    }
-                    requests.append(Good(json.dumps(body).encode(), answer.text, streams))
-    return requests
-
-
 def _head(headers: dict[str, str], length: int) -> bytes:
     lines = [f"{name}: {value}" for name, value in headers.items()]
     lines += [f"content-length: {length}", "connection: close"]
@@ -112,34 +79,51 @@ class Client:
     """Sends one request after another until the time is over."""
 
     def __init__(
-        self, port: int, good: list[Good], hostile: dict[str, Hostile], tally: Tally, seed: int
+        self,
+        port: int,
+        good: list[Good],
+        full: Good,
+        hostile: dict[str, Hostile],
+        tally: Tally,
+        seed: int,
     ) -> None:
         self._port = port
         self._good = good
+        self._full = full
         self._hostile = hostile
         self._tally = tally
         self._random = random.Random(seed)
+
+    async def burst(self) -> None:
+        """Ask for much at once: the server's pools of threads fill up."""
+        await self._try("full")
 
     async def run(self, until: float) -> None:
         """Ask; what goes wrong is written down."""
         while time.monotonic() < until:
             draw = self._random.random()
-            kind = "good"
-            try:
-                async with asyncio.timeout(PATIENCE_S):
-                    if draw < 0.2:
-                        kind = self._random.choice(sorted(self._hostile))
-                        await self._attack(kind)
-                    elif draw < 0.3:
-                        kind = self._random.choice(("drops", "stalls and drops"))
-                        await self._drop(kind)
-                    else:
-                        await self._ask()
-            except (OSError, TimeoutError, ValueError, IndexError, KeyError) as error:
-                self._fault(kind, f"{type(error).__name__}: {error}")
+            if draw < 0.2:
+                await self._try(self._random.choice(sorted(self._hostile)))
+            elif draw < 0.3:
+                await self._try(self._random.choice(_WAYS_TO_LEAVE))
+            else:
+                await self._try("good")
 
-    async def _ask(self) -> None:
-        good = self._random.choice(self._good)
+    async def _try(self, kind: str) -> None:
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                if kind in self._hostile:
+                    await self._attack(kind)
+                elif kind in _WAYS_TO_LEAVE:
+                    await self._drop(kind)
+                else:
+                    await self._ask(
+                        self._full if kind == "full" else self._random.choice(self._good)
+                    )
+        except (OSError, TimeoutError, ValueError, IndexError, KeyError) as error:
+            self._fault(kind, f"{type(error).__name__}: {error}")
+
+    async def _ask(self, good: Good) -> None:
         started = time.monotonic()
         status, body = await self._exchange(_head(_HEADERS, len(good.body)) + good.body)
         if status == 200 and _text(body, good.streams) == good.text:
@@ -171,11 +155,14 @@ class Client:
         good = self._random.choice(self._good)
         request = _head(_HEADERS, len(good.body)) + good.body
         part = len(request) if self._random.random() < 0.8 else len(request) // 2
-        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        # Little is read ahead where nothing is read.
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._port, limit=1024)
         try:
             writer.write(request[:part])
             await writer.drain()
-            if part == len(request) and good.streams and kind == "drops":
+            if kind == "reads nothing":
+                await asyncio.sleep(2)
+            elif part == len(request) and good.streams and kind == "drops":
                 await reader.readuntil(b"data: ")
             else:
                 await asyncio.sleep(self._random.random() * 0.3)
@@ -232,14 +219,32 @@ async def _settled(process: psutil.Process) -> Holding:
     return Holding.of(process)
 
 
+def _good(url: str) -> tuple[list[Good], Good]:
+    with vlcore.pipeline(DEMO / MODEL, device="cpu", dtype="float32") as pipe:
+        return good_requests(MODEL, pipe, IMAGES, url), full_request(MODEL, pipe, IMAGES)
+
+
 async def soak(port: int, process: psutil.Process, seconds: float, num_clients: int) -> Tally:
     """Warm the server up, look, go on, and look again."""
-    good = await asyncio.to_thread(good_requests)
-    hostile = hostile_requests(MODEL, (DEMO / "images" / "tower.png").read_bytes())
-    tally = Tally()
-    clients = [Client(port, good, hostile, tally, seed) for seed in range(num_clients)]
+    pictures = PictureServer(IMAGES)
+    async with pictures.running():
+        good, full = await asyncio.to_thread(_good, pictures.url("tower.png"))
+        traps = {name: pictures.url(name) for name in TRAPS}
+        hostile = hostile_requests(MODEL, (IMAGES / "tower.png").read_bytes(), traps)
+        tally = Tally()
+        clients = [Client(port, good, full, hostile, tally, seed) for seed in range(num_clients)]
+        await _load(clients, process, tally, seconds)
+    if pictures.num_caught:
+        tally.faults.append(f"{pictures.num_caught} redirects to this machine were followed")
+    return tally
+
+
+async def _load(
+    clients: list[Client], process: psutil.Process, tally: Tally, seconds: float
+) -> None:
     started = time.monotonic()
     watching = asyncio.create_task(_watch(process, tally, started))
+    await asyncio.gather(*(client.burst() for client in clients))
     holdings = []
     for share in (0.25, 0.75):
         until = time.monotonic() + share * seconds
@@ -248,11 +253,9 @@ async def soak(port: int, process: psutil.Process, seconds: float, num_clients: 
     watching.cancel()
     warm, end = holdings
     print(f"held after warm-up: {warm}\nheld at the end:    {end}")
-    # Pools fill up over some time, to a bound.
     grows = seconds >= LONG_S and end.threads > warm.threads
     if grows or end.files > warm.files or end.sockets > warm.sockets:
         tally.faults.append(f"something is left: {warm} after warm-up, {end} at the end")
-    return tally
 
 
 def check_memory(memory: list[tuple[float, int]]) -> tuple[str, bool]:
@@ -293,6 +296,9 @@ def main() -> int:
     options = parser.parse_args()
     command = [sys.executable, "-m", "vlcore", "serve", str(DEMO / MODEL), "--port", "0"]
     command += ["--device", "cpu", "--dtype", "float32", "--body-timeout-s", "1"]
+    # One host beside the public ones, by name: its addresses by themselves stay refused.
+    command += ["--allow-image-host", "localhost", "--download-timeout-s", "1"]
+    command += ["--max-image-mib", "4", "--max-decoded-mib", "64"]
     with tempfile.TemporaryFile("w+") as log:
         server = subprocess.Popen(command, stderr=log, env=os.environ | {"PYTHONUNBUFFERED": "1"})
         try:
