@@ -33,17 +33,18 @@ def test_others_are_not(text: str) -> None:
     assert not addresses.is_global(ip_address(text))
 
 
-def checked(found: list[str], access: ImageAccess, monkeypatch: pytest.MonkeyPatch) -> str:
+def checked(found: list[str], access: ImageAccess, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     async def resolve(host: str, port: int) -> list[str]:
         return found
 
     monkeypatch.setattr(addresses, "resolve", resolve)
-    return asyncio.run(addresses.checked_address("a.example", 80, "'it'", access))
+    return asyncio.run(addresses.checked_addresses("a.example", 80, "'it'", access))
 
 
 def test_one_address_that_is_not_allowed_refuses_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert checked(["8.8.8.8"], ImageAccess(), monkeypatch) == "8.8.8.8"
-    assert checked(["2606:4700::1", "8.8.8.8"], ImageAccess(), monkeypatch) == "8.8.8.8"
+    assert checked(["8.8.8.8"], ImageAccess(), monkeypatch) == ["8.8.8.8"]
+    both = checked(["2606:4700::1", "8.8.8.8"], ImageAccess(), monkeypatch)
+    assert both == ["8.8.8.8", "2606:4700::1"]
     with pytest.raises(ImageError, match="not allowed"):
         checked(["8.8.8.8", "10.0.0.1"], ImageAccess(), monkeypatch)
     with pytest.raises(ImageError, match="its host was not found"):
@@ -64,4 +65,4 @@ def test_hosts_and_networks_can_be_allowed(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("host", ["2130706433", "0x7f.1", "0177.0.0.1", "127.1", "localhost"])
 def test_odd_spellings_of_this_machine_are_refused(host: str) -> None:
     with pytest.raises(ImageError):
-        asyncio.run(addresses.checked_address(host, 80, "'it'", ImageAccess()))
+        asyncio.run(addresses.checked_addresses(host, 80, "'it'", ImageAccess()))

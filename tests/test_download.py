@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import gzip
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 
 import pytest
+import trustme
 
 from vlcore import addresses
-from vlcore.download import download
+from vlcore.download import download, tls_context
 from vlcore.errors import ImageError, ImageLimitError
 from vlcore.image_access import ImageAccess
 from vlcore.image_limits import ImageLimits
@@ -25,7 +27,8 @@ OPEN = ImageAccess(allowed_networks=["127.0.0.1/32"])
 class Server:
     """Answers each connection with what a function of the request's head sends."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self.heads: list[str] = []
         self.gone = threading.Event()
         self._socket = socket.create_server(("127.0.0.1", 0))
@@ -36,6 +39,12 @@ class Server:
         with suppress(OSError):
             while True:
                 connection, _ = self._socket.accept()
+                if self._tls is not None:
+                    try:
+                        connection = self._tls.wrap_socket(connection, server_side=True)
+                    except OSError:  # the client does not trust it
+                        connection.close()
+                        continue
                 threading.Thread(target=self._answer, args=[connection], daemon=True).start()
 
     def _answer(self, connection: socket.socket) -> None:
@@ -112,6 +121,54 @@ def test_a_name_is_looked_up_once_and_the_checked_address_is_asked(
     assert fetch(server, "/picture") == b"body"
     assert lookups == ["a.example"]
     assert f"Host: a.example:{server.port}\r\n" in server.heads[0]
+
+
+def test_the_next_address_is_asked_where_one_does_not_answer(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def resolve(host: str, port: int) -> list[str]:
+        return [f"127.0.0.{number}" for number in last]
+
+    monkeypatch.setattr(addresses, "resolve", resolve)
+    access = ImageAccess(allowed_networks=["127.0.0.0/29"])
+    last = [2, 3, 1]
+    assert fetch(server, "/picture", access=access) == b"body"
+    last = [2, 3, 4, 1]
+    with pytest.raises(ImageError, match="could not be fetched: ConnectError"):
+        fetch(server, "/picture", access=access)
+    last = [1, 9]
+    with pytest.raises(ImageError, match="not found or is not allowed"):
+        fetch(server, "/picture", access=access)
+
+
+@pytest.mark.parametrize(("certified", "answer"), [("a.example", b"body"), ("b.example", None)])
+def test_a_certificate_must_be_of_the_name_though_an_address_is_asked(
+    certified: str, answer: bytes | None, lookups: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = trustme.CA()
+    asked: list[str | None] = []
+    serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert(certified).configure_cert(serving)
+    serving.sni_callback = lambda _, name, __: asked.append(name)
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    monkeypatch.setattr("vlcore.download.tls_context", lambda _: trusting)
+    server = Server(serving)
+    url = f"https://a.example:{server.port}/picture"
+    with closing(server):
+        if answer is None:
+            with pytest.raises(ImageError, match="could not be fetched: ConnectError"):
+                asyncio.run(download(url, "'it'", access=OPEN))
+        else:
+            assert asyncio.run(download(url, "'it'", access=OPEN)) == answer
+            assert f"Host: a.example:{server.port}\r\n" in server.heads[0]
+    assert asked == ["a.example"]
+
+
+def test_certificates_of_authorities_are_read_once_and_trust_nobody_else() -> None:
+    context = tls_context(False)
+    assert context is tls_context(False)
+    assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
 
 
 def test_a_second_look_up_at_a_redirect_is_checked_too(server: Server, lookups: list[str]) -> None:

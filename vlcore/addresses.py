@@ -66,8 +66,8 @@ async def resolve(host: str, port: int) -> list[str]:
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
-async def checked_address(host: str, port: int, name: str, access: ImageAccess) -> str:
-    """Resolve a host once and give the address to connect to.
+async def checked_addresses(host: str, port: int, name: str, access: ImageAccess) -> list[str]:
+    """Resolve a host once and give the addresses to connect to, the likeliest first.
 
     Raises:
         ImageError: it has none, or one of them is not allowed.
@@ -80,7 +80,7 @@ async def checked_address(host: str, port: int, name: str, access: ImageAccess) 
         raise ImageError(f"{name} could not be fetched: its host was not found")
     if not all(is_allowed(address, host, access) for address in found):
         raise ImageError(f"{name} could not be fetched: its host was not found or is not allowed")
-    return str(min(found, key=lambda address: address.version))  # IPv6 is often not routed
+    return [str(one) for one in sorted(found, key=lambda one: one.version)]  # IPv6 may be unrouted
 
 
 def _embedded(address: IPv6Address) -> IPv4Address | None:

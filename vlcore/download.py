@@ -7,18 +7,24 @@ looked up twice. Messages say the same of every host that is refused or absent.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
+from functools import cache
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
-from vlcore.addresses import checked_address
+from vlcore.addresses import checked_addresses
 from vlcore.errors import ImageError, ImageLimitError
 from vlcore.image_access import TRUSTING, ImageAccess
 from vlcore.image_limits import DEFAULT_LIMITS, ImageLimits
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx2
 
 _PORTS = {"http": 80, "https": 443}
+_MAX_ADDRESSES = 3
+"""Of one host, that are tried one after another."""
 
 
 async def download(
@@ -80,17 +86,29 @@ async def _ask(
         raise ImageError(f"{name} could not be fetched: {url.scheme!r} is neither http nor https")
     if not url.host:
         raise ImageError(f"{name} could not be fetched: its URL names no host")
+    *others, last = [url] if access.trusts_caller else await _pinned(url, name, limits, access)
+    for target in others:
+        with suppress(httpx2.ConnectError, httpx2.ConnectTimeout):
+            return await _get(url, target, name, limits, access)
+    return await _get(url, last, name, limits, access)
+
+
+async def _get(
+    url: httpx2.URL, target: httpx2.URL, name: str, limits: ImageLimits, access: ImageAccess
+) -> bytes | httpx2.URL:
+    """Get what a URL names from a target, which is its host or one of the host's addresses."""
+    import httpx2
+
     headers = {"Accept-Encoding": "identity"}
     extensions: dict[str, Any] = {}
-    target = url
     if not access.trusts_caller:
-        target = await _pinned(url, name, limits, access)
         headers["Host"] = url.netloc.decode("ascii")
         if not _is_address(url.host):
             extensions["sni_hostname"] = url.raw_host.decode("ascii").removesuffix(".")
+    context = await asyncio.to_thread(tls_context, access.trusts_caller)
     async with (
         httpx2.AsyncClient(
-            timeout=limits.connect_timeout_s, trust_env=access.trusts_caller
+            timeout=limits.connect_timeout_s, trust_env=access.trusts_caller, verify=context
         ) as client,
         client.stream("GET", target, headers=headers, extensions=extensions) as response,
     ):
@@ -113,8 +131,8 @@ async def _ask(
 
 async def _pinned(
     url: httpx2.URL, name: str, limits: ImageLimits, access: ImageAccess
-) -> httpx2.URL:
-    """Put a checked address in the place of the host."""
+) -> list[httpx2.URL]:
+    """Put each checked address in the place of the host."""
     if url.userinfo:
         raise ImageError(f"{name} could not be fetched: a URL with a user or password is refused")
     port = url.port or _PORTS[url.scheme]
@@ -123,13 +141,21 @@ async def _pinned(
     host = url.raw_host.decode("ascii")
     try:
         async with asyncio.timeout(limits.connect_timeout_s):
-            address = await checked_address(host, port, name, access)
+            addresses = await checked_addresses(host, port, name, access)
     except TimeoutError as error:
         raise ImageLimitError(
             f"{name} could not be fetched: finding its host took longer than "
             f"connect_timeout_s={limits.connect_timeout_s:g} of vlcore.ImageLimits"
         ) from error
-    return url.copy_with(host=address)
+    return [url.copy_with(host=address) for address in addresses[:_MAX_ADDRESSES]]
+
+
+@cache
+def tls_context(trusts_env: bool) -> ssl.SSLContext:
+    """Read the certificates of the authorities, once: that takes tens of milliseconds."""
+    import httpx2
+
+    return httpx2.create_ssl_context(trust_env=trusts_env)
 
 
 def _is_address(host: str) -> bool:
