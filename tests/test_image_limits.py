@@ -55,7 +55,7 @@ def failing(work: str, limits: ImageLimits, sources: list[Any], **options: Any) 
     asyncio.run(body())
 
 
-@pytest.mark.parametrize("work", ["encode", "prepare"])
+@pytest.mark.parametrize("work", ["encode", "prepare", "load"])
 def test_a_request_has_limits(work: str) -> None:
     with pytest.raises(ImageLimitError, match="has 3 images, more than max_images=2"):
         failing(work, ImageLimits(max_images=2), [image(1)] * 3)

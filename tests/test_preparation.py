@@ -14,7 +14,7 @@ from PIL import Image
 from vlcore.cache import RowCache
 from vlcore.encoder_stats import Meter
 from vlcore.errors import EngineClosedError, ImageError, ImageLimitError, PluginContractError
-from vlcore.image_limits import ImageLimits
+from vlcore.image_limits import DecodedBudget, ImageLimits
 from vlcore.media import ImageSource
 from vlcore.preparation import ImagePreparation, PreparedImage
 from vlcore.vision import ImageInputs, ImageRows, VisionModel
@@ -168,11 +168,11 @@ def test_tiles_are_the_cost_of_an_image() -> None:
 def test_pictures_can_be_loaded_for_keeping() -> None:
     async def body() -> None:
         preparation = preparation_of(FakeModel())
-        loaded = await preparation.load([png(3), image(4)])
+        loaded = await preparation.load([png(3), image(4)], DecodedBudget(ImageLimits()))
         assert [one.getpixel((0, 0)) for one in loaded] == [(3, 3, 3), (4, 4, 4)]
         await preparation.close()
         with pytest.raises(EngineClosedError):
-            await preparation.load([image(4)])
+            await preparation.load([image(4)], DecodedBudget(ImageLimits()))
         with pytest.raises(EngineClosedError):
             await preparation.prepare(image(4), {}, "image 1 of 1", 1)
 

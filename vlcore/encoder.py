@@ -212,8 +212,8 @@ class ImageEncoder:
         return await _together([self._rows(image, owner) for image in images])
 
     async def load(self, sources: Sequence[ImageSource]) -> list[Image.Image]:
-        """Fetch and decode pictures, to keep them."""
-        return await self._preparation.load(sources)
+        """Fetch and decode the pictures of one request, to keep them."""
+        return await self._preparation.load(sources, self._budget(sources))
 
     def stats(self) -> EncoderStats:
         """Take a snapshot of the counts."""

@@ -47,7 +47,10 @@ ImageSource = str | Path | bytes | Image.Image
 
 
 def load_image(
-    source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS, access: ImageAccess = TRUSTING
+    source: ImageSource,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    access: ImageAccess = TRUSTING,
+    budget: DecodedBudget | None = None,
 ) -> Image.Image:
     """Load a picture.
 
@@ -55,6 +58,7 @@ def load_image(
         source: a path, an http(s), ``file:`` or ``data:`` URL, the bytes of a file, or a PIL image.
         limits: what it may cost.
         access: where it may come from; anywhere, unless told otherwise.
+        budget: what the pictures of its request may still take.
 
     Returns:
         An RGB image, decoded, upright.
@@ -65,7 +69,8 @@ def load_image(
     """
     if isinstance(source, Image.Image):
         return _to_rgb(source, describe(source), limits)
-    return decode_image(read_image(source, limits, access), describe(source), limits)
+    data = read_image(source, limits, access)
+    return decode_image(data, describe(source), limits, budget=budget)
 
 
 def read_image(

@@ -153,15 +153,17 @@ class ImagePreparation:
             data = await self._download(str(source))
             return await self._in_place(data, options, place, owner, budget)
 
-    async def load(self, sources: Sequence[ImageSource]) -> list[Image.Image]:
-        """Fetch and decode pictures for another use than encoding them."""
+    async def load(
+        self, sources: Sequence[ImageSource], budget: DecodedBudget
+    ) -> list[Image.Image]:
+        """Fetch and decode the pictures of a request for another use than encoding them."""
         self.check_open()
         loop = asyncio.get_running_loop()
 
         async def load(source: ImageSource) -> Image.Image:
             if is_web_url(source):
                 source = await self._download(str(source))
-            return await loop.run_in_executor(self._fetchers, self._load, source)
+            return await loop.run_in_executor(self._fetchers, self._load, source, budget)
 
         return await _all(map(load, sources))
 
@@ -211,9 +213,9 @@ class ImagePreparation:
         if self._closed:
             raise EngineClosedError("the image encoder was closed")
 
-    def _load(self, source: ImageSource) -> Image.Image:
+    def _load(self, source: ImageSource, budget: DecodedBudget) -> Image.Image:
         self.check_open()
-        return load_image(source, self._limits, self._access)
+        return load_image(source, self._limits, self._access, budget)
 
     def _fetch(self, source: str | Path) -> bytes:
         self.check_open()

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import logging
 import re
 import socket
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,18 @@ def test_keys_come_from_the_environment_too(
 def test_the_defaults_are_those_of_the_settings(served: list[ServerSettings]) -> None:
     assert serve(DEMO, "--device", "cpu", "--port", 0).exit_code == 0
     assert served == [ServerSettings(model_name="tiny-llava", port=0)]
+
+
+def test_what_pillow_says_of_clients_pictures_is_not_logged(
+    served: list[ServerSettings],
+) -> None:
+    assert serve(DEMO, "--device", "cpu", "--port", 0).exit_code == 0
+    kept: dict[Any, Any] = {}
+    warnings.warn_explicit("read 1", UserWarning, "", 1, "PIL.TiffImagePlugin", kept)
+    assert "read 1" not in str(kept)
+    with pytest.raises(UserWarning, match="ours"):  # here, warnings are errors
+        warnings.warn_explicit("ours", UserWarning, "", 1, "vlcore.media")
+    assert not logging.getLogger("PIL.TiffImagePlugin").isEnabledFor(logging.WARNING)
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -115,8 +116,7 @@ def serve(
         body_timeout_s=body_timeout_s,
         shutdown_timeout_s=shutdown_timeout_s,
     )
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    _set_up_log()
     bound = bind(settings)
     pipe = pipeline(
         model,
@@ -147,6 +147,17 @@ def serve(
         ),
     )
     serve_pipeline(pipe, settings, bound)
+
+
+def _set_up_log() -> None:
+    """Log what the server does, and nothing of each picture that clients send or name.
+
+    What Pillow warns of holds numbers out of the file, and each new text would be kept as well.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    logging.getLogger("PIL").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def _name(model: str) -> str:
