@@ -20,6 +20,7 @@ from qwen_checkpoints import write_pointing_qwen
 from server.conftest import DEMO, running
 
 import vlcore
+from vlcore.errors import EngineClosedError
 from vlcore.response import Response
 
 PICTURES = DEMO / "images"
@@ -238,6 +239,43 @@ def test_what_is_copied_runs(page: Page, url: str) -> None:
         [sys.executable, "-"], input=copied["as Python"], capture_output=True, text=True, check=True
     )
     assert ran.stdout.strip() == expected
+
+
+def test_code_is_copied_without_a_clipboard_too(browser: Browser, url: str) -> None:
+    with browser.new_context() as context:
+        context.grant_permissions(["clipboard-read", "clipboard-write"])
+        page = context.new_page()
+        page.add_init_script(
+            """window.clipboard = navigator.clipboard;
+            Object.defineProperty(navigator, "clipboard", { value: undefined });"""
+        )
+        page.goto(url)
+        ask(page, "How many objects are there?")
+        expect(page.locator(".answer .times")).to_contain_text("token")
+        page.get_by_role("button", name="as curl").click()
+        page.get_by_role("button", name="Copy").click()
+        expect(page.get_by_role("button", name="Copied")).to_be_focused()
+        copied = page.evaluate("window.clipboard.readText()")
+        assert copied == page.locator("#code").text_content()
+        assert page.locator("dialog textarea").count() == 0
+        page.evaluate("document.execCommand = () => false")
+        page.get_by_role("button", name="Copied").click()
+        expect(page.get_by_role("button", name="The browser refuses")).to_be_visible()
+
+
+def test_an_error_in_the_midst_is_shown_under_what_came(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def breaks_off(*_: Any, **__: Any) -> AsyncIterator[Response]:
+        yield Response(text="so far", generate_token_len=1, input_token_len=1, index=0)
+        raise EngineClosedError("the engine was closed")
+
+    monkeypatch.setattr(vlcore.Pipeline, "astream_infer", breaks_off)
+    ask(page, COLOUR)
+    expect(page.locator(".answer .error")).to_contain_text("the server is stopping")
+    expect(page.locator(".answer .text")).to_have_text("so far")
+    expect(page.get_by_label("Your question")).to_have_value(COLOUR)
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
 
 
 def test_boxes_are_drawn_over_the_picture(browser: Browser, tmp_path: Path) -> None:
