@@ -12,7 +12,6 @@ import logging
 import os
 import time
 from collections.abc import Coroutine, Hashable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -49,7 +48,7 @@ from vlcore.vision import ImageInputs, ImageRows, VisionModel
 logger = logging.getLogger(__name__)
 
 _MAX_FETCHES = 32
-"""Files read at a time."""
+"""Files read at a time; a read that hangs keeps neither the others nor the interpreter."""
 
 _MAX_DOWNLOADS = 128
 """Downloads at a time, with those that have come and wait for their turn to be decoded."""
@@ -117,7 +116,7 @@ class ImagePreparation:
         self._gate = Gate(max_pending)
         self._downloads = Gate(_MAX_DOWNLOADS)
         self._meter = meter
-        self._fetchers = ThreadPoolExecutor(_MAX_FETCHES, "vlcore-fetch")
+        self._fetchers = DaemonExecutor(_MAX_FETCHES, "vlcore-fetch")
         self._pool = DaemonExecutor(_num_cores(), "vlcore-preprocess")
         self._prepared: WeakValueDictionary[str, PreparedImage] = WeakValueDictionary()
         """What some request still needs: an equal picture takes its inputs."""
@@ -200,7 +199,7 @@ class ImagePreparation:
     async def close(self, timeout_s: float = 60.0) -> None:
         """Refuse what waits, let what runs finish, and free the threads; leave one that hangs."""
         self.refuse()
-        self._fetchers.shutdown(wait=False)
+        await self._fetchers.stop(min(1.0, timeout_s))
         if not await self._pool.stop(timeout_s):
             logger.error(
                 "%s.preprocess did not finish in %g s: its thread is left behind",

@@ -4,6 +4,7 @@ import logging
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from server.wire import (
 )
 
 import vlcore
+from vlcore.image_access import ImageAccess
 from vlcore.pipeline import Pipeline
 from vlcore.server.serving import Server
 
@@ -36,6 +38,20 @@ def hasty(pipe: Pipeline) -> Iterator[Server]:
         pipe, deadline_s=2.0, body_timeout_s=0.3, header_timeout_s=0.3, max_requests=3
     ) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[tuple[Pipeline, Server]]:
+    """A server whose engine answers one at a time, and that fetches from this machine."""
+    pipe = vlcore.pipeline(
+        DEMO / "tiny-llava",
+        device="cpu",
+        dtype="float32",
+        engine_config=vlcore.TransformersEngineConfig(max_num_seqs=1),
+        image_access=ImageAccess(allowed_hosts=["127.0.0.1"]),
+    )
+    with running(pipe, max_body_bytes=2000) as server:
+        yield pipe, server
 
 
 def is_idle(pipe: Pipeline, server: Server) -> bool:
@@ -57,6 +73,68 @@ def test_a_client_that_goes_away_frees_its_row_and_its_place(
     wait_for(lambda: is_idle(pipe, hasty))
     assert time.monotonic() - left < 1  # before the deadline would have
     wait_for(lambda: outcomes(hasty, "disconnected") == gone + 1)
+
+
+def test_a_client_that_goes_away_while_it_waits_for_a_row_waits_no_more(
+    narrow: tuple[Pipeline, Server],
+) -> None:
+    pipe, server = narrow
+    engine: Any = pipe.engine
+    with connect(server) as first:
+        first.sendall(post(ask(stream=True, **LONG)))
+        read_until(first, b"data: ")
+        with connect(server) as second:
+            second.sendall(post(ask(**LONG)))
+            wait_for(lambda: len(engine._waiting) == 1)
+        wait_for(lambda: len(engine._waiting) == 0)
+        assert len(engine._batch.sequences) == 1
+        wait_for(lambda: metric(server, "vlcore_active_requests") == 1)
+    wait_for(lambda: is_idle(pipe, server))
+
+
+def test_a_client_that_goes_away_ends_the_downloads_of_its_pictures(
+    narrow: tuple[Pipeline, Server],
+) -> None:
+    pipe, server = narrow
+    with socket.create_server(("127.0.0.1", 0)) as pictures:
+        url = f"http://127.0.0.1:{pictures.getsockname()[1]}/never.png"
+        content = [{"type": "image_url", "image_url": {"url": url}}]
+        with connect(server) as connection:
+            connection.sendall(post(ask(messages=[{"role": "user", "content": content}])))
+            pictures.settimeout(30)
+            download, _ = pictures.accept()
+            download.settimeout(30)
+            assert read_until(download, b"\r\n\r\n").startswith(b"GET /never.png")
+        with download:
+            assert read_until(download, b"nothing ends it but its end") == b""
+    wait_for(lambda: is_idle(pipe, server))
+
+
+def test_a_body_in_chunks_ends_at_the_limit_too(narrow: tuple[Pipeline, Server]) -> None:
+    pipe, server = narrow
+    head = post(b"").replace(b"content-length: 0", b"transfer-encoding: chunked")
+    chunk = b"1f4\r\n" + b" " * 500 + b"\r\n"
+    status, came = exchange(server, head + 5 * chunk)  # and no end
+    assert status == 413
+    assert "max_body_bytes" in came
+    assert is_idle(pipe, server)
+
+
+def test_one_more_request_than_there_are_places_is_told_to_come_again(
+    hasty: Server, pipe: Pipeline
+) -> None:
+    with ExitStack() as stack:
+        running = [stack.enter_context(connect(hasty)) for _ in range(3)]
+        for connection in running:
+            connection.sendall(post(ask(stream=True, **LONG)))
+            read_until(connection, b"data: ")
+        status, came = exchange(hasty, post(ask()))
+        assert status == 429
+        assert "\r\nretry-after: 1\r\n" in came.lower()
+        assert "max_requests" in came
+        running[0].close()
+        wait_for(lambda: exchange(hasty, post(ask()))[0] == 200)
+    wait_for(lambda: is_idle(pipe, hasty))
 
 
 def test_a_client_that_goes_away_in_mid_body_frees_its_place(hasty: Server, pipe: Pipeline) -> None:
@@ -86,15 +164,23 @@ def test_the_deadline_is_an_event_after_the_first_piece(hasty: Server, pipe: Pip
 def test_a_client_that_never_reads_is_cut_off_at_the_deadline(
     hasty: Server, pipe: Pipeline, caplog: pytest.LogCaptureFixture
 ) -> None:
+    for listening in hasty.servers[0].sockets:  # what lies between the two is soon full
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2048)
     with socket.socket() as reader, caplog.at_level(logging.WARNING):
         reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         reader.connect(hasty.address)
-        # Logprobs make the events long, so that the buffers between are full in time.
-        many = ask(stream=True, logprobs=True, top_logprobs=20, **LONG)
-        reader.sendall(post(many))
+        # Many long events, so that the server's own buffer is full in time too.
+        many = LONG | {"temperature": 1, "n": 4, "logprobs": True, "top_logprobs": 20}
+        reader.sendall(post(ask(stream=True, **many)))
         wait_for(lambda: pipe.engine._batch.sequences)  # type: ignore[attr-defined]
         assert exchange(hasty, post(ask()))[0] == 200  # nobody else is held up
         wait_for(lambda: is_idle(pipe, hasty))
+        wait_for(lambda: "a client did not read its answer in time" in caplog.messages)
+        came = b""
+        with suppress(ConnectionResetError):
+            came = read_until(reader, b"[DONE]")
+    assert b"deadline_exceeded" not in came
+    assert not came.endswith(b"0\r\n\r\n")  # which would be the end of an answer
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
