@@ -95,6 +95,7 @@ ORDER = (
     "pipeline",
     "server",
     "server.settings",
+    "server.log",
     "server.api_error",
     "server.admission",
     "server.schema",

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -94,6 +92,7 @@ def serve(
     from vlcore.pipeline import pipeline
 
     try:
+        from vlcore.server.log import set_up_log
         from vlcore.server.serving import bind
         from vlcore.server.serving import serve as serve_pipeline
         from vlcore.server.settings import ServerSettings
@@ -116,7 +115,7 @@ def serve(
         body_timeout_s=body_timeout_s,
         shutdown_timeout_s=shutdown_timeout_s,
     )
-    _set_up_log()
+    set_up_log()
     bound = bind(settings)
     pipe = pipeline(
         model,
@@ -147,17 +146,6 @@ def serve(
         ),
     )
     serve_pipeline(pipe, settings, bound)
-
-
-def _set_up_log() -> None:
-    """Log what the server does, and nothing of each picture that clients send or name.
-
-    What Pillow warns of holds numbers out of the file, and each new text would be kept as well.
-    """
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
-    logging.getLogger("PIL").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def _name(model: str) -> str:
