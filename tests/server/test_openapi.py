@@ -24,7 +24,6 @@ database = "none"
 [phases.stateful]
 enabled = false
 [checks]
-unsupported_method.enabled = false  # a body that is no JSON is refused first, with 415
 positive_data_acceptance.enabled = false  # a picture or model that the schema allows is not there
 """
 

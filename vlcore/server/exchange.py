@@ -102,6 +102,7 @@ class Exchange(Response):
             ) from None
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._check_type()
         body = await self._read(receive)
         arguments = (
             body,
@@ -119,6 +120,16 @@ class Exchange(Response):
             return
         whole = await _unless_gone(receive, answer.whole)
         await JSONResponse(whole)(scope, receive, send)
+
+    def _check_type(self) -> None:
+        """Take nothing but JSON: a browser asks leave before it sends that for another site."""
+        media_type = self._request.headers.get("content-type", "").partition(";")[0]
+        if media_type.strip().lower() != "application/json":
+            raise ApiError(
+                415,
+                "unsupported_media_type",
+                "the body must be JSON: Content-Type: application/json is expected",
+            )
 
     async def _read(self, receive: Receive) -> bytes:
         """Read the body, as long as it keeps to its limits."""

@@ -1,4 +1,4 @@
-"""Who may ask: the key, the name of the host, the origin and the type of the body."""
+"""Who may ask: the key, and the name of the host."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ _API = "/v1"
 class Guard:
     """Lets requests through that may ask, before any of their body is read.
 
-    A page of another site can make a browser send requests to a server on the same machine. It
-    can neither state that the body is JSON, which a browser first asks leave for, nor, by a name
-    of its own that leads to the loopback, pass the check of the host's name.
+    A page of another site can make a browser send requests to a server on the same machine. By a
+    name of its own that leads to the loopback it cannot pass the check of the host's name.
 
     Args:
         app: what is guarded.
@@ -61,14 +60,6 @@ class Guard:
             return
         if self._keys:
             self._check_key(headers.get("authorization"))
-        if scope["method"] == "POST":
-            media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-            if media_type != "application/json":
-                raise ApiError(
-                    415,
-                    "unsupported_media_type",
-                    "the body must be JSON: Content-Type: application/json is expected",
-                )
 
     def _check_key(self, header: str | None) -> None:
         scheme, _, key = (header or "").partition(" ")
