@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
-import random
 import re
 import signal
 import statistics
@@ -18,14 +16,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
+from _client import Client, Tally
 from _good import Good, full_request, good_requests
-from _hostile import Hostile, hostile_requests
+from _hostile import hostile_requests
 from _picture_server import TRAPS, PictureServer
 
 import vlcore
@@ -33,26 +31,10 @@ import vlcore
 DEMO = Path(__file__).parents[1] / "demo"
 IMAGES = DEMO / "images"
 MODEL = "tiny-llava"
-PATIENCE_S = 60.0
 LONG_S = 30.0
 """A shorter run is all warm-up: its memory and threads may still grow, to a bound."""
 MOST_GROWTH = 0.05
 """Of memory, from the second quarter to the last."""
-_WAYS_TO_LEAVE = ("drops", "stalls and drops", "reads nothing")
-_HEADERS = {"content-type": "application/json", "host": "127.0.0.1"}
-
-
-@dataclass
-class Tally:
-    """What happened so far."""
-
-    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
-    latencies: list[float] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
-    memory: list[tuple[float, int]] = field(default_factory=list)
-    """Seconds since the start, and bytes of the server's own."""
-    threads: list[int] = field(default_factory=list)
-    """Of the server, at the same times."""
 
 
 @dataclass(frozen=True)
@@ -67,143 +49,6 @@ class Holding:
     def of(cls, process: psutil.Process) -> Holding:
         """Look at a process."""
         return cls(process.num_threads(), len(process.open_files()), len(process.net_connections()))
-
-
-def _head(headers: dict[str, str], length: int) -> bytes:
-    lines = [f"{name}: {value}" for name, value in headers.items()]
-    lines += [f"content-length: {length}", "connection: close"]
-    return ("POST /v1/chat/completions HTTP/1.1\r\n" + "\r\n".join(lines) + "\r\n\r\n").encode()
-
-
-class Client:
-    """Sends one request after another until the time is over."""
-
-    def __init__(
-        self,
-        port: int,
-        good: list[Good],
-        full: Good,
-        hostile: dict[str, Hostile],
-        tally: Tally,
-        seed: int,
-    ) -> None:
-        self._port = port
-        self._good = good
-        self._full = full
-        self._hostile = hostile
-        self._tally = tally
-        self._random = random.Random(seed)
-
-    async def burst(self) -> None:
-        """Ask for much at once: the server's pools of threads fill up."""
-        await self._try("full")
-
-    async def run(self, until: float) -> None:
-        """Ask; what goes wrong is written down."""
-        while time.monotonic() < until:
-            draw = self._random.random()
-            if draw < 0.2:
-                await self._try(self._random.choice(sorted(self._hostile)))
-            elif draw < 0.3:
-                await self._try(self._random.choice(_WAYS_TO_LEAVE))
-            else:
-                await self._try("good")
-
-    async def _try(self, kind: str) -> None:
-        try:
-            async with asyncio.timeout(PATIENCE_S):
-                if kind in self._hostile:
-                    await self._attack(kind)
-                elif kind in _WAYS_TO_LEAVE:
-                    await self._drop(kind)
-                else:
-                    await self._ask(
-                        self._full if kind == "full" else self._random.choice(self._good)
-                    )
-        except (OSError, TimeoutError, ValueError, IndexError, KeyError) as error:
-            self._fault(kind, f"{type(error).__name__}: {error}")
-
-    async def _ask(self, good: Good) -> None:
-        started = time.monotonic()
-        status, body = await self._exchange(_head(_HEADERS, len(good.body)) + good.body)
-        if status == 200 and _text(body, good.streams) == good.text:
-            self._tally.latencies.append(time.monotonic() - started)
-            self._tally.counts["good", "200"] += 1
-        else:
-            self._fault("good", f"{status}: {body[-200:]!r}; expected {good.text!r}")
-
-    async def _attack(self, kind: str) -> None:
-        hostile = self._hostile[kind]
-        length = len(hostile.body) if hostile.claimed_length is None else hostile.claimed_length
-        try:
-            status, body = await self._exchange(
-                _head(_HEADERS | dict(hostile.headers), length) + hostile.body
-            )
-        except ConnectionError:
-            # A server may close before it has read all that a flood sends.
-            if kind != "header flood":
-                raise
-            self._tally.counts[kind, "closed"] += 1
-            return
-        if status in hostile.statuses:
-            self._tally.counts[kind, str(status)] += 1
-        else:
-            self._fault(kind, f"{status}: {body[-200:]!r}")
-
-    async def _drop(self, kind: str) -> None:
-        """Go away in the midst: of a body, of a stream, or of the wait for a whole answer."""
-        good = self._random.choice(self._good)
-        request = _head(_HEADERS, len(good.body)) + good.body
-        part = len(request) if self._random.random() < 0.8 else len(request) // 2
-        # Little is read ahead where nothing is read.
-        reader, writer = await asyncio.open_connection("127.0.0.1", self._port, limit=1024)
-        try:
-            writer.write(request[:part])
-            await writer.drain()
-            if kind == "reads nothing":
-                await asyncio.sleep(2)
-            elif part == len(request) and good.streams and kind == "drops":
-                await reader.readuntil(b"data: ")
-            else:
-                await asyncio.sleep(self._random.random() * 0.3)
-        finally:
-            writer.transport.abort()
-        self._tally.counts[kind, "gone"] += 1
-
-    async def _exchange(self, request: bytes) -> tuple[int, bytes]:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
-        try:
-            writer.write(request)
-            answer = await reader.read()
-        finally:
-            writer.transport.abort()
-        head, _, body = answer.partition(b"\r\n\r\n")
-        return int(head.split(b" ", 2)[1]), _dechunked(head, body)
-
-    def _fault(self, kind: str, what: str) -> None:
-        self._tally.counts[kind, "FAULT"] += 1
-        self._tally.faults.append(f"{kind}: {what}")
-
-
-def _dechunked(head: bytes, body: bytes) -> bytes:
-    if b"transfer-encoding: chunked" not in head.lower():
-        return body
-    parts = []
-    while body:
-        size, _, body = body.partition(b"\r\n")
-        parts.append(body[: int(size, 16)])
-        body = body[int(size, 16) + 2 :]
-    return b"".join(parts)
-
-
-def _text(body: bytes, streams: bool) -> str:
-    if not streams:
-        return str(json.loads(body)["choices"][0]["message"]["content"])
-    *events, end = [line[6:] for line in body.split(b"\n") if line.startswith(b"data: ")]
-    if end != b"[DONE]":
-        raise ValueError("the stream broke off")
-    deltas = (choice["delta"] for event in events for choice in json.loads(event)["choices"])
-    return "".join(delta.get("content", "") for delta in deltas)
 
 
 async def _watch(process: psutil.Process, tally: Tally, started: float) -> None:
