@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -457,6 +458,22 @@ def test_closing_fails_what_is_not_preprocessed_yet() -> None:
         outcomes = [await outcome(request) for request in requests]
         assert {type(result) for result in outcomes} == {EngineClosedError}
         assert model.batches == []
+
+    run(body)
+
+
+def test_a_download_that_hangs_holds_no_other_picture_up() -> None:
+    async def body() -> None:
+        async with ImageEncoder(FakeModel(), max_pending=1) as encoder:
+            with socket.create_server(("127.0.0.1", 0)) as server:
+                url = f"http://127.0.0.1:{server.getsockname()[1]}/never.png"
+                hanging = asyncio.create_task(encoder.encode([url]))
+                connection, _ = await asyncio.to_thread(server.accept)
+                with connection:
+                    assert values(await encoder.encode([image(7)])) == [7]
+                    assert not hanging.done()
+                    hanging.cancel()
+                    await asyncio.wait([hanging])
 
     run(body)
 

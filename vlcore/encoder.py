@@ -265,8 +265,11 @@ class ImageEncoder:
         owner: Hashable,
         budget: DecodedBudget | None = None,
     ) -> ImageRows:
-        async with self._gate.place(owner):
-            image = await self._preparation.prepare(source, options, place, owner, budget)
+        async with (
+            self._preparation.fetched(source, place, owner) as (found, of_found),
+            self._gate.place(owner),
+        ):
+            image = await self._preparation.prepare_fetched(found, options, of_found, owner, budget)
             return await self._rows(image, owner)
 
     async def _rows(self, image: PreparedImage, owner: Hashable) -> ImageRows:

@@ -11,7 +11,8 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Coroutine, Hashable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Hashable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -144,13 +145,24 @@ class ImagePreparation:
             ImageError: it is no readable picture, or the plugin cannot preprocess it.
             EngineClosedError: the encoder was closed.
         """
+        async with self.fetched(source, place, owner) as (found, of_found):
+            return await self.prepare_fetched(found, options, of_found, owner, budget)
+
+    @asynccontextmanager
+    async def fetched(
+        self, source: ImageSource, place: str, owner: Hashable
+    ) -> AsyncIterator[tuple[ImageSource, str]]:
+        """Download what a URL names, while it holds up none that is here already.
+
+        Yields the source, as bytes where it was a URL, and where it stands for messages.
+        """
         if not isinstance(source, Image.Image | bytes):
             place = f"{place}, {describe(source)}"
         if not is_web_url(source):
-            return await self._in_place(source, options, place, owner, budget)
+            yield source, place
+            return
         async with self._downloads.place(owner):
-            data = await self._download(str(source))
-            return await self._in_place(data, options, place, owner, budget)
+            yield await self._download(str(source)), place
 
     async def load(
         self, sources: Sequence[ImageSource], budget: DecodedBudget
@@ -166,7 +178,7 @@ class ImagePreparation:
 
         return await _all(map(load, sources))
 
-    async def _in_place(
+    async def prepare_fetched(
         self,
         source: ImageSource,
         options: Mapping[str, Any],
@@ -174,6 +186,7 @@ class ImagePreparation:
         owner: Hashable,
         budget: DecodedBudget | None,
     ) -> PreparedImage:
+        """Go on like :meth:`prepare` with what :meth:`fetched` yields."""
         async with self._gate.place(owner):
             self.check_open()
             loop = asyncio.get_running_loop()
