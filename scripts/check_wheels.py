@@ -19,6 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 DISTRIBUTIONS = [ROOT, *sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))]
+_PAGE = (".html", ".js", ".css", ".svg")
 _OURS = ("vlcore", "vl_plugin_", "_editable_impl_", "__editable__")
 
 
@@ -32,6 +33,7 @@ def main() -> None:
         wheels = build(place / "dist")
         scripts = install(wheels, place / "environment", reuses=reuses)
         check_plugins(scripts, place)
+        check_page(scripts, place)
         compare_answers(scripts, place)
     print(f"{len(wheels)} wheels answer the questions of the demo")
 
@@ -75,6 +77,19 @@ def check_plugins(scripts: Path, place: Path) -> None:
         sys.exit(f"{len(DISTRIBUTIONS) - 1} plugins should be ready; they are {states}")
     for plugin in states:
         run(scripts / "vlcore", "check", plugin, cwd=place)
+
+
+def check_page(scripts: Path, place: Path) -> None:
+    """See that the wheel holds every file of the server's page and reference."""
+    of_server = ROOT / "vlcore" / "server"
+    expected = sorted(path.name for path in of_server.rglob("*") if path.suffix in _PAGE)
+    program = (
+        "from pathlib import Path; import vlcore.server as server; home = Path(server.__file__);"
+        f"print(sorted(p.name for p in home.parent.rglob('*') if p.suffix in {_PAGE!r}))"
+    )
+    came = run(scripts / "python", "-c", program, cwd=place).strip()
+    if came != str(expected) or not expected:
+        sys.exit(f"the wheel holds {came} of the page; it should be {expected}")
 
 
 def compare_answers(scripts: Path, place: Path) -> None:
