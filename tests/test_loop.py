@@ -103,6 +103,19 @@ def test_what_is_asked_on_the_loop_itself_comes_without_a_change_of_threads(
     assert numbers.closed.is_set()
 
 
+def test_the_loop_does_not_wait_for_itself(loop: LoopThread) -> None:
+    numbers = Numbers()
+
+    async def body() -> None:
+        with pytest.raises(RuntimeError, match="must await"):
+            loop.run(name_of_thread())
+        with pytest.raises(RuntimeError, match="must await"):
+            next(loop.iterate(numbers.count(3)))
+
+    loop.run(body())
+    assert loop.run(name_of_thread()) == "test-loop"
+
+
 def test_leaving_an_iteration_on_the_loop_itself_closes_the_generator(loop: LoopThread) -> None:
     numbers = Numbers()
 

@@ -33,7 +33,14 @@ class LoopThread:
 
         Raises:
             EngineClosedError: the loop was closed, before or meanwhile.
+            RuntimeError: called on the loop itself, which would wait for itself.
         """
+        if threading.current_thread() is self._thread:
+            coroutine.close()
+            raise RuntimeError(
+                "a coroutine on the pipeline's own loop must await: use ainfer, astream_infer, "
+                "achat or astream_chat there, and close the pipeline elsewhere"
+            )
         future = self.submit(coroutine)
         try:
             return future.result()

@@ -191,11 +191,12 @@ class Pipeline:
     def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
         """Run a coroutine on the pipeline's own event loop, and wait for its end.
 
-        What it awaits and iterates of this pipeline comes without a change of threads, which
-        spares a server of many streams most of its time. It must not block, or every caller waits.
+        What it awaits and iterates of this pipeline comes without a change of threads, which a
+        server saves at every token. It must not block, or every caller waits.
 
         Raises:
             EngineClosedError: the pipeline was closed, before or meanwhile.
+            RuntimeError: called on that loop.
         """
         return self._loop.run(coroutine)
 
