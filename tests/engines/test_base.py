@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from vlcore.engines.base import Engine, EngineOutput, EngineRequest
+from vlcore.engines.base import Engine, EngineOutput, EngineRequest, EngineStats
 from vlcore.engines.generation import GenerationConfig
 from vlcore.errors import ContextLengthError, EngineError, OptionError, PluginContractError
 from vlcore.prompt import Prompt, Span
@@ -23,6 +23,9 @@ class FakeEngine(Engine):
 
     async def close(self) -> None:
         pass
+
+    def stats(self) -> EngineStats:
+        return EngineStats(0, 0)
 
 
 def check(token_ids: tuple[int, ...], spans: Any = (), rows: Any = (), **options: Any) -> None:

@@ -12,7 +12,7 @@ from engine_requests import CPU
 from transformers import PreTrainedTokenizerBase
 
 from vlcore.engines import choice
-from vlcore.engines.base import Engine, EngineOutput, EngineRequest
+from vlcore.engines.base import Engine, EngineOutput, EngineRequest, EngineStats
 from vlcore.engines.choice import ChosenEngine, choose_engine
 from vlcore.engines.transformers import TransformersEngine, TransformersEngineConfig
 from vlcore.errors import EngineUnavailableError, OptionError, ViewError
@@ -41,6 +41,9 @@ class FakeTurbomind(Engine):
         yield EngineOutput("", (), "stop")
 
     async def close(self) -> None: ...
+
+    def stats(self) -> EngineStats:
+        return EngineStats(0, 0)
 
 
 class FakeViews:

@@ -244,8 +244,10 @@ def test_an_instance_that_failed_is_not_lent_again() -> None:
         with pytest.raises(ZeroDivisionError):
             async with instances.borrow():
                 raise ZeroDivisionError
+        assert instances.num_lent == 0
         async with instances.borrow() as second:
             assert second is made[1]
+            assert instances.num_lent == 1
         async with instances.borrow() as third:
             assert third is second
         assert [instances.next_session_id() for _ in range(3)] == [1, 2, 3]

@@ -10,7 +10,7 @@ from checkpoints import write_json
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vlcore.engines.base import Engine, EngineOutput, EngineRequest
+from vlcore.engines.base import Engine, EngineOutput, EngineRequest, EngineStats
 from vlcore.engines.turbomind_self_test import read_rows, run_self_test
 from vlcore.errors import EngineUnavailableError
 
@@ -42,6 +42,9 @@ class TableEngine(Engine):
         yield EngineOutput("", (int(logits.argmax()),), "length", logits=logits[None])
 
     async def close(self) -> None: ...
+
+    def stats(self) -> EngineStats:
+        return EngineStats(0, 0)
 
 
 @pytest.fixture

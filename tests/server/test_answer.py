@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 
 from vlcore.encoder_stats import EncoderStats
+from vlcore.engines.base import EngineStats
 from vlcore.engines.generation import GenerationConfig
 from vlcore.pipeline import Pipeline
 from vlcore.regions import Region
@@ -45,7 +46,7 @@ class Told:
 
 
 def asked(pipeline: Told, **options: Any) -> tuple[Answer, Metrics]:
-    metrics = Metrics(EncoderStats, lambda: 0)
+    metrics = Metrics(EncoderStats, lambda: EngineStats(0, 0), lambda: 0)
     defaults: dict[str, Any] = {
         "messages": [], "config": GenerationConfig(), "streams": False, "wants_usage": False,
         "num_top_logprobs": None, "warnings": (), "has_images": True,

@@ -79,15 +79,15 @@ def test_a_client_that_goes_away_while_it_waits_for_a_row_waits_no_more(
     narrow: tuple[Pipeline, Server],
 ) -> None:
     pipe, server = narrow
-    engine: Any = pipe.engine
     with connect(server) as first:
         first.sendall(post(ask(stream=True, **LONG)))
         read_until(first, b"data: ")
         with connect(server) as second:
             second.sendall(post(ask(**LONG)))
-            wait_for(lambda: len(engine._waiting) == 1)
-        wait_for(lambda: len(engine._waiting) == 0)
-        assert len(engine._batch.sequences) == 1
+            wait_for(lambda: metric(server, "vlcore_answers_waiting") == 1)
+            assert metric(server, "vlcore_answers_running") == 1
+        wait_for(lambda: metric(server, "vlcore_answers_waiting") == 0)
+        assert metric(server, "vlcore_answers_running") == 1
         wait_for(lambda: metric(server, "vlcore_active_requests") == 1)
     wait_for(lambda: is_idle(pipe, server))
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import RepetitionPenaltyLogitsProcessor
 
 import vlcore
-from vlcore.engines.base import Engine, EngineOutput, EngineRequest
+from vlcore.engines.base import Engine, EngineOutput, EngineRequest, EngineStats
 from vlcore.engines.generation import GenerationConfig
 from vlcore.prompt import Prompt
 
@@ -62,6 +62,9 @@ class Watched(Engine):
 
     async def close(self) -> None:
         await self.inner.close()
+
+    def stats(self) -> EngineStats:
+        return self.inner.stats()
 
 
 @dataclass

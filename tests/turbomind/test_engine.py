@@ -12,7 +12,7 @@ import pytest
 import torch
 from engine_requests import request, run, text, token_ids
 
-from vlcore.engines.base import EngineOutput, EngineRequest
+from vlcore.engines.base import EngineOutput, EngineRequest, EngineStats
 from vlcore.engines.detokenizer import Detokenizer
 from vlcore.engines.generation import GenerationConfig
 from vlcore.engines.turbomind import TurbomindEngine
@@ -542,9 +542,11 @@ def test_closing_tells_those_who_wait(engine: TurbomindEngine, communicator: Com
     async def body() -> None:
         task = asyncio.create_task(pieces(engine, request(6, max_new_tokens=400)))
         assert await asyncio.to_thread(first.wait, 60)
+        assert engine.stats() == EngineStats(num_running=1, num_waiting=0)
         await engine.close()
         with pytest.raises(EngineClosedError, match="closed while it served"):
             await task
+        assert engine.stats() == EngineStats(num_running=0, num_waiting=0)
         with pytest.raises(EngineClosedError, match="was closed"):
             await pieces(engine, request(6))
 

@@ -58,6 +58,16 @@ class EngineOutput:
     """With an answer's first piece, if asked for."""
 
 
+@dataclass(frozen=True)
+class EngineStats:
+    """What an engine has to do at a moment."""
+
+    num_running: int
+    """Answers in the running batch; where an engine computes a prompt by itself, from then on."""
+    num_waiting: int
+    """Answers that wait for a place among them."""
+
+
 class Engine(ABC):
     """Continues prompts of tokens and image rows."""
 
@@ -87,6 +97,10 @@ class Engine(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Cancel what runs and free the model."""
+
+    @abstractmethod
+    def stats(self) -> EngineStats:
+        """Take a snapshot of what it has to do; may be called from any thread."""
 
     def check_length(self, num_tokens: int) -> None:
         """Refuse a prompt that leaves no room for an answer.

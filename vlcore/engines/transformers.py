@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vlcore.engines.base import Engine, EngineOutput, EngineRequest
+from vlcore.engines.base import Engine, EngineOutput, EngineRequest, EngineStats
 from vlcore.engines.batch import Batch, Step
 from vlcore.engines.ends import Ends
 from vlcore.engines.quantization import WEIGHTS, quantize_weights
@@ -165,6 +165,12 @@ class TransformersEngine(Engine):
             await asyncio.sleep(0.005)
         self.__dict__.pop("_model", None)
         self.__dict__.pop("_batch", None)
+
+    def stats(self) -> EngineStats:
+        """Count the rows of the running batch, and the answers that wait for one."""
+        batch: Batch | None = self.__dict__.get("_batch")
+        num_running = 0 if batch is None else len(batch.sequences)
+        return EngineStats(num_running, self._waiting.num_answers())
 
     # -- the callers' side
 

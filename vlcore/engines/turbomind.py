@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vlcore._loop import LoopThread
-from vlcore.engines.base import Engine, EngineOutput, EngineRequest
+from vlcore.engines.base import Engine, EngineOutput, EngineRequest, EngineStats
 from vlcore.engines.ends import Ends
 from vlcore.engines.turbomind_answer import Answer
 from vlcore.engines.turbomind_options import check_options, to_turbomind
@@ -152,6 +152,11 @@ class TurbomindEngine(Engine):
         while self._runs:
             await asyncio.sleep(0.005)
         self._free()
+
+    def stats(self) -> EngineStats:
+        """Count the instances that are lent, and the answers that wait for one."""
+        num_running = self._instances.num_lent
+        return EngineStats(num_running, max(0, len(self._runs) - num_running))
 
     def check(self, request: EngineRequest) -> None:
         """Check a request against the model, and against what TurboMind can do."""

@@ -44,15 +44,20 @@ class Instances:
         self._create = create
         self._idle: list[Any] = []
         self._places = asyncio.Semaphore(limit)
+        self.num_lent = 0
         self._session_ids = count(1)
 
     @asynccontextmanager
     async def borrow(self) -> AsyncIterator[Any]:
         """Wait for an instance; after an exception it is not lent again."""
         async with self._places:
-            instance = self._idle.pop() if self._idle else self._create()
-            yield instance
-            self._idle.append(instance)
+            self.num_lent += 1
+            try:
+                instance = self._idle.pop() if self._idle else self._create()
+                yield instance
+                self._idle.append(instance)
+            finally:
+                self.num_lent -= 1
 
     def next_session_id(self) -> int:
         """A number that no other request has."""

@@ -22,6 +22,11 @@ class WaitingLine:
     def __len__(self) -> int:
         return len(self._requests)
 
+    def num_answers(self) -> int:
+        """Count the answers of all requests."""
+        with self._changed:
+            return sum(map(len, self._requests))
+
     def join(self, request: Answers) -> None:
         """Stand at the end.
 

@@ -34,7 +34,7 @@ def create_app(
         admission: counts the requests; whoever stops the server tells it.
     """
     admission = Admission(settings.max_requests) if admission is None else admission
-    metrics = Metrics(pipeline.encoder_stats, lambda: admission.num_requests)
+    metrics = Metrics(pipeline.encoder_stats, pipeline.engine.stats, lambda: admission.num_requests)
 
     app = FastAPI(
         title="vlcore",

@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from vlcore.encoder_stats import EncoderStats
+from vlcore.engines.base import EngineStats
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
@@ -18,11 +19,15 @@ class Metrics:
 
     Args:
         encoder_stats: what the image encoder did so far.
+        engine_stats: what the engine has to do now.
         num_requests: how many requests hold a place now.
     """
 
     def __init__(
-        self, encoder_stats: Callable[[], EncoderStats], num_requests: Callable[[], int]
+        self,
+        encoder_stats: Callable[[], EncoderStats],
+        engine_stats: Callable[[], EngineStats],
+        num_requests: Callable[[], int],
     ) -> None:
         self._registry = CollectorRegistry()
         self._outcomes = Counter(
@@ -49,7 +54,7 @@ class Metrics:
             buckets=_SECONDS,
             registry=self._registry,
         )
-        self._registry.register(_Now(encoder_stats, num_requests))
+        self._registry.register(_Now(encoder_stats, engine_stats, num_requests))
 
     def count_outcome(self, outcome: str) -> None:
         """Count a request that ended."""
@@ -70,15 +75,26 @@ class _Now(Collector):
     """Reads what others count."""
 
     def __init__(
-        self, encoder_stats: Callable[[], EncoderStats], num_requests: Callable[[], int]
+        self,
+        encoder_stats: Callable[[], EncoderStats],
+        engine_stats: Callable[[], EngineStats],
+        num_requests: Callable[[], int],
     ) -> None:
         self._encoder_stats = encoder_stats
+        self._engine_stats = engine_stats
         self._num_requests = num_requests
 
     def collect(self) -> Iterator[Metric]:
         stats = self._encoder_stats()
         yield GaugeMetricFamily(
             "vlcore_active_requests", "Requests that hold a place now.", self._num_requests()
+        )
+        engine = self._engine_stats()
+        yield GaugeMetricFamily(
+            "vlcore_answers_running", "Answers in the engine's batch now.", engine.num_running
+        )
+        yield GaugeMetricFamily(
+            "vlcore_answers_waiting", "Answers that wait for a place in it.", engine.num_waiting
         )
         for name, text, value in (
             ("images", "Pictures asked for.", stats.num_images),
