@@ -62,6 +62,49 @@ def test_options_reach_the_settings(served: list[ServerSettings]) -> None:
     ]
 
 
+def test_options_reach_the_pipeline(
+    served: list[ServerSettings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    load, given = vlcore.pipeline, {}
+
+    def keep(model: str, **options: Any) -> vlcore.Pipeline:
+        given.update(options)
+        return load(model, device="cpu")
+
+    monkeypatch.setattr(sys.modules["vlcore.pipeline"], "pipeline", keep)
+    result = serve(
+        DEMO, "--port", 0, "--weights", "int8", "--max-num-seqs", 3, "--session-len", 99,
+        "--max-images", 2, "--max-image-mib", 3, "--max-pixels", 400, "--max-decoded-mib", 5,
+        "--download-timeout-s", 6, "--connect-timeout-s", 7, "--max-redirects", 0,
+        "--no-image-urls", "--allow-image-host", "a.example", "--allow-image-network",
+        "10.0.0.0/8", "--allow-image-directory", tmp_path, "--max-prompt-tokens", 80,
+        "--max-prompt-chars", 90,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert given["engine_config"] == vlcore.TransformersEngineConfig(
+        weights="int8", max_num_seqs=3, session_len=99
+    )
+    assert given["image_limits"] == vlcore.ImageLimits(
+        max_images=2,
+        max_bytes=3 * 1024**2,
+        max_pixels=400,
+        max_decoded_bytes=5 * 1024**2,
+        timeout_s=6.0,
+        connect_timeout_s=7.0,
+        max_redirects=0,
+    )
+    assert given["image_access"] == vlcore.ImageAccess(
+        urls=False,
+        allowed_hosts=("a.example",),
+        allowed_networks=("10.0.0.0/8",),
+        allowed_directories=(tmp_path,),
+    )
+    assert (given["max_prompt_tokens"], given["max_prompt_chars"]) == (80, 90)
+    assert serve(DEMO, "--port", 0).exit_code == 0
+    assert given["engine_config"] is None
+    assert not given["image_access"].trusts_caller
+
+
 def test_keys_come_from_the_environment_too(
     served: list[ServerSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import time
@@ -188,6 +189,22 @@ def test_a_slow_body_is_told_so(hasty: Server) -> None:
     status, came = exchange(hasty, post(b'{"model"', length=1000))
     assert status == 408
     assert "body_timeout" in came
+
+
+def test_no_task_is_left_by_good_bad_or_broken_requests(hasty: Server, pipe: Pipeline) -> None:
+    async def num_tasks() -> int:
+        return len(asyncio.all_tasks())
+
+    wait_for(lambda: is_idle(pipe, hasty))
+    before = pipe.run(num_tasks())
+    for body in (ask(), ask(stream=True), b"{", ask(temperature=9), ask(**LONG)):
+        exchange(hasty, post(body))
+        with connect(hasty) as connection:
+            connection.sendall(post(body)[:-3])
+        with connect(hasty) as connection:
+            connection.sendall(post(body))
+    wait_for(lambda: is_idle(pipe, hasty))
+    wait_for(lambda: pipe.run(num_tasks()) <= before)
 
 
 def test_a_bad_request_leaves_the_good_ones_beside_it_alone(hasty: Server) -> None:

@@ -19,6 +19,7 @@ from vlcore.cli.options import (
     Plugin,
     Revision,
     TemplateName,
+    Weights,
 )
 
 if TYPE_CHECKING:
@@ -47,10 +48,7 @@ def chat(
     engine: EngineName = "auto",
     device: Device = "auto",
     dtype: Dtype = "auto",
-    weights: Annotated[
-        str | None,
-        typer.Option(help="int8 converts the weights to 8 bits; the transformers engine only."),
-    ] = None,
+    weights: Weights = None,
     revision: Revision = None,
     max_new_tokens: Annotated[int, typer.Option(help="The longest answer, in tokens.")] = 512,
     temperature: Annotated[

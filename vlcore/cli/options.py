@@ -29,4 +29,8 @@ ShrinkOnLoad: TypeAlias = Annotated[
         help="Decode JPEGs at a half to an eighth of their size where the model needs no more.",
     ),
 ]
+Weights: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="int8 converts the weights to 8 bits; the transformers engine only."),
+]
 Revision: TypeAlias = Annotated[str | None, typer.Option(help="Of a hub repository.")]

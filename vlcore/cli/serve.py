@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,7 +18,11 @@ from vlcore.cli.options import (
     Revision,
     ShrinkOnLoad,
     TemplateName,
+    Weights,
 )
+
+if TYPE_CHECKING:
+    from vlcore.engines.transformers import TransformersEngineConfig
 
 _KEY_VARIABLE = "VLCORE_API_KEY"
 
@@ -40,6 +44,17 @@ def serve(
     engine: EngineName = "auto",
     device: Device = "auto",
     dtype: Dtype = "auto",
+    weights: Weights = None,
+    max_num_seqs: Annotated[
+        int | None,
+        typer.Option(help="Answers that run together; the transformers engine only."),
+    ] = None,
+    session_len: Annotated[
+        int | None,
+        typer.Option(
+            help="The longest prompt and answer, in tokens; the transformers engine only."
+        ),
+    ] = None,
     plugin: Plugin = None,
     chat_template: TemplateName = None,
     revision: Revision = None,
@@ -65,6 +80,10 @@ def serve(
         int, typer.Option(help="Of all pictures of a request together, decoded.")
     ] = 512,
     download_timeout_s: Annotated[float, typer.Option(help="For one picture to come.")] = 20.0,
+    connect_timeout_s: Annotated[
+        float, typer.Option(help="To find and reach a picture's server, and between its bytes.")
+    ] = 5.0,
+    max_redirects: Annotated[int, typer.Option(help="On the way to one picture.")] = 3,
     image_urls: Annotated[
         bool, typer.Option(help="Fetch pictures from http(s) URLs, of public addresses.")
     ] = True,
@@ -125,6 +144,9 @@ def serve(
         plugin=plugin,
         chat_template=chat_template,
         revision=revision,
+        engine_config=_engine_config(
+            weights=weights, max_num_seqs=max_num_seqs, session_len=session_len
+        ),
         shrink_on_load=shrink_on_load,
         progress=sys.stderr.isatty(),
         max_prompt_tokens=max_prompt_tokens,
@@ -138,14 +160,22 @@ def serve(
         image_limits=ImageLimits(
             max_pixels=max_pixels,
             max_bytes=max_image_mib * 1024**2,
-            connect_timeout_s=min(5.0, download_timeout_s),
+            connect_timeout_s=connect_timeout_s,
             timeout_s=download_timeout_s,
-            max_redirects=3,
+            max_redirects=max_redirects,
             max_images=max_images,
             max_decoded_bytes=max_decoded_mib * 1024**2,
         ),
     )
     serve_pipeline(pipe, settings, bound)
+
+
+def _engine_config(**options: Any) -> TransformersEngineConfig | None:
+    """Settings that are given choose the engine that has them."""
+    from vlcore.engines.transformers import TransformersEngineConfig
+
+    given = {name: value for name, value in options.items() if value is not None}
+    return TransformersEngineConfig(**given) if given else None
 
 
 def _name(model: str) -> str:
