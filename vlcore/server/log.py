@@ -35,6 +35,7 @@ def set_up_log() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     logging.getLogger("PIL").setLevel(logging.ERROR)
+    logging.getLogger("torchao").setLevel(logging.ERROR)  # it misses Triton wherever no GPU is
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
