@@ -325,6 +325,44 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(browser: Browser) -> None:
             expect(page.locator(".answer .error")).to_contain_text("max_body_bytes")
 
 
+CONTRAST = """(element) => {
+  const channels = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const luminance = (colour) => {
+    const [red, green, blue] = channels(colour).map((value) => {
+      const share = value / 255;
+      return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
+    });
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+  };
+  let behind = element;
+  while (channels(getComputedStyle(behind).backgroundColor)[3] === 0) behind = behind.parentElement;
+  const both = [getComputedStyle(element).color, getComputedStyle(behind).backgroundColor];
+  const [darker, lighter] = both.map(luminance).sort((one, other) => one - other);
+  return (lighter + 0.05) / (darker + 0.05);
+}"""
+"""The contrast ratio of an element's text, as WCAG 2.2 defines it."""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_text_can_be_read(browser: Browser, url: str, scheme: Any, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    with visiting(browser, url, color_scheme=scheme) as page:
+        page.get_by_role("button", name="Settings").click()
+        ask(page, COLOUR)
+        expect(page.locator(".answer .times")).to_contain_text("token")
+        give(page, "drop", broken)
+        ask(page, COLOUR)
+        expect(page.locator(".answer .error")).to_be_visible()
+        texts = page.locator("body *:visible").filter(has_text=re.compile(r"\S"))
+        leaves = [one for one in texts.all() if one.evaluate("(e) => e.childElementCount") == 0]
+        assert len(leaves) > 12
+        faint = {
+            one.text_content(): ratio for one in leaves if (ratio := one.evaluate(CONTRAST)) < 4.5
+        }
+        assert not faint
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone(browser: Browser, url: str, scheme: Any) -> None:
     size: Any = {"width": 360, "height": 640}
