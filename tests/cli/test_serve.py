@@ -78,7 +78,7 @@ def test_options_reach_the_pipeline(
         "--download-timeout-s", 6, "--connect-timeout-s", 7, "--max-redirects", 0,
         "--no-image-urls", "--allow-image-host", "a.example", "--allow-image-network",
         "10.0.0.0/8", "--allow-image-directory", tmp_path, "--max-prompt-tokens", 80,
-        "--max-prompt-chars", 90,
+        "--max-prompt-chars", 90, "--image-format", "png", "--image-format", "TIFF",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert given["engine_config"] == vlcore.TransformersEngineConfig(
@@ -92,6 +92,7 @@ def test_options_reach_the_pipeline(
         timeout_s=6.0,
         connect_timeout_s=7.0,
         max_redirects=0,
+        formats=("PNG", "TIFF"),
     )
     assert given["image_access"] == vlcore.ImageAccess(
         urls=False,
@@ -103,6 +104,7 @@ def test_options_reach_the_pipeline(
     assert serve(DEMO, "--port", 0).exit_code == 0
     assert given["engine_config"] is None
     assert not given["image_access"].trusts_caller
+    assert "TIFF" not in given["image_limits"].formats
 
 
 def test_keys_come_from_the_environment_too(
@@ -169,6 +171,10 @@ def test_a_port_in_use_is_told_before_the_model_is_loaded(
     [
         (("--port", 99999), "port must be in 0..65535; it is 99999"),
         (("--max-requests", 0), "max_requests must be a positive number; it is 0"),
+        (
+            ("--image-format", "EPS"),
+            "formats must be some of AVIF, BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP; it is ('EPS',)",
+        ),
         (("--api-key", "schl\xfcssel"), "an API key must be printable ASCII and not empty"),
     ],
 )
