@@ -64,7 +64,7 @@ async def _settled(process: psutil.Process) -> Holding:
     return Holding.of(process)
 
 
-def _good(url: str) -> tuple[list[Good], Good]:
+def _answered(url: str) -> tuple[list[Good], Good]:
     with vlcore.pipeline(DEMO / MODEL, device="cpu", dtype="float32") as pipe:
         return good_requests(MODEL, pipe, IMAGES, url), full_request(MODEL, pipe, IMAGES)
 
@@ -73,7 +73,7 @@ async def soak(port: int, process: psutil.Process, seconds: float, num_clients: 
     """Warm the server up, look, go on, and look again."""
     pictures = PictureServer(IMAGES)
     async with pictures.running():
-        good, full = await asyncio.to_thread(_good, pictures.url("tower.png"))
+        good, full = await asyncio.to_thread(_answered, pictures.url("tower.png"))
         traps = {name: pictures.url(name) for name in TRAPS}
         hostile = hostile_requests(MODEL, (IMAGES / "tower.png").read_bytes(), traps)
         tally = Tally()

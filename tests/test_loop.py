@@ -116,18 +116,6 @@ def test_the_loop_does_not_wait_for_itself(loop: LoopThread) -> None:
     assert loop.run(name_of_thread()) == "test-loop"
 
 
-def test_leaving_an_iteration_on_the_loop_itself_closes_the_generator(loop: LoopThread) -> None:
-    numbers = Numbers()
-
-    async def body() -> None:
-        iterator = loop.aiterate(numbers.count(9))
-        assert await anext(iterator) == 0
-        await iterator.aclose()
-        assert numbers.closed.is_set()
-
-    loop.run(body())
-
-
 def test_exceptions_of_generators_travel(loop: LoopThread) -> None:
     seen: list[int] = []
     with pytest.raises(KeyError, match="at the end"):
@@ -150,7 +138,10 @@ def test_leaving_the_iteration_closes_the_generator(loop: LoopThread) -> None:
     assert numbers.closed.wait(TIMEOUT_S)
 
 
-def test_leaving_the_asynchronous_iteration_closes_the_generator(loop: LoopThread) -> None:
+@pytest.mark.parametrize("where", ["another loop", "the loop itself"])
+def test_leaving_the_asynchronous_iteration_closes_the_generator(
+    loop: LoopThread, where: str
+) -> None:
     numbers = Numbers()
 
     async def body() -> None:
@@ -159,7 +150,8 @@ def test_leaving_the_asynchronous_iteration_closes_the_generator(loop: LoopThrea
         await iterator.aclose()
         assert numbers.closed.is_set()
 
-    asyncio.run(body())
+    run = loop.run if where == "the loop itself" else asyncio.run
+    run(body())
 
 
 def test_cancelling_from_another_loop_cancels(loop: LoopThread) -> None:

@@ -501,6 +501,18 @@ def test_a_coroutine_on_the_loop_of_the_pipeline_may_use_all_of_it(pipe: Pipelin
     assert pipe.run(body()) == "vlcore-pipeline"
 
 
+def test_a_coroutine_on_the_loop_of_the_pipeline_cannot_close_it(pipe: Pipeline) -> None:
+    async def body() -> None:
+        with pytest.raises(RuntimeError, match="close the pipeline elsewhere"):
+            pipe.close()
+        with pytest.raises(RuntimeError, match="close the pipeline elsewhere"):
+            await pipe.aclose()
+        assert (await pipe.ainfer("hello", SHORT)).generate_token_len == 6
+
+    pipe.run(body())
+    assert pipe("hello", SHORT).generate_token_len == 6
+
+
 def test_requests_of_many_callers_run_beside_each_other(pipe: Pipeline) -> None:
     expected = [pipe((f"question {i}", RED), SHORT).text for i in range(6)]
 

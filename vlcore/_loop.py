@@ -35,12 +35,11 @@ class LoopThread:
             EngineClosedError: the loop was closed, before or meanwhile.
             RuntimeError: called on the loop itself, which would wait for itself.
         """
-        if threading.current_thread() is self._thread:
+        try:
+            self.check_elsewhere()
+        except RuntimeError:
             coroutine.close()
-            raise RuntimeError(
-                "a coroutine on the pipeline's own loop must await: use ainfer, astream_infer, "
-                "achat or astream_chat there, and close the pipeline elsewhere"
-            )
+            raise
         future = self.submit(coroutine)
         try:
             return future.result()
@@ -110,6 +109,18 @@ class LoopThread:
                 return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         coroutine.close()
         raise EngineClosedError(_CLOSED)
+
+    def check_elsewhere(self) -> None:
+        """Refuse what would make the loop wait for itself.
+
+        Raises:
+            RuntimeError: called on the loop.
+        """
+        if threading.current_thread() is self._thread:
+            raise RuntimeError(
+                "a coroutine on the pipeline's own loop must await: use ainfer, astream_infer, "
+                "achat or astream_chat there, and close the pipeline elsewhere"
+            )
 
     def call_soon(self, callback: Callable[[], object]) -> None:
         """Call a function on the loop, unless it was closed."""

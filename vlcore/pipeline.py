@@ -6,14 +6,7 @@ import asyncio
 import atexit
 import threading
 import weakref
-from collections.abc import (
-    AsyncGenerator,
-    Callable,
-    Coroutine,
-    Generator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -124,9 +117,14 @@ class Pipeline:
         return self._keep(self._loop.iterate(self._road.stream_chat(prompt, session, config)))
 
     def close(self) -> None:
-        """Cancel what runs, and free the threads and the models."""
+        """Cancel what runs, and free the threads and the models.
+
+        Raises:
+            RuntimeError: called on the pipeline's own loop, which would wait for itself.
+        """
         if self._closed:
             return
+        self._loop.check_elsewhere()
         self._closed = True
         self._finalizer.detach()
         _free(self._road, self._loop, self._at_exit)
@@ -201,7 +199,8 @@ class Pipeline:
         return self._loop.run(coroutine)
 
     async def aclose(self) -> None:
-        """Close without blocking the caller's event loop."""
+        """Close without blocking the caller's event loop, which must not be the pipeline's own."""
+        self._loop.check_elsewhere()
         await asyncio.to_thread(self.close)
 
     async def __aenter__(self) -> Self:

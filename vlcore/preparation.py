@@ -212,7 +212,7 @@ class ImagePreparation:
     async def close(self, timeout_s: float = 60.0) -> None:
         """Refuse what waits, let what runs finish, and free the threads; leave one that hangs."""
         self.refuse()
-        await self._fetchers.stop(min(1.0, timeout_s))
+        await self._fetchers.stop(min(1.0, timeout_s))  # nobody waits for these files any more
         if not await self._pool.stop(timeout_s):
             logger.error(
                 "%s.preprocess did not finish in %g s: its thread is left behind",

@@ -24,7 +24,7 @@ from engine_requests import (
 )
 from transformers import PreTrainedTokenizerBase
 
-from vlcore.engines.base import EngineOutput, EngineRequest, EngineStats
+from vlcore.engines.base import EngineOutput, EngineRequest
 from vlcore.engines.detokenizer import Detokenizer
 from vlcore.engines.transformers import TransformersEngine, TransformersEngineConfig
 from vlcore.errors import ContextLengthError, EngineError, OptionError
@@ -80,22 +80,6 @@ async def prompts_of(engine: TransformersEngine, lengths: list[int]) -> list[tup
     await asyncio.gather(holding, *tasks)
     hook.remove()
     return [shape for shape in shapes[1:] if shape[1] > 1]
-
-
-# -- counting
-
-
-def test_answers_are_counted_rather_than_requests(engine: TransformersEngine) -> None:
-    async def body() -> None:
-        assert engine.stats() == EngineStats(num_running=0, num_waiting=0)
-        one = request(5, n=3, do_sample=True, max_new_tokens=LONG)
-        async with aclosing(engine.generate(one)) as pieces:
-            await anext(pieces)
-            assert engine.stats() == EngineStats(num_running=3, num_waiting=0)
-        while engine.stats().num_running:
-            await asyncio.sleep(0.001)
-
-    run(body)
 
 
 # -- joining

@@ -11,7 +11,7 @@ import torch
 from engine_requests import CPU, LONG, answer, pieces, request, run, text, token_ids, watch_batches
 from transformers import PreTrainedTokenizerBase
 
-from vlcore.engines.base import EngineRequest
+from vlcore.engines.base import EngineRequest, EngineStats
 from vlcore.engines.detokenizer import Detokenizer
 from vlcore.engines.generation import GenerationConfig
 from vlcore.engines.transformers import TransformersEngine, TransformersEngineConfig
@@ -422,3 +422,19 @@ def test_closing_ends_what_runs_and_what_waits(
 
     run(body)
     assert "vlcore-engine" not in {thread.name for thread in set(threading.enumerate()) - before}
+
+
+# -- counting
+
+
+def test_answers_are_counted_rather_than_requests(engine: TransformersEngine) -> None:
+    async def body() -> None:
+        assert engine.stats() == EngineStats(num_running=0, num_waiting=0)
+        one = request(5, n=3, do_sample=True, max_new_tokens=LONG)
+        async with aclosing(engine.generate(one)) as pieces:
+            await anext(pieces)
+            assert engine.stats() == EngineStats(num_running=3, num_waiting=0)
+        while engine.stats().num_running:
+            await asyncio.sleep(0.001)
+
+    run(body)

@@ -63,9 +63,10 @@ class EngineStats:
     """What an engine has to do at a moment."""
 
     num_running: int
-    """Answers in the running batch; where an engine computes a prompt by itself, from then on."""
+    """Answers in the running batch."""
     num_waiting: int
-    """Answers that wait for a place among them."""
+    """Answers that wait for a place in it. One whose prompt is being computed at the moment may
+    be in neither number."""
 
 
 class Engine(ABC):
