@@ -13,7 +13,7 @@ TURBOMIND := .venv-turbomind
 TURBOMIND_LISTS := constraints-turbomind.txt tests/turbomind/requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help check-python setup demo browser test soak test-turbomind test-cuda lint format fuzz bench bench-lmdeploy \
+.PHONY: help check-python setup demo browser test soak test-turbomind test-cuda lint words format fuzz bench bench-lmdeploy \
 	train-demo evaluate-demo docs build wheels-check clean
 
 help:  ## list the commands
@@ -71,6 +71,9 @@ lint: $(READY)  ## check style and types
 	$(BIN)/mypy benchmarks/*.py
 	$(BIN)/mypy scripts/*.py
 	cd demo && ../$(BIN)/mypy --config-file ../pyproject.toml --cache-dir ../.mypy_cache *.py
+
+words: $(READY)  ## list words that the project does not use (only below given paths: make words WORDS_IN="vlcore docs")
+	$(BIN)/python scripts/check_words.py $(WORDS_IN)
 
 format: $(READY)  ## mend style
 	$(BIN)/ruff check --fix
