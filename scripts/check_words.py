@@ -38,10 +38,13 @@ _FENCE = re.compile(r"^( *)(```+|~~~+).*?^\1\2 *$", re.MULTILINE | re.DOTALL)
 _COMMENT_IN_FENCE = re.compile(r"(?<=\s)#\s.*")
 _CODE_SPAN = re.compile(r"(?<!`)(`{1,2})(?!`)[^`]+?\1(?!`)")
 _LINK_TARGET = re.compile(r"(?<=\])\([^()\s]*\)")
-_REPLACEMENT_FIELD = re.compile(r"\{[^{}]*\}")
-# From Python 3.12 on, an f-string is several tokens.
-_FSTRING_MIDDLE = getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)
-_TOKENS = {tokenize.NAME, tokenize.COMMENT, tokenize.STRING, _FSTRING_MIDDLE}
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
+_FSTRING_QUOTE = re.compile(r"(?i:r?fr?)['\"]")
+_REPLACEMENT_FIELD = re.compile(r"\{(?:[^{}]|\{[^{}]*\})*\}")
+# From Python 3.12 on, an f-string is several tokens; before, it is one string.
+_FSTRING_START = getattr(tokenize, "FSTRING_START", -1)
+_FSTRING_END = getattr(tokenize, "FSTRING_END", -2)
+_TOKENS = {tokenize.NAME, tokenize.COMMENT, tokenize.STRING, _FSTRING_START, _FSTRING_END}
 
 
 @dataclass(frozen=True)
@@ -255,24 +258,46 @@ def scopes_of(text: str, path: str) -> dict[Scope, str]:
 
 def _python_scopes(text: str) -> tuple[str, str]:
     """Return comments, docstrings and strings that hold a space; and the identifiers."""
-    starts = [0, *(match.end() for match in re.finditer("\n", text))]
     prose, names = _blank(text), _blank(text)
+    for kind, start, end in _python_tokens(text):
+        content = text[start:end]
+        if kind == tokenize.NAME:
+            names[start:end] = content
+        elif kind == tokenize.COMMENT:
+            prose[start:end] = _without(content, _CODE_SPAN)
+        else:
+            fields = [] if kind == tokenize.STRING else _REPLACEMENT_FIELD.finditer(content)
+            for replaced in fields:
+                code = _without(replaced[0], _QUOTED)
+                names[start + replaced.start() : start + replaced.end()] = code
+                blank = "\0" * len(code)
+                content = content[: replaced.start()] + blank + content[replaced.end() :]
+            if re.search(r"\s", content):
+                prose[start:end] = _without(content, _CODE_SPAN)
+    return "".join(prose), "".join(names)
+
+
+def _python_tokens(text: str) -> Iterator[tuple[int, int, int]]:
+    """Yield kind, start and end of names, comments and strings; an f-string is one token."""
+    starts = [0, *(match.end() for match in re.finditer("\n", text))]
+    f_string_start, depth = 0, 0
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type not in _TOKENS:
             continue
         start = starts[token.start[0] - 1] + token.start[1]
         end = starts[token.end[0] - 1] + token.end[1]
-        content = text[start:end]
-        if token.type == tokenize.NAME:
-            names[start:end] = content
-        elif token.type == tokenize.COMMENT:
-            prose[start:end] = _without(content, _CODE_SPAN)
-        else:
-            is_f_string = token.type == tokenize.STRING and "f" in content[:2].lower()
-            literal = _without(content, _REPLACEMENT_FIELD, "\0") if is_f_string else content
-            if re.search(r"\s", literal):
-                prose[start:end] = _without(literal, _CODE_SPAN)
-    return "".join(prose), "".join(names)
+        if token.type == _FSTRING_START:
+            f_string_start = f_string_start if depth else start
+            depth += 1
+        elif token.type == _FSTRING_END:
+            depth -= 1
+            if not depth:
+                yield _FSTRING_START, f_string_start, end
+        elif not depth:
+            is_f_string = token.type == tokenize.STRING and re.match(
+                r"(?i)r?fr?['\"]", token.string
+            )
+            yield _FSTRING_START if is_f_string else token.type, start, end
 
 
 def _markdown_prose(text: str) -> str:

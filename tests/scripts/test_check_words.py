@@ -103,7 +103,7 @@ message = f"the spire {spire} of vision.spire is missing"
     assert found(source, "a.py", rules) == [
         (1, 6, "spire"),
         (3, 30, "spire"),
-        (4, 29, "Spire"),
+        (4, 30, "Spire"),
         (5, 17, "spire"),
     ]
 
@@ -122,8 +122,8 @@ spire = 1  # the spire
 
 
 def test_names_are_identifiers_of_python(rules: Any) -> None:
-    source = "spot = 'a spot'  # a spot\nfirst_spot = spot\n"
-    assert found(source, "a.py", rules) == [(1, 1, "spot"), (2, 7, "spot"), (2, 14, "spot")]
+    source = "spot = 'a spot'  # a spot\nfirst_spot = f'a spot {spot}'\n"
+    assert found(source, "a.py", rules) == [(1, 1, "spot"), (2, 7, "spot"), (2, 24, "spot")]
     assert found(source, "a.js", rules) == []
 
 
