@@ -99,6 +99,31 @@ def test_a_plugin_that_asks_is_told_how_to_spread(site: Site, directory: Path) -
         assert vision.asked_for == asked_for
 
 
+def test_max_memory_is_refused_where_the_hook_does_not_take_it(site: Site, directory: Path) -> None:
+    source = RETURNS_PARTS.replace(
+        "vision_model(checkpoint, device, dtype)",
+        "vision_model(checkpoint, device, dtype, device_map)",
+    )
+    site.install("vl-plugin-first", ["MadeUpForTests"], source)
+    with pytest.raises(OptionError, match=r"vl-plugin-first 1\.0 takes no max_memory"):
+        vlcore.load_vision_model(directory, max_memory={"cpu": "1GiB"})
+    assert vlcore.load_vision_model(directory, device_map="auto").hidden_size == 3
+
+
+@pytest.mark.parametrize("taken", ["checkpoint", ""])
+@pytest.mark.parametrize("name", ["chosen", ""])
+def test_a_template_name_is_refused_where_the_hook_takes_none(
+    site: Site, directory: Path, taken: str, name: str
+) -> None:
+    source = RETURNS_PARTS.replace(
+        "vl_chat_template(checkpoint, name)", f"vl_chat_template({taken})"
+    ).replace("str(name)", "'only'")
+    site.install("vl-plugin-first", ["MadeUpForTests"], source)
+    with pytest.raises(OptionError, match=r"vl-plugin-first 1\.0 has one chat template .*'.*'"):
+        vlcore.load_chat_template(directory, name)
+    assert vlcore.load_chat_template(directory).stop == ("only",)
+
+
 def test_the_fingerprint_is_the_checkpoints_unless_the_model_has_its_own(
     site: Site, directory: Path
 ) -> None:

@@ -71,6 +71,7 @@ def vl_vision_model(  # type: ignore[empty-body]
         device_map: how to spread a tower that does not fit on one device, as accelerate knows it,
             or ``None``. A plugin whose hook leaves this out refuses one by leaving it out.
         max_memory: what the tower may use of each device, or ``None``; goes with ``device_map``.
+            Where the hook leaves this out, vlcore refuses one.
     """
 
 
@@ -85,7 +86,7 @@ def vl_chat_template(checkpoint: Checkpoint, name: str | None) -> ChatTemplate: 
         checkpoint: the opened checkpoint.
         name: the one of several templates that the user chose, or ``None`` to pick the
             checkpoint's own. An unknown name is an :class:`~vlcore.OptionError` that lists the
-            known ones.
+            known ones. Where the hook leaves this out, vlcore refuses every name.
     """
 
 

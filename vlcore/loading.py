@@ -80,7 +80,11 @@ class ModelStages:
         return vision_model
 
     def chat_template(self, name: str | None = None) -> ChatTemplate:
-        """Load the chat template, or the named one of several."""
+        """Load the chat template, or the named one of several.
+
+        Raises:
+            OptionError: the plugin has no template of this name, or takes no names at all.
+        """
         with self._blaming("vl_chat_template"):
             template = self.plugin.chat_template(self.checkpoint, name)
         return self._expect(template, ChatTemplate, "vl_chat_template")
@@ -159,7 +163,7 @@ def load_chat_template(
         revision: of a hub repository.
 
     Raises:
-        OptionError: the plugin has no template of this name.
+        OptionError: the plugin has no template of this name, or takes no names at all.
     """
     return ModelStages(model, plugin=plugin, revision=revision).chat_template(name)
 

@@ -60,6 +60,7 @@ def diagnose_model(
     device: torch.device | str = "auto",
     dtype: torch.dtype | str = "auto",
     plugin: str | None = None,
+    chat_template: str | None = None,
     revision: str | None = None,
 ) -> Iterator[Finding]:
     """Look at a model, stage by stage, up to the first without which nothing more can be said.
@@ -86,7 +87,7 @@ def diagnose_model(
     info = stages.plugin.info
     facts = {"distribution": info.distribution, "version": info.version}
     yield Finding("served by", Verdict.FINE, f"{info.distribution} {info.version}", facts)
-    yield from _Stages(stages, checkpoint, place, precision).findings()
+    yield from _Stages(stages, checkpoint, place, precision, chat_template).findings()
 
 
 class _Stages:
@@ -98,11 +99,13 @@ class _Stages:
         checkpoint: HeaderCheckpoint,
         device: torch.device,
         dtype: torch.dtype,
+        template_name: str | None,
     ) -> None:
         self._stages = stages
         self._checkpoint = checkpoint
         self._device = device
         self._dtype = dtype
+        self._template_name = template_name
         self._counted: set[tuple[str, str]] = set()
 
     def findings(self) -> Iterator[Finding]:
@@ -138,7 +141,7 @@ class _Stages:
 
     def _template(self) -> Finding:
         try:
-            template = self._stages.chat_template()
+            template = self._stages.chat_template(self._template_name)
         except Exception as error:
             return _failed("template", error)
         return Finding("template", Verdict.FINE, type(template).__name__)

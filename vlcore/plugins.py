@@ -123,14 +123,19 @@ class Plugin:
         """Call ``vl_vision_model``.
 
         Raises:
-            OptionError: ``device_map`` is given and the plugin does not take it.
+            OptionError: ``device_map`` or ``max_memory`` is given and the plugin does not take it.
         """
         hook = self._manager.hook.vl_vision_model
-        taken = {name for impl in hook.get_hookimpls() for name in impl.argnames}
+        taken = _argument_names(hook)
         if device_map is not None and "device_map" not in taken:
             raise OptionError(
                 f"plugin {self.info.distribution} {self.info.version} cannot spread its vision "
                 "model over devices: leave device_map and max_memory out"
+            )
+        if max_memory is not None and "max_memory" not in taken:
+            raise OptionError(
+                f"plugin {self.info.distribution} {self.info.version} takes no max_memory: leave "
+                "it out, or give the device of each part in device_map"
             )
         return hook(
             checkpoint=checkpoint,
@@ -141,12 +146,27 @@ class Plugin:
         )
 
     def chat_template(self, checkpoint: Checkpoint, name: str | None) -> object:
-        """Call ``vl_chat_template``."""
-        return self._manager.hook.vl_chat_template(checkpoint=checkpoint, name=name)
+        """Call ``vl_chat_template``.
+
+        Raises:
+            OptionError: ``name`` is given and the plugin has no named templates.
+        """
+        hook = self._manager.hook.vl_chat_template
+        if name is not None and "name" not in _argument_names(hook):
+            raise OptionError(
+                f"plugin {self.info.distribution} {self.info.version} has one chat template and "
+                f"takes no name for it: leave {name!r} out (chat_template, --chat-template)"
+            )
+        return hook(checkpoint=checkpoint, name=name)
 
     def language_model(self, checkpoint: Checkpoint) -> object:
         """Call ``vl_language_model``."""
         return self._manager.hook.vl_language_model(checkpoint=checkpoint)
+
+
+def _argument_names(hook: pluggy.HookCaller) -> set[str]:
+    """The arguments that a plugin's hook takes."""
+    return {name for implementation in hook.get_hookimpls() for name in implementation.argnames}
 
 
 def load_plugin(info: PluginInfo) -> PluginInfo:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlcore.cli.options import Device, Dtype, Plugin, Revision
+from vlcore.cli.options import Device, Dtype, Plugin, Revision, TemplateName
 
 if TYPE_CHECKING:
     from vlcore.diagnosis import Finding
@@ -21,6 +21,7 @@ def doctor(
     device: Device = "auto",
     dtype: Dtype = "auto",
     plugin: Plugin = None,
+    chat_template: TemplateName = None,
     revision: Revision = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -32,7 +33,15 @@ def doctor(
 
     findings = list(diagnose())
     if model is not None:
-        findings += _of_model(findings, model, device, dtype, plugin, revision)
+        findings += _of_model(
+            findings,
+            model,
+            device=device,
+            dtype=dtype,
+            plugin=plugin,
+            chat_template=chat_template,
+            revision=revision,
+        )
     is_ok = all(finding.verdict is not Verdict.PROBLEM for finding in findings)
     if as_json:
         typer.echo(json.dumps({"ok": is_ok, "findings": [_as_json(f) for f in findings]}, indent=2))
@@ -42,14 +51,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _of_model(
-    findings: Iterable[Finding],
-    model: str,
-    device: str,
-    dtype: str,
-    plugin: str | None,
-    revision: str | None,
-) -> Iterator[Finding]:
+def _of_model(findings: Iterable[Finding], model: str, **options: Any) -> Iterator[Finding]:
     from vlcore.diagnosis import Finding, Verdict
 
     if any(found.topic == "torch" and found.verdict is Verdict.PROBLEM for found in findings):
@@ -58,7 +60,7 @@ def _of_model(
         return
     from vlcore.model_diagnosis import diagnose_model
 
-    yield from diagnose_model(model, device=device, dtype=dtype, plugin=plugin, revision=revision)
+    yield from diagnose_model(model, **options)
 
 
 def _as_json(finding: Finding) -> dict[str, object]:
