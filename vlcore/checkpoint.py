@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from vlcore._progress import progress_bar
 from vlcore.errors import CheckpointNotFoundError, ConfigError, TensorError
 from vlcore.spreading import device_of
 from vlcore.vocabulary import load_tokenizer
-from vlcore.weights import TensorInfo, open_weights, read_header
+from vlcore.weights import TensorInfo, move_buffers, open_weights, read_header
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -370,31 +370,41 @@ class Checkpoint:
         dtype: torch.dtype | None = None,
         progress: bool = False,
     ) -> None:
-        """Fill a module, built on the meta device or not, with tensors of the checkpoint.
+        """Fill a module with tensors of the checkpoint, and make it ready for inference.
+
+        Afterwards every parameter and buffer is on ``device``, no parameter needs a gradient, and
+        the module is in evaluation mode. Buffers that the checkpoint does not hold (those with
+        ``persistent=False``, such as position ids and rotary frequencies) keep the values and the
+        dtype that the module computed for them.
 
         Args:
-            module: what to fill; its parameters are replaced and frozen.
-            sources: where the tensor of each key of ``module.state_dict()`` lies.
-            device: where the parameters go; or the device of each part of the module by name.
-            dtype: what floating parameters are converted to; ``None`` keeps the stored dtype.
+            module: the module to fill, best built inside :func:`~vlcore.empty_weights`; its
+                parameters are replaced.
+            sources: where the tensor of each key of ``module.state_dict()`` is stored.
+            device: the device of all parameters and buffers, or of each part by the part's name.
+            dtype: what floating tensors of the checkpoint are converted to; ``None`` keeps the
+                stored dtype.
             progress: show a progress bar.
 
         Raises:
             TensorError: keys without a source, sources without a key, missing tensors or wrong
-                shapes; each is listed.
+                shapes; each is listed. Or a buffer without values.
         """
         self.check_module(module, sources)
         keys_of: dict[str, list[str]] = {}
         for key, source in sources.items():
             keys_of.setdefault(source.name, []).append(key)
         plan = device if isinstance(device, Mapping) else {"": device}
+        buffers = module.named_buffers(remove_duplicate=False)
+        computed = [name for name, _ in buffers if name not in sources]
+        move_buffers(module, computed, partial(device_of, plan))
         read_to = "cpu" if isinstance(device, Mapping) else device
         state: dict[str, Tensor] = {}
         for name, tensor in self.tensors(keys_of, device=read_to, dtype=dtype, progress=progress):
             for key in keys_of[name]:
                 state[key] = sources[key].take(tensor).to(device_of(plan, key))
         module.load_state_dict(state, assign=True)
-        module.requires_grad_(False)
+        module.requires_grad_(False).eval()
 
     def check_module(self, module: nn.Module, sources: Mapping[str, TensorSource]) -> None:
         """Make sure that a module can be filled; no tensor is read.

@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from vlcore.checkpoint import Checkpoint, TensorSource
 from vlcore.errors import ConfigError, EngineUnavailableError
@@ -160,12 +159,10 @@ class LanguageModel:
             dtype=as_dtype(dtype),
             progress=progress,
         )
-        cast("nn.Module", model).to(device)  # the buffers, such as rotary frequencies
         model.tie_weights()
         eos_ids = self._stated_eos_ids()
         if eos_ids and model.generation_config is not None:
             model.generation_config.eos_token_id = eos_ids
-        model.train(False)
         return model
 
     def check_tensors(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlcore.errors import TensorError
 
@@ -48,6 +48,31 @@ def empty_weights() -> Iterator[None]:
 
     with _building, init_empty_weights(include_buffers=False):
         yield
+
+
+def move_buffers(
+    module: nn.Module, names: Iterable[str], device_of: Callable[[str], torch.device]
+) -> None:
+    """Move buffers that a module computed for itself; their dtypes stay as they are.
+
+    Args:
+        module: the module that holds them, directly or in one of its parts.
+        names: the buffers' names.
+        device_of: the device of a buffer by its name.
+
+    Raises:
+        TensorError: a buffer has no values, because it was built on the meta device.
+    """
+    for name in names:
+        buffer, device = module.get_buffer(name), device_of(name)
+        if buffer.is_meta and device.type != "meta":
+            raise TensorError(
+                f"the buffer {name!r} of {type(module).__name__} has no values: no checkpoint "
+                "holds it, and it was built on the meta device. Build the module inside "
+                "vlcore.empty_weights(), which computes buffers"
+            )
+        owner, _, attribute = name.rpartition(".")
+        setattr(module.get_submodule(owner), attribute, buffer.to(device))
 
 
 @dataclass(frozen=True)

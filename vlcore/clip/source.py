@@ -123,10 +123,10 @@ class ClipSource:
         sources = self._sources(tower, num_layers)
         if device_map is None:
             self.checkpoint.load_module(tower, sources, device=device, dtype=dtype)
-            return tower.eval()
+            return tower
         plan = plan_devices(tower, device_map, max_memory, dtype=dtype, whole=ClipTower.whole)
         self.checkpoint.load_module(tower, sources, device=plan, dtype=dtype)
-        spread(tower.eval(), plan, device)
+        spread(tower, plan, device)
         return tower
 
     def _sources(self, tower: ClipTower, num_layers: int) -> dict[str, TensorSource]:
