@@ -57,6 +57,7 @@ class Site:
         source: str | None = None,
         *,
         requires: Sequence[str] = (),
+        serves: Sequence[str] = (),
         version: str = "1.0",
     ) -> str:
         """Install a plugin distribution and give the name of its module."""
@@ -66,6 +67,7 @@ class Site:
         metadata = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
         metadata += [f"Requires-Dist: {requirement}" for requirement in requires]
         entry_points = ["[vlcore.architectures]", *(f"{arch} = {module}" for arch in architectures)]
+        entry_points += ["[vlcore.serves]", *(f"{known} = {module}" for known in serves)]
         info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
         info.mkdir(parents=True)
         (info / "METADATA").write_text("\n".join(metadata) + "\n")

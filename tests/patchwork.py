@@ -126,6 +126,7 @@ def install_patchwork(
     *,
     requires: Sequence[str] = REQUIRES,
     architectures: Sequence[str] = (ARCHITECTURE,),
+    serves: Sequence[str] = (),
     more: str = "",
 ) -> str:
     """Install the plugin, with pieces of its source replaced; give its distribution's name.
@@ -135,6 +136,7 @@ def install_patchwork(
         edits: new text for pieces of the source, each of which must stand there exactly once.
         requires: its requirements.
         architectures: its entry points.
+        serves: the known models that it states.
         more: what stands at the end of its second module.
     """
     hooks, parts = HOOKS, PARTS
@@ -143,7 +145,8 @@ def install_patchwork(
         hooks, parts = hooks.replace(old, new), parts.replace(old, new)
     number = len(site.modules)
     second = f"patchwork_parts_{number}"
-    module = site.install(NAME, architectures, hooks.replace("PARTS", second), requires=requires)
+    source = hooks.replace("PARTS", second)
+    module = site.install(NAME, architectures, source, requires=requires, serves=serves)
     (site.root / module / f"{second}.py").write_text(parts + more)
     site.modules.append(second)
     return NAME

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 PROJECT_NAME = "vlcore"
 ENTRY_POINT_GROUP = "vlcore.architectures"
+SERVES_GROUP = "vlcore.serves"
+"""Entry points whose names are known models of the conformance kit that the package serves too."""
 
 hookspec = pluggy.HookspecMarker(PROJECT_NAME)
 hookimpl = pluggy.HookimplMarker(PROJECT_NAME)

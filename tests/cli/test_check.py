@@ -35,6 +35,14 @@ def test_a_package_alone() -> None:
     assert lines[-1] == f"{number} checks ran: {number} passed, 0 failed, 0 excused"
 
 
+@pytest.mark.parametrize(
+    "name", ["vl-plugin-llava", "vl-plugin-qwen", "vl-plugin-yi", "vl-plugin-idefics3"]
+)
+def test_the_projects_own_packages_pass(name: str) -> None:
+    result = check(name)
+    assert result.exit_code == 0, result.stdout
+
+
 def test_a_model_is_checked_with_the_plugin_that_serves_it(model: Path) -> None:
     result = check(model, *QUICK)
     assert result.exit_code == 0

@@ -70,6 +70,53 @@ def test_configurations_that_a_plugin_does_serve_are_its_own(site: Site) -> None
     assert check_plugin(plugin=NAME, only=["match-siblings"], serves=["Qwen-VL-Chat"]).ok
 
 
+def test_a_package_states_what_it_serves(site: Site) -> None:
+    # A name that this kit does not know is another kit's.
+    serves = ("Qwen-VL-Chat", "Qwen-9-VL (not known yet)")
+    install_patchwork(site, {'"patch_size" in config': '"visual" in config'}, serves=serves)
+    assert check_plugin(plugin=NAME).ok
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    [
+        ("Idefics3ForConditionalGeneration", "SmolVLM-Instruct"),
+        ("Qwen2VLForConditionalGeneration", "Qwen2-VL-7B-Instruct"),
+        ("InternVLChatModel", "InternVL-Chat-V1-5"),
+    ],
+)
+def test_a_model_whose_architecture_one_plugin_registers_is_its_own(
+    site: Site, architecture: str, name: str
+) -> None:
+    match = {'"patch_size" in config': f'config["architectures"] == ["{architecture}"]'}
+    install_patchwork(site, match, architectures=[architecture])
+    assert check_plugin(plugin=NAME).ok
+    install_patchwork(site, match)  # which registers another one
+    (failed,) = check_plugin(plugin=NAME).of(Outcome.FAILED)
+    assert name in failed.message
+
+
+@pytest.mark.parametrize(
+    ("architecture", "condition", "name"),
+    [
+        # Others have the architecture too, or another package serves it.
+        ("LlavaForConditionalGeneration", '"siglip" in str(config)', "llava-interleave-qwen-7b-hf"),
+        ("QWenLMHeadModel", 'config.get("seq_length") == 8192', "Qwen-7B-Chat (text only)"),
+        ("LlavaMistralForCausalLM", '"mistral" in str(config)', "llava-v1.6-mistral-7b"),
+    ],
+)
+def test_a_model_that_another_plugin_may_serve_has_to_be_stated(
+    site: Site, architecture: str, condition: str, name: str
+) -> None:
+    match = f'{condition} and config["architectures"] == ["{architecture}"]'
+    edits = {'"patch_size" in config': match}
+    install_patchwork(site, edits, architectures=[architecture])
+    (failed,) = check_plugin(plugin=NAME).of(Outcome.FAILED)
+    assert f'[project.entry-points."vlcore.serves"] "{name}" = "' in failed.message
+    install_patchwork(site, edits, architectures=[architecture], serves=[name])
+    assert check_plugin(plugin=NAME).ok
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -38,7 +38,7 @@ def check(
     ] = None,
     serves: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="A known configuration that the plugin does serve."),
+        typer.Option(metavar="NAME", help="A known model that the plugin serves; may be repeated."),
     ] = None,
     reference: Annotated[
         Path | None,

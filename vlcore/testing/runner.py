@@ -40,7 +40,7 @@ def check_plugin(
             counts as failed.
         only: names of the checks to run; all that apply if there are none.
         reference: a file of :func:`~vlcore.testing.record_reference`.
-        serves: names of the kit's sibling configurations that the plugin does serve.
+        serves: names of known models that the plugin serves, beyond those that its package states.
         tolerance: the largest difference between rows of a batch and of single pictures that
             passes, as a share of the largest value; by default 1e-4, and 5e-2 in 16 bits.
         device: where the models run.

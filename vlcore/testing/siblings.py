@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -23,6 +24,11 @@ class Sibling:
     """The plugin that serves it, where one is known."""
     config: Mapping[str, Any]
 
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """The ``architectures`` of the configuration."""
+        return tuple(self.config["architectures"])
+
 
 @cache
 def read_siblings() -> tuple[Sibling, ...]:
@@ -34,12 +40,19 @@ def read_siblings() -> tuple[Sibling, ...]:
     )
 
 
-def siblings_of(plugin: str, serves: Sequence[str] = ()) -> tuple[Sibling, ...]:
-    """The configurations that are none of a plugin's.
+def siblings_of(
+    plugin: str, serves: Sequence[str] = (), *, architectures: Collection[str] = ()
+) -> tuple[Sibling, ...]:
+    """List the configurations that a plugin must not match.
+
+    A plugin serves the models that the kit names its package for, and those named in ``serves``.
+    It also serves a model for which the kit names no package, if it registers the model's
+    architecture and no other known model has an architecture of that name.
 
     Args:
         plugin: its distribution.
-        serves: names of further configurations that it does serve.
+        serves: names of further configurations that it serves.
+        architectures: the names of the architectures that it registers.
 
     Raises:
         OptionError: a name that the kit does not know.
@@ -51,6 +64,13 @@ def siblings_of(plugin: str, serves: Sequence[str] = ()) -> tuple[Sibling, ...]:
             f"serves names {', '.join(unknown)}; the kit knows {', '.join(sorted(known))}"
         )
     own = canonicalize_name(plugin)
-    return tuple(
-        sibling for sibling in siblings if sibling.name not in serves and sibling.package != own
-    )
+    uses = Counter(name for sibling in siblings for name in set(sibling.architectures))
+
+    def is_served(sibling: Sibling) -> bool:
+        if sibling.name in serves or sibling.package == own:
+            return True
+        return not sibling.package and any(
+            name in architectures and uses[name] == 1 for name in sibling.architectures
+        )
+
+    return tuple(sibling for sibling in siblings if not is_served(sibling))

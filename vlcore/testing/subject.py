@@ -14,6 +14,7 @@ from packaging.utils import canonicalize_name
 
 from vlcore.checkpoint import Checkpoint
 from vlcore.errors import NoPluginError, OptionError
+from vlcore.hookspecs import ENTRY_POINT_GROUP, SERVES_GROUP
 from vlcore.language import LanguageModel
 from vlcore.loading import ModelStages
 from vlcore.placement import as_device, as_dtype
@@ -24,6 +25,7 @@ from vlcore.testing.encoding import encode
 from vlcore.testing.failure import NotRunError
 from vlcore.testing.pictures import plain_pictures
 from vlcore.testing.reference import Reference
+from vlcore.testing.siblings import Sibling, read_siblings, siblings_of
 from vlcore.testing.watch import Imported, Watched, import_apart, watch
 from vlcore.vision import ImageRows, VisionModel
 
@@ -52,7 +54,7 @@ class Subject:
         plugin: the distribution; without one, the plugin that serves the checkpoint.
         model: a directory, a hub id or an opened checkpoint; ``None`` to check the package alone.
         reference: a file of :func:`~vlcore.testing.record_reference`.
-        serves: names of the kit's sibling configurations that the plugin does serve.
+        serves: names of known models that the plugin serves, beyond those that its package states.
         tolerance: the largest difference between rows of a batch and of single pictures that
             passes, as a share of the largest value; ``None`` goes by the dtype.
         device: where the models run.
@@ -83,7 +85,7 @@ class Subject:
         if plugin is None:
             plugin = find_plugin(self.checkpoint.config).info.distribution
         self.distribution = _find_distribution(plugin)
-        self.serves = tuple(serves)
+        self._serves = tuple(serves)
         self.reference = None if reference is None else Reference.read(reference)
         self.device = as_device(device)
         self.dtype = as_dtype(dtype) or torch.float32
@@ -130,6 +132,23 @@ class Subject:
             if canonicalize_name(info.distribution) == own:
                 return info
         raise NotRunError("it registers no architectures: see entry-point")
+
+    @property
+    def siblings(self) -> tuple[Sibling, ...]:
+        """The known models that the plugin does not serve.
+
+        What it serves is given as an option, stated by the package in its entry points, or clear
+        from the architectures that it registers.
+
+        Raises:
+            OptionError: the option names a model that the kit does not know.
+        """
+        entry_points = self.distribution.entry_points
+        known = {sibling.name for sibling in read_siblings()}
+        # A package may state a model that only a later kit knows.
+        stated = known.intersection(entry_points.select(group=SERVES_GROUP).names)
+        architectures = entry_points.select(group=ENTRY_POINT_GROUP).names
+        return siblings_of(self.name, (*self._serves, *stated), architectures=architectures)
 
     @property
     def module_names(self) -> list[str]:

@@ -10,4 +10,3 @@ from vlcore.testing import PluginConformance
 @pytest.mark.parametrize("checkpoint", ["smolvlm"], indirect=True)
 class TestSmolVlm(PluginConformance):
     plugin = "vl-plugin-idefics3"
-    serves = ("SmolVLM-Instruct",)

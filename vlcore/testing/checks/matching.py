@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 
+from vlcore.hookspecs import SERVES_GROUP
 from vlcore.testing.check import check
 from vlcore.testing.failure import fail
-from vlcore.testing.siblings import siblings_of
 from vlcore.testing.subject import Subject
 
 
@@ -41,7 +41,7 @@ def match_own(subject: Subject) -> None:
 )
 def match_siblings(subject: Subject) -> None:
     """Ask about every configuration that the kit ships and that is not the plugin's."""
-    for sibling in siblings_of(subject.name, subject.serves):
+    for sibling in subject.siblings:
         config = copy.deepcopy(dict(sibling.config))
         reason = subject.plugin.match(config)
         where = f"vl_match, with the kit's configuration {sibling.name!r}"
@@ -52,7 +52,10 @@ def match_siblings(subject: Subject) -> None:
                 where=where,
                 advice=(
                     "match on positive evidence: a known projector and a known tower. If the "
-                    f"plugin does serve it, list {sibling.name!r} in serves"
+                    "plugin does serve this model, state so in pyproject.toml and install the "
+                    f'package again: [project.entry-points."{SERVES_GROUP}"] '
+                    f'"{sibling.name}" = "{subject.module_names[0]}". For this run alone, pass '
+                    f"serves={sibling.name!r} (--serves)"
                 ),
             )
         if reason.startswith("its vl_match "):  # raised, or returned neither True nor a reason
