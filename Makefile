@@ -13,8 +13,8 @@ TURBOMIND := .venv-turbomind
 TURBOMIND_LISTS := constraints-turbomind.txt tests/turbomind/requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help check-python setup demo browser test soak test-turbomind test-cuda lint words format fuzz bench bench-lmdeploy \
-	train-demo evaluate-demo docs build wheels-check clean
+.PHONY: help check-python setup demo browser test coverage soak test-turbomind test-cuda lint types words format fuzz \
+	bench bench-lmdeploy train-demo evaluate-demo docs build wheels-check clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,10 @@ browser:  ## install the browser of Debian that the tests of the page need, wher
 test: $(READY)  ## run every test, as many modules at a time as there are cores, up to four
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
+coverage: $(READY)  ## measure how much of the code the tests run; fails below the floor in pyproject.toml
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
+		--cov --cov-report=term --cov-report=html:build/coverage
+
 SECONDS := 60
 soak: $(READY)  ## load a real server well and badly and watch it (make soak SECONDS=600)
 	$(BIN)/python scripts/soak.py --seconds $(SECONDS)
@@ -66,13 +70,16 @@ test-cuda: $(READY)  ## run the tests that need a CUDA device
 lint: $(READY)  ## check style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	@$(MAKE) --no-print-directory types
+
+types: $(READY)  ## check types
 	$(BIN)/mypy --explicit-package-bases vlcore tests
 	for plugin in $(PLUGINS) $(EXAMPLES); do $(BIN)/mypy $$plugin || exit 1; done
 	$(BIN)/mypy benchmarks/*.py
 	$(BIN)/mypy scripts/*.py
 	cd demo && ../$(BIN)/mypy --config-file ../pyproject.toml --cache-dir ../.mypy_cache *.py
 
-words: $(READY)  ## list words that the project does not use (only below given paths: make words WORDS_IN="vlcore docs")
+words: $(READY)  ## list words to replace by standard terms (make words WORDS_IN="vlcore docs" checks only these)
 	$(BIN)/python scripts/check_words.py $(WORDS_IN)
 
 format: $(READY)  ## mend style
@@ -102,8 +109,8 @@ build: $(READY)  ## build every wheel into dist
 fuzz: $(READY)  ## try 100,000 damaged pictures: each must end in an image or an error of vlcore
 	$(BIN)/python scripts/fuzz_images.py
 
-wheels-check: $(READY)  ## install every wheel into a new environment and run the demo from there (some minutes)
-	$(BIN)/python scripts/check_wheels.py
+wheels-check: $(READY)  ## build every wheel into dist and run the demo from them in a new environment (some minutes)
+	$(BIN)/python scripts/check_wheels.py --out dist
 
 clean:  ## remove the environments and everything built
 	rm -rf $(VENV) $(TURBOMIND) dist build .pytest_cache .mypy_cache .ruff_cache

@@ -27,7 +27,9 @@ def main() -> None:
     """Check them; ends with exit code 1 where something fails."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--reuse-dependencies", action="store_true")
-    reuses = parser.parse_args().reuse_dependencies
+    parser.add_argument("--out", type=Path, help="keep the checked distributions in this directory")
+    options = parser.parse_args()
+    reuses = options.reuse_dependencies
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
         wheels = build(place / "dist")
@@ -35,6 +37,8 @@ def main() -> None:
         check_plugins(scripts, place)
         check_page(scripts, place)
         compare_answers(scripts, place)
+        if options.out is not None:
+            shutil.copytree(place / "dist", options.out, dirs_exist_ok=True)
     print(f"{len(wheels)} wheels answer the questions of the demo")
 
 
