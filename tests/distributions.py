@@ -66,8 +66,9 @@ class Site:
         folder = self.root / module
         metadata = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
         metadata += [f"Requires-Dist: {requirement}" for requirement in requires]
-        entry_points = ["[vlcore.architectures]", *(f"{arch} = {module}" for arch in architectures)]
-        entry_points += ["[vlcore.serves]", *(f"{known} = {module}" for known in serves)]
+        entry_points = ["[vlcore.serves]", *(f"{known} = {module}" for known in serves)]
+        entry_points += ["[vlcore.architectures]"]
+        entry_points += [f"{architecture} = {module}" for architecture in architectures]
         info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
         info.mkdir(parents=True)
         (info / "METADATA").write_text("\n".join(metadata) + "\n")
