@@ -69,6 +69,17 @@ def test_every_command_is_one_that_a_contributor_can_run(path: Path) -> None:
         assert (ROOT / script).is_file(), script
 
 
+@pytest.mark.parametrize(
+    "page", ["CONTRIBUTING.md", "RELEASING.md", ".github/pull_request_template.md"]
+)
+def test_every_make_target_of_a_page_exists(page: str) -> None:
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    targets = re.findall(r"(?:`|^ *)make ([a-z-]+)", (ROOT / page).read_text("utf-8"), re.M)
+    assert targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
 def test_the_tests_run_on_every_python_that_the_package_names() -> None:
     versions = read(CI)["jobs"]["test"]["strategy"]["matrix"]["python"]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]

@@ -1,4 +1,4 @@
-"""The word check finds a word in text and names, and only where its entry says."""
+"""The word check finds a word in text and names, and only where its entry applies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ use = "image"
 allow = [{ pattern = "gizmo_mode", why = "a public option" }]
 
 [[word]]
-avoid = ["stop text"]
+avoid = ["end blob"]
 use = "stop string"
 
 [[word]]
@@ -67,11 +67,11 @@ def found(text: str, path: str, rules: Any) -> list[tuple[int, int, str]]:
         "gizmoSize = 1",
         "text = 'gizmo'",
         "text = f'{number} Gizmos'",
-        "# a stop\n# text",
-        "class StopText: ...",
-        "stopText = stop = 1",
-        "stop_text = 1",
-        "STOP_TEXT = 1",
+        "# an end\n# blob",
+        "class EndBlob: ...",
+        "endBlob = end = 1",
+        "end_blob = 1",
+        "END_BLOB = 1",
     ],
 )
 def test_a_word_is_found_in_text_and_identifiers(text: str, rules: Any) -> None:
@@ -85,8 +85,8 @@ def test_a_word_is_found_in_text_and_identifiers(text: str, rules: Any) -> None:
         "regizmo = 1",
         "agizmo = 1",
         "GIZMOS2 = GIZMOLOGY",
-        "nonstop texts",
-        "stoptext",
+        "weekend blobs",
+        "endblob",
     ],
 )
 def test_a_part_of_another_word_is_not_found(text: str, rules: Any) -> None:
