@@ -12,6 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 _SECTION = re.compile(r"^## \[([^\]]+)\](.*)$", re.MULTILINE)
+_LINK = re.compile(r"^\[[^\]]+\]: .*$", re.MULTILINE)
 _DATE = re.compile(r" - \d{4}-\d{2}-\d{2}")
 
 
@@ -32,6 +33,7 @@ def release_notes(tag: str, version: str, changelog: str) -> str:
     """
     if tag != f"v{version}":
         raise SystemExit(f"the tag is {tag}; vlcore/_version.py states {version}, so v{version}")
+    changelog = _LINK.sub("", changelog)
     headings = list(_SECTION.finditer(changelog))
     ends = [*(heading.start() for heading in headings[1:]), len(changelog)]
     bodies = {

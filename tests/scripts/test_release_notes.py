@@ -22,6 +22,8 @@ CHANGELOG = """# Changelog
 ## [0.1.0] - 2026-01-31
 
 - One.
+
+[0.1.0]: https://example.org/v0.1.0
 """
 
 
