@@ -76,7 +76,7 @@ def test_the_page_and_the_code_agree() -> None:
         ("checkpoint: Checkpoint) -> LanguageModel", "model: Checkpoint) -> LanguageModel"),
         ("- `dtype`: the", "- `precision`: the"),
         ("- `max_memory`: what", "`max_memory`: what"),
-        ("vl_match(config: Mapping[str, Any])", "vl_match(config: Mapping[str, Any] = {})"),
+        ("files: CheckpointFiles) -> Literal", "files: CheckpointFiles = None) -> Literal"),
     ],
 )
 def test_a_page_that_differs_is_seen(old: str, new: str) -> None:

@@ -10,7 +10,7 @@ import vlcore
 from vlcore import hookspecs
 
 SIGNATURES = {
-    "vl_match": ["config"],
+    "vl_match": ["config", "files"],
     "vl_vision_model": ["checkpoint", "device", "dtype", "device_map", "max_memory"],
     "vl_chat_template": ["checkpoint", "name"],
     "vl_language_model": ["checkpoint"],

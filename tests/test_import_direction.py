@@ -20,6 +20,7 @@ ORDER = (
     "_threads",
     "errors",
     "settings",
+    "checkpoint_files",
     "spreading",
     "placement",
     "hookspecs",

@@ -37,6 +37,7 @@ from vlcore.errors import (
 
 if TYPE_CHECKING:
     from vlcore.checkpoint import Checkpoint, TensorSource
+    from vlcore.checkpoint_files import CheckpointFiles
     from vlcore.encoder import ImageEncoder
     from vlcore.encoder_stats import EncoderStats
     from vlcore.engines.generation import GenerationConfig
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Checkpoint": "checkpoint",
     "TensorSource": "checkpoint",
+    "CheckpointFiles": "checkpoint_files",
     "ImageEncoder": "encoder",
     "EncoderStats": "encoder_stats",
     "GenerationConfig": "engines.generation",
@@ -107,6 +109,7 @@ __all__ = [
     "ChatTemplate",
     "Checkpoint",
     "CheckpointError",
+    "CheckpointFiles",
     "CheckpointNotFoundError",
     "ConfigError",
     "ContextLengthError",

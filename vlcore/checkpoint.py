@@ -8,17 +8,17 @@ Only the tensors asked for are read from disk, straight to their dtype and devic
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from vlcore._progress import progress_bar
+from vlcore.checkpoint_files import METADATA_PATTERNS, CheckpointFiles, path_inside
 from vlcore.errors import CheckpointNotFoundError, ConfigError, TensorError
 from vlcore.spreading import device_of
 from vlcore.vocabulary import load_tokenizer
@@ -27,7 +27,6 @@ from vlcore.weights import TensorInfo, move_buffers, open_weights, read_header
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-_METADATA_PATTERNS = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")
 _MAX_NAMES_IN_MESSAGE = 20
 
 
@@ -124,7 +123,7 @@ class Checkpoint:
                     "download the repository and pass its directory"
                 ) from error
 
-        directory = download(_METADATA_PATTERNS)
+        directory = download(METADATA_PATTERNS)
         return cls(directory, name=hub_id, fetch=download)
 
     def __repr__(self) -> str:
@@ -157,27 +156,23 @@ class Checkpoint:
             )
         return config
 
+    @cached_property
+    def files(self) -> CheckpointFiles:
+        """The metadata files, such as ``config.json``, in every folder of the checkpoint."""
+        return CheckpointFiles(self.directory)
+
     def read_json(self, filename: str) -> dict[str, Any] | None:
         """Read a JSON object, or ``None`` where there is no such file.
 
         Raises:
             ConfigError: the file is not a JSON object.
         """
-        path = self.directory / filename
-        if not path.is_file():
-            return None
-        try:
-            value = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise ConfigError(f"{path} is not readable JSON: {error}") from error
-        if not isinstance(value, dict):
-            raise ConfigError(f"{path} must hold a JSON object; it holds a {type(value).__name__}")
-        return value
+        return self.files.read_json(filename)
 
     @property
     def metadata_files(self) -> tuple[Path, ...]:
         """The small files beside the weights, such as the tokenizer's, sorted."""
-        found = {path for pattern in _METADATA_PATTERNS for path in self.directory.glob(pattern)}
+        found = {path for pattern in METADATA_PATTERNS for path in self.directory.glob(pattern)}
         return tuple(sorted(path for path in found if path.is_file()))
 
     @property
@@ -204,14 +199,23 @@ class Checkpoint:
         return tokens
 
     def related(self, reference: str) -> Checkpoint:
-        """Open a checkpoint that this one names: a directory relative to it, or a hub id.
+        """Open a checkpoint that this one names.
+
+        Args:
+            reference: a folder of this checkpoint, with slashes of either kind; or else a Hub repo
+                id, or the whole path of a directory.
 
         Raises:
-            CheckpointNotFoundError: it is neither.
+            CheckpointNotFoundError: it is none of these, or leads out of this checkpoint by
+                ``..``.
         """
         try:
-            beside = self.directory / reference
-            return self._inner(beside) if beside.is_dir() else Checkpoint.open(reference)
+            inside = path_inside(self.directory, reference)
+            if inside is not None and inside.is_dir():
+                return self._inner(inside)
+            if inside is None and not PureWindowsPath(reference).anchor:
+                raise CheckpointNotFoundError("it leads out of the checkpoint by '..'")
+            return Checkpoint.open(reference)
         except (OSError, ValueError, CheckpointNotFoundError) as error:
             raise CheckpointNotFoundError(
                 f"{self.name} refers to {reference[:80]!r}, which is no directory inside it: "

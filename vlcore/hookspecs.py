@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from vlcore.checkpoint import Checkpoint
+    from vlcore.checkpoint_files import CheckpointFiles
     from vlcore.language import LanguageModel
     from vlcore.spreading import DeviceMap, MaxMemory
     from vlcore.template import ChatTemplate
@@ -40,7 +41,9 @@ hookimpl = pluggy.HookimplMarker(PROJECT_NAME)
 
 
 @hookspec(firstresult=True)
-def vl_match(config: Mapping[str, Any]) -> Literal[True] | str:  # type: ignore[empty-body]
+def vl_match(  # type: ignore[empty-body]
+    config: Mapping[str, Any], files: CheckpointFiles
+) -> Literal[True] | str:
     """Say whether a checkpoint belongs to this plugin.
 
     Two families can share one ``architectures`` name, so a match is positive evidence (a known
@@ -48,6 +51,8 @@ def vl_match(config: Mapping[str, Any]) -> Literal[True] | str:  # type: ignore[
 
     Args:
         config: the checkpoint's ``config.json`` as plain JSON.
+        files: the checkpoint's other small files, such as the configuration of a vision encoder
+            in a folder of its own. There are none where only a configuration is known.
 
     Returns:
         ``True``, or the reason why not in words that are shown to the user.

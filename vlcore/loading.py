@@ -48,7 +48,7 @@ class ModelStages:
         self.plugin: Plugin = (
             plugin
             if isinstance(plugin, Plugin)
-            else find_plugin(self.checkpoint.config, plugin=plugin)
+            else find_plugin(self.checkpoint.config, files=self.checkpoint.files, plugin=plugin)
         )
 
     def vision_model(

@@ -23,7 +23,9 @@ from packaging.utils import canonicalize_name
 
 from vlcore import hookspecs
 from vlcore._version import __version__
+from vlcore.checkpoint_files import CheckpointFiles
 from vlcore.errors import (
+    ConfigError,
     IncompatiblePluginError,
     NoPluginError,
     OptionError,
@@ -99,10 +101,18 @@ class Plugin:
                 "vlcore.hookimpl"
             )
 
-    def match(self, config: Mapping[str, Any]) -> str | None:
-        """Say why the plugin does not serve ``config``, or ``None`` where it does."""
+    def match(self, config: Mapping[str, Any], files: CheckpointFiles | None = None) -> str | None:
+        """Say why the plugin does not serve a checkpoint, or ``None`` where it does.
+
+        Args:
+            config: its ``config.json``.
+            files: its metadata files; ``None`` where there is only a configuration.
+        """
+        files = CheckpointFiles() if files is None else files
         try:
-            answer: object = self._manager.hook.vl_match(config=config)
+            answer: object = self._manager.hook.vl_match(config=config, files=files)
+        except ConfigError as error:  # a file that the plugin looked at is damaged
+            return str(error)
         except (Exception, SystemExit) as error:
             logger.warning("vl_match of %s raised", self.info.distribution, exc_info=True)
             return f"its vl_match raised {type(error).__name__}: {error}"
@@ -186,11 +196,17 @@ def load_plugin(info: PluginInfo) -> PluginInfo:
     return replace(info, import_ms=(time.perf_counter() - started) * 1000)
 
 
-def find_plugin(config: Mapping[str, Any], *, plugin: str | None = None) -> Plugin:
+def find_plugin(
+    config: Mapping[str, Any],
+    *,
+    files: CheckpointFiles | None = None,
+    plugin: str | None = None,
+) -> Plugin:
     """Find the one installed plugin that serves a checkpoint.
 
     Args:
         config: the checkpoint's ``config.json``.
+        files: its metadata files; ``None`` where there is only a configuration.
         plugin: the distribution to use where several would serve the checkpoint.
 
     Raises:
@@ -223,7 +239,7 @@ def find_plugin(config: Mapping[str, Any], *, plugin: str | None = None) -> Plug
             failures.append(error)
             reasons.append(str(error))
             continue
-        reason = candidate.match(config)
+        reason = candidate.match(config, files)
         if reason is None:
             matches.append(candidate)
         else:

@@ -83,7 +83,8 @@ class Subject:
             model = Checkpoint.open(model)
         self._checkpoint = model
         if plugin is None:
-            plugin = find_plugin(self.checkpoint.config).info.distribution
+            found = find_plugin(self.checkpoint.config, files=self.checkpoint.files)
+            plugin = found.info.distribution
         self.distribution = _find_distribution(plugin)
         self._serves = tuple(serves)
         self.reference = None if reference is None else Reference.read(reference)

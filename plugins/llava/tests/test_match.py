@@ -7,7 +7,7 @@ import pytest
 from golden_cases import GOLDEN
 from vl_plugin_llava import vl_match
 
-from vlcore import NoPluginError
+from vlcore import CheckpointFiles, NoPluginError
 from vlcore.plugins import find_plugin
 
 ORIGINAL: dict[str, Any] = {
@@ -23,6 +23,11 @@ HF: dict[str, Any] = {
 }
 
 
+def match(config: dict[str, Any], files: CheckpointFiles | None = None) -> object:
+    """Ask about a configuration alone, or about one in a checkpoint."""
+    return vl_match(config, CheckpointFiles() if files is None else files)
+
+
 def cases() -> list[str]:
     return sorted(path.parent.name for path in GOLDEN.glob("llava*/config.json"))
 
@@ -30,7 +35,7 @@ def cases() -> list[str]:
 @pytest.mark.parametrize("case", cases())
 def test_golden_checkpoints_match(case: str) -> None:
     config = json.loads((GOLDEN / case / "config.json").read_text())
-    assert vl_match(config) is True
+    assert match(config) is True
     assert find_plugin(config).info.distribution == "vl-plugin-llava"
 
 
@@ -51,11 +56,11 @@ def test_golden_checkpoints_match(case: str) -> None:
     ids=str,
 )
 def test_the_original_layout_matches(change: dict[str, Any]) -> None:
-    assert vl_match(ORIGINAL | change) is True
+    assert match(ORIGINAL | change) is True
 
 
 def test_releases_before_projector_types_are_linear() -> None:
-    assert vl_match({key: ORIGINAL[key] for key in ORIGINAL if key != "mm_projector_type"}) is True
+    assert match({key: ORIGINAL[key] for key in ORIGINAL if key != "mm_projector_type"}) is True
 
 
 @pytest.mark.parametrize(
@@ -82,7 +87,9 @@ def test_releases_before_projector_types_are_linear() -> None:
         ),
         (
             {"mm_vision_tower": "somebody/vit-large"},
-            "its tower 'somebody/vit-large' is not known to be a CLIP tower",
+            "its tower 'somebody/vit-large' is not known to be a CLIP tower: its name does not say "
+            "so, and the checkpoint has no folder of that name whose config.json gives a "
+            "model_type",
         ),
         ({"mm_vision_tower": None}, "config.json names no vision tower in mm_vision_tower"),
         ({"mm_vision_tower": ""}, "config.json names no vision tower in mm_vision_tower"),
@@ -106,7 +113,7 @@ def test_others_of_the_same_name_are_refused_with_the_reason(
     change: dict[str, Any], reason: str
 ) -> None:
     config = ORIGINAL | change
-    assert vl_match(config) == reason
+    assert match(config) == reason
     with pytest.raises(NoPluginError) as caught:
         find_plugin(config, plugin="vl-plugin-llava")
     assert reason in str(caught.value)
@@ -114,7 +121,7 @@ def test_others_of_the_same_name_are_refused_with_the_reason(
 
 def test_a_text_model_under_the_same_name_is_refused() -> None:
     config = {"architectures": ["LlavaLlamaForCausalLM"], "hidden_size": 64, "vocab_size": 320}
-    assert vl_match(config) == "config.json names no vision tower in mm_vision_tower"
+    assert match(config) == "config.json names no vision tower in mm_vision_tower"
 
 
 @pytest.mark.parametrize(
@@ -129,7 +136,7 @@ def test_a_text_model_under_the_same_name_is_refused() -> None:
     ids=str,
 )
 def test_the_hf_layout_matches(change: dict[str, Any]) -> None:
-    assert vl_match(HF | change) is True
+    assert match(HF | change) is True
 
 
 @pytest.mark.parametrize(
@@ -152,12 +159,12 @@ def test_the_hf_layout_matches(change: dict[str, Any]) -> None:
 def test_other_parts_in_the_hf_layout_are_refused_with_the_reason(
     change: dict[str, Any], reason: str
 ) -> None:
-    assert vl_match(HF | change) == reason
+    assert match(HF | change) == reason
 
 
 @pytest.mark.parametrize("architectures", [["SomeForConditionalGeneration"], None])
 def test_another_architecture_with_the_same_parts_is_refused(architectures: Any) -> None:
-    reason = vl_match(HF | {"architectures": architectures})
+    reason = match(HF | {"architectures": architectures})
     assert reason == (
         f"its architecture {architectures!r} is none of LlavaForConditionalGeneration, "
         "LlavaNextForConditionalGeneration"
@@ -166,11 +173,11 @@ def test_another_architecture_with_the_same_parts_is_refused(architectures: Any)
 
 def test_text_alone_in_the_hf_layout_is_refused() -> None:
     config = {"architectures": ["LlavaForConditionalGeneration"], "hidden_size": 64}
-    assert isinstance(vl_match(config), str)
+    assert isinstance(match(config), str)
 
 
 def test_the_directorys_name_is_no_evidence() -> None:
-    assert vl_match(ORIGINAL | {"_name_or_path": "yi-vl-6b"}) is True
+    assert match(ORIGINAL | {"_name_or_path": "yi-vl-6b"}) is True
 
 
 @pytest.mark.parametrize(
@@ -183,8 +190,8 @@ def test_the_directorys_name_is_no_evidence() -> None:
     ],
 )
 def test_a_word_in_the_path_is_no_tower(tower: str) -> None:
-    assert vl_match(ORIGINAL | {"mm_vision_tower": tower}) is True
+    assert match(ORIGINAL | {"mm_vision_tower": tower}) is True
 
 
 def test_a_projector_of_absurd_depth_is_refused() -> None:
-    assert vl_match(ORIGINAL | {"mm_projector_type": "mlp999999x_gelu"}) is not True
+    assert match(ORIGINAL | {"mm_projector_type": "mlp999999x_gelu"}) is not True

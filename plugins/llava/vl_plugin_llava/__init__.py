@@ -11,7 +11,7 @@ from vlcore import hookimpl
 if TYPE_CHECKING:
     import torch
 
-    from vlcore import ChatTemplate, Checkpoint, LanguageModel, VisionModel
+    from vlcore import ChatTemplate, Checkpoint, CheckpointFiles, LanguageModel, VisionModel
     from vlcore.spreading import DeviceMap, MaxMemory
 
 _PROJECTOR = re.compile(r"linear|identity|mlp[1-9]\d?x_gelu")
@@ -19,17 +19,18 @@ _OTHER_TOWERS = re.compile(
     r"internvit|internvl|siglip|convnext|dino|(?<![a-z])eva(?![a-z])", re.IGNORECASE
 )
 _OTHER_OWNERS = ("opengvlab",)
+_CLIP_MODEL_TYPES = ("clip", "clip_vision_model")
 _HF_ARCHITECTURES = ("LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration")
 _HF_TOWERS = ("clip_vision_model",)
 _HF_TEXTS = ("llama", "mistral")
 
 
 @hookimpl
-def vl_match(config: Mapping[str, Any]) -> Literal[True] | str:
+def vl_match(config: Mapping[str, Any], files: CheckpointFiles) -> Literal[True] | str:
     """Match a known projector over a CLIP tower."""
     if "vision_config" in config or "text_config" in config:
         return _match_hf(config)
-    return _match_original(config)
+    return _match_original(config, files)
 
 
 @hookimpl
@@ -64,7 +65,7 @@ def vl_language_model(checkpoint: Checkpoint) -> LanguageModel:
     return load_language_model(checkpoint)
 
 
-def _match_original(config: Mapping[str, Any]) -> Literal[True] | str:
+def _match_original(config: Mapping[str, Any], files: CheckpointFiles) -> Literal[True] | str:
     tower = config.get("mm_vision_tower")
     if not isinstance(tower, str) or not tower:
         return "config.json names no vision tower in mm_vision_tower"
@@ -73,19 +74,35 @@ def _match_original(config: Mapping[str, Any]) -> Literal[True] | str:
         return f"its projector {projector!r} is Yi-VL's; LLaVA's have no norms"
     if not isinstance(projector, str) or not _PROJECTOR.fullmatch(projector):
         return f"its projector {projector!r} is none of linear, mlpNx_gelu, identity"
-    owner, _, name = tower.rstrip("/").rpartition("/")
+    model_type = (files.read_json(f"{tower}/config.json") or {}).get("model_type")
+    if model_type in _CLIP_MODEL_TYPES:
+        return True
+    if model_type is not None:
+        return (
+            f"its tower {tower!r} is a {model_type!r}, as the config.json of that folder says; "
+            f"{', '.join(_CLIP_MODEL_TYPES)} are known"
+        )
+    return _match_tower_name(tower)
+
+
+def _match_tower_name(tower: str) -> Literal[True] | str:
+    """Judge a tower whose own configuration is not in the checkpoint by its name."""
+    owner, _, name = tower.replace("\\", "/").rstrip("/").rpartition("/")
     if owner.lower() in _OTHER_OWNERS:
         return f"its tower {tower!r} is no CLIP tower (it is {owner}'s)"
     if found := _OTHER_TOWERS.search(name):
         return f"its tower {tower!r} is no CLIP tower (it names {found[0]})"
     if not _is_clip_name(tower):
-        return f"its tower {tower!r} is not known to be a CLIP tower"
+        return (
+            f"its tower {tower!r} is not known to be a CLIP tower: its name does not say so, and "
+            "the checkpoint has no folder of that name whose config.json gives a model_type"
+        )
     return True
 
 
 def _is_clip_name(tower: str) -> bool:
     """The release's rule: a local path, OpenAI's, LAION's, or a name that says CLIP."""
-    is_path = tower.startswith((".", "/", "~")) or "/" not in tower
+    is_path = tower.startswith((".", "/", "~")) or not {"/", "\\"} & set(tower)
     return is_path or tower.startswith(("openai/", "laion/")) or "clip" in tower.lower()
 
 

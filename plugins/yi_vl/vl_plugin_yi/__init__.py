@@ -11,24 +11,36 @@ from vlcore import hookimpl
 if TYPE_CHECKING:
     import torch
 
-    from vlcore import ChatTemplate, Checkpoint, LanguageModel, VisionModel
+    from vlcore import ChatTemplate, Checkpoint, CheckpointFiles, LanguageModel, VisionModel
     from vlcore.spreading import DeviceMap, MaxMemory
 
+_CLIP_MODEL_TYPES = ("clip", "clip_vision_model")
 _PROJECTOR = re.compile(r"mlp[1-9]\d?x_gelu_Norm")
 
 
 @hookimpl
-def vl_match(config: Mapping[str, Any]) -> Literal[True] | str:
-    """Match a projector with norms over a CLIP tower, in a folder or by a name that says CLIP."""
+def vl_match(config: Mapping[str, Any], files: CheckpointFiles) -> Literal[True] | str:
+    """Match a projector with norms over a CLIP tower, by its own configuration or its name."""
     projector = config.get("mm_projector_type")
     if not isinstance(projector, str) or not _PROJECTOR.fullmatch(projector):
         return f"its projector {projector!r} has no norms; Yi-VL's is mlp2x_gelu_Norm"
     tower = config.get("mm_vision_tower")
     if not isinstance(tower, str) or not tower:
         return "config.json names no vision tower in mm_vision_tower"
-    is_folder = tower.startswith((".", "/", "~")) or "/" not in tower
-    if not is_folder and "clip" not in tower.lower():
-        return f"its tower {tower!r} is neither a folder nor known to be a CLIP tower"
+    model_type = (files.read_json(f"{tower}/config.json") or {}).get("model_type")
+    if model_type in _CLIP_MODEL_TYPES:
+        return True
+    if model_type is not None:
+        return (
+            f"its tower {tower!r} is a {model_type!r}, as the config.json of that folder says; "
+            f"{', '.join(_CLIP_MODEL_TYPES)} are known"
+        )
+    is_path = tower.startswith((".", "/", "~")) or not {"/", "\\"} & set(tower)
+    if not is_path and "clip" not in tower.lower():
+        return (
+            f"its tower {tower!r} is not known to be a CLIP tower: its name does not say so, and "
+            "the checkpoint has no folder of that name whose config.json gives a model_type"
+        )
     return True
 
 

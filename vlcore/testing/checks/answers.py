@@ -100,7 +100,8 @@ def _expect_end(subject: Subject, ends: Ends, stop_ids: list[int], where: str) -
 @check("answers", "a question about a picture is answered, along the whole road")
 def answers(subject: Subject) -> None:
     """Answer with a few tokens."""
-    if (reason := subject.plugin.match(subject.checkpoint.config)) is not None:
+    reason = subject.plugin.match(subject.checkpoint.config, subject.checkpoint.files)
+    if reason is not None:
         raise NotRunError(f"vl_match says {reason!r}: see match-own")
     subject.need("vision_model", "template", "prompt_tokenizer", "text_model")
     options = {"max_new_tokens": _NUM_NEW_TOKENS, "ignore_eos": True}

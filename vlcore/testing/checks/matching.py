@@ -15,7 +15,7 @@ def match_own(subject: Subject) -> None:
     """Ask with a copy of the configuration."""
     config = copy.deepcopy(dict(subject.checkpoint.config))
     before = copy.deepcopy(config)
-    reason = subject.plugin.match(config)
+    reason = subject.plugin.match(config, subject.checkpoint.files)
     where = f"vl_match, with config.json of {subject.checkpoint.name}"
     if reason is not None:
         fail(
