@@ -70,6 +70,7 @@ test-cuda: $(READY)  ## run the tests that need a CUDA device
 lint: $(READY)  ## check style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/lint-imports --no-logo
 	@$(MAKE) --no-print-directory types
 
 types: $(READY)  ## check types

@@ -17,4 +17,4 @@ def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(autouse=True)
 def _float32_on_every_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no exact result hang on the processor: ``dtype="auto"`` is bfloat16 on some."""
-    monkeypatch.setattr("vlcore.placement.has_native_bfloat16", lambda: False)
+    monkeypatch.setattr("vlcore._utils.device.has_native_bfloat16", lambda: False)

@@ -13,8 +13,8 @@ from measure import markdown_table, progress, spread
 from PIL import Image
 
 from vlcore.clip import ClipVisionModel
-from vlcore.encoder import ImageEncoder
-from vlcore.encoder_stats import EncoderStats
+from vlcore.vision.encoder import ImageEncoder
+from vlcore.vision.stats import EncoderStats
 
 MID_SIZE = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
 NUM_LAYERS = 4

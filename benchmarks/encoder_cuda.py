@@ -14,9 +14,9 @@ from _clip import EDGE, LARGE, TINY, picture, random_model
 from measure import interleave, markdown_table, progress, ratios, spread
 
 from vlcore.clip import ClipVisionModel
-from vlcore.encoder import ImageEncoder
-from vlcore.preparation import PreparedImage
-from vlcore.vision import ImageInputs
+from vlcore.vision.encoder import ImageEncoder
+from vlcore.vision.model import ImageInputs
+from vlcore.vision.preprocessing import PreparedImage
 
 NUM_LAYERS = 23
 BATCH_SIZES = (1, 8, 32)

@@ -15,8 +15,8 @@ from measure import interleave, markdown_table, progress, ratios, spread
 from PIL import Image
 
 from vlcore.clip import ClipVisionModel
-from vlcore.encoder import ImageEncoder
-from vlcore.vision import ImageInputs, encode_batch
+from vlcore.vision.encoder import ImageEncoder
+from vlcore.vision.model import ImageInputs, encode_batch
 
 NUM_LAYERS = 6
 NUM_REQUESTS = 16

@@ -21,13 +21,13 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from vlcore.checkpoint import Checkpoint
+from vlcore._utils.device import as_device
+from vlcore.checkpoint.checkpoint import Checkpoint, renamed
 from vlcore.engines.base import EngineRequest
 from vlcore.engines.generation import GenerationConfig
-from vlcore.engines.transformers import TransformersEngine
-from vlcore.language import LanguageModel, renamed
-from vlcore.placement import as_device
-from vlcore.prompt import Prompt
+from vlcore.engines.transformers.engine import TransformersEngine
+from vlcore.language.model import LanguageModel
+from vlcore.prompts.tokenization import Prompt
 
 TINY = {**SMOLLM2_135M, "hidden_size": 72, "num_hidden_layers": 2, "intermediate_size": 96}
 SPACING_S = 0.05

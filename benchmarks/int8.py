@@ -16,13 +16,13 @@ from measure import interleave, markdown_table, progress, ratios, spread
 from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from vlcore.engines.quantization import quantize_weights
-from vlcore.loading import ModelStages
-from vlcore.media import load_image
-from vlcore.placement import as_dtype
-from vlcore.prompt import ImageLayout, PromptTokenizer
-from vlcore.template import ImageSlot, Message, Text
-from vlcore.vision import encode_batch
+from vlcore._utils.device import as_dtype
+from vlcore.engines.transformers.quantization import quantize_weights
+from vlcore.media.image import load_image
+from vlcore.plugins.stages import ModelStages
+from vlcore.prompts.messages import ImageSlot, Message, Text
+from vlcore.prompts.tokenization import ImageLayout, PromptTokenizer
+from vlcore.vision.model import encode_batch
 
 DEMO = Path(__file__).parents[1] / "demo"
 TINY = SMOLLM2_135M | {"num_hidden_layers": 2, "vocab_size": 1024}

@@ -24,7 +24,7 @@ from measure import interleave, markdown_table, progress, ratios, spread
 from PIL import Image
 
 import vlcore
-from vlcore.vision import VisionModel, encode_batch
+from vlcore.vision.model import VisionModel, encode_batch
 
 NUM_LAYERS = 6
 NUM_REQUESTS = 16

@@ -16,7 +16,7 @@ from measure import interleave, markdown_table, ratios, spread
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
-from vlcore.media import decode_image
+from vlcore.media.image import decode_image
 
 FULL_HD, TWELVE_MEGAPIXELS = (1920, 1080), (4000, 3000)
 NUM_PICTURES = 8

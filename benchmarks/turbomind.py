@@ -20,15 +20,15 @@ from measure import interleave, markdown_table, progress, ratios, spread
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from vlcore.checkpoint import Checkpoint
+from vlcore.checkpoint.checkpoint import Checkpoint, renamed
 from vlcore.engines.base import Engine, EngineRequest
 from vlcore.engines.generation import GenerationConfig
-from vlcore.engines.transformers import TransformersEngine, TransformersEngineConfig
-from vlcore.engines.turbomind import TurbomindEngine
-from vlcore.engines.turbomind_support import lmdeploy_version, reason_against
-from vlcore.language import LanguageModel, renamed
-from vlcore.prompt import Prompt, Span
-from vlcore.view_cache import ViewCache
+from vlcore.engines.transformers.engine import TransformersEngine, TransformersEngineConfig
+from vlcore.engines.turbomind.engine import TurbomindEngine
+from vlcore.engines.turbomind.support import lmdeploy_version, reason_against
+from vlcore.language.model import LanguageModel
+from vlcore.language.view_cache import ViewCache
+from vlcore.prompts.tokenization import Prompt, Span
 
 LLAMA_7B: dict[str, Any] = {
     "hidden_size": 4096,

@@ -18,9 +18,8 @@ from pathlib import Path
 from PIL import Image
 
 from vlcore.errors import VlcoreError
-from vlcore.image_access import ImageAccess
-from vlcore.image_limits import FORMATS, ImageLimits
-from vlcore.media import load_image
+from vlcore.media.image import load_image
+from vlcore.media.policy import FORMATS, ImageAccess, ImageLimits
 
 LIMITS = ImageLimits(max_pixels=1_000_000, max_bytes=1_000_000)
 ACCESS = ImageAccess(urls=False)

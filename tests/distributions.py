@@ -85,7 +85,7 @@ class Site:
 
 def make_site(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     """Give a site; its modules are forgotten when the test is over."""
-    monkeypatch.setattr("vlcore.installed._import_failures", {})
+    monkeypatch.setattr("vlcore.plugins.metadata._import_failures", {})
     monkeypatch.delenv("VLCORE_ALLOW_PLUGINS", raising=False)
     monkeypatch.delenv("VLCORE_BLOCK_PLUGINS", raising=False)
     site = Site(root, monkeypatch)

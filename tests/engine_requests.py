@@ -11,8 +11,8 @@ import torch
 
 from vlcore.engines.base import EngineOutput, EngineRequest
 from vlcore.engines.generation import GenerationConfig
-from vlcore.engines.transformers import TransformersEngine
-from vlcore.prompt import Prompt, Span
+from vlcore.engines.transformers.engine import TransformersEngine
+from vlcore.prompts.tokenization import Prompt, Span
 
 CPU = torch.device("cpu")
 TIMEOUT_S = 60

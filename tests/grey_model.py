@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from vlcore.encoder import ImageEncoder
-from vlcore.vision import ImageRows, VisionModel
+from vlcore.vision.encoder import ImageEncoder
+from vlcore.vision.model import ImageRows, VisionModel
 
 POISON = 99
 TIMEOUT_S = 20

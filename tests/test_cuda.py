@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import vlcore
 from vlcore.errors import PluginContractError
-from vlcore.replica import make_replica
-from vlcore.vision import ImageInputs, VisionModel
+from vlcore.vision.device_runner import make_replica
+from vlcore.vision.model import ImageInputs, VisionModel
 
 pytestmark = [
     pytest.mark.cuda,

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from vlcore.plugins import installed_plugins
+from vlcore.plugins.registry import installed_plugins
 
 HEAVY = {"torch", "transformers", "accelerate", "safetensors", "numpy", "PIL", "huggingface_hub"}
 

@@ -69,7 +69,7 @@ class ReadSpy:
         self.names: list[str] = []
         self.num_bytes = 0
         self.files: list[Path] = []
-        monkeypatch.setattr("vlcore.weights.safe_open", self._open)
+        monkeypatch.setattr("vlcore.checkpoint.weights.safe_open", self._open)
 
     def _open(self, path: Path, **options: Any) -> _SpiedFile:
         self.files.append(path)

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from vlcore.checkpoint import Checkpoint
+from vlcore.checkpoint.checkpoint import Checkpoint, renamed
 from vlcore.clip import ClipSource
 from vlcore.errors import ConfigError
-from vlcore.language import LanguageModel, renamed
+from vlcore.language.model import LanguageModel
 from vlcore.settings import integer, one_of
 from vlcore.vocabulary import follow_sentencepiece
 

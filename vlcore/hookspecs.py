@@ -24,12 +24,12 @@ import pluggy
 if TYPE_CHECKING:
     import torch
 
-    from vlcore.checkpoint import Checkpoint
-    from vlcore.checkpoint_files import CheckpointFiles
-    from vlcore.language import LanguageModel
-    from vlcore.spreading import DeviceMap, MaxMemory
-    from vlcore.template import ChatTemplate
-    from vlcore.vision import VisionModel
+    from vlcore._utils.device_map import DeviceMap, MaxMemory
+    from vlcore.checkpoint.checkpoint import Checkpoint
+    from vlcore.checkpoint.files import CheckpointFiles
+    from vlcore.language.model import LanguageModel
+    from vlcore.prompts.chat_template import ChatTemplate
+    from vlcore.vision.model import VisionModel
 
 PROJECT_NAME = "vlcore"
 ENTRY_POINT_GROUP = "vlcore.architectures"

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 import vlcore
 from vlcore.cli import app
 from vlcore.errors import OptionError
-from vlcore.regions import Region, draw_regions
+from vlcore.prompts.regions import Region, draw_regions
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ def test_load_imports_them() -> None:
 
 
 def test_none_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vlcore.installed.installed_plugins", list)
+    monkeypatch.setattr("vlcore.plugins.metadata.installed_plugins", list)
     assert "no plugins are installed" in CliRunner().invoke(app, ["plugins"]).stdout
 
 

@@ -71,7 +71,7 @@ def test_options_reach_the_pipeline(
         given.update(options)
         return load(model, device="cpu")
 
-    monkeypatch.setattr(sys.modules["vlcore.pipeline"], "pipeline", keep)
+    monkeypatch.setattr("vlcore.inference.factory.pipeline", keep)
     result = serve(
         DEMO, "--port", 0, "--weights", "int8", "--max-num-seqs", 3, "--session-len", 99,
         "--max-images", 2, "--max-image-mib", 3, "--max-pixels", 400, "--max-decoded-mib", 5,
@@ -129,7 +129,7 @@ def test_what_pillow_says_of_clients_pictures_is_not_logged(
     warnings.warn_explicit("read 1", UserWarning, "", 1, "PIL.TiffImagePlugin", kept)
     assert "read 1" not in str(kept)
     with pytest.raises(UserWarning, match="ours"):  # here, warnings are errors
-        warnings.warn_explicit("ours", UserWarning, "", 1, "vlcore.media")
+        warnings.warn_explicit("ours", UserWarning, "", 1, "vlcore.media.image")
     assert not logging.getLogger("PIL.TiffImagePlugin").isEnabledFor(logging.WARNING)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vlcore.clip import ClipConfig, ClipProcessor, ClipTower, ClipVisionModel, cut_tiles
-from vlcore.vision import encode_batch
+from vlcore.vision.model import encode_batch
 
 CONFIG = ClipConfig(
     hidden_size=12,

@@ -11,9 +11,9 @@ from checkpoints import write_llava
 from engine_requests import CPU
 from transformers import PreTrainedTokenizerBase
 
-from vlcore.engines.transformers import TransformersEngine
-from vlcore.language import LanguageModel
-from vlcore.loading import load_language_model
+from vlcore.engines.transformers.engine import TransformersEngine
+from vlcore.language.model import LanguageModel
+from vlcore.plugins.stages import load_language_model
 
 
 @pytest.fixture(scope="module")

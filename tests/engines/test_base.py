@@ -9,7 +9,7 @@ import torch
 from vlcore.engines.base import Engine, EngineOutput, EngineRequest, EngineStats
 from vlcore.engines.generation import GenerationConfig
 from vlcore.errors import ContextLengthError, EngineError, OptionError, PluginContractError
-from vlcore.prompt import Prompt, Span
+from vlcore.prompts.tokenization import Prompt, Span
 
 
 class FakeEngine(Engine):

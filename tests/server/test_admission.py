@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from vlcore.server.admission import Admission
-from vlcore.server.api_error import ApiError
+from vlcore.server.errors import ApiError
 
 
 def test_one_more_is_told_to_come_again() -> None:

@@ -21,7 +21,7 @@ from server.conftest import DEMO, running
 
 import vlcore
 from vlcore.errors import EngineClosedError
-from vlcore.response import Response
+from vlcore.inference.response import Response
 
 PICTURES = DEMO / "images"
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"

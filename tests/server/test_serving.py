@@ -11,7 +11,7 @@ from server.conftest import DEMO, running
 from server.wire import LONG, ask, connect, exchange, post, read_until
 
 import vlcore
-from vlcore.pipeline import Pipeline
+from vlcore.inference.pipeline import Pipeline
 
 
 def pipeline() -> Pipeline:

@@ -9,7 +9,7 @@ import pytest
 from vlcore import OptionError
 from vlcore.testing import CHECKS, Check, Outcome
 from vlcore.testing.check import check, check_excuses
-from vlcore.testing.failure import DoesNotApplyError, NotRunError, fail
+from vlcore.testing.report import DoesNotApplyError, NotRunError, fail
 
 SUBJECT: Any = None
 """The checks below look at none."""

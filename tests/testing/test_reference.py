@@ -17,8 +17,8 @@ from torch import Tensor
 import vlcore
 from vlcore import OptionError
 from vlcore.testing import Outcome, Report, check_plugin, record_reference
-from vlcore.testing.pictures import picture
 from vlcore.testing.reference import FORMAT, Reference
+from vlcore.testing.samples import picture
 
 PICTURES = [picture((40, 30)), picture((30, 40), 1).convert("L")]
 PROMPTS = [[1, 300, -1, 305, -2, 306], [1, 310, 311]]

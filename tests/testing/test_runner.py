@@ -12,7 +12,7 @@ from weight_files import FakeHub
 
 from vlcore import CheckpointNotFoundError, NoPluginError, OptionError
 from vlcore.testing import CHECKS, Outcome, check_plugin
-from vlcore.testing.watch import Watched
+from vlcore.testing.isolation import Watched
 
 
 @pytest.fixture

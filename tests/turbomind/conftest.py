@@ -15,9 +15,9 @@ import stub_libraries
 import torch
 from checkpoints import write_llava
 
-from vlcore.engines.turbomind import TurbomindEngine
-from vlcore.language import LanguageModel
-from vlcore.loading import load_language_model
+from vlcore.engines.turbomind.engine import TurbomindEngine
+from vlcore.language.model import LanguageModel
+from vlcore.plugins.stages import load_language_model
 
 if TYPE_CHECKING:
     from turbomind_stand_in import Communicator

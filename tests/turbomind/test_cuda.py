@@ -23,7 +23,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 import vlcore
 from vlcore.engines.base import Engine, EngineOutput, EngineRequest, EngineStats
 from vlcore.engines.generation import GenerationConfig
-from vlcore.prompt import Prompt
+from vlcore.prompts.tokenization import Prompt
 
 if importlib.util.find_spec("lmdeploy") is None:
     pytest.skip("lmdeploy is not installed", allow_module_level=True)

@@ -12,7 +12,7 @@ import torch
 from large_heads import write_checkpoint
 from PIL import Image
 
-from vlcore.loading import ModelStages
+from vlcore.plugins.stages import ModelStages
 
 if importlib.util.find_spec("lmdeploy") is None:
     pytest.skip("lmdeploy is not installed: make test-turbomind", allow_module_level=True)
@@ -37,8 +37,8 @@ def test_the_example_runs(
         "vision_model",
         lambda self, *_, **__: vision_model(self, "cpu", torch.float32),
     )
-    from vlcore.loading import load_language_model
-    from vlcore.view_cache import ViewCache
+    from vlcore.language.view_cache import ViewCache
+    from vlcore.plugins.stages import load_language_model
 
     view = ViewCache().get(load_language_model("liuhaotian/llava-v1.5-7b"))
     with on_cpu(view) as communicators:

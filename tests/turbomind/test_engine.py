@@ -15,7 +15,7 @@ from engine_requests import request, run, text, token_ids
 from vlcore.engines.base import EngineOutput, EngineRequest, EngineStats
 from vlcore.engines.detokenizer import Detokenizer
 from vlcore.engines.generation import GenerationConfig
-from vlcore.engines.turbomind import TurbomindEngine
+from vlcore.engines.turbomind.engine import TurbomindEngine
 from vlcore.errors import (
     ContextLengthError,
     EngineClosedError,
@@ -23,7 +23,7 @@ from vlcore.errors import (
     OptionError,
     PluginContractError,
 )
-from vlcore.prompt import Prompt, Span
+from vlcore.prompts.tokenization import Prompt, Span
 
 if importlib.util.find_spec("lmdeploy") is None:
     pytest.skip("lmdeploy is not installed: make test-turbomind", allow_module_level=True)
@@ -453,7 +453,7 @@ def test_requests_share_a_pool_of_instances(
 def test_no_more_run_than_turbomind_serves(
     engine: TurbomindEngine, communicator: Communicator
 ) -> None:
-    from vlcore.engines.turbomind_runs import Instances
+    from vlcore.engines.turbomind.requests import Instances
 
     engine._instances = Instances(engine._model.create_instance, 2)
     most = 0
@@ -474,7 +474,7 @@ def test_no_more_run_than_turbomind_serves(
 def test_who_waits_for_an_instance_can_be_cancelled(
     engine: TurbomindEngine, communicator: Communicator
 ) -> None:
-    from vlcore.engines.turbomind_runs import Instances
+    from vlcore.engines.turbomind.requests import Instances
 
     engine._instances = Instances(engine._model.create_instance, 1)
     first, go_on = threading.Event(), threading.Event()

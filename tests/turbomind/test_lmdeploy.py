@@ -11,10 +11,10 @@ from importlib import metadata
 
 import pytest
 
-from vlcore.engines import turbomind_support
 from vlcore.engines.generation import GenerationConfig
-from vlcore.engines.turbomind_options import to_turbomind
-from vlcore.engines.turbomind_runs import _WHY
+from vlcore.engines.turbomind import support as turbomind_support
+from vlcore.engines.turbomind.requests import _WHY
+from vlcore.engines.turbomind.translation import to_turbomind
 
 if importlib.util.find_spec("lmdeploy") is None:
     pytest.skip("lmdeploy is not installed: make test-turbomind", allow_module_level=True)

@@ -14,11 +14,11 @@ from large_heads import write_checkpoint
 from PIL import Image
 
 import vlcore
-from vlcore.engines.turbomind import TurbomindEngine
+from vlcore.engines.turbomind.engine import TurbomindEngine
 from vlcore.errors import EngineUnavailableError, PluginContractError
-from vlcore.language import LanguageModel
-from vlcore.loading import ModelStages, load_language_model
-from vlcore.view_cache import ViewCache
+from vlcore.language.model import LanguageModel
+from vlcore.language.view_cache import ViewCache
+from vlcore.plugins.stages import ModelStages, load_language_model
 
 if importlib.util.find_spec("lmdeploy") is None:
     pytest.skip("lmdeploy is not installed: make test-turbomind", allow_module_level=True)
@@ -87,7 +87,7 @@ def test_the_vision_model_is_there_before_turbomind_takes_its_memory(
 
 
 def test_rows_come_to_the_host_once(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vlcore.encoder import ImageEncoder
+    from vlcore.vision.encoder import ImageEncoder
 
     options: dict[str, Any] = {}
     made = ImageEncoder.__init__

@@ -14,18 +14,18 @@ import torch
 from large_heads import FAMILIES, write_checkpoint
 from PIL import Image
 
-from vlcore.encoder import ImageEncoder
 from vlcore.engines.base import Engine, EngineOutput, EngineRequest
 from vlcore.engines.generation import GenerationConfig
-from vlcore.engines.transformers import TransformersEngine
-from vlcore.engines.turbomind import TurbomindEngine
-from vlcore.engines.turbomind_support import reason_against
-from vlcore.loading import ModelStages
-from vlcore.pipeline import Pipeline
-from vlcore.prompt import PromptTokenizer
-from vlcore.response import Session
-from vlcore.road import Road
-from vlcore.view_cache import ViewCache
+from vlcore.engines.transformers.engine import TransformersEngine
+from vlcore.engines.turbomind.engine import TurbomindEngine
+from vlcore.engines.turbomind.support import reason_against
+from vlcore.inference.pipeline import Pipeline
+from vlcore.inference.request_runner import Road
+from vlcore.inference.response import Session
+from vlcore.language.view_cache import ViewCache
+from vlcore.plugins.stages import ModelStages
+from vlcore.prompts.tokenization import PromptTokenizer
+from vlcore.vision.encoder import ImageEncoder
 
 if importlib.util.find_spec("lmdeploy") is None:
     pytest.skip("lmdeploy is not installed: make test-turbomind", allow_module_level=True)

@@ -15,10 +15,10 @@ from engine_requests import request
 from safetensors.torch import load_file
 
 from vlcore._version import __version__
-from vlcore.engines.turbomind import TurbomindEngine
-from vlcore.engines.turbomind_self_test import read_rows
+from vlcore.engines.turbomind.engine import TurbomindEngine
+from vlcore.engines.turbomind.self_test import read_rows
 from vlcore.errors import EngineUnavailableError
-from vlcore.language import LanguageModel
+from vlcore.language.model import LanguageModel
 
 if importlib.util.find_spec("lmdeploy") is None:
     pytest.skip("lmdeploy is not installed: make test-turbomind", allow_module_level=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from vlcore.view_cache import CachedView
+    from vlcore.language.view_cache import CachedView
 
 
 def cache(
@@ -23,7 +23,7 @@ def cache(
 
     A checkpoint's own files, which views link to, are never removed.
     """
-    from vlcore.view_cache import ViewCache
+    from vlcore.language.view_cache import ViewCache
 
     kept = ViewCache()
     views = kept.clear(name) if clear else kept.views(name)

@@ -25,9 +25,9 @@ from vlcore.cli.options import (
 if TYPE_CHECKING:
     from PIL import Image
 
-    from vlcore.pipeline import Pipeline
-    from vlcore.response import Session
-    from vlcore.template import ChatTemplate
+    from vlcore.inference.pipeline import Pipeline
+    from vlcore.inference.response import Session
+    from vlcore.prompts.chat_template import ChatTemplate
 
 _HELP = """\
 /image PATH|URL   show the model a picture with the next question
@@ -70,8 +70,8 @@ def chat(
 ) -> None:
     """Ask a model about pictures: one question, or a conversation without PROMPT."""
     from vlcore.engines.generation import GenerationConfig
-    from vlcore.engines.transformers import TransformersEngineConfig
-    from vlcore.pipeline import pipeline
+    from vlcore.engines.transformers.engine import TransformersEngineConfig
+    from vlcore.inference.factory import pipeline
 
     sampling = {"temperature": temperature, "top_p": top_p, "random_seed": seed}
     options: dict[str, Any] = {name: value for name, value in sampling.items() if value is not None}
@@ -117,7 +117,7 @@ def _drawing_template(
     from PIL import Image
 
     from vlcore.errors import OptionError
-    from vlcore.loading import ModelStages
+    from vlcore.plugins.stages import ModelStages
 
     writable = {
         suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.SAVE
@@ -143,7 +143,7 @@ class _Conversation:
     def __init__(
         self, pipe: Pipeline, config: Any, images: list[str], draw: Path | None = None
     ) -> None:
-        from vlcore.response import Session
+        from vlcore.inference.response import Session
 
         self._pipe = pipe
         self._config = config
@@ -211,7 +211,7 @@ class _Conversation:
     def _draw_answer(self, file: Path) -> None:
         """Draw what the last answer points at."""
         from vlcore.errors import OptionError
-        from vlcore.regions import draw_regions
+        from vlcore.prompts.regions import draw_regions
 
         response, conversation = self._session.response, self._session.conversation
         assert response is not None
@@ -231,8 +231,8 @@ class _Conversation:
         typer.echo(f"{file} shows what the answer points at ({len(regions)})", err=True)
 
     def _command(self, command: str, argument: str = "") -> None:
-        from vlcore.media import load_image
-        from vlcore.response import Session
+        from vlcore.inference.response import Session
+        from vlcore.media.image import load_image
 
         if command == "/image" and argument:
             load_image(argument)

@@ -92,7 +92,7 @@ def _read_target(
     from packaging.utils import canonicalize_name
 
     from vlcore.errors import OptionError
-    from vlcore.plugins import installed_plugins
+    from vlcore.plugins.registry import installed_plugins
 
     installed = [info.distribution for info in installed_plugins()]
     if canonicalize_name(target) in map(canonicalize_name, installed):
@@ -113,7 +113,7 @@ def _read_excuses(excuses: Sequence[str]) -> dict[str, str]:
 
 
 def _progress(total: int, *, shown: bool) -> Any:
-    from vlcore._progress import progress_bar
+    from vlcore._utils.progress import progress_bar
 
     return progress_bar(total, description="checking", unit="check", shown=shown)
 

@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from vlcore.installed import PluginInfo
+    from vlcore.plugins.metadata import PluginInfo
 
 _STYLES = {"ready": "green", "blocked": "dim"}
 _BAD = "bold red"
@@ -25,11 +25,11 @@ def plugins(
     ] = False,
 ) -> None:
     """List the installed plugins, without importing them."""
-    from vlcore.installed import installed_plugins, shared_architectures
+    from vlcore.plugins.metadata import installed_plugins, shared_architectures
 
     found = installed_plugins()
     if load:
-        from vlcore.plugins import load_plugin
+        from vlcore.plugins.registry import load_plugin
 
         found = [load_plugin(info) for info in found]
     shared = shared_architectures(found)

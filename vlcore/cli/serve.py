@@ -22,7 +22,7 @@ from vlcore.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from vlcore.engines.transformers import TransformersEngineConfig
+    from vlcore.engines.transformers.engine import TransformersEngineConfig
 
 _KEY_VARIABLE = "VLCORE_API_KEY"
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "WEBP")
@@ -112,12 +112,11 @@ def serve(
 ) -> None:
     """Serve MODEL over HTTP, with a page to try it on at /."""
     from vlcore.errors import EngineUnavailableError
-    from vlcore.image_access import ImageAccess
-    from vlcore.image_limits import ImageLimits
-    from vlcore.pipeline import pipeline
+    from vlcore.inference.factory import pipeline
+    from vlcore.media.policy import ImageAccess, ImageLimits
 
     try:
-        from vlcore.server.log import set_up_log
+        from vlcore.server.log_config import set_up_log
         from vlcore.server.serving import bind
         from vlcore.server.serving import serve as serve_pipeline
         from vlcore.server.settings import ServerSettings
@@ -181,7 +180,7 @@ def serve(
 
 def _engine_config(**options: Any) -> TransformersEngineConfig | None:
     """Settings that are given choose the engine that has them."""
-    from vlcore.engines.transformers import TransformersEngineConfig
+    from vlcore.engines.transformers.engine import TransformersEngineConfig
 
     given = {name: value for name, value in options.items() if value is not None}
     return TransformersEngineConfig(**given) if given else None

@@ -21,8 +21,8 @@ def view(
     revision: Revision = None,
 ) -> None:
     """Write the text part of a model as an ordinary text model, and print where it lies."""
-    from vlcore.loading import load_language_model
-    from vlcore.view_cache import ViewCache
+    from vlcore.language.view_cache import ViewCache
+    from vlcore.plugins.stages import load_language_model
 
     language_model = load_language_model(model, plugin=plugin, revision=revision)
     is_shown = sys.stderr.isatty()

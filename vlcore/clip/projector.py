@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from vlcore.weights import empty_weights
+from vlcore.checkpoint.weights import empty_weights
 
 
 def mlp_projector(

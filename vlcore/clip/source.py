@@ -10,13 +10,13 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from vlcore.checkpoint import Checkpoint, TensorSource
+from vlcore._utils.device_map import DeviceMap, MaxMemory, plan_devices, spread
+from vlcore.checkpoint.checkpoint import Checkpoint, renamed
+from vlcore.checkpoint.tensor_source import TensorSource
+from vlcore.checkpoint.weights import empty_weights
 from vlcore.clip.images import ClipProcessor
 from vlcore.clip.tower import ClipConfig, ClipTower
 from vlcore.errors import ConfigError, TensorError
-from vlcore.language import renamed
-from vlcore.spreading import DeviceMap, MaxMemory, plan_devices, spread
-from vlcore.weights import empty_weights
 
 _TOWER_KEYS = re.compile(r"embeddings\.|pre_layrnorm\.|encoder\.layers\.")
 _PREFIXES = ("vision_model.", "")

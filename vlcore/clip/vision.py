@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vlcore.checkpoint import Checkpoint
+from vlcore._utils.device_map import DeviceMap, MaxMemory
+from vlcore.checkpoint.checkpoint import Checkpoint
 from vlcore.clip.images import ClipProcessor, pad_to_square
 from vlcore.clip.source import ClipSource, module_sources
 from vlcore.clip.tower import ClipTower
-from vlcore.spreading import DeviceMap, MaxMemory
-from vlcore.vision import ImageInputs, VisionModel
+from vlcore.vision.model import ImageInputs, VisionModel
 
 
 class ClipVisionModel(VisionModel):

@@ -1,1 +1,1 @@
-"""Engines: token ids and image rows in, text out, token by token."""
+"""Engines: token ids and image embeddings in, text out, token by token."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from vlcore.engines.generation import GenerationConfig
 from vlcore.errors import ContextLengthError, EngineError, OptionError, PluginContractError
-from vlcore.prompt import Prompt
+from vlcore.prompts.tokenization import Prompt
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from vlcore.server.api_error import ApiError, stopping
+from vlcore.server.errors import ApiError, stopping
 
 _MEMORY = 0.1
 """The share of the latest request in the mean duration."""

@@ -11,16 +11,16 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from vlcore import _version
-from vlcore.pipeline import Pipeline
+from vlcore.inference.pipeline import Pipeline
 from vlcore.server.admission import Admission
-from vlcore.server.api_error import ApiError, as_api_error, stopping
-from vlcore.server.exchange import Exchange
-from vlcore.server.guard import Guard
+from vlcore.server.api_docs import ERRORS, add_reference, errors
+from vlcore.server.chat_handler import Exchange
+from vlcore.server.errors import ApiError, as_api_error, stopping
 from vlcore.server.metrics import Metrics
-from vlcore.server.openapi import ERRORS, add_reference, errors
-from vlcore.server.page import add_page
+from vlcore.server.middleware import Guard
 from vlcore.server.schema import ChatCompletion, Model, ModelList
 from vlcore.server.settings import ServerSettings
+from vlcore.server.web_ui import add_page
 
 
 def create_app(

@@ -12,10 +12,10 @@ from types import FrameType
 import uvicorn
 
 from vlcore.errors import OptionError
-from vlcore.pipeline import Pipeline
+from vlcore.inference.pipeline import Pipeline
 from vlcore.server.admission import Admission
 from vlcore.server.app import create_app
-from vlcore.server.protocol import TimedProtocol
+from vlcore.server.http_protocol import TimedProtocol
 from vlcore.server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)

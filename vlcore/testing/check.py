@@ -9,8 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vlcore.errors import OptionError
-from vlcore.testing.failure import CheckFailedError, DoesNotApplyError, Failure, NotRunError
-from vlcore.testing.report import Outcome, Result
+from vlcore.testing.report import (
+    CheckFailedError,
+    DoesNotApplyError,
+    Failure,
+    NotRunError,
+    Outcome,
+    Result,
+)
 from vlcore.testing.subject import Subject
 
 

@@ -14,11 +14,11 @@ except ModuleNotFoundError as error:
         "vlcore.testing.check_plugin and vlcore check need nothing more"
     ) from error
 
-from vlcore.checkpoint import Checkpoint
+from vlcore.checkpoint.checkpoint import Checkpoint
 from vlcore.testing.check import Check, check_excuses
 from vlcore.testing.checks import CHECKS
+from vlcore.testing.known_models import siblings_of
 from vlcore.testing.report import Outcome, Result, summary_of
-from vlcore.testing.siblings import siblings_of
 from vlcore.testing.subject import Subject
 
 _SUBJECT = pytest.StashKey[Subject]()

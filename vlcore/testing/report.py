@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
-
-from vlcore.testing.failure import Failure
+from typing import Any, NoReturn
 
 
 class Outcome(StrEnum):
@@ -117,3 +115,47 @@ def summary_of(results: Iterable[Result]) -> list[str]:
     for outcome in (Outcome.EXCUSED, Outcome.DOES_NOT_APPLY):
         lines += [f"{one.name} {outcome}: {one.reason}" for one in by_outcome[outcome]]
     return lines
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What is wrong, in four sentences."""
+
+    expected: str
+    came: str
+    where: str
+    advice: str
+    """What to do next."""
+
+    def __str__(self) -> str:
+        return (
+            f"expected: {self.expected}\n"
+            f"came:     {self.came}\n"
+            f"where:    {self.where}\n"
+            f"do:       {self.advice}"
+        )
+
+
+class CheckFailedError(AssertionError):
+    """The plugin does not keep what the check asks for."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(str(failure))
+        self.failure = failure
+
+
+class DoesNotApplyError(Exception):
+    """There is nothing to check; the message says why."""
+
+
+class NotRunError(Exception):
+    """What the check needs cannot be had; the message names the check that says why."""
+
+
+def fail(*, expected: str, came: str, where: str, advice: str) -> NoReturn:
+    """Say that the plugin fails a check.
+
+    Raises:
+        CheckFailedError: always.
+    """
+    raise CheckFailedError(Failure(expected, came, where, advice))

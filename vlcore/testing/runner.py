@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from vlcore.checkpoint import Checkpoint
+from vlcore.checkpoint.checkpoint import Checkpoint
 from vlcore.errors import OptionError
 from vlcore.testing.check import Check, check_excuses
 from vlcore.testing.checks import CHECKS
+from vlcore.testing.known_models import siblings_of
 from vlcore.testing.report import Report, Result
-from vlcore.testing.siblings import siblings_of
 from vlcore.testing.subject import Subject
 
 

@@ -12,22 +12,21 @@ import importlib_metadata
 import torch
 from packaging.utils import canonicalize_name
 
-from vlcore.checkpoint import Checkpoint
+from vlcore._utils.device import as_device, as_dtype
+from vlcore.checkpoint.checkpoint import Checkpoint
 from vlcore.errors import NoPluginError, OptionError
 from vlcore.hookspecs import ENTRY_POINT_GROUP, SERVES_GROUP
-from vlcore.language import LanguageModel
-from vlcore.loading import ModelStages
-from vlcore.placement import as_device, as_dtype
-from vlcore.plugins import Plugin, PluginInfo, find_plugin, installed_plugins
-from vlcore.prompt import PromptTokenizer
-from vlcore.template import ChatTemplate
-from vlcore.testing.encoding import encode
-from vlcore.testing.failure import NotRunError
-from vlcore.testing.pictures import plain_pictures
+from vlcore.language.model import LanguageModel
+from vlcore.plugins.registry import Plugin, PluginInfo, find_plugin, installed_plugins
+from vlcore.plugins.stages import ModelStages
+from vlcore.prompts.chat_template import ChatTemplate
+from vlcore.prompts.tokenization import PromptTokenizer
+from vlcore.testing.isolation import Imported, Watched, import_apart, watch
+from vlcore.testing.known_models import Sibling, read_siblings, siblings_of
 from vlcore.testing.reference import Reference
-from vlcore.testing.siblings import Sibling, read_siblings, siblings_of
-from vlcore.testing.watch import Imported, Watched, import_apart, watch
-from vlcore.vision import ImageRows, VisionModel
+from vlcore.testing.report import NotRunError
+from vlcore.testing.samples import encode, plain_pictures
+from vlcore.vision.model import ImageRows, VisionModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

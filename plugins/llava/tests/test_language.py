@@ -18,8 +18,8 @@ from weight_files import LAYOUTS, read_all
 import vlcore
 from vlcore import Checkpoint, ConfigError, EngineUnavailableError, ImageSlot, TensorError
 from vlcore.flat_layout import FlatLanguageModel
-from vlcore.prompt import ImageLayout, PromptTokenizer
-from vlcore.template import Control, PromptPart, Text
+from vlcore.prompts.messages import Control, PromptPart, Text
+from vlcore.prompts.tokenization import ImageLayout, PromptTokenizer
 
 CASES = (
     "llava15",

@@ -30,7 +30,7 @@ from vlcore import (
     TensorError,
     VisionModel,
 )
-from vlcore.vision import encode_batch
+from vlcore.vision.model import encode_batch
 
 CASES = (
     "llava15",

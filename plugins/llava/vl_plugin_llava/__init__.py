@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from vlcore import ChatTemplate, Checkpoint, CheckpointFiles, LanguageModel, VisionModel
-    from vlcore.spreading import DeviceMap, MaxMemory
+    from vlcore._utils.device_map import DeviceMap, MaxMemory
 
 _PROJECTOR = re.compile(r"linear|identity|mlp[1-9]\d?x_gelu")
 _OTHER_TOWERS = re.compile(

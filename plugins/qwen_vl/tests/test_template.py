@@ -11,7 +11,8 @@ from vl_plugin_qwen.template import TEMPLATES
 
 import vlcore
 from vlcore import OptionError, Region
-from vlcore.template import ChatTemplate, Control, ImageSlot, Text
+from vlcore.prompts.chat_template import ChatTemplate
+from vlcore.prompts.messages import Control, ImageSlot, Text
 
 LINES = read_lines(GOLDEN / "prompts" / "qwen_vl_chat.jsonl")
 QUESTION: dict[str, Any] = {

@@ -19,7 +19,7 @@ from weight_files import LAYOUTS, ReadSpy, read_all
 
 import vlcore
 from vlcore import Checkpoint, ConfigError, ImageEncoder, ImageRows, TensorError, VisionModel
-from vlcore.vision import encode_batch
+from vlcore.vision.model import encode_batch
 
 FEATURES = {"qwen_vl": "vision_features", "qwen_vl_vision": "features"}
 

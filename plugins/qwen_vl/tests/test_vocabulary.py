@@ -14,7 +14,7 @@ from vl_plugin_qwen.vocabulary import CONTROL, IMAGE, NOTATION, load_tokenizer, 
 
 import vlcore
 from vlcore import CheckpointError, CheckpointNotFoundError
-from vlcore.prompt import ImageLayout, Prompt, PromptTokenizer
+from vlcore.prompts.tokenization import ImageLayout, Prompt, PromptTokenizer
 
 RELEASED = Path(__file__).parents[4] / "shared" / "golden" / "qwen.tiktoken"
 LINES = read_lines(GOLDEN / "prompts" / "qwen_vl_chat.jsonl")

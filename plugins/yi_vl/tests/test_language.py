@@ -17,8 +17,8 @@ from weight_files import LAYOUTS, read_all
 
 import vlcore
 from vlcore import ConfigError, EngineError, TensorError
-from vlcore.prompt import ImageLayout, PromptTokenizer
-from vlcore.template import ImageSlot, Text
+from vlcore.prompts.messages import ImageSlot, Text
+from vlcore.prompts.tokenization import ImageLayout, PromptTokenizer
 
 IN_PLACE = -200
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import vlcore
 from vlcore import NoPluginError, PluginConflictError
 from vlcore.cli import app
-from vlcore.plugins import find_plugin
+from vlcore.plugins.registry import find_plugin
 
 ARCHITECTURES = ["LlavaLlamaForCausalLM"]
 WRITERS: dict[str, Callable[[Path], Path]] = {
@@ -39,7 +39,7 @@ def plugin_of(directory: Path, **options: str) -> str:
 def uninstall(distribution: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib_metadata.distributions
     monkeypatch.setattr(
-        "vlcore.installed.importlib_metadata.distributions",
+        "vlcore.plugins.metadata.importlib_metadata.distributions",
         lambda: [one for one in found() if one.metadata["Name"] != distribution],
     )
 

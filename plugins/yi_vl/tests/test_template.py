@@ -7,7 +7,7 @@ from golden_cases import GOLDEN, read_lines
 
 import vlcore
 from vlcore import OptionError
-from vlcore.template import Control, ImageSlot, Text
+from vlcore.prompts.messages import Control, ImageSlot, Text
 
 LINES = read_lines(GOLDEN / "prompts" / "yi_vl.jsonl")
 TEMPLATE = vlcore.load_chat_template(GOLDEN / "yi_vl")

@@ -24,7 +24,7 @@ from vlcore import (
     TensorError,
     VisionModel,
 )
-from vlcore.vision import encode_batch
+from vlcore.vision.model import encode_batch
 
 PICTURE = Image.effect_noise((50, 90), 80).convert("RGB")
 OWN_TOWER = "model.vision_tower.vision_tower."

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from vlcore import ChatTemplate, Checkpoint, CheckpointFiles, LanguageModel, VisionModel
-    from vlcore.spreading import DeviceMap, MaxMemory
+    from vlcore._utils.device_map import DeviceMap, MaxMemory
 
 _CLIP_MODEL_TYPES = ("clip", "clip_vision_model")
 _PROJECTOR = re.compile(r"mlp[1-9]\d?x_gelu_Norm")

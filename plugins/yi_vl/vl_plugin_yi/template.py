@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlcore import Message, OptionError, RoleTemplate, Text, parse_messages
-from vlcore.template import PromptPart
+from vlcore.prompts.messages import PromptPart
 
 NAME = "mm_default"
 

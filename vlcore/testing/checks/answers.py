@@ -7,14 +7,14 @@ import re
 import torch
 
 from vlcore.engines.base import EngineOutput, EngineRequest
-from vlcore.engines.ends import Ends
-from vlcore.engines.sequence import Sequence
+from vlcore.engines.stop_conditions import Ends
+from vlcore.engines.transformers.sequence import Sequence
 from vlcore.errors import EngineError, EngineUnavailableError
-from vlcore.pipeline import pipeline
-from vlcore.prompt import Prompt
+from vlcore.inference.factory import pipeline
+from vlcore.prompts.tokenization import Prompt
 from vlcore.testing.check import check
-from vlcore.testing.failure import DoesNotApplyError, NotRunError, fail
-from vlcore.testing.pictures import picture
+from vlcore.testing.report import DoesNotApplyError, NotRunError, fail
+from vlcore.testing.samples import picture
 from vlcore.testing.subject import Subject
 
 _CONTROL = re.compile(r"<\|?[\w/ .-]+\|?>|\[/?[A-Z_]+\]")

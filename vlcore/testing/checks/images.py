@@ -12,11 +12,10 @@ from torch import Tensor
 
 from vlcore.errors import VlcoreError
 from vlcore.testing.check import check
-from vlcore.testing.encoding import encode, forward
-from vlcore.testing.failure import CheckFailedError, fail
-from vlcore.testing.pictures import odd_pictures, picture, plain_pictures
+from vlcore.testing.report import CheckFailedError, fail
+from vlcore.testing.samples import encode, forward, odd_pictures, picture, plain_pictures
 from vlcore.testing.subject import Subject
-from vlcore.vision import ImageInputs, VisionModel
+from vlcore.vision.model import ImageInputs, VisionModel
 
 _NUM_THREADS = 8
 _NUM_ROUNDS = 3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vlcore.testing.check import check
-from vlcore.testing.failure import NotRunError, fail
+from vlcore.testing.report import NotRunError, fail
 from vlcore.testing.subject import Subject
 
 

@@ -6,7 +6,7 @@ import copy
 
 from vlcore.hookspecs import SERVES_GROUP
 from vlcore.testing.check import check
-from vlcore.testing.failure import fail
+from vlcore.testing.report import fail
 from vlcore.testing.subject import Subject
 
 

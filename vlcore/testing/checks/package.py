@@ -13,9 +13,9 @@ from packaging.utils import canonicalize_name
 from vlcore import hookspecs
 from vlcore._version import __version__
 from vlcore.errors import PluginError
-from vlcore.plugins import Plugin
+from vlcore.plugins.registry import Plugin
 from vlcore.testing.check import check
-from vlcore.testing.failure import fail
+from vlcore.testing.report import fail
 from vlcore.testing.subject import Subject
 
 _HEAVY = ("torch", "transformers", "accelerate", "torchvision", "tensorflow", "jax")

@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlcore.errors import OptionError, PromptError
-from vlcore.prompt import ImageLayout, Prompt
-from vlcore.template import Control, ImageSlot, PromptPart, Rows, Text, write_prompt
+from vlcore.prompts.chat_template import write_prompt
+from vlcore.prompts.messages import Control, ImageSlot, PromptPart, Rows, Text
+from vlcore.prompts.tokenization import ImageLayout, Prompt
 from vlcore.testing.check import check
-from vlcore.testing.failure import DoesNotApplyError, NotRunError, fail
-from vlcore.testing.pictures import plain_pictures
+from vlcore.testing.report import DoesNotApplyError, NotRunError, fail
+from vlcore.testing.samples import plain_pictures
 from vlcore.testing.subject import Subject
-from vlcore.vision import ImageInputs
+from vlcore.vision.model import ImageInputs
 
 _Conversation = Sequence[Mapping[str, Any]]
 

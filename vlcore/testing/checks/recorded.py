@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from vlcore.testing.check import check
-from vlcore.testing.encoding import encode
-from vlcore.testing.failure import DoesNotApplyError, fail
 from vlcore.testing.reference import Reference, ReferencePrompt
+from vlcore.testing.report import DoesNotApplyError, fail
+from vlcore.testing.samples import encode
 from vlcore.testing.subject import Subject
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vlcore.errors import TensorError
 from vlcore.testing.check import check
-from vlcore.testing.failure import fail
+from vlcore.testing.report import fail
 from vlcore.testing.subject import Subject
 
 _TOLERANCE = 1e-4

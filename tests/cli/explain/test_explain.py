@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import write_llava
+from typer.testing import CliRunner, Result
+
+import vlcore
+from vlcore.cli import app
+
+ROOT = Path(__file__).parents[3]
+DEMO = ROOT / "demo" / "tiny-llava"
+PICTURE = ROOT / "demo" / "images" / "circle_and_square.png"
+BANNER = ROOT / "demo" / "images" / "banner.png"
+
+
+def explain(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["explain", *map(str, arguments)])
+
+
+def as_json(*arguments: object) -> dict[str, Any]:
+    result = explain(*arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    explained: dict[str, Any] = json.loads(result.stdout)
+    return explained
+
+
+def test_the_table_of_the_demo_model() -> None:
+    result = explain(DEMO, "-i", PICTURE, "Is é\tred?")
+    assert result.exit_code == 0
+    lines = [re.sub(r" +", " ", line).strip() for line in result.stdout.splitlines()]
+    assert lines[0].startswith(f"{DEMO}, vl-plugin-llava ")
+    assert lines[2] == "position token kind text"
+    assert lines[3] == "0 1 control <s>"
+    assert lines[4] == "1 292 text ␣A"
+    rows = lines.index("33–96 image 0 rows 0–63 of 64")
+    assert lines[rows + 1 : rows + 3] == ["97 520 text ␣", "98 13 text \\n"]
+    shown = [line.split()[-1] for line in lines[rows + 3 : lines.index("", rows)]]
+    assert shown == ["Is", "␣", "<0xC3>", "<0xA9>", "\\t", "red", "?", "␣ASSISTANT", ":"]
+    assert f"image 0 {PICTURE}, 400 x 300, 64 rows" in lines
+    assert "ends at </s> (2)" in lines
+    assert re.fullmatch(
+        r"length (\d+) = 1 control tokens \+ \d+ text tokens \+ 64 image rows", lines[-2]
+    )
+    length = int(lines[-2].split()[1])
+    assert lines[-1] == f"context 1024, leaves {1024 - length} for the answer"
+
+
+def test_json_has_the_fields_that_are_documented() -> None:
+    explained = as_json(DEMO, "-i", PICTURE, "-i", BANNER, "Same?")
+    assert set(explained) == {
+        "model", "plugin", "plugin_version", "template", "prompt", "images", "stop",
+        "num_control_tokens", "num_text_tokens", "num_image_rows",
+        "length", "context_length", "num_left",
+    }  # fmt: skip
+    assert explained["plugin"] == "vl-plugin-llava"
+    assert explained["prompt"][0] == {
+        "kind": "control", "position": 0, "token_id": 1, "piece": "<s>", "text": "<s>",
+    }  # fmt: skip
+    first, second = (line for line in explained["prompt"] if line["kind"] == "image")
+    assert first == {
+        "kind": "image", "position": 33, "image": 0,
+        "first_row": 0, "last_row": 63, "num_rows": 64,
+    }  # fmt: skip
+    assert (second["image"], second["position"]) == (1, 33 + 64 + 2)
+    assert explained["images"][1] == {
+        "source": str(BANNER), "width": 640, "height": 200, "num_rows": 64, "was_encoded": False,
+    }  # fmt: skip
+    assert explained["stop"] == {"token_ids": [2], "texts": []}
+    assert explained["num_image_rows"] == 128
+    assert explained["length"] == (
+        explained["num_control_tokens"] + explained["num_text_tokens"] + 128
+    )
+    assert explained["num_left"] == explained["context_length"] - explained["length"]
+
+
+def test_every_documented_field_is_there() -> None:
+    documented = (ROOT / "docs" / "plugins.md").read_text("utf-8")
+    explained = as_json(DEMO, "-i", PICTURE, "Hi")
+    fields = set(explained) | set(explained["images"][0]) | set(explained["stop"])
+    fields |= {field for line in explained["prompt"] for field in line}
+    assert [field for field in sorted(fields) if f"`{field}`" not in documented] == []
+
+
+def test_a_prompt_that_is_too_long_is_shown_and_says_so(tmp_path: Path) -> None:
+    short = write_llava(tmp_path / "short", max_position_embeddings=8)
+    result = explain(short, "Hello")
+    assert result.exit_code == 0
+    assert "<s>" in result.stdout
+    assert "the prompt is TOO LONG" in result.stdout.splitlines()[-1]
+    explained = as_json(short, "Hello")
+    assert explained["num_left"] == 0
+    assert explained["length"] > explained["context_length"] == 8
+
+
+def test_a_template_is_chosen_by_name() -> None:
+    own = as_json(DEMO, "Hello")["prompt"]
+    assert as_json(DEMO, "Hello", "--chat-template", "mistral_instruct")["prompt"] != own
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["./nowhere", "Hello"], "there is no directory './nowhere'"),
+        ([DEMO, "Hello", "-i", "nowhere.png"], "there is no file 'nowhere.png'"),
+        ([DEMO, "Hello", "--chat-template", "no_such"], "no chat template 'no_such'"),
+        ([DEMO, "Hello", "--plugin", "vl-plugin-nobody"], "'vl-plugin-nobody' is not installed"),
+    ],
+)
+def test_errors_are_those_of_the_other_commands(arguments: list[object], message: str) -> None:
+    result = explain(*arguments)
+    assert isinstance(result.exception, vlcore.VlcoreError)
+    assert message in str(result.exception)

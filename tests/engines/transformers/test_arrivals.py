@@ -1,0 +1,516 @@
+"""Requests that join and leave the embedded engine's running batch, in any company."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+import torch
+from engine_requests import (
+    CPU,
+    LONG,
+    TIMEOUT_S,
+    answer,
+    pieces,
+    request,
+    run,
+    token_ids,
+    watch_batches,
+)
+from transformers import PreTrainedTokenizerBase
+
+from vlcore.engines.base import EngineOutput, EngineRequest
+from vlcore.engines.detokenizer import Detokenizer
+from vlcore.engines.transformers.engine import TransformersEngine, TransformersEngineConfig
+from vlcore.errors import ContextLengthError, EngineError, OptionError
+from vlcore.language.model import LanguageModel
+from vlcore.prompts.tokenization import Prompt
+
+BF16_GAP = 0.05
+"""In bfloat16, answers may differ where the two likeliest tokens are closer than this. The model's
+logits are about 1, of which a bfloat16 keeps 8 bits, and a sum of rounded terms fewer."""
+
+
+@pytest.fixture
+def small(
+    language_model: LanguageModel, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[TransformersEngine]:
+    """An engine with room for three sequences of 40 tokens."""
+    config = TransformersEngineConfig(max_num_seqs=8, max_cached_tokens=120, max_prefill_tokens=64)
+    made = TransformersEngine(
+        language_model, tokenizer, device=CPU, dtype=torch.float32, config=config
+    )
+    yield made
+    asyncio.run(made.close())
+
+
+def is_idle(engine: TransformersEngine) -> bool:
+    return not engine._batch.sequences and not engine._waiting
+
+
+async def until_idle(engine: TransformersEngine) -> None:
+    while not is_idle(engine):
+        await asyncio.sleep(0.001)
+
+
+async def prompts_of(engine: TransformersEngine, lengths: list[int]) -> list[tuple[int, int]]:
+    """Let prompts of these lengths wait together; shapes of the forwards that compute them."""
+    shapes: list[tuple[int, int]] = []
+    held, all_wait = threading.Event(), threading.Event()
+
+    def record(module: Any, args: Any, options: dict[str, Any]) -> None:
+        held.set()
+        assert all_wait.wait(TIMEOUT_S)
+        shapes.append(tuple(options["position_ids"].shape))
+
+    hook = engine._model.register_forward_pre_hook(record, with_kwargs=True)
+    holding = asyncio.create_task(answer(engine, request(1, max_new_tokens=1)))
+    while not held.is_set():
+        await asyncio.sleep(0.001)
+    asked = [request(n, seed=n, max_new_tokens=2) for n in lengths]
+    tasks = [asyncio.create_task(answer(engine, one)) for one in asked]
+    while engine.stats().num_waiting < len(lengths):
+        await asyncio.sleep(0.001)
+    all_wait.set()
+    await asyncio.gather(holding, *tasks)
+    hook.remove()
+    return [shape for shape in shapes[1:] if shape[1] > 1]
+
+
+# -- joining
+
+
+def test_a_request_joins_a_running_batch_between_two_steps(engine: TransformersEngine) -> None:
+    async def body() -> None:
+        shapes: list[tuple[int, ...]] = []
+
+        def record(module: Any, args: Any, options: dict[str, Any]) -> None:
+            shapes.append(tuple(options["position_ids"].shape))
+
+        async with aclosing(engine.generate(request(5, max_new_tokens=LONG))) as first:
+            await anext(first)
+            hook = engine._model.register_forward_pre_hook(record, with_kwargs=True)
+            async with aclosing(engine.generate(request(9, seed=1, max_new_tokens=LONG))) as second:
+                await anext(second)
+                before = shapes.index((1, 9))
+                assert set(shapes[:before]) <= {(1, 1)}
+                await anext(second)
+                assert shapes[before + 1] == (2, 1)
+            hook.remove()
+
+    run(body)
+
+
+def test_the_first_token_waits_for_at_most_one_step_of_the_others(
+    engine: TransformersEngine,
+) -> None:
+    async def body() -> None:
+        sizes = watch_batches(engine)
+        others = [
+            asyncio.create_task(pieces(engine, request(4, seed=i, max_new_tokens=LONG)))
+            for i in range(7)
+        ]
+        while not sizes or sizes[-1] < 7:
+            await asyncio.sleep(0.001)
+        for seed in range(10, 15):
+            asked = len(sizes)
+            async with aclosing(engine.generate(request(6, seed=seed))) as late:
+                await anext(late)
+                # A step that was under way, and its own prompt; one more may have begun since.
+                assert sizes[asked : asked + 3].count(1) == 1
+                assert 1 in sizes[asked : asked + 2]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    run(body)
+
+
+def test_prompts_that_wait_are_computed_together(small: TransformersEngine) -> None:
+    async def body() -> None:
+        shapes = await prompts_of(small, [20, 21, 20, 20])  # three of them padded to 63 tokens
+        assert shapes == [(3, 21), (1, 20)]
+
+    run(body)
+
+
+def test_a_padded_batch_of_prompts_is_no_larger_than_allowed(small: TransformersEngine) -> None:
+    async def body() -> None:
+        assert await prompts_of(small, [3, 33, 4]) == [(1, 3), (1, 33), (1, 4)]
+        assert await prompts_of(small, [3, 32, 4]) == [(2, 32), (1, 4)]
+        assert await prompts_of(small, [100]) == [(1, 100)]
+
+    run(body)
+
+
+# -- waiting
+
+
+def test_what_does_not_fit_waits_in_order(small: TransformersEngine) -> None:
+    async def body() -> None:
+        finished: list[str] = []
+
+        async def ask(name: str, num_tokens: int, max_new_tokens: int) -> None:
+            await answer(small, request(num_tokens, max_new_tokens=max_new_tokens))
+            finished.append(name)
+
+        async with asyncio.TaskGroup() as group:
+            # Room for twice the first; the second must wait, and the third does not overtake it.
+            for asked in (("first", 10, 50), ("larger", 20, 90), ("small", 2, 2)):
+                group.create_task(ask(*asked))
+                await asyncio.sleep(0)
+        assert finished == ["first", "larger", "small"]
+
+    run(body)
+
+
+def test_the_cache_never_outgrows_its_budget(small: TransformersEngine) -> None:
+    async def body() -> None:
+        rng = random.Random(0)
+        sizes: list[tuple[int, int]] = []
+
+        def record(module: Any, args: Any, options: dict[str, Any], result: Any) -> None:
+            keys = options["past_key_values"].layers[0].keys
+            sizes.append((keys.shape[0], keys.shape[2]))
+
+        small._model.register_forward_hook(record, with_kwargs=True)
+        asked = [
+            request(rng.randrange(1, 30), seed=i, max_new_tokens=rng.randrange(1, 60))
+            for i in range(40)
+        ]
+        answers = await asyncio.gather(*(answer(small, one) for one in asked))
+        assert [len(one) for one in answers] == [one.config.max_new_tokens for one in asked]
+        assert max(slots * length for slots, length in sizes) <= 120
+        assert max(slots for slots, _ in sizes) > 2
+
+    run(body)
+
+
+def test_a_prompt_that_can_never_fit_is_refused_at_once(small: TransformersEngine) -> None:
+    async def body() -> None:
+        assert small.context_length == 120
+        async with aclosing(small.generate(request(2, max_new_tokens=LONG))) as running:
+            await anext(running)
+            with pytest.raises(ContextLengthError, match=r"has 120 tokens .* holds 120"):
+                await pieces(small, request(120))
+            with pytest.raises(OptionError, match=r"n=3 answers of up to 60 .*caches 120 tokens"):
+                await pieces(small, request(10, n=3, do_sample=True, max_new_tokens=50))
+            with pytest.raises(OptionError, match=r"n=9 answers of up to 4 .*runs 8 \(max_num"):
+                await pieces(small, request(2, n=9, do_sample=True, max_new_tokens=2))
+        outputs = await pieces(small, request(100, max_new_tokens=LONG))
+        assert (len(token_ids(outputs)), outputs[-1].finish_reason) == (20, "length")
+
+    run(body)
+
+
+def test_an_engine_without_memory_for_its_cache_says_so(
+    language_model: LanguageModel,
+    tokenizer: PreTrainedTokenizerBase,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vlcore.engines.transformers.engine.free_bytes", lambda device: 1000)
+    with pytest.raises(EngineError, match=r"no memory is left on cpu .*bytes a token"):
+        TransformersEngine(language_model, tokenizer, device=CPU, dtype=torch.float32)
+
+
+def test_little_memory_shortens_the_context_and_warns(
+    language_model: LanguageModel,
+    tokenizer: PreTrainedTokenizerBase,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    probe = TransformersEngine(language_model, tokenizer, device=CPU, dtype=torch.float32)
+    bytes_per_token = probe._batch._cache.bytes_per_token
+    asyncio.run(probe.close())
+    free = 2 * 100 * bytes_per_token
+    monkeypatch.setattr("vlcore.engines.transformers.engine.free_bytes", lambda device: free)
+    engine = TransformersEngine(language_model, tokenizer, device=CPU, dtype=torch.float32)
+    assert engine.context_length == 100
+    assert "can look at 512 tokens; there is room for the keys and values of 100" in caplog.text
+    asyncio.run(engine.close())
+
+
+# -- leaving
+
+
+@pytest.mark.parametrize("num_pieces", [0, 1, 3])
+def test_a_cancelled_request_leaves_nothing_behind(
+    small: TransformersEngine, num_pieces: int
+) -> None:
+    async def body() -> None:
+        expected = await answer(small, request(7, seed=3))
+        task: asyncio.Task[Any]
+
+        async def ask(seen: asyncio.Event) -> None:
+            async with aclosing(small.generate(request(5, max_new_tokens=LONG))) as generated:
+                for _ in range(num_pieces):
+                    await anext(generated)
+                seen.set()
+                async for _ in generated:
+                    pass
+
+        seen = asyncio.Event()
+        task = asyncio.create_task(ask(seen))
+        await seen.wait()
+        task.cancel()
+        assert await answer(small, request(7, seed=3)) == expected
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until_idle(small)
+
+    run(body)
+
+
+def test_a_request_cancelled_while_it_waits_leaves_the_queue(small: TransformersEngine) -> None:
+    async def body() -> None:
+        async with aclosing(small.generate(request(10, max_new_tokens=100))) as running:
+            await anext(running)
+            waiting = asyncio.create_task(answer(small, request(20, max_new_tokens=90)))
+            while not small._waiting:
+                await asyncio.sleep(0)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            assert not small._waiting
+        await until_idle(small)
+
+    run(body)
+
+
+def test_a_request_cancelled_during_its_prefill_is_not_decoded(small: TransformersEngine) -> None:
+    async def body() -> None:
+        sizes = watch_batches(small)
+        loop = asyncio.get_running_loop()
+        task: asyncio.Task[Any] = asyncio.create_task(answer(small, request(5, max_new_tokens=9)))
+
+        def cancel(*_: Any) -> None:
+            cancelled = asyncio.run_coroutine_threadsafe(stop(), loop)
+            cancelled.result(timeout=10)
+
+        async def stop() -> None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+        hook = small._model.register_forward_pre_hook(cancel)
+        await asyncio.gather(task, return_exceptions=True)
+        await until_idle(small)
+        hook.remove()
+        assert sizes == [1]
+
+    run(body)
+
+
+def test_a_request_cancelled_while_it_takes_a_token_stays_cancelled(
+    small: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, cancelled = threading.Event(), threading.Event()
+    add = Detokenizer.add
+
+    def wait(self: Detokenizer, token_id: int) -> str:
+        held.set()
+        assert cancelled.wait(TIMEOUT_S)
+        return add(self, token_id)
+
+    async def body() -> None:
+        sizes = watch_batches(small)
+        monkeypatch.setattr(Detokenizer, "add", wait)
+        task = asyncio.create_task(answer(small, request(5, max_new_tokens=100)))
+        while not held.is_set():
+            await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        cancelled.set()
+        await until_idle(small)
+        assert sizes == [1]
+
+    run(body)
+
+
+def test_a_consumer_that_stops_reading_holds_nobody_up(small: TransformersEngine) -> None:
+    async def body() -> None:
+        expected = await answer(small, request(7, seed=3))
+        async with aclosing(small.generate(request(5, max_new_tokens=20))) as unread:
+            await anext(unread)
+            assert await answer(small, request(7, seed=3)) == expected
+            await until_idle(small)
+            assert len([piece async for piece in unread]) == 19
+
+    run(body)
+
+
+def test_a_damaged_sequence_does_not_damage_who_comes_into_its_place(
+    small: TransformersEngine,
+) -> None:
+    async def body() -> None:
+        asked = [request(n, seed=n, max_new_tokens=20) for n in (3, 6, 2)]
+        expected = [await answer(small, one) for one in asked]
+        weight: Any = small._model.get_input_embeddings().weight
+        with torch.no_grad():
+            weight[5] = torch.nan
+        poisoned = EngineRequest(Prompt((300,) * 9 + (5,)), (), request(1).config)
+        for _ in range(3):
+            results = await asyncio.gather(
+                answer(small, poisoned),
+                *(answer(small, one) for one in asked),
+                return_exceptions=True,
+            )
+            assert isinstance(results[0], EngineError)
+            assert results[1:] == expected
+
+    run(body)
+
+
+def test_a_prompt_that_fails_fails_alone(engine: TransformersEngine) -> None:
+    async def body() -> None:
+        asked = [request(n, seed=n) for n in (3, 4, 5)]
+        expected = [await answer(engine, one) for one in asked]
+
+        def refuse(module: Any, args: Any, options: dict[str, Any]) -> None:
+            if options["position_ids"].shape[1] >= 7:
+                raise MemoryError("no room")
+
+        engine._model.register_forward_pre_hook(refuse, with_kwargs=True)
+        results = await asyncio.gather(
+            *(answer(engine, one) for one in [*asked, request(7)]), return_exceptions=True
+        )
+        assert results[:3] == expected
+        assert isinstance(results[3], EngineError)
+        assert "the model failed: MemoryError: no room" in str(results[3])
+
+    run(body)
+
+
+def test_a_cache_that_cannot_grow_fails_who_asked_for_it(
+    small: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body() -> None:
+        asked = [request(n, seed=n, max_new_tokens=30) for n in (4, 5, 6)]
+        expected = [await answer(small, one) for one in asked]
+        layer = small._batch._cache._layers[1]
+        reserve = layer.reserve
+
+        def refuse(num_slots: int, slot_length: int, num_used: int) -> None:
+            if num_slots > 1:
+                raise MemoryError("no room")
+            reserve(num_slots, slot_length, num_used)
+
+        monkeypatch.setattr(layer, "reserve", refuse)
+        small._batch._cache.reserve(1, 64, num_used=0)
+        async with aclosing(small.generate(asked[0])) as running:
+            first = [await anext(running)]
+            with pytest.raises(EngineError, match="the model failed: MemoryError: no room"):
+                await answer(small, asked[1])
+            first += [piece async for piece in running]
+        assert token_ids(first) == expected[0]
+        monkeypatch.undo()
+        assert await asyncio.gather(*(answer(small, one) for one in asked)) == expected
+
+    run(body)
+
+
+def test_whatever_goes_wrong_in_a_step_ends_its_requests_only(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body() -> None:
+        expected = await answer(engine, request(4))
+
+        def refuse(*_: Any) -> torch.Tensor:
+            raise RuntimeError("the device is gone")
+
+        monkeypatch.setattr("vlcore.engines.transformers.engine.choose", refuse)
+        for _ in range(2):
+            with pytest.raises(EngineError, match="RuntimeError: the device is gone"):
+                await answer(engine, request(4))
+        monkeypatch.undo()
+        assert await answer(engine, request(4)) == expected
+
+    run(body)
+
+
+# -- company
+
+
+def crowd(num_requests: int, seed: int) -> list[tuple[EngineRequest, float, int | None]]:
+    """Requests of all kinds, when each arrives, and after how many pieces some are cancelled."""
+    rng = random.Random(seed)
+    asked = []
+    for number in range(num_requests):
+        options: dict[str, Any] = {"max_new_tokens": rng.randrange(1, 30)}
+        if number % 3 == 1:
+            options |= {"do_sample": True, "random_seed": number, "temperature": 1.5}
+        if number % 5 == 2:
+            options |= {"repetition_penalty": 1.3}
+        one = request(
+            rng.randrange(1, 40), seed=number, image_rows=rng.choice([0, 0, 2, 9]), **options
+        )
+        cancelled = rng.randrange(0, 12) if number % 4 == 3 else None
+        asked.append((one, rng.random() * 0.2, cancelled))
+    return asked
+
+
+async def keep_company(
+    engine: TransformersEngine, asked: list[tuple[EngineRequest, float, int | None]]
+) -> list[tuple[int, ...]]:
+    async def ask(one: EngineRequest, delay_s: float, num_pieces: int | None) -> tuple[int, ...]:
+        await asyncio.sleep(delay_s)
+        outputs: list[EngineOutput] = []
+        async with aclosing(engine.generate(one)) as generated:
+            async for output in generated:
+                if num_pieces is not None and len(outputs) >= num_pieces:
+                    break
+                outputs.append(output)
+        return token_ids(outputs)
+
+    return await asyncio.gather(*(ask(*one) for one in asked))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_answers_are_the_same_alone_and_in_any_company(
+    language_model: LanguageModel, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> None:
+    config = TransformersEngineConfig(max_num_seqs=6, max_cached_tokens=400, max_prefill_tokens=50)
+    engine = TransformersEngine(
+        language_model, tokenizer, device=CPU, dtype=torch.float32, config=config
+    )
+
+    async def body() -> None:
+        asked = crowd(48, seed)
+        alone = [await answer(engine, one) for one, _, _ in asked]
+        sizes = watch_batches(engine)
+        together = await keep_company(engine, asked)
+        assert max(sizes) > 3
+        for (_, _, cancelled), expected, got in zip(asked, alone, together, strict=True):
+            assert got == (expected if cancelled is None else expected[:cancelled])
+        await until_idle(engine)
+        await engine.close()
+
+    run(body)
+
+
+def test_in_bfloat16_answers_differ_at_close_calls_only(
+    language_model: LanguageModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    engine = TransformersEngine(language_model, tokenizer, device=CPU, dtype=torch.bfloat16)
+
+    async def body() -> None:
+        asked = [
+            request(length, seed=length, max_new_tokens=40, output_logits="generation")
+            for length in range(3, 35)
+        ]
+        alone = [await pieces(engine, one) for one in asked]
+        together = await asyncio.gather(*(pieces(engine, one) for one in asked))
+        for before, after in zip(alone, together, strict=True):
+            for one, other in zip(before, after, strict=True):
+                if one.token_ids != other.token_ids:
+                    assert one.logits is not None
+                    first, second = one.logits[0].topk(2).values.tolist()
+                    assert first - second < BF16_GAP
+                    break
+        await engine.close()
+
+    run(body)

@@ -1,0 +1,440 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from engine_requests import CPU, LONG, answer, pieces, request, run, text, token_ids, watch_batches
+from transformers import PreTrainedTokenizerBase
+
+from vlcore.engines.base import EngineRequest, EngineStats
+from vlcore.engines.detokenizer import Detokenizer
+from vlcore.engines.generation import GenerationConfig
+from vlcore.engines.transformers.engine import TransformersEngine, TransformersEngineConfig
+from vlcore.errors import ContextLengthError, EngineClosedError, EngineError, OptionError
+from vlcore.language.model import LanguageModel
+from vlcore.prompts.tokenization import Prompt
+
+# -- what it computes
+
+
+@pytest.mark.parametrize("image_rows", [0, 5])
+def test_greedy_answers_are_those_of_transformers(
+    engine: TransformersEngine, image_rows: int
+) -> None:
+    asked = request(7, image_rows=image_rows, max_new_tokens=12)
+    with torch.inference_mode():
+        embeddings = engine._model.get_input_embeddings()(torch.tensor([asked.prompt.token_ids]))
+        for span in asked.prompt.spans:
+            stop = span.first_row + span.stop - span.start
+            embeddings[0, span.start : span.stop] = asked.rows[0][span.first_row : stop]
+        expected = engine._model.generate(  # type: ignore[operator]
+            inputs_embeds=embeddings,
+            attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.long),
+            max_new_tokens=12,
+            min_new_tokens=12,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+
+    async def body() -> None:
+        assert await answer(engine, asked) == tuple(expected[0].tolist())
+
+    run(body)
+
+
+def test_image_rows_change_the_answer(engine: TransformersEngine) -> None:
+    async def body() -> None:
+        plain = request(6, image_rows=3)
+        other = EngineRequest(plain.prompt, (plain.rows[0] * 8,), plain.config)
+        assert await answer(engine, plain) != await answer(engine, other)
+
+    run(body)
+
+
+def test_a_batch_of_different_lengths_gives_what_each_gives_alone(
+    engine: TransformersEngine,
+) -> None:
+    async def body() -> None:
+        asked = [
+            request(length, seed=length, image_rows=rows, max_new_tokens=most)
+            for length, rows, most in [(2, 0, 9), (17, 4, 3), (5, 9, 14), (30, 0, 6), (1, 0, 1)]
+        ]
+        alone = [await answer(engine, one) for one in asked]
+        sizes = watch_batches(engine)
+        together = await asyncio.gather(*(answer(engine, one) for one in asked))
+        assert list(together) == alone
+        assert max(sizes) >= 4
+        assert [len(one) for one in together] == [9, 3, 14, 6, 1]
+
+    run(body)
+
+
+def test_max_num_seqs_bounds_a_batch(
+    language_model: LanguageModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    engine = TransformersEngine(
+        language_model,
+        tokenizer,
+        device=CPU,
+        dtype=torch.float32,
+        config=TransformersEngineConfig(max_num_seqs=2),
+    )
+
+    async def body() -> None:
+        sizes = watch_batches(engine)
+        answers = await asyncio.gather(*(answer(engine, request(3, seed=i)) for i in range(5)))
+        assert [len(one) for one in answers] == [8] * 5
+        assert max(sizes) == 2
+        await engine.close()
+
+    run(body)
+
+
+@pytest.mark.parametrize(
+    "setting", ["max_num_seqs", "session_len", "max_cached_tokens", "max_prefill_tokens"]
+)
+@pytest.mark.parametrize("value", [0, -1, 1.5, "4", True])
+def test_a_setting_out_of_range_is_refused(setting: str, value: Any) -> None:
+    with pytest.raises(OptionError, match=f"{setting} must be an integer of at least .; it is"):
+        TransformersEngineConfig(**{setting: value})
+
+
+def test_weights_are_converted_if_asked_for(
+    language_model: LanguageModel, tokenizer: PreTrainedTokenizerBase, engine: TransformersEngine
+) -> None:
+    config = TransformersEngineConfig(weights="int8")
+    converted = TransformersEngine(
+        language_model, tokenizer, device=CPU, dtype=torch.float32, config=config
+    )
+
+    async def body() -> None:
+        asked = request(5, output_logits="all", max_new_tokens=1)
+        (exact,), (rounded,) = await pieces(engine, asked), await pieces(converted, asked)
+        assert exact.prompt_logits is not None
+        assert rounded.prompt_logits is not None
+        difference = (exact.prompt_logits - rounded.prompt_logits).abs()
+        assert 0 < difference.mean() < 0.05 * exact.prompt_logits.std()
+        await converted.close()
+
+    run(body)
+
+
+@pytest.mark.parametrize("weights", ["int4", "", 8])
+def test_weights_of_another_kind_are_refused(weights: Any) -> None:
+    with pytest.raises(OptionError, match="weights must be 'int8' or None; it is"):
+        TransformersEngineConfig(weights=weights)
+
+
+# -- how answers end
+
+
+def test_max_new_tokens_ends_an_answer(engine: TransformersEngine) -> None:
+    async def body() -> None:
+        for most in (1, 5):
+            outputs = await pieces(engine, request(4, max_new_tokens=most))
+            assert len(token_ids(outputs)) == most
+            assert outputs[-1].finish_reason == "length"
+            assert not any(output.finish_reason for output in outputs[:-1])
+
+    run(body)
+
+
+def test_the_end_of_the_context_ends_an_answer(
+    language_model: LanguageModel,
+    tokenizer: PreTrainedTokenizerBase,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(language_model, "context_limit_reason", "the test says so")
+    engine = TransformersEngine(
+        language_model,
+        tokenizer,
+        device=CPU,
+        dtype=torch.float32,
+        config=TransformersEngineConfig(session_len=12),
+    )
+
+    async def body() -> None:
+        assert engine.context_length == 12
+        assert engine.context_limit_reason == ""  # it is the session's length, not the model's
+        outputs = await pieces(engine, request(9, max_new_tokens=50))
+        assert len(token_ids(outputs)) == 3
+        assert outputs[-1].finish_reason == "length"
+        with pytest.raises(ContextLengthError, match="has 12 tokens"):
+            await pieces(engine, request(12))
+        await engine.close()
+
+    run(body)
+
+
+def test_a_session_is_never_longer_than_the_context(
+    language_model: LanguageModel,
+    tokenizer: PreTrainedTokenizerBase,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(language_model, "context_limit_reason", "the test says so")
+    config = TransformersEngineConfig(session_len=100_000)
+    engine = TransformersEngine(
+        language_model, tokenizer, device=CPU, dtype=torch.float32, config=config
+    )
+    assert engine.context_length == language_model.context_length == 512
+    assert engine.context_limit_reason == "the test says so"
+    asyncio.run(engine.close())
+
+
+def test_a_stop_token_ends_an_answer_and_is_not_part_of_it(engine: TransformersEngine) -> None:
+    async def body() -> None:
+        whole = await answer(engine, request(5, max_new_tokens=12))
+        place = next(i for i in range(3, 12) if whole[i] not in whole[:i])
+        asked = request(5, max_new_tokens=12, stop_token_ids=[whole[place]])
+        outputs = await pieces(engine, asked)
+        assert token_ids(outputs) == whole[:place]
+        assert outputs[-1].finish_reason == "stop"
+        forbidden = request(5, max_new_tokens=12, min_new_tokens=12, stop_token_ids=[whole[place]])
+        longer = await answer(engine, forbidden)
+        assert len(longer) == 12
+        assert whole[place] not in longer
+
+    run(body)
+
+
+def test_a_stop_word_ends_an_answer_and_is_not_shown(
+    engine: TransformersEngine, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    async def body() -> None:
+        outputs = await pieces(engine, request(5, max_new_tokens=16))
+        shown = text(outputs)
+        word = shown[len(shown) // 2 : len(shown) // 2 + 4]
+        stopped = await pieces(engine, request(5, max_new_tokens=16, stop_words=[word]))
+        assert text(stopped) == shown.partition(word)[0]
+        assert stopped[-1].finish_reason == "stop"
+        assert len(token_ids(stopped)) < 16
+        template = EngineRequest(
+            request(5).prompt, (), GenerationConfig(max_new_tokens=16), (word,)
+        )
+        assert text(await pieces(engine, template)) == text(stopped)
+
+    run(body)
+
+
+def test_ignore_eos_goes_on_after_every_end_but_the_users(engine: TransformersEngine) -> None:
+    async def body() -> None:
+        whole = await pieces(engine, request(5, max_new_tokens=12))
+        place = next(i for i in range(3, 12) if token_ids(whole)[i] not in token_ids(whole)[:i])
+        engine._ends = replace(engine._ends, eos_ids=frozenset({token_ids(whole)[place]}))
+        ends = await pieces(engine, request(5, max_new_tokens=12, ignore_eos=False))
+        assert token_ids(ends) == token_ids(whole)[:place]
+        assert ends[-1].finish_reason == "stop"
+        goes_on = await pieces(engine, request(5, max_new_tokens=12, ignore_eos=True))
+        assert token_ids(goes_on) == token_ids(whole)
+        word = text(whole)[2:4]
+        asked = request(5, max_new_tokens=12, ignore_eos=True, stop=(word,))
+        assert token_ids(await pieces(engine, asked)) == token_ids(whole)
+
+    run(body)
+
+
+def test_a_template_stop_that_is_a_token_ends_by_its_id(
+    engine: TransformersEngine, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    async def body() -> None:
+        engine._ends = replace(engine._ends, eos_ids=frozenset())
+        with torch.no_grad():  # the end token wins at every step
+            model: Any = engine._model
+            head = model.get_output_embeddings()
+            end = tokenizer.convert_tokens_to_ids("</s>")
+            head.bias = torch.nn.Parameter(torch.zeros(700))
+            head.bias[end] = 1e6
+        outputs = await pieces(engine, request(4, stop=("</s>",)))
+        assert (token_ids(outputs), text(outputs)) == ((), "")
+        assert outputs[-1].finish_reason == "stop"
+
+    run(body)
+
+
+def test_pieces_join_to_the_decoded_answer(
+    engine: TransformersEngine, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    async def body() -> None:
+        outputs = await pieces(engine, request(6, max_new_tokens=24))
+        detokenizer = Detokenizer(tokenizer)
+        shown = "".join(map(detokenizer.add, token_ids(outputs)))
+        assert text(outputs) == shown + detokenizer.finish()
+        assert len(outputs) > 10
+
+    run(body)
+
+
+def test_sampling_with_a_seed_does_not_depend_on_the_batch(engine: TransformersEngine) -> None:
+    async def body() -> None:
+        options: dict[str, Any] = {"do_sample": True, "random_seed": 5, "temperature": 2.0}
+        asked = request(6, seed=1, **options)
+        alone = await answer(engine, asked)
+        others = [answer(engine, request(9, seed=i, do_sample=True)) for i in range(3)]
+        beside, *_ = await asyncio.gather(answer(engine, asked), *others)
+        assert beside == alone
+        assert beside != await answer(engine, request(6, seed=1, **options | {"random_seed": 6}))
+
+    run(body)
+
+
+# -- cancelling
+
+
+def test_closing_the_iterator_frees_the_engine(engine: TransformersEngine) -> None:
+    async def body() -> None:
+        sizes = watch_batches(engine)
+        expected = await answer(engine, request(4))
+        sizes.clear()
+        async with aclosing(engine.generate(request(4, max_new_tokens=LONG))) as generated:
+            async for _ in generated:
+                break
+        assert await answer(engine, request(4)) == expected
+        assert len(sizes) < LONG
+
+    run(body)
+
+
+def test_a_cancelled_request_leaves_the_rest_of_its_batch(engine: TransformersEngine) -> None:
+    async def body() -> None:
+        asked = [request(4, seed=i, max_new_tokens=40) for i in range(3)]
+        expected = [await answer(engine, one) for one in asked]
+        tasks = [asyncio.create_task(answer(engine, one)) for one in asked]
+        await asyncio.sleep(0.02)
+        tasks[1].cancel()
+        assert await tasks[0] == expected[0]
+        assert await tasks[2] == expected[2]
+        with pytest.raises(asyncio.CancelledError):
+            await tasks[1]
+
+    run(body)
+
+
+def test_a_loop_that_went_away_does_not_stop_the_engine(engine: TransformersEngine) -> None:
+    async def leave() -> None:
+        generated = engine.generate(request(4, max_new_tokens=LONG))
+        await anext(generated)
+
+    expected: list[tuple[int, ...]] = []
+
+    async def body() -> None:
+        expected.append(await answer(engine, request(4)))
+
+    run(body)
+    asyncio.run(leave())
+    run(body)
+    assert expected[0] == expected[1]
+
+
+# -- failures
+
+
+def test_nan_logits_fail_the_request_and_the_engine_goes_on(engine: TransformersEngine) -> None:
+    async def body() -> None:
+        expected = await answer(engine, request(4))
+        weight: Any = engine._model.get_input_embeddings().weight
+        kept = weight[5].clone()
+        with torch.no_grad():
+            weight[5] = torch.nan
+        poisoned = EngineRequest(Prompt((5, 300, 301)), (), GenerationConfig(max_new_tokens=4))
+        bad, good = await asyncio.gather(
+            answer(engine, poisoned), answer(engine, request(4)), return_exceptions=True
+        )
+        assert isinstance(bad, EngineError)
+        assert "NaN logits" in str(bad)
+        assert good == expected
+        with torch.no_grad():
+            weight[5] = kept
+        assert len(await answer(engine, poisoned)) > 0
+
+    run(body)
+
+
+def test_a_forward_that_raises_fails_its_batch_only(engine: TransformersEngine) -> None:
+    async def body() -> None:
+        expected = await answer(engine, request(4))
+
+        def refuse(*_: Any) -> None:
+            raise MemoryError("no room")
+
+        hook = engine._model.register_forward_pre_hook(refuse)
+        results = await asyncio.gather(
+            *(answer(engine, request(4, seed=i)) for i in range(3)), return_exceptions=True
+        )
+        for result in results:
+            assert isinstance(result, EngineError)
+            assert "the model failed: MemoryError: no room" in str(result)
+            assert isinstance(result.__cause__, MemoryError)
+        hook.remove()
+        assert await answer(engine, request(4)) == expected
+
+    run(body)
+
+
+def test_requests_are_checked(engine: TransformersEngine) -> None:
+    async def body() -> None:
+        with pytest.raises(EngineError, match="prompt is empty"):
+            await pieces(engine, EngineRequest(Prompt(())))
+
+    run(body)
+
+
+# -- closing
+
+
+def test_closing_ends_what_runs_and_what_waits(
+    language_model: LanguageModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    before = set(threading.enumerate())
+    engine = TransformersEngine(
+        language_model,
+        tokenizer,
+        device=CPU,
+        dtype=torch.float32,
+        config=TransformersEngineConfig(max_num_seqs=1),
+    )
+    assert "vlcore-engine" in {thread.name for thread in set(threading.enumerate()) - before}
+
+    async def body() -> None:
+        started = asyncio.Event()
+
+        async def watched() -> None:
+            async with aclosing(engine.generate(request(4, max_new_tokens=LONG))) as generated:
+                async for _ in generated:
+                    started.set()
+
+        tasks = [asyncio.create_task(watched())]
+        await started.wait()
+        tasks += [asyncio.create_task(watched()) for _ in range(2)]
+        await asyncio.sleep(0)
+        await engine.close()
+        for task in tasks:
+            with pytest.raises(EngineClosedError, match="closed while it served"):
+                await task
+        with pytest.raises(EngineClosedError, match="engine was closed"):
+            await answer(engine, request(4))
+        await engine.close()
+
+    run(body)
+    assert "vlcore-engine" not in {thread.name for thread in set(threading.enumerate()) - before}
+
+
+# -- counting
+
+
+def test_answers_are_counted_rather_than_requests(engine: TransformersEngine) -> None:
+    async def body() -> None:
+        assert engine.stats() == EngineStats(num_running=0, num_waiting=0)
+        one = request(5, n=3, do_sample=True, max_new_tokens=LONG)
+        async with aclosing(engine.generate(one)) as pieces:
+            await anext(pieces)
+            assert engine.stats() == EngineStats(num_running=3, num_waiting=0)
+        while engine.stats().num_running:
+            await asyncio.sleep(0.001)
+
+    run(body)

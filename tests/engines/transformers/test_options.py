@@ -1,0 +1,290 @@
+"""Generation options in the embedded engine, mixed in one batch."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+import torch
+from engine_requests import LONG, answer, pieces, request, run, text, token_ids, watch_batches
+from transformers import PreTrainedTokenizerBase
+
+from vlcore.engines.base import EngineOutput, EngineRequest
+from vlcore.engines.transformers.engine import TransformersEngine
+from vlcore.errors import EngineError, OptionError
+from vlcore.prompts.tokenization import Prompt
+
+SAMPLED: dict[str, Any] = {"do_sample": True, "temperature": 2.0, "random_seed": 5}
+
+
+def model_logits(engine: TransformersEngine, ids: tuple[int, ...]) -> torch.Tensor:
+    with torch.inference_mode():
+        logits: torch.Tensor = engine._model(input_ids=torch.tensor([ids])).logits[0]
+    return logits
+
+
+def of_choice(outputs: list[EngineOutput], choice: int) -> list[EngineOutput]:
+    return [output for output in outputs if output.choice == choice]
+
+
+def test_requests_of_one_batch_keep_their_own_options(engine: TransformersEngine) -> None:
+    async def body() -> None:
+        options: list[dict[str, Any]] = [
+            {},
+            {"do_sample": True, "random_seed": 1, "top_k": 3},
+            {"do_sample": True, "random_seed": 1, "top_p": 0.5, "temperature": 3.0},
+            {"do_sample": True, "random_seed": 1, "min_p": 0.5},
+            {"repetition_penalty": 1.8},
+            {"repetition_penalty": 0.5},
+            {"bad_token_ids": list(range(300, 500))},
+            {"min_new_tokens": 12, "stop_token_ids": list(range(300, 690))},
+            {"bad_words": ["a", "e", "o"]},
+            {"logprobs": 2},
+            {"output_logits": "generation"},
+            {"output_logits": "all"},
+            {**SAMPLED, "n": 3},
+        ]
+        asked = [request(6, seed=4, **{"max_new_tokens": 12} | one) for one in options]
+        alone = [await pieces(engine, one) for one in asked]
+        sizes = watch_batches(engine)
+        together = await asyncio.gather(*(pieces(engine, one) for one in asked))
+        assert max(sizes) > 6
+        for before, after in zip(alone, together, strict=True):
+            for choice in range(3):
+                one, other = of_choice(before, choice), of_choice(after, choice)
+                assert (token_ids(one), text(one)) == (token_ids(other), text(other))
+        assert len({token_ids(of_choice(outputs, 0)) for outputs in alone}) >= 8
+
+    run(body)
+
+
+# -- several answers
+
+
+def test_n_answers_share_a_prompt_and_differ(engine: TransformersEngine) -> None:
+    async def body() -> None:
+        sizes = watch_batches(engine)
+        outputs = await pieces(engine, request(9, image_rows=3, n=4, **SAMPLED))
+        assert sizes[:2] == [1, 4]  # one prompt, then four answers
+        answers = [token_ids(of_choice(outputs, choice)) for choice in range(4)]
+        assert len(set(answers)) == 4
+        assert all(len(one) == 8 for one in answers)
+        ends = [output.choice for output in outputs if output.finish_reason is not None]
+        assert sorted(ends) == [0, 1, 2, 3]
+        assert await answer(engine, request(9, image_rows=3, **SAMPLED)) == answers[0]
+        third = {**SAMPLED, "random_seed": SAMPLED["random_seed"] + 2}
+        assert await answer(engine, request(9, image_rows=3, **third)) == answers[2]
+
+    run(body)
+
+
+def test_answers_to_one_prompt_end_one_by_one(engine: TransformersEngine) -> None:
+    async def body() -> None:
+        asked = request(5, n=3, **SAMPLED, max_new_tokens=30)
+        whole = await pieces(engine, asked)
+        stop = token_ids(of_choice(whole, 1))[2]
+        outputs = await pieces(
+            engine, request(5, n=3, **SAMPLED, max_new_tokens=30, stop_token_ids=[stop])
+        )
+        for choice in range(3):
+            before = token_ids(of_choice(whole, choice))
+            place = before.index(stop) if stop in before else len(before)
+            assert token_ids(of_choice(outputs, choice)) == before[:place]
+
+    run(body)
+
+
+def test_a_failure_of_one_answer_ends_the_request(engine: TransformersEngine) -> None:
+    async def body() -> None:
+        asked = request(5, n=3, **SAMPLED, max_new_tokens=LONG)
+        sequences: list[Any] = []
+        join = engine._batch.join
+
+        def spoil(requests: Any) -> Any:
+            sequences.extend(requests[0])
+            requests[0][1]._detokenizer.add = None
+            return join(requests)
+
+        engine._batch.join = spoil  # type: ignore[method-assign]
+        with pytest.raises(EngineError, match="the answer could not go on: TypeError"):
+            await pieces(engine, asked)
+        engine._batch.join = join  # type: ignore[method-assign]
+        while engine._batch.sequences:
+            await asyncio.sleep(0.001)
+        assert [sequence.is_finished for sequence in sequences] == [True] * 3
+
+    run(body)
+
+
+def test_too_many_answers_are_refused_before_any_is_made(engine: TransformersEngine) -> None:
+    async def body() -> None:
+        with pytest.raises(OptionError, match="n=10000000000 answers"):
+            await pieces(engine, request(4, n=10**10, do_sample=True))
+
+    run(body)
+
+
+# -- what may come
+
+
+def test_bad_words_never_appear_in_whatever_tokens(engine: TransformersEngine) -> None:
+    async def body() -> None:
+        plain = text(await pieces(engine, request(5, max_new_tokens=40)))
+        # Every pair of neighbours in the answer, as bad words: they span tokens.
+        pairs = sorted({plain[i : i + 2] for i in range(0, 30, 3)} - {"��"})
+        for options in ({}, SAMPLED):
+            asked = request(5, max_new_tokens=40, bad_words=pairs, **options)
+            outputs = await pieces(engine, asked)
+            assert len(token_ids(outputs)) == 40
+            assert not [pair for pair in pairs if pair in text(outputs)]
+
+    run(body)
+
+
+def test_bad_words_that_forbid_everything_fail_their_request_only(
+    engine: TransformersEngine, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    async def body() -> None:
+        every = {character for i in range(700) for character in tokenizer.decode([i])}
+        good = await answer(engine, request(4))
+        asked = request(5, bad_words=sorted({*every, " "}), skip_special_tokens=False)
+        results = await asyncio.gather(
+            answer(engine, asked),
+            answer(engine, request(4)),
+            return_exceptions=True,
+        )
+        assert isinstance(results[0], EngineError)
+        assert "bad_words leave none of the 1024 likeliest tokens" in str(results[0])
+        assert results[1] == good
+
+    run(body)
+
+
+def test_options_that_leave_no_first_token_are_refused(engine: TransformersEngine) -> None:
+    async def body() -> None:
+        asked = request(
+            4, min_new_tokens=1, stop_token_ids=range(300), bad_token_ids=range(300, 700)
+        )
+        with pytest.raises(OptionError, match="every token of the vocabulary is an end or a bad"):
+            await pieces(engine, asked)
+        assert await answer(engine, request(4, stop_token_ids=[0, 700, 10**9])) is not None
+
+    run(body)
+
+
+# -- logprobs and logits
+
+
+def test_logprobs_are_those_of_the_model(engine: TransformersEngine) -> None:
+    async def body() -> None:
+        for options in ({}, {**SAMPLED, "repetition_penalty": 1.5}):
+            asked = request(6, logprobs=3, **options)
+            outputs = await pieces(engine, asked)
+            ids = (*asked.prompt.token_ids, *token_ids(outputs))
+            expected = model_logits(engine, ids)[5:-1].log_softmax(-1)
+            got = [logprobs for output in outputs for logprobs in output.logprobs]
+            assert len(got) == len(expected) == 8
+            for token_id, logprobs, row in zip(ids[6:], got, expected, strict=True):
+                assert next(iter(logprobs)) == token_id
+                likeliest = row.topk(3).indices.tolist()
+                assert list(logprobs) == list(dict.fromkeys([token_id, *likeliest]))
+                values = torch.tensor(list(logprobs.values()))
+                torch.testing.assert_close(values, row[list(logprobs)], atol=1e-5, rtol=0)
+
+    run(body)
+
+
+def test_logprobs_of_nothing_else_hold_the_token_alone(engine: TransformersEngine) -> None:
+    async def body() -> None:
+        outputs = await pieces(engine, request(6, logprobs=0))
+        assert [list(output.logprobs[0]) for output in outputs] == [[t] for t in token_ids(outputs)]
+        assert all(output.logprobs == () for output in await pieces(engine, request(6)))
+
+    run(body)
+
+
+@pytest.mark.parametrize("wanted", ["generation", "all"])
+def test_output_logits_are_those_of_the_model(engine: TransformersEngine, wanted: str) -> None:
+    async def body() -> None:
+        asked = request(6, output_logits=wanted)
+        others = [asyncio.create_task(answer(engine, request(9, seed=i))) for i in range(3)]
+        outputs = await pieces(engine, asked)
+        await asyncio.gather(*others)
+        ids = (*asked.prompt.token_ids, *token_ids(outputs))
+        expected = model_logits(engine, ids)
+        rows = [output.logits for output in outputs]
+        got = torch.cat([row for row in rows if row is not None])
+        torch.testing.assert_close(got, expected[5:-1], atol=1e-5, rtol=0)
+        first, *later = outputs
+        assert all(output.prompt_logits is None for output in later)
+        if wanted == "all":
+            assert first.prompt_logits is not None
+            torch.testing.assert_close(first.prompt_logits, expected[:6], atol=1e-5, rtol=0)
+        else:
+            assert first.prompt_logits is None
+
+    run(body)
+
+
+def test_the_token_that_ends_an_answer_has_no_logits(engine: TransformersEngine) -> None:
+    async def body() -> None:
+        first = (await answer(engine, request(6)))[0]
+        asked = request(6, output_logits="all", logprobs=1, stop_token_ids=[first])
+        (only,) = await pieces(engine, asked)
+        assert (only.token_ids, only.logprobs, only.logits) == ((), (), None)
+        assert only.finish_reason == "stop"
+        assert only.prompt_logits is not None
+
+    run(body)
+
+
+def test_logits_are_ordinary_tensors_that_keep_nothing_else(engine: TransformersEngine) -> None:
+    async def body() -> None:
+        others = [asyncio.create_task(answer(engine, request(9, seed=i))) for i in range(3)]
+        outputs = await pieces(engine, request(6, output_logits="all"))
+        await asyncio.gather(*others)
+        for logits in (outputs[0].prompt_logits, *(output.logits for output in outputs)):
+            assert logits is not None
+            logits.add_(1)
+            assert logits.untyped_storage().nbytes() == logits.nbytes
+
+    run(body)
+
+
+@pytest.mark.parametrize("skips", [True, False])
+def test_a_stop_word_that_is_a_control_token_ends_by_its_id(
+    engine: TransformersEngine, skips: bool
+) -> None:
+    async def body() -> None:
+        allowed = {2, 300}  # 2 is </s>
+        asked = request(
+            5,
+            stop_words=["</s>"],
+            skip_special_tokens=skips,
+            repetition_penalty=5.0,
+            bad_token_ids=[token_id for token_id in range(700) if token_id not in allowed],
+        )
+        outputs = await pieces(engine, asked)
+        assert outputs[-1].finish_reason == "stop"
+        assert set(token_ids(outputs)) <= {300}
+
+    run(body)
+
+
+def test_a_stop_word_that_spans_tokens_is_never_shown_in_part(engine: TransformersEngine) -> None:
+    async def body() -> None:
+        whole = await pieces(engine, request(5, max_new_tokens=24))
+        shown = text(whole)
+        words = [shown[i : i + 5] for i in range(3, 20, 4)]
+        for word in words:
+            asked = EngineRequest(
+                Prompt(request(5).prompt.token_ids),
+                (),
+                request(5, max_new_tokens=24, stop_words=[word], logprobs=0).config,
+            )
+            outputs = await pieces(engine, asked)
+            assert text(outputs) == shown.partition(word)[0]
+            assert outputs[-1].finish_reason == "stop"
+
+    run(body)

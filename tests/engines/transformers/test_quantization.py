@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from vlcore.engines.transformers.quantization import quantize_weights
+from vlcore.errors import EngineUnavailableError, OptionError
+
+IDS = torch.arange(2, 34).reshape(2, 16)
+
+
+def make_model(*, is_tied: bool = False, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=64,
+            tie_word_embeddings=is_tied,
+        )
+        model: LlamaForCausalLM = LlamaForCausalLM(config)
+    module: nn.Module = model
+    module.to(dtype)
+    return model
+
+
+def layers(model: nn.Module) -> dict[str, nn.Linear]:
+    """The linear layers that are converted."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name != "lm_head"
+    }
+
+
+def logits(model: Any) -> Tensor:
+    with torch.inference_mode():
+        result: Tensor = model(input_ids=IDS).logits
+    return result
+
+
+def rounded(weight: Tensor) -> Tensor:
+    """What 8 bits and one scale a row keep of a weight."""
+    wide = weight.float()
+    # torchao spreads the largest magnitude over half of -128..127.
+    scale = wide.abs().amax(dim=1, keepdim=True) / 127.5
+    return (wide * (1 / scale)).round().clamp(-128, 127) * scale
+
+
+@pytest.mark.parametrize("is_tied", [False, True], ids=["own output layer", "tied"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_logits_are_those_of_the_rounded_weights(is_tied: bool, dtype: torch.dtype) -> None:
+    model = make_model(is_tied=is_tied, dtype=dtype)
+    expected: nn.Module = copy.deepcopy(model)
+    expected.float()
+    for layer in layers(expected).values():
+        layer.weight.data = rounded(layer.weight)
+    quantize_weights(model, "int8")
+    tolerance = 1e-5 if dtype is torch.float32 else 0.02
+    torch.testing.assert_close(logits(model).float(), logits(expected), atol=tolerance, rtol=0)
+    assert not torch.equal(logits(model).float(), logits(make_model(is_tied=is_tied)))
+
+
+def test_every_linear_layer_but_the_output_is_in_8_bits() -> None:
+    model = make_model()
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    quantize_weights(model, "int8")
+    converted = {f"{name}.weight" for name in layers(model)}
+    assert len(converted) == 2 * 7
+    parameters: dict[str, Any] = dict(model.named_parameters())
+    assert parameters.keys() == before.keys()
+    for name, parameter in parameters.items():
+        if name in converted:
+            assert parameter.qdata.dtype is torch.int8
+            assert parameter.qdata.shape == before[name].shape
+            assert parameter.scale.shape == (len(before[name]), 1)
+        else:
+            assert torch.equal(parameter, before[name])
+    assert type(model.lm_head.weight) is nn.Parameter
+
+
+def test_a_tied_output_layer_stays_the_embedding() -> None:
+    model = make_model(is_tied=True)
+    quantize_weights(model, "int8")
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    assert type(model.lm_head.weight) is nn.Parameter
+
+
+def test_each_weight_is_freed_before_the_next_is_converted(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchao.quantization import Int8Tensor
+
+    model = make_model()
+    originals = [weakref.ref(layer.weight) for layer in layers(model).values()]
+    num_alive: list[int] = []
+    convert = Int8Tensor.from_hp.__func__
+
+    def counting(cls: type, *arguments: Any, **options: Any) -> Any:
+        num_alive.append(sum(original() is not None for original in originals))
+        return convert(cls, *arguments, **options)
+
+    monkeypatch.setattr(Int8Tensor, "from_hp", classmethod(counting))
+    quantize_weights(model, "int8")
+    assert num_alive == list(range(14, 0, -1))
+
+
+@pytest.mark.parametrize("weights", ["int4", "", "INT8", None])
+def test_anything_else_than_int8_is_refused(weights: Any) -> None:
+    model = make_model()
+    with pytest.raises(OptionError, match="weights must be one of int8; it is") as caught:
+        quantize_weights(model, weights)
+    assert repr(weights) in str(caught.value)
+
+
+def test_without_torchao_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    model = make_model()
+    before = logits(model)
+    with pytest.raises(EngineUnavailableError, match=r"pip install 'vlcore\[int8\]'"):
+        quantize_weights(model, "int8")
+    assert torch.equal(logits(model), before)
+
+
+def test_a_model_without_linear_layers_is_refused() -> None:
+    model = make_model()
+    model.model.layers = nn.ModuleList()
+    with pytest.raises(EngineUnavailableError, match="LlamaForCausalLM has none"):
+        quantize_weights(model, "int8")
+
+
+def test_torchao_says_nothing_when_a_model_is_made() -> None:
+    code = "import vlcore, transformers; transformers.LlamaForCausalLM; import torchao"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONWARNINGS": "error"},
+    )
+    assert done.stderr == ""

@@ -1,0 +1,254 @@
+"""One answer out of a stand-in for lmdeploy's instance; tests/turbomind drives the real one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from engine_requests import run as run_loop
+from transformers import PreTrainedTokenizerBase
+
+from vlcore.engines.base import EngineOutput, EngineRequest
+from vlcore.engines.generation import GenerationConfig
+from vlcore.engines.stop_conditions import Ends
+from vlcore.engines.turbomind.requests import Answer, Instances, Run
+from vlcore.engines.turbomind.translation import TurbomindPrompt
+from vlcore.errors import EngineClosedError, EngineError
+from vlcore.prompts.tokenization import Prompt
+
+PROMPT = TurbomindPrompt((5, 6))
+EOS = 2
+Script = list[tuple[str, list[int]]]
+
+
+class Instance:
+    """Gives what a script says: a status's name and the next tokens, one pair a step."""
+
+    def __init__(self, *scripts: Script) -> None:
+        self.scripts = list(scripts)
+        self.asked: list[list[int]] = []
+        self.num_drained = 0
+        self.cancelled = asyncio.Event()
+
+    async def async_stream_infer(
+        self, session_id: int, input_ids: list[int], **_: Any
+    ) -> AsyncGenerator[Any]:
+        self.asked.append(input_ids)
+        self.cancelled.clear()
+        try:
+            for status, token_ids in self.scripts.pop(0):
+                await asyncio.sleep(0)
+                if status == "WAIT":
+                    await self.cancelled.wait()
+                    continue
+                yield SimpleNamespace(
+                    status=SimpleNamespace(name=status), token_ids=token_ids, logits=None
+                )
+        finally:
+            self.num_drained += 1
+
+    async def async_cancel(self, session_id: int) -> None:
+        self.cancelled.set()
+
+
+def make_run(
+    tokenizer: PreTrainedTokenizerBase,
+    instances: Instances,
+    emitted: list[EngineOutput | EngineError],
+    max_new_tokens: int = 6,
+    **options: Any,
+) -> Run:
+    config = GenerationConfig(max_new_tokens=max_new_tokens, **options)
+    answer = Answer(
+        EngineRequest(Prompt(PROMPT.token_ids), (), config),
+        0,
+        ends=Ends(frozenset({EOS}), {}),
+        tokenizer=tokenizer,
+        max_new_tokens=max_new_tokens,
+        emit=emitted.append,
+    )
+
+    def left(answer: Answer) -> Any:
+        return SimpleNamespace(max_new_tokens=1 if answer.forbidden_ids else answer.num_left)
+
+    return Run(answer, PROMPT, instances, left)
+
+
+def serve(
+    tokenizer: PreTrainedTokenizerBase,
+    *scripts: Script,
+    while_it_runs: Callable[[Run], Coroutine[Any, Any, None]] | None = None,
+    max_new_tokens: int = 6,
+    **options: Any,
+) -> tuple[Instance, list[EngineOutput | EngineError]]:
+    """Serve one answer by scripts; gives the instance, and what came out."""
+    instance = Instance(*scripts)
+    emitted: list[EngineOutput | EngineError] = []
+
+    async def body() -> None:
+        run = make_run(
+            tokenizer, Instances(lambda: instance, 1), emitted, max_new_tokens, **options
+        )
+        task = asyncio.create_task(run.serve())
+        if while_it_runs is not None:
+            await while_it_runs(run)
+        await task
+
+    run_loop(body)
+    return instance, emitted
+
+
+def ids_of(emitted: list[EngineOutput | EngineError]) -> list[int]:
+    return [i for piece in emitted if isinstance(piece, EngineOutput) for i in piece.token_ids]
+
+
+def reason_of(emitted: list[EngineOutput | EngineError]) -> str | None:
+    last = emitted[-1]
+    assert isinstance(last, EngineOutput)
+    return last.finish_reason
+
+
+def test_an_answer_ends_at_its_length(tokenizer: PreTrainedTokenizerBase) -> None:
+    script: Script = [("SUCCESS", [300, 301]), ("FINISH", [302])]
+    instance, emitted = serve(tokenizer, script, max_new_tokens=3)
+    assert ids_of(emitted) == [300, 301, 302]
+    assert reason_of(emitted) == "length"
+    assert instance.num_drained == 1
+
+
+@pytest.mark.parametrize("last", [[EOS], []])
+def test_an_answer_ends_at_an_end_token_that_is_given_or_not(
+    tokenizer: PreTrainedTokenizerBase, last: list[int]
+) -> None:
+    _, emitted = serve(tokenizer, [("SUCCESS", [300]), ("FINISH", last)])
+    assert ids_of(emitted) == [300]
+    assert reason_of(emitted) == "stop"
+
+
+def test_what_comes_after_the_end_is_read_and_dropped(tokenizer: PreTrainedTokenizerBase) -> None:
+    script: Script = [("SUCCESS", [300, EOS, 301]), ("WAIT", []), ("CANCEL", [302])]
+    instance, emitted = serve(tokenizer, script)
+    assert ids_of(emitted) == [300]
+    assert instance.cancelled.is_set()
+    assert instance.num_drained == 1
+
+
+def test_a_bad_word_is_asked_around(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vlcore.engines.detokenizer import Detokenizer
+
+    monkeypatch.setattr(Detokenizer, "allows", lambda _, token_id: token_id not in (301, 302))
+    instance, emitted = serve(
+        tokenizer,
+        [("SUCCESS", [300, 301]), ("WAIT", []), ("CANCEL", [399])],
+        [("FINISH", [302])],
+        [("FINISH", [303])],
+        [("SUCCESS", [304]), ("FINISH", [305])],
+        max_new_tokens=4,
+        bad_words=("bad",),
+    )
+    assert ids_of(emitted) == [300, 303, 304, 305]
+    assert reason_of(emitted) == "length"
+    assert instance.asked == [[5, 6], [5, 6, 300], [5, 6, 300], [5, 6, 300, 303]]
+    assert instance.num_drained == 4
+
+
+def test_a_failure_goes_to_the_answer(tokenizer: PreTrainedTokenizerBase) -> None:
+    instance, emitted = serve(tokenizer, [("SUCCESS", [300]), ("OUT_OF_MEMORY", [])])
+    assert ids_of(emitted) == [300]
+    assert isinstance(emitted[-1], EngineError)
+    assert "cache_max_entry_count" in str(emitted[-1])
+    assert instance.num_drained == 1
+
+
+def test_closing_cancels_and_tells(tokenizer: PreTrainedTokenizerBase) -> None:
+    async def close_soon(run: Run) -> None:
+        while not run.answer.token_ids:
+            await asyncio.sleep(0)
+        run.close()
+
+    script: Script = [("SUCCESS", [300]), ("WAIT", []), ("CANCEL", [])]
+    instance, emitted = serve(tokenizer, script, while_it_runs=close_soon)
+    assert isinstance(emitted[-1], EngineClosedError)
+    assert instance.num_drained == 1
+
+
+def test_an_answer_that_nobody_waits_for_is_never_asked(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    async def cancel_at_once(run: Run) -> None:
+        run.cancel()
+
+    instance, emitted = serve(tokenizer, while_it_runs=cancel_at_once)
+    assert (instance.asked, emitted) == ([], [])
+
+
+def test_an_instance_is_lent_again_only_once_its_cancellation_is_through(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    events: list[str] = []
+
+    class SlowToCancel(Instance):
+        async def async_cancel(self, session_id: int) -> None:
+            self.cancelled.set()
+            for _ in range(20):
+                await asyncio.sleep(0)
+            events.append(f"{session_id} is cancelled")
+
+    instance = SlowToCancel([("SUCCESS", [300]), ("WAIT", []), ("CANCEL", [])])
+
+    async def body() -> None:
+        instances = Instances(lambda: instance, 1)
+        emitted: list[EngineOutput | EngineError] = []
+        first = make_run(tokenizer, instances, emitted)
+        task = asyncio.create_task(first.serve())
+        while not emitted:
+            await asyncio.sleep(0)
+        first.cancel()
+        async with instances.borrow():
+            events.append("lent again")
+        await task
+
+    run_loop(body)
+    assert events == ["1 is cancelled", "lent again"]
+
+
+def test_an_answer_whose_reader_is_gone_is_cancelled(tokenizer: PreTrainedTokenizerBase) -> None:
+    instance = Instance([("SUCCESS", [300]), ("WAIT", []), ("CANCEL", [])])
+
+    class Gone(list[EngineOutput | EngineError]):
+        def append(self, piece: EngineOutput | EngineError) -> None:
+            raise RuntimeError("Event loop is closed")
+
+    async def body() -> None:
+        await make_run(tokenizer, Instances(lambda: instance, 1), Gone()).serve()
+
+    run_loop(body)
+    assert instance.num_drained == 1
+
+
+def test_an_instance_that_failed_is_not_lent_again() -> None:
+    made: list[object] = []
+
+    def create() -> object:
+        made.append(object())
+        return made[-1]
+
+    async def body() -> None:
+        instances = Instances(create, 1)
+        with pytest.raises(ZeroDivisionError):
+            async with instances.borrow():
+                raise ZeroDivisionError
+        assert instances.num_lent == 0
+        async with instances.borrow() as second:
+            assert second is made[1]
+            assert instances.num_lent == 1
+        async with instances.borrow() as third:
+            assert third is second
+        assert [instances.next_session_id() for _ in range(3)] == [1, 2, 3]
+
+    run_loop(body)

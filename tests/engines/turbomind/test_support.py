@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from packaging.requirements import Requirement
+
+from vlcore.engines.turbomind import support
+from vlcore.engines.turbomind.support import (
+    embedding_name,
+    is_turbomind_config,
+    lmdeploy_version,
+    reason_against,
+    supported_versions,
+)
+from vlcore.errors import ConfigError
+
+ROOT = Path(__file__).parents[3]
+CUDA = torch.device("cuda", 0)
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 256,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 4096,
+}
+
+
+def model(**config: Any) -> Any:
+    return SimpleNamespace(
+        view_config=LLAMA | config, checkpoint=SimpleNamespace(name="some-model"), requires=()
+    )
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(support, "lmdeploy_version", lambda: "0.18.0")
+
+
+def test_the_extra_takes_the_releases_that_are_supported() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (requirement,) = project["optional-dependencies"]["turbomind"]
+    assert Requirement(requirement).name == "lmdeploy"
+    assert Requirement(requirement).specifier == supported_versions()
+
+
+def test_the_pinned_release_is_supported() -> None:
+    lines = (ROOT / "constraints-turbomind.txt").read_text().splitlines()
+    (pinned,) = (line.partition("==")[2] for line in lines if line.startswith("lmdeploy=="))
+    assert supported_versions().contains(pinned)
+
+
+def test_pins_that_both_lists_have_agree_but_for_torch() -> None:
+    ours, theirs = (
+        dict(
+            line.lower().split("==")
+            for line in (ROOT / file).read_text().splitlines()
+            if "==" in line
+        )
+        for file in ("constraints.txt", "constraints-turbomind.txt")
+    )
+    assert {name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]} == {"torch"}
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_that_fits_has_no_reason_against_it(dtype: torch.dtype) -> None:
+    assert reason_against(model(), CUDA, dtype) is None
+    assert embedding_name("LlamaForCausalLM") == "model.embed_tokens.weight"
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize(
+    ("config", "device", "dtype", "reason"),
+    [
+        ({}, "cpu", torch.float16, "needs a CUDA device, and the device is cpu"),
+        ({}, "cuda", torch.float32, "computes in float16 or bfloat16, and the dtype is float32"),
+        (
+            {"architectures": ["GemmaForCausalLM"]},
+            "cuda",
+            torch.float16,
+            "does not take GemmaForCausalLM; it takes LlamaForCausalLM, MixtralForCausalLM",
+        ),
+        (
+            {"architectures": ["MistralForCausalLM"], "sliding_window": 1024},
+            "cuda",
+            torch.float16,
+            r"MistralForCausalLM looks back at 1024 tokens \(sliding_window\).* all of its 4096",
+        ),
+        ({"num_attention_heads": 8}, "cuda", torch.float16, "size 64, 128 or 256; .* have 32"),
+        ({"head_dim": 80}, "cuda", torch.float16, "have 80"),
+    ],
+)
+def test_reasons_are_told(
+    config: dict[str, Any], device: str, dtype: torch.dtype, reason: str
+) -> None:
+    told = reason_against(model(**config), torch.device(device), dtype)
+    assert told is not None
+    assert re.search(reason, told)
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize(
+    "config", [{"sliding_window": 4096}, {"sliding_window": 8, "use_sliding_window": False}]
+)
+def test_a_window_that_cuts_nothing_off_is_none(config: dict[str, Any]) -> None:
+    assert reason_against(model(**config), CUDA, torch.float16) is None
+
+
+@pytest.mark.usefixtures("installed")
+def test_lmdeploys_own_settings_state_the_dtype() -> None:
+    assert reason_against(model(), CUDA, torch.float32, config=object()) is None
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_model_without_a_text_view_is_told() -> None:
+    class Unwritable:
+        checkpoint = SimpleNamespace(name="some-model")
+
+        @property
+        def view_config(self) -> dict[str, Any]:
+            raise ConfigError("its weights are packed")
+
+    unwritable: Any = Unwritable()
+    assert reason_against(unwritable, CUDA, torch.float16) == (
+        "there is no text view for it: its weights are packed"
+    )
+
+
+@pytest.mark.parametrize(
+    ("version", "reason"),
+    [
+        (None, r"lmdeploy is not installed: pip install .*vlcore\[turbomind\]"),
+        ("0.17.1", r"lmdeploy 0\.17\.1 is installed and vlcore is checked against"),
+        ("0.19.0rc1", r"lmdeploy 0\.19\.0rc1 is installed"),
+    ],
+)
+def test_another_lmdeploy_is_told(
+    monkeypatch: pytest.MonkeyPatch, version: str | None, reason: str
+) -> None:
+    monkeypatch.setattr(support, "lmdeploy_version", lambda: version)
+    told = reason_against(model(), CUDA, torch.float16)
+    assert told is not None
+    assert re.match(reason, told)
+
+
+def test_the_version_is_told_without_an_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = set(sys.modules)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(metadata, "version", lambda name: "0.18.3")
+    assert lmdeploy_version() == "0.18.3"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert lmdeploy_version() is None
+    assert not [name for name in set(sys.modules) - before if name.startswith("lmdeploy")]
+
+
+def test_metadata_without_a_module_is_no_lmdeploy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(metadata, "version", missing)
+    assert lmdeploy_version() is None
+
+
+def test_lmdeploys_settings_are_known_once_lmdeploy_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    messages: Any = ModuleType("lmdeploy.messages")
+    messages.TurbomindEngineConfig = type("TurbomindEngineConfig", (), {})
+    monkeypatch.delitem(sys.modules, "lmdeploy.messages", raising=False)
+    assert not is_turbomind_config(messages.TurbomindEngineConfig())
+    monkeypatch.setitem(sys.modules, "lmdeploy.messages", messages)
+    assert is_turbomind_config(messages.TurbomindEngineConfig())
+    assert not is_turbomind_config(object())

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vlcore.engines.generation import GenerationConfig
+from vlcore.engines.turbomind.translation import check_options, to_turbomind
+from vlcore.errors import OptionError
+
+
+def options(config: GenerationConfig | None = None, **facts: Any) -> dict[str, Any]:
+    stated: dict[str, Any] = {"end_ids": [2], "eos_ids": [2], "max_new_tokens": 8} | facts
+    return to_turbomind(config or GenerationConfig(), **stated)
+
+
+def test_greedy_is_a_draw_among_one() -> None:
+    made = options(GenerationConfig(temperature=0.3, top_k=9, top_p=0.5, min_p=0.5))
+    assert (made["top_k"], made["temperature"], made["top_p"], made["min_p"]) == (1, 1, 1, 0)
+
+
+def test_sampling_keeps_its_options() -> None:
+    made = options(
+        GenerationConfig(do_sample=True, temperature=0.3, top_k=0, top_p=0.5, min_p=0.25)
+    )
+    assert (made["top_k"], made["temperature"], made["top_p"], made["min_p"]) == (0, 0.3, 0.5, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("seed", "choice", "num_generated", "expected"),
+    [(7, 0, 0, 7), (7, 2, 0, 9), (7, 0, 3, 10), (2**64 - 1, 1, 0, 0)],
+)
+def test_each_answer_and_each_beginning_has_a_seed(
+    seed: int, choice: int, num_generated: int, expected: int
+) -> None:
+    config = GenerationConfig(do_sample=True, random_seed=seed)
+    assert options(config, choice=choice, num_generated=num_generated)["random_seed"] == expected
+
+
+def test_no_seed_is_a_new_one_each_time() -> None:
+    config = GenerationConfig(do_sample=True)
+    assert len({options(config)["random_seed"] for _ in range(8)}) == 8
+
+
+def test_forbidden_tokens_join_the_bad_ones() -> None:
+    made = options(GenerationConfig(bad_token_ids=(5, 3)), forbidden_ids=[4, 5])
+    assert made["bad_token_ids"] == [3, 4, 5]
+
+
+def test_what_was_generated_counts_for_the_least_length() -> None:
+    config = GenerationConfig(min_new_tokens=3)
+    lengths = [options(config, num_generated=n)["min_new_tokens"] for n in (0, 2, 5)]
+    assert lengths == [3, 1, 0]
+
+
+def test_end_tokens_stop_and_a_request_without_any_ignores_the_models() -> None:
+    made = options(end_ids=[9, 2])
+    assert (made["stop_token_ids"], made["ignore_eos"]) == ([2, 9], False)
+    made = options(GenerationConfig(min_new_tokens=2), end_ids=[])
+    assert (made["stop_token_ids"], made["ignore_eos"]) == ([2], True)
+    assert made["min_new_tokens"] == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "num_generated", "expected"),
+    [
+        ({}, 0, None),
+        ({"logprobs": 0}, 0, "generation"),
+        ({"output_logits": "generation"}, 0, "generation"),
+        ({"output_logits": "all", "logprobs": 2}, 0, "all"),
+        ({"output_logits": "all"}, 3, "generation"),
+    ],
+)
+def test_logits_are_asked_for_where_they_are_needed(
+    asked: dict[str, Any], num_generated: int, expected: str | None
+) -> None:
+    made = options(GenerationConfig(**asked), num_generated=num_generated)
+    assert made["output_logits"] == expected
+    assert "logprobs" not in made
+
+
+@pytest.mark.parametrize(
+    ("asked", "end_ids", "message"),
+    [
+        (
+            {"do_sample": True, "temperature": 2.1},
+            [],
+            r"up to 2; it is 2\.1: .*engine='transformers'",
+        ),
+        ({"do_sample": True, "top_k": 2000}, [], "1024 tokens at most.*it is 2000"),
+        ({"bad_token_ids": tuple(range(40))}, [], "takes 32 bad_token_ids; there are 40"),
+        ({"min_new_tokens": 1}, range(33), "before min_new_tokens; there are 33"),
+    ],
+)
+def test_what_would_be_changed_silently_is_refused(
+    asked: dict[str, Any], end_ids: Any, message: str
+) -> None:
+    with pytest.raises(OptionError, match=message):
+        check_options(GenerationConfig(**asked), end_ids)
+
+
+@pytest.mark.parametrize(
+    ("asked", "end_ids"),
+    [
+        ({"temperature": 50.0, "top_k": 5000}, []),  # greedy ignores them
+        ({"do_sample": True, "temperature": 2.0, "top_k": 1024}, []),
+        ({"bad_token_ids": (*range(32), 5)}, []),
+        ({}, range(400)),
+        ({"min_new_tokens": 1}, range(32)),
+    ],
+)
+def test_what_fits_passes(asked: dict[str, Any], end_ids: Any) -> None:
+    check_options(GenerationConfig(**asked), end_ids)

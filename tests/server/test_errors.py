@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+
+from vlcore.errors import (
+    ContextLengthError,
+    EngineClosedError,
+    ImageError,
+    ImageLimitError,
+    OptionError,
+    PromptError,
+    VlcoreError,
+)
+from vlcore.server.errors import ApiError, as_api_error
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (ContextLengthError("too long"), 400, "context_length_exceeded"),
+        (ImageLimitError("too large"), 400, "image_too_large"),
+        (ImageError("damaged"), 400, "invalid_image"),
+        (PromptError("no role"), 400, "invalid_prompt"),
+        (OptionError("out of range"), 400, "invalid_option"),
+    ],
+)
+def test_what_the_client_did_is_told(error: VlcoreError, status: int, code: str) -> None:
+    found = as_api_error(error)
+    assert (found.status, found.code, found.message) == (status, code, str(error))
+    assert found.body["error"]["type"] == "invalid_request_error"
+
+
+def test_a_server_that_stops_says_when_to_come_again() -> None:
+    found = as_api_error(EngineClosedError("closed"))
+    assert (found.status, found.code) == (503, "stopping")
+    assert found.response().headers["retry-after"] == "10"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("/secret/path"), VlcoreError("/secret/path")])
+def test_our_own_fault_goes_to_the_log_alone(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.ERROR):
+        found = as_api_error(error)
+    assert (found.status, found.code) == (500, "internal_error")
+    assert b"secret" not in bytes(found.response().body)
+    assert "/secret/path" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, "invalid_request_error"),
+        (401, "authentication_error"),
+        (404, "not_found_error"),
+        (413, "invalid_request_error"),
+        (429, "rate_limit_error"),
+        (500, "server_error"),
+        (504, "server_error"),
+    ],
+)
+def test_the_shape(status: int, kind: str) -> None:
+    response = ApiError(status, "code", "message", "param", {"Retry-After": "3"}).response()
+    assert response.status_code == status
+    assert response.headers["retry-after"] == "3"
+    error = {"message": "message", "type": kind, "param": "param", "code": "code"}
+    assert json.loads(bytes(response.body)) == {"error": error}

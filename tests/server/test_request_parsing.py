@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from vlcore.server.errors import ApiError
+from vlcore.server.request_parsing import Question, read_question
+from vlcore.server.settings import ServerSettings
+
+SETTINGS = ServerSettings(model_name="tiny", default_max_tokens=100, max_answers=4)
+PICTURE = {"type": "image_url", "image_url": {"url": "data:,"}}
+
+
+def read(*, image_options: frozenset[str] = frozenset(), **options: Any) -> Question:
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]} | options
+    return read_question(json.dumps(body).encode(), SETTINGS, image_options, 1000)
+
+
+def refused(**options: Any) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        read(**options)
+    return caught.value
+
+
+def test_what_is_asked_where_nothing_is_said() -> None:
+    question = read()
+    assert question.messages == [{"role": "user", "content": "Hi"}]
+    config = question.config
+    assert (config.do_sample, config.temperature, config.top_k, config.top_p) == (True, 1.0, 0, 1.0)
+    assert (config.max_new_tokens, config.n, config.random_seed) == (100, 1, None)
+    assert not question.streams
+    assert question.num_top_logprobs is None
+    assert not question.has_images
+
+
+def test_null_says_nothing() -> None:
+    names = (
+        "stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature", "top_p",
+        "n", "stop", "seed", "logprobs", "top_logprobs", "top_k", "min_p", "repetition_penalty",
+        "ignore_eos", "frequency_penalty", "presence_penalty", "response_format", "modalities",
+        "tools", "tool_choice", "logit_bias", "user", "metadata", "store", "service_tier",
+    )  # fmt: skip
+    options: dict[str, Any] = dict.fromkeys(names)
+    assert read(**options) == read()
+
+
+@pytest.mark.parametrize("temperature", [0, 1e-6, 1e-300])
+def test_temperature_0_takes_the_likeliest_token(temperature: float) -> None:
+    assert read(temperature=temperature, top_k=3, top_p=0.5).config.do_sample is False
+    assert refused(temperature=temperature, n=2).param == "n"
+
+
+@pytest.mark.parametrize(
+    ("option", "field", "value"),
+    [
+        ({"max_tokens": 7}, "max_new_tokens", 7),
+        ({"max_completion_tokens": 7}, "max_new_tokens", 7),
+        ({"max_completion_tokens": 7, "max_tokens": 9}, "max_new_tokens", 7),
+        ({"max_tokens": 10**30}, "max_new_tokens", 1000),
+        ({"temperature": 0.3}, "temperature", 0.3),
+        ({"top_p": 0.3}, "top_p", 0.3),
+        ({"top_k": 3}, "top_k", 3),
+        ({"min_p": 0.3}, "min_p", 0.3),
+        ({"repetition_penalty": 1.3}, "repetition_penalty", 1.3),
+        ({"ignore_eos": True}, "ignore_eos", True),
+        ({"n": 3}, "n", 3),
+        ({"seed": 5}, "random_seed", 5),
+        ({"seed": -1}, "random_seed", 2**64 - 1),
+        ({"stop": "a text of more than sixteen characters"}, "stop_words",
+         ("a text of more than sixteen characters",)),
+        ({"stop": ["a", "b"]}, "stop_words", ("a", "b")),
+        ({"logprobs": True}, "logprobs", 0),
+        ({"logprobs": True, "top_logprobs": 5}, "logprobs", 5),
+    ],
+)  # fmt: skip
+def test_an_option_reaches_the_engine(option: dict[str, Any], field: str, value: Any) -> None:
+    assert getattr(read(**option).config, field) == value
+
+
+@pytest.mark.parametrize(
+    "neutral",
+    [
+        {"frequency_penalty": 0}, {"presence_penalty": 0.0}, {"response_format": {"type": "text"}},
+        {"modalities": ["text"]}, {"tools": []}, {"tool_choice": "auto"}, {"logit_bias": {}},
+        {"user": "me"}, {"metadata": {"a": [1]}}, {"store": True}, {"service_tier": "auto"},
+    ],
+)  # fmt: skip
+def test_what_means_nothing_here_is_taken_where_it_asks_for_nothing(
+    neutral: dict[str, Any],
+) -> None:
+    assert read(**neutral) == read()
+
+
+@pytest.mark.parametrize(
+    ("option", "param"),
+    [
+        ({"frequency_penalty": 0.1}, "frequency_penalty"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.type"),
+        ({"modalities": ["audio"]}, "modalities.0"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"logit_bias": {"3": 1}}, "logit_bias"),
+        ({"stream_options": {"x": 1}, "stream": True}, "stream_options.x"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+         "messages.0.content.0.text"),
+        ({"messages": [{"role": "user", "content": [PICTURE, PICTURE | {"x": 1}]}]},
+         "messages.0.content.1.x"),
+        ({"stop": ["a", 3]}, "stop.1"),
+        ({"stop": {}}, "stop"),
+    ],
+)  # fmt: skip
+def test_the_place_of_a_fault(option: dict[str, Any], param: str) -> None:
+    error = refused(**option)
+    assert (error.status, error.param) == (400, param)
+    assert error.message.startswith(f"{param}: ")
+
+
+def test_values_are_not_repeated() -> None:
+    error = refused(temperature="x" * 10_000)
+    assert len(error.message) < 200
+
+
+def test_a_model_of_another_name() -> None:
+    error = refused(model="other")
+    assert (error.status, error.code) == (404, "model_not_found")
+    assert error.message == "the model 'other' is not served here; this one is: 'tiny'"
+
+
+def test_pictures_keep_their_place_and_options() -> None:
+    image = {"url": "data:,", "max_tiles": 3, "detail": "auto"}
+    content = [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": image}]
+    question = read(messages=[{"role": "user", "content": content}])
+    assert question.has_images
+    assert question.messages[0]["content"] == [
+        {"type": "text", "text": "a"},
+        {"type": "image_url", "image_url": {"url": "data:,", "max_tiles": 3}},
+    ]
+
+
+def test_detail_is_passed_on_or_reported() -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:,", "detail": "low"}}
+    messages = [{"role": "user", "content": [image, image]}]
+    reported = read(messages=messages)
+    assert len(reported.warnings) == 1
+    assert "detail has no effect" in reported.warnings[0]
+    assert reported.messages[0]["content"][0]["image_url"] == {"url": "data:,"}
+    passed = read(messages=messages, image_options=frozenset({"detail"}))
+    assert passed.warnings == ()
+    assert passed.messages[0]["content"][0]["image_url"]["detail"] == "low"
+
+
+def test_the_developer_speaks_as_the_system() -> None:
+    messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    assert [turn["role"] for turn in read(messages=messages).messages] == ["system", "user"]
+
+
+def test_an_answer_may_come_back_as_it_was_given() -> None:
+    given = {
+        "role": "assistant", "content": "red", "refusal": None, "audio": None,
+        "function_call": None, "tool_calls": None, "annotations": [], "regions": [{"label": "x"}],
+    }  # fmt: skip
+    messages = [{"role": "user", "content": "Hi"}, given, {"role": "user", "content": "Hi"}]
+    assert read(messages=messages).messages[1] == {"role": "assistant", "content": "red"}
+    tool = given | {"tool_calls": [{"id": "1"}]}
+    error = refused(messages=[messages[0], tool, messages[2]])
+    assert error.message == "message 1 holds 'tool_calls', which is not supported"

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from vlcore import OptionError
+from vlcore.plugins.registry import find_plugin
+from vlcore.testing.known_models import Sibling, read_siblings, siblings_of
+
+SIBLINGS = read_siblings()
+
+
+def test_the_families_that_are_easily_mistaken_are_there() -> None:
+    names = " ".join(sibling.name for sibling in SIBLINGS)
+    for word in ("llava-v1.5", "llava-v1.6", "-hf", "Yi-VL", "Qwen-VL", "text only"):
+        assert word in names
+
+
+def test_names_are_kept_apart() -> None:
+    assert len({sibling.name for sibling in SIBLINGS}) == len(SIBLINGS)
+
+
+@pytest.mark.parametrize(
+    "sibling", [one for one in SIBLINGS if one.package], ids=lambda one: one.name
+)
+def test_discovery_finds_the_plugin_that_is_named(sibling: Sibling) -> None:
+    assert find_plugin(sibling.config).info.distribution == sibling.package
+
+
+def test_a_plugins_own_are_left_out_whatever_its_spelling() -> None:
+    others = {sibling.name for sibling in siblings_of("VL_Plugin_Yi")}
+    assert {sibling.name for sibling in SIBLINGS} - others == {"Yi-VL-6B"}
+
+
+def test_further_ones_can_be_named() -> None:
+    others = {sibling.name for sibling in siblings_of("vl-plugin-some", ["Yi-VL-6B"])}
+    assert "Yi-VL-6B" not in others
+    with pytest.raises(OptionError, match="serves names Yi-VL; the kit knows"):
+        siblings_of("vl-plugin-some", ["Yi-VL"])
+
+
+def test_configurations_are_plain_json_with_architectures() -> None:
+    for sibling in SIBLINGS:
+        assert sibling.config["architectures"]
+        assert json.loads(json.dumps(sibling.config)) == sibling.config

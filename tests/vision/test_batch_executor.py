@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from vlcore.errors import PluginContractError
+from vlcore.vision.batch_executor import BatchForward, Outcome, is_out_of_memory
+from vlcore.vision.device_runner import Replica
+from vlcore.vision.model import ImageInputs, ImageRows, VisionModel
+from vlcore.vision.stats import Meter
+
+POISON = 99
+
+
+class Numbers(VisionModel):
+    """Gives each number as a row; raises what ``fault`` says about a batch."""
+
+    hidden_size = 2
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+
+    def fault(self, numbers: list[int]) -> Exception | None:
+        return RuntimeError("poisoned") if POISON in numbers else None
+
+    def forward(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        self.batches.append(list(inputs))
+        if error := self.fault(list(inputs)):
+            raise error
+        return [torch.full((1, 2), float(number)) for number in inputs]
+
+
+class Small(Numbers):
+    """Has memory for so many images at a time, and never for one numbered 1000 and more."""
+
+    def __init__(self, size: int, error: type[Exception] = torch.OutOfMemoryError) -> None:
+        super().__init__()
+        self.size = size
+        self.error = error
+
+    def fault(self, numbers: list[int]) -> Exception | None:
+        too_much = len(numbers) > self.size or max(numbers) >= 1000
+        return self.error("CUDA out of memory") if too_much else None
+
+
+def forward_of(model: VisionModel, max_tiles: int = 64) -> BatchForward:
+    return BatchForward(Replica(model), max_tiles, Meter())
+
+
+def told(outcomes: Sequence[Outcome]) -> list[float | type[Exception]]:
+    return [float(o.rows[0, 0]) if isinstance(o, ImageRows) else type(o) for o in outcomes]
+
+
+@pytest.mark.parametrize("place", [0, 13, 31])
+def test_a_culprit_is_found_in_few_forwards(place: int) -> None:
+    model = Numbers()
+    numbers = [number if number != place else POISON for number in range(32)]
+    outcomes = told(forward_of(model)(numbers))
+    assert outcomes == [number if number != POISON else RuntimeError for number in numbers]
+    assert len(model.batches) == 11  # all, then two halves of each of 16, 8, 4, 2 and 1 more
+
+
+def test_several_culprits_fail_and_nobody_else() -> None:
+    outcomes = told(forward_of(Numbers())([1, POISON, 2, POISON]))
+    assert outcomes == [1, RuntimeError, 2, RuntimeError]
+
+
+def test_a_forward_that_fails_now_and_then_costs_nobody_in_a_batch_that_can_be_halved() -> None:
+    class EveryThird(Numbers):
+        def fault(self, numbers: list[int]) -> Exception | None:
+            return RuntimeError("third") if len(self.batches) % 3 == 0 else None
+
+    forward = forward_of(EveryThird())
+    results = [told(forward([1, 2, 3, 4])) for _ in range(4)]
+    assert results == [[1, 2, 3, 4]] * 4
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError, RuntimeError])
+def test_out_of_memory_halves_and_is_remembered(error: type[Exception]) -> None:
+    model = Small(4, error)
+    forward = forward_of(model)
+    assert told(forward(range(16))) == list(range(16))
+    assert [len(batch) for batch in model.batches] == [16, 8, 4, 4, 4, 4]
+    assert forward.max_tiles == 4
+    model.batches.clear()
+    assert told(forward(range(8))) == list(range(8))
+    assert [len(batch) for batch in model.batches] == [4, 4]
+
+
+def test_an_image_that_is_too_large_by_itself_does_not_make_batches_smaller() -> None:
+    model = Small(8)
+    forward = forward_of(model, max_tiles=8)
+    outcomes = told(forward([0, 1, 1000, 3, 4, 5, 6, 7]))
+    assert outcomes == [0, 1, torch.OutOfMemoryError, 3, 4, 5, 6, 7]
+    assert forward.max_tiles == 8
+
+
+def test_the_bound_counts_tiles() -> None:
+    class Tiled(VisionModel):
+        hidden_size = 2
+
+        def __init__(self) -> None:
+            self.batches: list[int] = []
+
+        def tower(self, pixels: torch.Tensor) -> torch.Tensor:
+            self.batches.append(len(pixels))
+            return pixels.flatten(2).transpose(1, 2)[..., :2]
+
+        def assemble(self, features: torch.Tensor, inputs: ImageInputs) -> torch.Tensor:
+            return features.flatten(0, 1)
+
+    model = Tiled()
+    outcomes = forward_of(model, 6)([ImageInputs(torch.ones(n, 3, 1, 1)) for n in (5, 1, 9, 1)])
+    assert model.batches == [6, 9, 1]
+    assert [len(o.rows) for o in outcomes if isinstance(o, ImageRows)] == [5, 1, 9, 1]
+
+
+def test_wrong_rows_fail_their_image_without_another_forward() -> None:
+    class Nan(Numbers):
+        def forward(self, inputs: Sequence[Any]) -> Sequence[Any]:
+            rows = list(super().forward(inputs))
+            return [
+                row / 0 if number == 2 else row for number, row in zip(inputs, rows, strict=True)
+            ]
+
+    model = Nan()
+    assert told(forward_of(model)([1, 2, 3])) == [1, PluginContractError, 3]
+    assert len(model.batches) == 1
+
+
+def test_too_few_results_are_no_ones_fault_who_is_fine_alone() -> None:
+    class Few(Numbers):
+        def forward(self, inputs: Sequence[Any]) -> Sequence[Any]:
+            return super().forward(inputs)[:1]
+
+    assert told(forward_of(Few())([1, 2, 3])) == [1, 2, 3]
+
+
+def test_a_failed_forward_keeps_no_tensors() -> None:
+    class Keeps(Numbers):
+        def forward(self, inputs: Sequence[Any]) -> Sequence[Any]:
+            held = torch.zeros(1000)
+            raise RuntimeError(f"with {len(held)}")
+
+    (error,) = forward_of(Keeps())([1])
+    assert isinstance(error, RuntimeError)
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    assert trace is not None
+    assert trace.tb_frame.f_code.co_name == "forward"
+    assert "held" not in trace.tb_frame.f_locals
+
+
+def test_every_forward_is_counted() -> None:
+    meter = Meter()
+    BatchForward(Replica(Numbers()), 8, meter)([1, POISON])
+    stats = meter.stats()
+    assert (stats.num_forwards, stats.num_tiles) == (3, 4)
+    assert stats.batch_sizes == {1: 2, 2: 1}
+    assert stats.forward_s > 0
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("x"), True),
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9"), True),
+        (RuntimeError("shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_out_of_memory_is_told_from_other_errors(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) is expected
+
+
+def test_the_bound_grows_back_after_a_while() -> None:
+    model = Small(4)
+    forward = forward_of(model, max_tiles=16)
+    forward(list(range(16)))
+    assert forward.max_tiles == 4
+    model.size = 16
+    bounds = []
+    for _ in range(200):
+        forward([1])
+        bounds.append(forward.max_tiles)
+    assert sorted(set(bounds)) == [*bounds[:1], 8, 16]
+    assert bounds[-1] == 16
+    model.batches.clear()
+    forward(list(range(16)))
+    assert model.batches == [list(range(16))]

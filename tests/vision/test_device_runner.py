@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vlcore.errors import PluginContractError
+from vlcore.vision.device_runner import Replica, make_replica
+from vlcore.vision.model import ImageInputs, ImageRows, VisionModel
+
+
+class Tiled(VisionModel):
+    """Gives each tile's mean as a row."""
+
+    hidden_size = 3
+
+    def __init__(self) -> None:
+        self.weight = torch.ones(1, dtype=torch.float64)
+        self.shapes: list[tuple[int, ...]] = []
+
+    def tower(self, pixels: Tensor) -> Tensor:
+        assert pixels.dtype == torch.float64
+        self.shapes.append(tuple(pixels.shape))
+        return pixels.mean(dim=(2, 3))[:, None] * self.weight
+
+    def assemble(self, features: Tensor, inputs: ImageInputs) -> Tensor:
+        return features.flatten(0, 1)
+
+
+def tiles(*values: float) -> ImageInputs:
+    pixels = torch.tensor(values)[:, None, None, None].expand(-1, 3, 2, 2)
+    return ImageInputs(pixels, layout=len(values))
+
+
+def rows_of(image: ImageRows | PluginContractError) -> list[float]:
+    assert isinstance(image, ImageRows)
+    return image.rows[:, 0].tolist()
+
+
+def test_tiles_of_all_images_go_through_the_tower_at_once() -> None:
+    model = Tiled()
+    one, two = Replica(model)([tiles(1, 2, 3), tiles(4)])
+    assert (rows_of(one), rows_of(two)) == ([1, 2, 3], [4])
+    assert isinstance(one, ImageRows)
+    assert one.layout == 3
+    assert model.shapes == [(4, 3, 2, 2)]
+
+
+def test_rows_are_those_of_the_forward() -> None:
+    model = Tiled()
+    inputs = [tiles(1, 2), tiles(5)]
+    for ours, theirs in zip(Replica(model)(inputs), model.forward(inputs), strict=True):
+        assert isinstance(ours, ImageRows)
+        assert isinstance(theirs, ImageRows)
+        assert torch.equal(ours.rows, theirs.rows)
+
+
+def test_an_image_with_nan_is_told_apart() -> None:
+    good, bad = Replica(Tiled())([tiles(1), tiles(2, float("nan"))])
+    assert rows_of(good) == [1]
+    assert isinstance(bad, PluginContractError)
+    assert "Tiled.forward returned NaN or Inf" in str(bad)
+
+
+def test_no_rows_are_finite_rows() -> None:
+    (image,) = Replica(Tiled())([ImageInputs(torch.empty(0, 3, 2, 2))])
+    assert rows_of(image) == []
+
+
+def test_a_forward_of_the_plugins_own_gets_the_list() -> None:
+    class Own(VisionModel):
+        hidden_size = 2
+
+        def forward(self, inputs: Sequence[Any]) -> Sequence[Tensor]:
+            return [torch.full((1, 2), float(number)) for number in inputs]
+
+    assert [rows_of(image) for image in Replica(Own())([3, 4])] == [[3], [4]]
+
+
+def test_rows_go_where_they_are_wanted() -> None:
+    (image,) = Replica(Tiled(), rows_device=torch.device("meta"))([tiles(1)])
+    assert isinstance(image, ImageRows)
+    assert image.rows.is_meta
+    assert image.layout == 1
+
+
+def test_the_tower_is_compiled_with_the_options() -> None:
+    model = Tiled()
+    compiled: list[int] = []
+
+    def backend(module: Any, inputs: Sequence[Any]) -> Any:
+        compiled.append(len(inputs))
+        return module.forward
+
+    replica = Replica(model, torch_compile={"backend": backend})
+    assert rows_of(replica([tiles(1, 2)])[0]) == [1, 2]
+    assert compiled
+
+
+@pytest.mark.parametrize("torch_compile", [True, {"backend": "inductor"}])
+def test_a_model_without_a_tower_is_not_compiled(torch_compile: Any) -> None:
+    class Own(VisionModel):
+        hidden_size = 2
+
+        def forward(self, inputs: Sequence[Any]) -> Sequence[Tensor]:
+            return [torch.zeros(1, 2) for _ in inputs]
+
+    replica = Replica(Own(), torch_compile=torch_compile)
+    assert rows_of(replica([None])[0]) == [0]
+
+
+def test_a_model_on_the_cpu_has_one_batch_at_a_time() -> None:
+    replica = make_replica(Tiled(), rows_device=None, torch_compile=False, cuda_graphs=True)
+    assert (type(replica), replica.num_lanes) == (Replica, 1)

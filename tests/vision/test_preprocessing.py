@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from grey_model import FakeModel, image, run
+from PIL import Image
+
+from vlcore.errors import EngineClosedError, ImageError, ImageLimitError, PluginContractError
+from vlcore.media.policy import DecodedBudget, ImageLimits
+from vlcore.media.source import ImageSource
+from vlcore.vision.embedding_cache import RowCache
+from vlcore.vision.model import ImageInputs, ImageRows, VisionModel
+from vlcore.vision.preprocessing import ImagePreparation, PreparedImage
+from vlcore.vision.stats import Meter
+
+Prepare = Callable[[ImageSource], Coroutine[Any, Any, PreparedImage]]
+
+
+class Counting(FakeModel):
+    """Counts what it preprocesses."""
+
+    num_preprocessed = 0
+
+    def preprocess(self, image: Image.Image, **options: Any) -> Any:
+        self.num_preprocessed += 1
+        return super().preprocess(image, **options)
+
+
+def preparation_of(
+    model: VisionModel,
+    cache: RowCache | None = None,
+    meter: Meter | None = None,
+    **options: Any,
+) -> ImagePreparation:
+    return ImagePreparation(
+        model,
+        cache or RowCache(1000),
+        max_pending=4,
+        meter=meter or Meter(),
+        **{"limits": ImageLimits(max_pixels=100)} | options,
+    )
+
+
+def prepared(
+    source: ImageSource,
+    model: VisionModel | None = None,
+    cache: RowCache | None = None,
+    **options: Any,
+) -> PreparedImage:
+    async def body() -> PreparedImage:
+        preparation = preparation_of(model or FakeModel(), cache, **options)
+        try:
+            return await preparation.prepare(source, {}, "image 2 of 3", "owner")
+        finally:
+            await preparation.close()
+
+    return asyncio.run(body())
+
+
+def png(value: int, size: tuple[int, int] = (2, 2)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", size, value).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_every_source_of_a_picture_gives_the_same_inputs_and_key(tmp_path: Path) -> None:
+    path = tmp_path / "grey.png"
+    path.write_bytes(png(7))
+    sources: list[ImageSource] = [image(7), path.read_bytes(), path, str(path), path.as_uri()]
+    images = [prepared(source) for source in sources]
+    assert [one.inputs for one in images] == [7] * 5
+    assert len({one.key for one in images}) == 1
+    assert len({one.file for one in images}) == 2  # the PIL image has none
+
+
+def test_messages_say_which_image_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "grey.png"
+    path.write_bytes(png(7))
+    assert prepared(image(7)).place == "image 2 of 3 (L, 2 x 2)"
+    assert prepared(png(7)).place == "image 2 of 3 (2 x 2)"
+    assert prepared(path).place == f"image 2 of 3, {str(path)!r} (2 x 2)"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected", "message"),
+    [
+        (b"", ImageError, "^image 2 of 3 is empty"),
+        (b"no picture", ImageError, r"^image 2 of 3 \(10 bytes\) is not a picture"),
+        (png(1, (20, 20)), ImageLimitError, "^image 2 of 3 is 20 x 20"),
+        ("nowhere.png", ImageError, "there is no file 'nowhere.png'"),
+    ],
+)
+def test_a_bad_picture_is_told(source: Any, expected: type[Exception], message: str) -> None:
+    async def body() -> None:
+        meter = Meter()
+        preparation = preparation_of(FakeModel(), meter=meter)
+        with pytest.raises(expected, match=message):
+            await preparation.prepare(source, {}, "image 2 of 3", "owner")
+        assert meter.stats().num_failures == 1
+        await preparation.close()
+
+    run(body)
+
+
+def test_a_file_whose_rows_are_kept_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, rows = RowCache(1000), ImageRows(torch.ones(1, 3), "laid out")
+    first = prepared(png(7), cache=cache)
+    cache.put(first.key, rows)
+    cache.link(first.file, first.key)
+    monkeypatch.setattr("vlcore.vision.preprocessing.decode_image", None)
+    again = prepared(png(7), cache=cache)
+    assert again.rows is rows
+    assert (again.num_rows, again.layout) == (1, "laid out")
+
+
+def test_another_file_with_the_same_pixels_is_decoded_once() -> None:
+    model, cache, rows = Counting(), RowCache(1000), ImageRows(torch.ones(1, 3))
+    cache.put(prepared(image(7), model, cache).key, rows)
+    padded = png(7) + b"what a reader ignores"
+    for _ in range(2):
+        assert prepared(padded, model, cache).rows is rows
+    assert model.num_preprocessed == 1
+
+
+def test_an_equal_picture_that_is_still_needed_is_preprocessed_once() -> None:
+    async def body() -> None:
+        model = Counting()
+        preparation = preparation_of(model)
+        first = await preparation.prepare(image(7), {}, "image 1 of 1", 1)
+        second = await preparation.prepare(png(7), {}, "image 5 of 9", 2)
+        assert (second.inputs, second.place) == (7, "image 5 of 9 (2 x 2)")
+        assert model.num_preprocessed == 1
+        del first
+        await preparation.prepare(image(7), {}, "image 1 of 1", 1)
+        assert model.num_preprocessed == 2
+        await preparation.close()
+
+    run(body)
+
+
+@pytest.mark.parametrize("pixels", [5, torch.tensor(1.0), torch.empty(1, 3, 2, 2, device="meta")])
+def test_pixels_that_are_no_tiles_break_the_contract(pixels: Any) -> None:
+    class Odd(FakeModel):
+        def preprocess(self, image: Image.Image, **options: Any) -> Any:
+            return ImageInputs(pixels)
+
+    with pytest.raises(PluginContractError, match=r"Odd.preprocess must give pixels \[tiles, 3"):
+        prepared(image(1), Odd())
+
+
+def test_tiles_are_the_cost_of_an_image() -> None:
+    class Tiled(FakeModel):
+        def preprocess(self, image: Image.Image, **options: Any) -> Any:
+            return ImageInputs(torch.zeros(5, 3, 2, 2), "grid", num_rows=9)
+
+    tiled = prepared(image(1), Tiled())
+    assert (tiled.num_tiles, tiled.num_rows, tiled.layout) == (5, 9, "grid")
+    plain = prepared(image(1))
+    assert (plain.num_tiles, plain.num_rows, plain.layout) == (1, None, None)
+
+
+def test_pictures_can_be_loaded_for_keeping() -> None:
+    async def body() -> None:
+        preparation = preparation_of(FakeModel())
+        loaded = await preparation.load([png(3), image(4)], DecodedBudget(ImageLimits()))
+        assert [one.getpixel((0, 0)) for one in loaded] == [(3, 3, 3), (4, 4, 4)]
+        await preparation.close()
+        with pytest.raises(EngineClosedError):
+            await preparation.load([image(4)], DecodedBudget(ImageLimits()))
+        with pytest.raises(EngineClosedError):
+            await preparation.prepare(image(4), {}, "image 1 of 1", 1)
+
+    run(body)
+
+
+# -- shrinking on load
+
+
+class Whole(VisionModel):
+    """Preprocesses nothing, and needs less than it gets."""
+
+    hidden_size = 3
+
+    def needed_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        return size[0] // 8, size[1] // 8
+
+
+def jpeg() -> bytes:
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def shrunk(source: ImageSource, model: VisionModel, *, shrinks: bool = True) -> PreparedImage:
+    return prepared(source, model, shrink_on_load=shrinks, limits=ImageLimits())
+
+
+def test_files_are_shrunk_on_load_where_that_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "grey.jpg"
+    path.write_bytes(jpeg())
+    for source in (jpeg(), path):
+        assert shrunk(source, Whole()).inputs.size == (64, 64)
+        assert shrunk(source, Whole(), shrinks=False).inputs.size == (256, 256)
+    assert shrunk(Image.open(path), Whole()).inputs.size == (256, 256)
+    assert shrunk(path, FakeModel()).inputs == prepared(path, limits=ImageLimits()).inputs
+
+
+def test_a_shrunken_picture_is_not_taken_for_the_whole_one() -> None:
+    small, whole = (shrunk(jpeg(), Whole(), shrinks=shrinks) for shrinks in (True, False))
+    assert small.file != whole.file
+    assert small.key != whole.key
+
+
+def test_a_model_that_fails_to_say_what_it_needs_is_told() -> None:
+    class Failing(Whole):
+        def needed_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
+            return size[0] // 0, 0
+
+    with pytest.raises(
+        ImageError,
+        match=r"^Failing\.needed_size failed for a picture of 256 x 256: ZeroDivisionError: ",
+    ):
+        shrunk(jpeg(), Failing())

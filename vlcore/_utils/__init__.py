@@ -1,0 +1,1 @@
+"""Helpers without domain knowledge: devices, threads, event loops, queues and logging."""

@@ -1,0 +1,5 @@
+"""A checkpoint: its configuration, its tokenizer and its tensors by name."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

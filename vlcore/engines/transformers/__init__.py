@@ -1,0 +1,5 @@
+"""The embedded engine: continuous batching on a transformers model."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,2 @@
+from .engine import TransformersEngine as TransformersEngine
+from .engine import TransformersEngineConfig as TransformersEngineConfig

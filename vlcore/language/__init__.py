@@ -1,0 +1,5 @@
+"""The language model of a checkpoint as a standard architecture."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

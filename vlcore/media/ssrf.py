@@ -1,0 +1,93 @@
+"""The addresses of a host, each of them checked before anything is sent there."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+
+from vlcore._utils.executor import DaemonExecutor
+from vlcore.errors import ImageError
+from vlcore.media.policy import ImageAccess, IpAddress
+
+_resolvers = DaemonExecutor(16, "vlcore-resolve")
+"""A resolver that hangs holds nothing else up."""
+
+_NOT_GLOBAL = [
+    ip_network(network)
+    for network in (
+        "0.0.0.0/8",
+        "192.0.0.0/24",
+        "192.88.99.0/24",
+        "64:ff9b:1::/48",
+        "100::/64",
+        "2001::/23",
+        "3fff::/20",
+        "5f00::/16",
+        "fec0::/10",
+    )
+]
+"""What some version of ``ipaddress`` takes for global, though no server of the public net is
+there; Teredo, which hides an IPv4 address, is in one of them."""
+
+_NAT64 = ip_network("64:ff9b::/96")
+
+
+def is_global(address: IpAddress) -> bool:
+    """Say whether an address, and whatever it embeds, is routable in the public net."""
+    if isinstance(address, IPv6Address):
+        if address.scope_id is not None:
+            return False
+        inner = _embedded(address)
+        if inner is not None:
+            return is_global(inner)
+        if address not in ip_network("2000::/3"):
+            return False
+    return (
+        address.is_global
+        and not (address.is_multicast or address.is_reserved or address.is_unspecified)
+        and not any(address in network for network in _NOT_GLOBAL)
+    )
+
+
+def is_allowed(address: IpAddress, host: str, access: ImageAccess) -> bool:
+    """Say whether a picture of this host may come from this address."""
+    if access.allows_host(host) or any(address in network for network in access.networks):
+        return True
+    return is_global(address)
+
+
+async def resolve(host: str, port: int) -> list[str]:
+    """Look up the addresses of a host, in a thread of its own pool."""
+    loop = asyncio.get_running_loop()
+    found = await loop.run_in_executor(
+        _resolvers, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    )
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+async def checked_addresses(host: str, port: int, name: str, access: ImageAccess) -> list[str]:
+    """Resolve a host once and give the addresses to connect to, the likeliest first.
+
+    Raises:
+        ImageError: it has none, or one of them is not allowed.
+    """
+    try:
+        found = [ip_address(one) for one in await resolve(host, port)]
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{name} could not be fetched: its host was not found") from error
+    if not found:
+        raise ImageError(f"{name} could not be fetched: its host was not found")
+    if not all(is_allowed(address, host, access) for address in found):
+        raise ImageError(f"{name} could not be fetched: its host was not found or is not allowed")
+    return [str(one) for one in sorted(found, key=lambda one: one.version)]  # IPv6 may be unrouted
+
+
+def _embedded(address: IPv6Address) -> IPv4Address | None:
+    if address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    if address.sixtofour is not None:
+        return address.sixtofour
+    if address in _NAT64:
+        return IPv4Address(int(address) & 0xFFFFFFFF)
+    return None

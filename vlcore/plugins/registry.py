@@ -1,0 +1,346 @@
+"""Finds the one installed plugin that serves a checkpoint.
+
+Choosing one imports only the candidates: the plugins whose entry-point name is one of the
+checkpoint's ``architectures``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import re
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import replace
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+from packaging.utils import canonicalize_name
+
+from vlcore import hookspecs
+from vlcore._version import __version__
+from vlcore.checkpoint.files import CheckpointFiles
+from vlcore.errors import (
+    ConfigError,
+    IncompatiblePluginError,
+    NoPluginError,
+    OptionError,
+    PluginConflictError,
+    PluginContractError,
+    PluginError,
+    PluginImportError,
+)
+from vlcore.plugins.metadata import (
+    BLOCK_VARIABLE,
+    PluginInfo,
+    PluginState,
+    installed_plugins,
+    note_failure,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from vlcore._utils.device_map import DeviceMap, MaxMemory
+    from vlcore.checkpoint.checkpoint import Checkpoint
+
+__all__ = [
+    "BLOCK_VARIABLE",
+    "Plugin",
+    "PluginInfo",
+    "PluginState",
+    "find_plugin",
+    "installed_plugins",
+    "load_plugin",
+]
+
+_HOOK_NAMES = ("vl_match", "vl_vision_model", "vl_chat_template", "vl_language_model")
+
+logger = logging.getLogger(__name__)
+
+
+class Plugin:
+    """An imported plugin: its hooks, behind a plugin manager of its own."""
+
+    def __init__(self, info: PluginInfo, module_name: str) -> None:
+        """Import ``module_name`` and check its hooks.
+
+        Raises:
+            PluginImportError: the module cannot be imported.
+            PluginContractError: a hook is missing, misspelt or has a wrong signature.
+        """
+        self.info = info
+        self._manager = pluggy.PluginManager(hookspecs.PROJECT_NAME)
+        self._manager.add_hookspecs(hookspecs)
+        try:
+            with redirect_stdout(sys.stderr):  # what it prints is none of a command's output
+                module = importlib.import_module(module_name)
+        except (Exception, SystemExit) as error:
+            raise PluginImportError(
+                f"plugin {info.distribution} {info.version} cannot be imported: "
+                f"module {module_name!r} raised {type(error).__name__}: {error}. "
+                f"Reinstall it, or hide it with {BLOCK_VARIABLE}={info.distribution}"
+            ) from error
+        try:
+            self._manager.register(module, info.distribution)
+            self._manager.check_pending()
+        except pluggy.PluginValidationError as error:
+            raise PluginContractError(
+                f"plugin {info.distribution} {info.version} does not fit the hooks of vlcore "
+                f"{__version__}: {error}"
+            ) from error
+        implemented = {caller.name for caller in self._manager.get_hookcallers(module) or ()}
+        if missing := [name for name in _HOOK_NAMES if name not in implemented]:
+            raise PluginContractError(
+                f"plugin {info.distribution} {info.version} lacks the hook(s) "
+                f"{', '.join(missing)}: define them in {module_name!r} and mark each with "
+                "vlcore.hookimpl"
+            )
+
+    def match(self, config: Mapping[str, Any], files: CheckpointFiles | None = None) -> str | None:
+        """Say why the plugin does not serve a checkpoint, or ``None`` where it does.
+
+        Args:
+            config: its ``config.json``.
+            files: its metadata files; ``None`` where there is only a configuration.
+        """
+        files = CheckpointFiles() if files is None else files
+        try:
+            answer: object = self._manager.hook.vl_match(config=config, files=files)
+        except ConfigError as error:  # a file that the plugin looked at is damaged
+            return str(error)
+        except (Exception, SystemExit) as error:
+            logger.warning("vl_match of %s raised", self.info.distribution, exc_info=True)
+            return f"its vl_match raised {type(error).__name__}: {error}"
+        if answer is True:
+            return None
+        if isinstance(answer, str) and answer:
+            return answer
+        return f"its vl_match returned {answer!r} where True or a reason (str) is expected"
+
+    def vision_model(
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        dtype: torch.dtype,
+        device_map: DeviceMap | None = None,
+        max_memory: MaxMemory | None = None,
+    ) -> object:
+        """Call ``vl_vision_model``.
+
+        Raises:
+            OptionError: ``device_map`` or ``max_memory`` is given and the plugin does not take it.
+        """
+        hook = self._manager.hook.vl_vision_model
+        taken = _argument_names(hook)
+        if device_map is not None and "device_map" not in taken:
+            raise OptionError(
+                f"plugin {self.info.distribution} {self.info.version} cannot spread its vision "
+                "model over devices: leave device_map and max_memory out"
+            )
+        if max_memory is not None and "max_memory" not in taken:
+            raise OptionError(
+                f"plugin {self.info.distribution} {self.info.version} takes no max_memory: leave "
+                "it out, or give the device of each part in device_map"
+            )
+        return hook(
+            checkpoint=checkpoint,
+            device=device,
+            dtype=dtype,
+            device_map=device_map,
+            max_memory=max_memory,
+        )
+
+    def chat_template(self, checkpoint: Checkpoint, name: str | None) -> object:
+        """Call ``vl_chat_template``.
+
+        Raises:
+            OptionError: ``name`` is given and the plugin has no named templates.
+        """
+        hook = self._manager.hook.vl_chat_template
+        if name is not None and "name" not in _argument_names(hook):
+            raise OptionError(
+                f"plugin {self.info.distribution} {self.info.version} has one chat template and "
+                f"takes no name for it: leave {name!r} out (chat_template, --chat-template)"
+            )
+        return hook(checkpoint=checkpoint, name=name)
+
+    def language_model(self, checkpoint: Checkpoint) -> object:
+        """Call ``vl_language_model``."""
+        return self._manager.hook.vl_language_model(checkpoint=checkpoint)
+
+
+def _argument_names(hook: pluggy.HookCaller) -> set[str]:
+    """The arguments that a plugin's hook takes."""
+    return {name for implementation in hook.get_hookimpls() for name in implementation.argnames}
+
+
+def load_plugin(info: PluginInfo) -> PluginInfo:
+    """Import every module of a plugin that may be used, and tell its state and the time it took.
+
+    What it imports that no plugin before it did counts as its own.
+    """
+    if info.state not in (PluginState.READY, PluginState.CONFLICT):
+        return info
+    started = time.perf_counter()
+    for module_name in sorted(set(info.modules.values())):
+        try:
+            Plugin(info, module_name)
+        except PluginError as error:
+            note_failure(info, str(error))
+            return replace(info, state=PluginState.BROKEN, reason=str(error))
+    return replace(info, import_ms=(time.perf_counter() - started) * 1000)
+
+
+def find_plugin(
+    config: Mapping[str, Any],
+    *,
+    files: CheckpointFiles | None = None,
+    plugin: str | None = None,
+) -> Plugin:
+    """Find the one installed plugin that serves a checkpoint.
+
+    Args:
+        config: the checkpoint's ``config.json``.
+        files: its metadata files; ``None`` where there is only a configuration.
+        plugin: the distribution to use where several would serve the checkpoint.
+
+    Raises:
+        NoPluginError: none serves it; the message gives each candidate's reason.
+        PluginConflictError: several do and ``plugin`` does not choose.
+        PluginImportError: the only candidates cannot be imported.
+        PluginContractError: the only candidates break the contract.
+        IncompatiblePluginError: the only candidates ask for another vlcore.
+    """
+    architectures = _architectures(config)
+    installed = installed_plugins()
+    candidates = [info for info in installed if set(info.modules) & set(architectures)]
+    if plugin is not None:
+        candidates = _chosen(plugin, candidates, installed, architectures)
+
+    matches: list[Plugin] = []
+    reasons: list[str] = []
+    failures: list[PluginError] = []
+    for info in candidates:
+        if info.state in (PluginState.BLOCKED, PluginState.INCOMPATIBLE):
+            reasons.append(f"{info.distribution} {info.version} is {info.state}: {info.reason}")
+            if info.state is PluginState.INCOMPATIBLE:
+                failures.append(IncompatiblePluginError(reasons[-1]))
+            continue
+        module_name = next(info.modules[name] for name in architectures if name in info.modules)
+        try:
+            candidate = Plugin(info, module_name)
+        except PluginError as error:
+            note_failure(info, str(error))
+            failures.append(error)
+            reasons.append(str(error))
+            continue
+        reason = candidate.match(config, files)
+        if reason is None:
+            matches.append(candidate)
+        else:
+            reasons.append(f"{info.distribution} {info.version} does not serve it: {reason}")
+
+    if len(matches) == 1:
+        for failure in failures:
+            logger.warning("a plugin for the same architecture was passed over: %s", failure)
+        return matches[0]
+    if matches:
+        names = " and ".join(f"{match.info.distribution} {match.info.version}" for match in matches)
+        first = matches[0].info.distribution
+        raise PluginConflictError(
+            f"{names} both serve this {'/'.join(architectures)} checkpoint. Choose one with "
+            f"plugin={first!r} (command line: --plugin {first}), or hide the other with "
+            f"{BLOCK_VARIABLE}"
+        )
+    if failures and len(failures) == len(reasons) == 1:
+        raise failures[0]
+    message = _no_plugin_message(config, architectures, reasons, installed)
+    raise NoPluginError(message) from (failures[0] if failures else None)
+
+
+def _architectures(config: Mapping[str, Any]) -> tuple[str, ...]:
+    names = config.get("architectures")
+    if (
+        not isinstance(names, Sequence)
+        or isinstance(names, str)
+        or not names
+        or not all(isinstance(name, str) for name in names)
+    ):
+        raise NoPluginError(
+            'config.json must name the model class in "architectures", a list of strings such as '
+            f'["SomeModelForConditionalGeneration"]; it has {names!r}'
+        )
+    return tuple(names)
+
+
+def _chosen(
+    plugin: str,
+    candidates: Sequence[PluginInfo],
+    installed: Sequence[PluginInfo],
+    architectures: Sequence[str],
+) -> list[PluginInfo]:
+    wanted = canonicalize_name(plugin)
+    chosen = [info for info in candidates if canonicalize_name(info.distribution) == wanted]
+    if chosen:
+        return chosen
+    for info in installed:
+        if canonicalize_name(info.distribution) == wanted:
+            raise NoPluginError(
+                f"plugin {info.distribution} {info.version} serves "
+                f"{', '.join(info.architectures)}, not {'/'.join(architectures)}"
+            )
+    raise NoPluginError(
+        f"plugin {plugin!r} is not installed: pip install {plugin}. Installed: "
+        f"{_list_plugins(installed)}"
+    )
+
+
+def _no_plugin_message(
+    config: Mapping[str, Any],
+    architectures: Sequence[str],
+    reasons: Sequence[str],
+    installed: Sequence[PluginInfo],
+) -> str:
+    lines = [f"no installed plugin serves this {'/'.join(architectures)} checkpoint"]
+    lines += [f"- {reason}" for reason in reasons]
+    known = [
+        entry for entry in _known_plugins() if set(entry["architectures"]) & set(architectures)
+    ]
+    fitting = [entry for entry in known if _has_signs(config, entry)]
+    present = {canonicalize_name(info.distribution) for info in installed}
+    if absent := [entry for entry in fitting or known if entry["package"] not in present]:
+        what = "checkpoint, by its config.json" if fitting else "architecture name"
+        lines.append(f"packages known to serve this {what}:")
+        lines += [f"- pip install {entry['package']}  ({entry['serves']})" for entry in absent]
+    elif not reasons:
+        lines.append("and vlcore knows of no package that does; look for one named vl-plugin-…")
+    lines.append(f"installed plugins: {_list_plugins(installed)}")
+    return "\n".join(lines)
+
+
+def _has_signs(config: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:
+    """Whether a configuration bears every sign of a known package; one without signs has none."""
+    signs: Mapping[str, str] = entry.get("signs", {})
+    return bool(signs) and all(
+        re.search(pattern, str(config.get(key, ""))) for key, pattern in signs.items()
+    )
+
+
+def _list_plugins(installed: Iterable[PluginInfo]) -> str:
+    return ", ".join(f"{info.distribution} {info.version}" for info in installed) or "none"
+
+
+def _known_plugins() -> list[dict[str, Any]]:
+    """Read the list of published packages.
+
+    Several may serve one architecture name. The ``signs`` of a package tell its checkpoints from
+    those of the others: patterns for values of config.json, where an absent key counts as empty.
+    """
+    text = resources.files("vlcore.plugins").joinpath("known_plugins.json").read_text("utf-8")
+    known: list[dict[str, Any]] = json.loads(text)
+    return known

@@ -1,0 +1,9 @@
+from .check import Check as Check
+from .checks import CHECKS as CHECKS
+from .conformance import PluginConformance as PluginConformance
+from .reference import record_reference as record_reference
+from .report import Failure as Failure
+from .report import Outcome as Outcome
+from .report import Report as Report
+from .report import Result as Result
+from .runner import check_plugin as check_plugin

@@ -1,0 +1,81 @@
+"""The pictures that plugins are tried with: plain ones of several sizes, and odd ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vlcore.testing.report import fail
+from vlcore.vision.model import ImageRows, VisionModel
+
+SIZES = ((64, 48), (48, 64), (33, 97), (150, 150))
+
+
+def picture(size: tuple[int, int], seed: int = 0) -> Image.Image:
+    """Draw an RGB picture: soft colours with some noise; each seed has a brightness of its own."""
+    width, height = size
+    noise = np.random.default_rng(seed).integers(0, 64, (height, width, 3))
+    x, y = np.linspace(0, 190, width), np.linspace(0, 190, height)[:, None]
+    soft = np.stack([x + 0 * y, y + 0 * x, (x + y) / 2], axis=2)
+    return Image.fromarray(((soft + noise) * 0.8**seed).astype(np.uint8))
+
+
+def plain_pictures() -> list[Image.Image]:
+    """Draw RGB pictures of mixed sizes."""
+    return [picture(size, seed) for seed, size in enumerate(SIZES)]
+
+
+def odd_pictures() -> Mapping[str, Image.Image]:
+    """Draw pictures of extreme shapes and of every mode that files come in, by what they are."""
+    base = picture((40, 30))
+    transparent = base.quantize(16)
+    transparent.info["transparency"] = 0
+    draw: dict[str, Callable[[], Image.Image]] = {
+        "1 x 1": lambda: picture((1, 1)),
+        "1 x 5000": lambda: picture((1, 5000)),
+        "5000 x 1": lambda: picture((5000, 1)),
+        "grey (L)": lambda: base.convert("L"),
+        "grey with alpha (LA)": lambda: base.convert("LA"),
+        "black and white (1)": lambda: base.convert("1"),
+        "with alpha (RGBA)": lambda: base.convert("RGBA"),
+        "palette (P)": lambda: base.quantize(16),
+        "palette with transparency (P)": lambda: transparent,
+        "CMYK": lambda: base.convert("CMYK"),
+        "16-bit grey (I;16)": lambda: Image.fromarray(
+            np.asarray(base.convert("L")).astype(np.uint16) * 257
+        ),
+        "32-bit grey (I)": lambda: base.convert("I"),
+        "floating grey (F)": lambda: base.convert("F"),
+    }
+    return {name: make() for name, make in draw.items()}
+
+
+def encode(model: VisionModel, pictures: Sequence[Image.Image]) -> list[ImageRows]:
+    """Preprocess pictures, and encode them in one forward."""
+    return forward(model, [model.preprocess(image) for image in pictures])
+
+
+def forward(model: VisionModel, inputs: Sequence[Any]) -> list[ImageRows]:
+    """Encode preprocessed pictures; shapes and values of the rows are not looked at.
+
+    Raises:
+        CheckFailedError: the results are not tensors, one for each picture.
+    """
+    with torch.inference_mode():
+        results: Any = model.forward(inputs)
+    where = f"{type(model).__name__}.forward, {len(inputs)} picture(s)"
+    advice = "return a list with one matrix, or one ImageRows, for each picture"
+    found = [result if isinstance(result, ImageRows) else ImageRows(result) for result in results]
+    if len(found) != len(inputs):
+        came = f"{len(found)} result(s)"
+        fail(expected=f"{len(inputs)} result(s)", came=came, where=where, advice=advice)
+    for image in found:
+        rows: object = image.rows
+        if not isinstance(rows, Tensor):
+            fail(expected="tensors", came=type(rows).__name__, where=where, advice=advice)
+    return found
