@@ -13,8 +13,8 @@ TURBOMIND := .venv-turbomind
 TURBOMIND_LISTS := constraints-turbomind.txt tests/turbomind/requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help check-python setup demo browser test coverage soak test-turbomind test-cuda lint types words format fuzz \
-	bench bench-lmdeploy train-demo evaluate-demo docs build wheels-check clean
+.PHONY: help check-python setup demo browser test test-all coverage soak test-turbomind test-cuda lint types words format \
+	fuzz bench bench-lmdeploy train-demo evaluate-demo docs build wheels-check clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,12 +41,19 @@ browser:  ## install the browser of Debian that the tests of the page need, wher
 		root=$$(test "$$(id -u)" = 0 || echo sudo); \
 		$$root apt-get update && $$root apt-get install --yes --no-install-recommends chromium
 
-test: $(READY)  ## run every test, as many modules at a time as there are cores, up to four
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+# One order of the tests a seed; a test that takes longer than the timeout hangs, and fails.
+SEED := 1
+PYTEST = $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
+	--randomly-seed $(SEED) --timeout 900
+
+test: $(READY)  ## run the tests, except the slow ones (make test SEED=2 runs them in another order)
+	$(PYTEST) -m "not slow"
+
+test-all: test  ## run the tests, then the slow ones (browser, installations, new processes, load)
+	$(PYTEST) -m slow
 
 coverage: $(READY)  ## measure how much of the code the tests run; fails below the floor in pyproject.toml
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
-		--cov --cov-report=term --cov-report=html:build/coverage
+	$(PYTEST) --cov --cov-report=term --cov-report=html:build/coverage
 
 SECONDS := 60
 soak: $(READY)  ## load a real server well and badly and watch it (make soak SECONDS=600)

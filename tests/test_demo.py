@@ -126,6 +126,7 @@ def test_the_checkpoint_is_small() -> None:
     assert 0 < sum(path.stat().st_size for path in files) <= MAX_BYTES
 
 
+@pytest.mark.slow
 def test_the_demo_prints_picture_question_and_answer() -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", ROOT / "demo" / "run.py"],

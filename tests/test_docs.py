@@ -38,13 +38,20 @@ STAND_INS = {
     "liuhaotian/llava-v1.5-7b": write_llava,
 }
 """Tiny checkpoints in the places of those that the plugins' READMEs name."""
-NEEDS_NO_RUN = {"make test", "make test-turbomind"}  # what runs this, and what runs beside it
+NEEDS_NO_RUN = {"make test", "make test-turbomind"}  # what runs this, and what runs next to it
+STARTS_A_PROCESS = re.compile(r"make demo|.*vlcore serve .*")
 BLOCKS = blocks_of(DOCUMENTS)
 COMMANDS = commands_of(BLOCKS)
 PLUGIN_OF_THE_README = [block for block in blocks_of([README]) if block.file]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(one, marks=[pytest.mark.slow] if STARTS_A_PROCESS.fullmatch(one) else [])
+        for one in COMMANDS
+    ],
+)
 def test_every_command_runs(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     for option in ("--out", "--directory"):

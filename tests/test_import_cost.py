@@ -62,5 +62,6 @@ def test_a_plugin_module_imports_no_torch() -> None:
         assert imported_modules("-c", f"import {module}") & HEAVY == set()
 
 
+@pytest.mark.slow
 def test_the_measurement_sees_a_name_that_needs_torch() -> None:
     assert "torch" in imported_modules("-c", "from vlcore import ImageRows")

@@ -108,6 +108,7 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
             del sys.modules[name]
 
 
+@pytest.mark.slow
 def test_the_tutorial_ends_with_a_plugin_that_works(
     reader: Reader, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -100,6 +100,7 @@ BAD: dict[str, tuple[list[str], str]] = {
 }
 
 
+@pytest.mark.slow
 def test_no_bad_plugin_breaks_a_command_or_another_model(site: Site, tmp_path: Path) -> None:
     """All of them at once, in fresh processes, as a user has them."""
     for name, (architectures, source) in BAD.items():
@@ -155,6 +156,7 @@ def test_the_module_is_the_command(command: list[str]) -> None:
     assert done.stdout == f"vlcore {vlcore.__version__}\n"
 
 
+@pytest.mark.slow
 def test_an_error_is_one_message_without_a_traceback() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "vlcore", "chat", "./nowhere", "Hello"],

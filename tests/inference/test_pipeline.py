@@ -568,6 +568,7 @@ def test_a_closed_pipeline_leaves_no_thread_and_refuses_work(checkpoint: Path) -
     asyncio.run(body())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["", "next(pipe.stream_infer('a', {'max_new_tokens': 400}))"])
 def test_a_script_that_does_not_close_its_pipeline_ends_quietly(checkpoint: Path, end: str) -> None:
     script = f"""
@@ -658,7 +659,6 @@ def test_an_option_that_is_wrong_is_named_and_no_thread_is_left(
     assert vlcore_threads() <= before
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
 def test_cuda_where_there_is_none_is_an_error(checkpoint: Path) -> None:
     with pytest.raises(EngineUnavailableError, match="sees no CUDA device: use device='cpu'"):
         pipeline(checkpoint, device="cuda")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 from documents import ROOT
 
 
+@pytest.mark.slow
 def test_a_short_soak_finds_no_fault() -> None:
     command = [sys.executable, str(ROOT / "scripts" / "soak.py")]
     command += ["--seconds", "3", "--clients", "4"]

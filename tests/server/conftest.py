@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
@@ -10,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loop_clock import LoopClock
 
 import vlcore
 from vlcore.server.serving import Server
 from vlcore.server.settings import ServerSettings
 
 DEMO = Path(__file__).parents[2] / "demo"
+TIMEOUT_S = 120
+"""Of a wait that only a failing test waits out."""
 
 
 @contextmanager
@@ -32,9 +36,18 @@ def running(pipe: vlcore.Pipeline, **settings: Any) -> Iterator[Server]:
         yield server
     finally:
         server.stop()
-        thread.join(60)
+        thread.join(TIMEOUT_S)
         assert not thread.is_alive(), "the server did not stop"
         pipe.close()
+
+
+def clock_of(pipe: vlcore.Pipeline) -> LoopClock:
+    """Let the test move the time of a server that runs on the loop of its pipeline."""
+
+    async def running_loop() -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+    return LoopClock(pipe.run(running_loop()))
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,8 @@ import vlcore
 from vlcore.errors import EngineClosedError
 from vlcore.inference.response import Response
 
+pytestmark = pytest.mark.slow
+
 PICTURES = DEMO / "images"
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 COLOUR = "What colour is the circle?"

@@ -3,38 +3,79 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from server.conftest import DEMO, running
-from server.wire import ask, connect, exchange, post, read_until
+from held_engine import held
+from loop_clock import LoopClock
+from server.conftest import DEMO, clock_of, running
+from server.wire import ask, closing, connect, exchange, post, read_all, read_until, wait_for
 
 import vlcore
+from vlcore.inference.pipeline import Pipeline
 from vlcore.server.serving import Server
+
+HEADER_TIMEOUT_S = 5000.0
 
 
 @pytest.fixture(scope="module")
-def hasty() -> Iterator[Server]:
-    pipe = vlcore.pipeline(DEMO / "tiny-llava", device="cpu", dtype="float32")
-    with running(pipe, header_timeout_s=0.3) as server:
+def pipe() -> Pipeline:
+    return vlcore.pipeline(DEMO / "tiny-llava", device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def hasty(pipe: Pipeline) -> Iterator[Server]:
+    """A server whose time limit only passes where a test moves its clock."""
+    limits = {"header_timeout_s": HEADER_TIMEOUT_S, "deadline_s": 2 * HEADER_TIMEOUT_S}
+    with running(pipe, **limits) as server:
         yield server
 
 
+@pytest.fixture(scope="module")
+def clock(pipe: Pipeline, hasty: Server) -> LoopClock:
+    """The clock of that server."""
+    return clock_of(pipe)
+
+
+def received(server: Server) -> bytes:
+    """Return what has come of the head that the only connection has begun."""
+    (connection,) = server.server_state.connections
+    data: bytes = connection.conn.trailing_data[0]  # type: ignore[union-attr]
+    return data
+
+
 @pytest.mark.parametrize("start", [b"", b"POST /v1/chat/completions HTTP/1.1\r\nhost: loc"])
-def test_a_head_that_does_not_come_ends_the_connection(hasty: Server, start: bytes) -> None:
+def test_a_head_that_does_not_come_ends_the_connection(
+    hasty: Server, clock: LoopClock, start: bytes
+) -> None:
+    wait_for(lambda: not hasty.server_state.connections)
     with connect(hasty) as connection:
         connection.sendall(start)
-        assert connection.recv(1) == b""
+        wait_for(lambda: hasty.server_state.connections and received(hasty) == start)
+        clock.advance(HEADER_TIMEOUT_S)
+        assert read_all(connection) == b""
 
 
-def test_the_next_head_on_a_kept_connection_must_come_in_time_too(hasty: Server) -> None:
+def test_the_next_head_on_a_kept_connection_must_come_in_time_too(
+    hasty: Server, clock: LoopClock
+) -> None:
+    wait_for(lambda: not hasty.server_state.connections)
     with connect(hasty) as connection:
         for _ in range(2):
             connection.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
             assert b"200 OK" in read_until(connection, b'"ok"}')
         connection.sendall(b"GET /health")
-        assert connection.recv(1) == b""
+        wait_for(lambda: received(hasty) == b"GET /health")
+        clock.advance(HEADER_TIMEOUT_S)
+        assert read_all(connection) == b""
 
 
-def test_an_answer_may_take_longer_than_a_head(hasty: Server) -> None:
-    assert exchange(hasty, post(ask(max_tokens=200, ignore_eos=True)))[0] == 200
+def test_an_answer_may_take_longer_than_a_head(
+    hasty: Server, pipe: Pipeline, clock: LoopClock
+) -> None:
+    with held(pipe.engine, 4) as hold, connect(hasty) as connection:
+        connection.sendall(closing(post(ask(max_tokens=24, ignore_eos=True))))
+        hold.wait_until_held()
+        clock.advance(HEADER_TIMEOUT_S)
+        hold.release()
+        assert read_all(connection).startswith(b"HTTP/1.1 200 ")
 
 
 def test_a_flood_of_headers_is_refused(hasty: Server) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 from vlcore.server.serving import Server
 
 LONG: dict[str, Any] = {"max_tokens": 100_000, "ignore_eos": True, "temperature": 0}
-"""An answer that takes longer than any test."""
+"""As many tokens as the context holds: with the engine held, an answer without an end."""
+TIMEOUT_S = 120
+"""Of a wait that only a failing test waits out."""
 
 
 def ask(**more: Any) -> bytes:
@@ -29,9 +31,14 @@ def post(body: bytes, length: int | None = None) -> bytes:
     )
 
 
+def closing(request: bytes) -> bytes:
+    """Ask the server to close the connection after its response."""
+    return request.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1)
+
+
 def connect(server: Server) -> socket.socket:
-    """Open a connection; what does not come within half a minute fails the test."""
-    return socket.create_connection(server.address, timeout=30)
+    """Open a connection; what does not come in time fails the test."""
+    return socket.create_connection(server.address, timeout=TIMEOUT_S)
 
 
 def read_until(connection: socket.socket, mark: bytes) -> bytes:
@@ -42,11 +49,16 @@ def read_until(connection: socket.socket, mark: bytes) -> bytes:
     return came
 
 
+def read_all(connection: socket.socket) -> bytes:
+    """Read to the end of the connection."""
+    return read_until(connection, b"nothing ends it but its end")
+
+
 def exchange(server: Server, request: bytes) -> tuple[int, str]:
     """Send a request over a connection of its own: the status, and all that came."""
     with connect(server) as connection:
-        connection.sendall(request.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1))
-        came = read_until(connection, b"nothing ends it but its end").decode()
+        connection.sendall(closing(request))
+        came = read_all(connection).decode()
     return int(came.split(" ", 2)[1]), came
 
 
@@ -64,7 +76,7 @@ def outcomes(server: Server, outcome: str) -> float:
 
 def wait_for(condition: Callable[[], object]) -> None:
     """Wait until it is so."""
-    until = time.monotonic() + 15
+    until = time.monotonic() + TIMEOUT_S
     while not condition():
         assert time.monotonic() < until, "it did not come about"
         time.sleep(0.01)

@@ -571,6 +571,7 @@ def test_a_fault_is_found_by_the_check_that_is_meant_for_it(
         assert found - {broken.check, "answers"} == set(broken.also), report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", BESIDE, ids=lambda broken: broken.fault)
 def test_a_deed_beside_the_work_is_found(site: Site, checkpoint: Path, broken: Broken) -> None:
     install(site, broken)

@@ -47,6 +47,7 @@ def run(tests: str, directory: Path, *arguments: str) -> subprocess.CompletedPro
     )
 
 
+@pytest.mark.slow
 def test_every_check_is_a_test_and_the_end_says_what_was_excused(
     site: Site, tmp_path: Path
 ) -> None:

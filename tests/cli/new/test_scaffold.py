@@ -239,6 +239,7 @@ def test_the_wheel_of_vlcore_brings_the_templates(tmp_path: Path) -> None:
 # -- in an environment of its own
 
 
+@pytest.mark.slow
 def test_it_installs_passes_its_own_tests_and_is_listed(tmp_path: Path) -> None:
     """The new environment has nothing installed but the plugin, as a wheel.
 

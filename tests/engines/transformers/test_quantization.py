@@ -139,6 +139,7 @@ def test_a_model_without_linear_layers_is_refused() -> None:
         quantize_weights(model, "int8")
 
 
+@pytest.mark.slow
 def test_torchao_says_nothing_when_a_model_is_made() -> None:
     code = "import vlcore, transformers; transformers.LlamaForCausalLM; import torchao"
     done = subprocess.run(
