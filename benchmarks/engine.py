@@ -27,7 +27,7 @@ from vlcore.engines.base import EngineRequest
 from vlcore.engines.generation import GenerationConfig
 from vlcore.engines.transformers.engine import TransformersEngine
 from vlcore.language.model import LanguageModel
-from vlcore.prompts.tokenization import Prompt
+from vlcore.prompts.tokenization import TokenizedPrompt
 
 TINY = {**SMOLLM2_135M, "hidden_size": 72, "num_hidden_layers": 2, "intermediate_size": 96}
 SPACING_S = 0.05
@@ -118,7 +118,7 @@ class Engine:
         """Ask after a while; the moment of asking, then that of each token."""
         await asyncio.sleep(delay_s)
         config = GenerationConfig(max_new_tokens=num_new or self.work.num_new, ignore_eos=True)
-        request = EngineRequest(Prompt(prompt), (), config)
+        request = EngineRequest(TokenizedPrompt(prompt), (), config)
         asked = time.perf_counter()
         async with aclosing(self.engine.generate(request)) as pieces:
             return [asked, *[time.perf_counter() async for _ in pieces]]

@@ -25,10 +25,10 @@ from vlcore.engines.base import Engine, EngineRequest
 from vlcore.engines.generation import GenerationConfig
 from vlcore.engines.transformers.engine import TransformersEngine, TransformersEngineConfig
 from vlcore.engines.turbomind.engine import TurbomindEngine
-from vlcore.engines.turbomind.support import lmdeploy_version, reason_against
+from vlcore.engines.turbomind.support import lmdeploy_version, unsupported_reason
 from vlcore.language.model import LanguageModel
 from vlcore.language.view_cache import ViewCache
-from vlcore.prompts.tokenization import Prompt, Span
+from vlcore.prompts.tokenization import Span, TokenizedPrompt
 
 LLAMA_7B: dict[str, Any] = {
     "hidden_size": 4096,
@@ -91,13 +91,13 @@ def requests(
     for _ in range(num):
         ids = torch.randint(1, shape["vocab_size"], (NUM_TEXT,), generator=draw).tolist()
         if not with_picture:
-            made.append(EngineRequest(Prompt(tuple(ids)), (), config))
+            made.append(EngineRequest(TokenizedPrompt(tuple(ids)), (), config))
             continue
         half = NUM_TEXT // 2
         ids[half:half] = [0] * NUM_ROWS
         rows = torch.randn(NUM_ROWS, shape["hidden_size"], generator=draw) / 50
         spans = (Span(half, half + NUM_ROWS, 0, 0),)
-        made.append(EngineRequest(Prompt(tuple(ids), spans), (rows.to(DTYPE),), config))
+        made.append(EngineRequest(TokenizedPrompt(tuple(ids), spans), (rows.to(DTYPE),), config))
     return made
 
 
@@ -191,7 +191,7 @@ def reason_not_to_measure() -> str | None:
         return "torch sees no CUDA device"
     config = LlamaConfig(**SMALL).to_dict() | {"architectures": ["LlamaForCausalLM"]}
     nowhere = Checkpoint(Path("nowhere"))
-    return reason_against(LanguageModel(nowhere, config, {}), torch.device("cuda", 0), DTYPE)
+    return unsupported_reason(LanguageModel(nowhere, config, {}), torch.device("cuda", 0), DTYPE)
 
 
 def main() -> None:

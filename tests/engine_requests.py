@@ -12,7 +12,7 @@ import torch
 from vlcore.engines.base import EngineOutput, EngineRequest
 from vlcore.engines.generation import GenerationConfig
 from vlcore.engines.transformers.engine import TransformersEngine
-from vlcore.prompts.tokenization import Prompt, Span
+from vlcore.prompts.tokenization import Span, TokenizedPrompt
 
 CPU = torch.device("cpu")
 TIMEOUT_S = 60
@@ -38,12 +38,12 @@ def request(
     token_ids = torch.randint(300, 690, (num_tokens,), generator=draw).tolist()
     config = GenerationConfig(**{"max_new_tokens": 8, "ignore_eos": not stop} | options)
     if not image_rows:
-        return EngineRequest(Prompt(tuple(token_ids)), (), config, stop)
+        return EngineRequest(TokenizedPrompt(tuple(token_ids)), (), config, stop)
     half = num_tokens // 2
     rows = torch.randn(image_rows, 64, generator=draw) / 8
     token_ids[half:half] = [0] * image_rows
     spans = (Span(half, half + 1, 0, 0), Span(half + 1, half + image_rows, 0, 1))
-    return EngineRequest(Prompt(tuple(token_ids), spans), (rows,), config, stop)
+    return EngineRequest(TokenizedPrompt(tuple(token_ids), spans), (rows,), config, stop)
 
 
 async def pieces(engine: TransformersEngine, asked: EngineRequest) -> list[EngineOutput]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import vlcore
 from vlcore.errors import PluginContractError
-from vlcore.vision.device_runner import make_replica
+from vlcore.vision.device_runner import make_device_runner
 from vlcore.vision.model import ImageInputs, VisionModel
 
 pytestmark = [
@@ -138,7 +138,7 @@ def test_rows_are_those_of_the_tower_alone(max_batch_size: int, cuda_graphs: boo
 
 def test_a_batch_size_is_recorded_once() -> None:
     model = Wide()
-    replica = make_replica(model, rows_device=None, torch_compile=False, cuda_graphs=True)
+    replica = make_device_runner(model, rows_device=None, torch_compile=False, cuda_graphs=True)
     inputs = [model.preprocess(image) for image in pictures(4)]
     first = replica(inputs)
     num_calls = model.num_calls
@@ -202,7 +202,7 @@ def test_nan_on_the_device_fails_its_image_alone() -> None:
     model = Broken()
     inputs = [model.preprocess(image) for image in pictures(3)]
     inputs[1] = ImageInputs(inputs[1].pixels, layout="bad")
-    replica = make_replica(model, rows_device=None, torch_compile=False, cuda_graphs=True)
+    replica = make_device_runner(model, rows_device=None, torch_compile=False, cuda_graphs=True)
     kinds = [type(image) for image in replica(inputs)]
     assert kinds == [vlcore.ImageRows, PluginContractError, vlcore.ImageRows]
 

@@ -6,8 +6,8 @@ The public names are listed in ``__init__.pyi``. Each is imported when it is fir
 
 import lazy_loader
 
-from vlcore._utils.log_filters import quieten_torchao
+from vlcore._utils.log_filters import filter_torchao_logs
 from vlcore._version import __version__ as __version__
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
-quieten_torchao()
+filter_torchao_logs()

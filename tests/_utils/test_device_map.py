@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vlcore._utils.device_map import device_of, plan_devices, spread
+from vlcore._utils.device_map import device_of, dispatch, plan_devices
 from vlcore.errors import OptionError
 
 CPU = torch.device("cpu")
@@ -48,7 +48,7 @@ def test_what_cannot_be_placed_is_refused(device_map: Any, max_memory: Any, mess
 
 def test_a_spread_module_is_called_like_any_other() -> None:
     module, same = two_layers(), two_layers()
-    spread(module, {"0": "cpu", "1": "cpu"}, CPU)
+    dispatch(module, {"0": "cpu", "1": "cpu"}, CPU)
     inputs = torch.randn(3, 4)
     assert torch.equal(module(inputs), same(inputs))
 

@@ -4,18 +4,18 @@ import asyncio
 
 import pytest
 
-from vlcore._utils.fair_queue import Gate, Turns
+from vlcore._utils.fair_queue import FairQueue, FairSemaphore
 
 
-def filled(**items: str) -> Turns[str]:
-    turns: Turns[str] = Turns()
+def filled(**items: str) -> FairQueue[str]:
+    turns: FairQueue[str] = FairQueue()
     for owner, letters in items.items():
         for letter in letters:
             turns.add(owner, letter)
     return turns
 
 
-def drained(turns: Turns[str]) -> str:
+def drained(turns: FairQueue[str]) -> str:
     taken = ""
     while turns:
         seen = turns.peek()
@@ -51,7 +51,7 @@ def test_a_gate_lets_so_many_in_and_owners_take_turns() -> None:
     inside: list[str] = []
     order: list[str] = []
 
-    async def enter(gate: Gate, owner: str) -> None:
+    async def enter(gate: FairSemaphore, owner: str) -> None:
         async with gate.place(owner):
             inside.append(owner)
             order.append(owner)
@@ -60,7 +60,7 @@ def test_a_gate_lets_so_many_in_and_owners_take_turns() -> None:
             inside.remove(owner)
 
     async def body() -> None:
-        gate = Gate(2)
+        gate = FairSemaphore(2)
         await asyncio.gather(*(enter(gate, owner) for owner in "aaaaaabbc"))
         assert gate._num_free == 2
 
@@ -69,12 +69,12 @@ def test_a_gate_lets_so_many_in_and_owners_take_turns() -> None:
 
 
 def test_a_cancelled_wait_gives_its_place_to_the_next() -> None:
-    async def wait(gate: Gate, entered: list[int], number: int) -> None:
+    async def wait(gate: FairSemaphore, entered: list[int], number: int) -> None:
         async with gate.place(number):
             entered.append(number)
 
     async def body() -> None:
-        gate, entered = Gate(1), list[int]()
+        gate, entered = FairSemaphore(1), list[int]()
         async with gate.place("first"):
             tasks = [asyncio.create_task(wait(gate, entered, number)) for number in range(3)]
             await asyncio.sleep(0)
@@ -91,7 +91,7 @@ def test_a_cancelled_wait_gives_its_place_to_the_next() -> None:
 
 def test_an_error_inside_gives_the_place_back() -> None:
     async def body() -> None:
-        gate = Gate(1)
+        gate = FairSemaphore(1)
         with pytest.raises(KeyError):
             async with gate.place("a"):
                 raise KeyError

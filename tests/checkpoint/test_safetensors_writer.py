@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vlcore.checkpoint.safetensors_writer import ShardFile
+from vlcore.checkpoint.safetensors_writer import SafetensorsWriter
 from vlcore.checkpoint.weights import DTYPES, TensorInfo, open_weights, read_header
 from vlcore.errors import TensorError
 
@@ -27,8 +27,8 @@ def infos(tensors: dict[str, Tensor]) -> dict[str, TensorInfo]:
     return {name: TensorInfo(t.dtype, tuple(t.shape)) for name, t in tensors.items()}
 
 
-def write(path: Path, tensors: dict[str, Tensor]) -> ShardFile:
-    file = ShardFile(infos(tensors))
+def write(path: Path, tensors: dict[str, Tensor]) -> SafetensorsWriter:
+    file = SafetensorsWriter(infos(tensors))
     with file.writing(path) as put:
         for name in reversed(tensors):
             put(name, tensors[name])
@@ -78,13 +78,13 @@ def test_parts_that_share_memory_are_written_as_they_are(tmp_path: Path) -> None
 @pytest.mark.parametrize("tensor", [torch.zeros(2, 4), torch.zeros(3, 4).half()], ids=str)
 def test_a_tensor_that_is_not_as_announced_is_told(tmp_path: Path, tensor: Tensor) -> None:
     path = tmp_path / "model.safetensors"
-    file = ShardFile({"a": TensorInfo(torch.float32, (3, 4))})
+    file = SafetensorsWriter({"a": TensorInfo(torch.float32, (3, 4))})
     with pytest.raises(TensorError, match=r"'a' in .* must be"), file.writing(path) as put:
         put("a", tensor)
 
 
 def test_a_tensor_that_is_left_out_is_told(tmp_path: Path) -> None:
-    file = ShardFile(infos(TENSORS))
+    file = SafetensorsWriter(infos(TENSORS))
     path = tmp_path / "model.safetensors"
     with pytest.raises(TensorError, match="left without bytes, halves"), file.writing(path) as put:
         put("matrix", TENSORS["matrix"])
@@ -92,7 +92,7 @@ def test_a_tensor_that_is_left_out_is_told(tmp_path: Path) -> None:
 
 def test_a_dtype_without_a_name_is_told() -> None:
     with pytest.raises(TensorError, match=r"'a' is torch\.complex64, which cannot be rewritten"):
-        ShardFile({"a": TensorInfo(torch.complex64, (1,))})
+        SafetensorsWriter({"a": TensorInfo(torch.complex64, (1,))})
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])

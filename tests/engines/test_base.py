@@ -9,7 +9,7 @@ import torch
 from vlcore.engines.base import Engine, EngineOutput, EngineRequest, EngineStats
 from vlcore.engines.generation import GenerationConfig
 from vlcore.errors import ContextLengthError, EngineError, OptionError, PluginContractError
-from vlcore.prompts.tokenization import Prompt, Span
+from vlcore.prompts.tokenization import Span, TokenizedPrompt
 
 
 class FakeEngine(Engine):
@@ -30,7 +30,7 @@ class FakeEngine(Engine):
 
 def check(token_ids: tuple[int, ...], spans: Any = (), rows: Any = (), **options: Any) -> None:
     config = GenerationConfig(**options)
-    FakeEngine().check(EngineRequest(Prompt(token_ids, tuple(spans)), tuple(rows), config))
+    FakeEngine().check(EngineRequest(TokenizedPrompt(token_ids, tuple(spans)), tuple(rows), config))
 
 
 def test_a_request_that_fits_passes() -> None:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from vlcore.engines import selection
 from vlcore.engines.base import Engine, EngineOutput, EngineRequest, EngineStats
-from vlcore.engines.selection import ChosenEngine, choose_engine
+from vlcore.engines.selection import SelectedEngine, select_engine
 from vlcore.engines.transformers.engine import TransformersEngine, TransformersEngineConfig
 from vlcore.errors import EngineUnavailableError, OptionError, ViewError
 from vlcore.language.model import LanguageModel
@@ -57,7 +57,7 @@ class FakeViews:
 def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "TurbomindEngine", FakeTurbomind)
     monkeypatch.setattr(selection, "ViewCache", FakeViews)
-    monkeypatch.setattr(selection, "reason_against", lambda *_: None)
+    monkeypatch.setattr(selection, "unsupported_reason", lambda *_: None)
     monkeypatch.setattr(
         selection, "is_turbomind_config", lambda config: isinstance(config, LmdeploysConfig)
     )
@@ -70,8 +70,8 @@ def prepare(
     device: torch.device = CUDA,
     config: object = None,
     **settings: Any,
-) -> ChosenEngine:
-    return choose_engine(
+) -> SelectedEngine:
+    return select_engine(
         engine, language_model, device=device, dtype=torch.float16, config=config, **settings
     )
 
@@ -97,7 +97,7 @@ def test_auto_says_why_it_is_not_turbomind(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(selection, "reason_against", lambda *_: "the moon is full")
+    monkeypatch.setattr(selection, "unsupported_reason", lambda *_: "the moon is full")
     with caplog.at_level(logging.INFO):
         start = prepare(language_model)
     assert start.engine is TransformersEngine
@@ -108,7 +108,7 @@ def test_auto_says_why_it_is_not_turbomind(
 def test_turbomind_that_was_asked_for_is_never_replaced(
     language_model: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(selection, "reason_against", lambda *_: "the moon is full")
+    monkeypatch.setattr(selection, "unsupported_reason", lambda *_: "the moon is full")
     for settings in ({"engine": "turbomind"}, {"config": LmdeploysConfig()}):
         with pytest.raises(EngineUnavailableError, match=r"cannot run .* here: the moon is full"):
             prepare(language_model, **settings)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vlcore.errors import OptionError
-from vlcore.inference.response import Response, failed, join
+from vlcore.inference.response import Response, error_response, join_responses
 
 
 def piece(text: str, choice: int, *token_ids: int, last: bool = False) -> Response:
@@ -22,7 +22,7 @@ def piece(text: str, choice: int, *token_ids: int, last: bool = False) -> Respon
 
 
 def test_pieces_of_one_answer_are_put_together() -> None:
-    whole = join([piece("a", 0, 1, 2), piece("", 0, 3), piece("b", 0, last=True)])
+    whole = join_responses([piece("a", 0, 1, 2), piece("", 0, 3), piece("b", 0, last=True)])
     assert (whole.text, whole.token_ids, whole.finish_reason) == ("ab", (1, 2, 3), "stop")
     assert (whole.input_token_len, whole.index) == (7, 3)
     assert whole.logprobs == ({1: -1.0}, {2: -1.0}, {3: -1.0})
@@ -34,7 +34,7 @@ def test_pieces_of_one_answer_are_put_together() -> None:
 
 def test_pieces_of_several_answers_are_kept_apart() -> None:
     mixed = [piece("a", 1, 1), piece("x", 0, 5, last=True), piece("b", 1, 2, last=True)]
-    whole = join(mixed)
+    whole = join_responses(mixed)
     assert (whole.text, whole.choice) == ("x", 0)
     assert [answer.text for answer in whole.choices] == ["x", "ab"]
     assert [answer.choice for answer in whole.choices] == [0, 1]
@@ -45,11 +45,11 @@ def test_pieces_of_several_answers_are_kept_apart() -> None:
 
 
 def test_an_answer_without_tokens_has_no_logits() -> None:
-    assert join([piece("", 0, last=True)]).logits is None
+    assert join_responses([piece("", 0, last=True)]).logits is None
 
 
 def test_a_failure_is_an_answer_that_raises(caplog: pytest.LogCaptureFixture) -> None:
-    response = failed(OptionError("too much"), 4)
+    response = error_response(OptionError("too much"), 4)
     assert (response.finish_reason, response.index, response.text) == ("error", 4, "")
     assert "prompt 4 was not answered: too much" in caplog.text
     with pytest.raises(OptionError, match="too much"):
@@ -58,7 +58,7 @@ def test_a_failure_is_an_answer_that_raises(caplog: pytest.LogCaptureFixture) ->
 
 def test_a_message_cannot_write_lines_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
     error = OptionError("bad\nCRITICAL: all is lost\r\x1b[2J\u2028\u202e\ud800 猫é")
-    assert failed(error, 0).error is error
+    assert error_response(error, 0).error is error
     (record,) = caplog.records
     expected = r"bad\nCRITICAL: all is lost\r\x1b[2J\u2028\u202e\ud800 猫é"
     assert record.getMessage() == f"prompt 0 was not answered: {expected}"

@@ -16,9 +16,9 @@ from vlcore.engines.generation import GenerationConfig
 from vlcore.inference.pipeline import Pipeline
 from vlcore.inference.response import Response
 from vlcore.prompts.regions import Region
-from vlcore.server.completion import Answer
+from vlcore.server.completion import Completion
 from vlcore.server.metrics import Metrics
-from vlcore.server.request_parsing import Question
+from vlcore.server.request_parsing import ParsedRequest
 from vlcore.vision.stats import EncoderStats
 
 
@@ -45,14 +45,14 @@ class Told:
         return {1: "red", 2: "\ufffd"}[token_id]
 
 
-def asked(pipeline: Told, **options: Any) -> tuple[Answer, Metrics]:
+def asked(pipeline: Told, **options: Any) -> tuple[Completion, Metrics]:
     metrics = Metrics(EncoderStats, lambda: EngineStats(0, 0), lambda: 0)
     defaults: dict[str, Any] = {
         "messages": [], "config": GenerationConfig(), "streams": False, "wants_usage": False,
         "num_top_logprobs": None, "warnings": (), "has_images": True,
     }  # fmt: skip
-    question = Question(**defaults | options)
-    return Answer(cast("Pipeline", pipeline), question, "tiny", metrics), metrics
+    question = ParsedRequest(**defaults | options)
+    return Completion(cast("Pipeline", pipeline), question, "tiny", metrics), metrics
 
 
 def whole(pipeline: Told, **options: Any) -> dict[str, Any]:

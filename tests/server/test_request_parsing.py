@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 
 from vlcore.server.errors import ApiError
-from vlcore.server.request_parsing import Question, read_question
+from vlcore.server.request_parsing import ParsedRequest, parse_request
 from vlcore.server.settings import ServerSettings
 
 SETTINGS = ServerSettings(model_name="tiny", default_max_tokens=100, max_answers=4)
 PICTURE = {"type": "image_url", "image_url": {"url": "data:,"}}
 
 
-def read(*, image_options: frozenset[str] = frozenset(), **options: Any) -> Question:
+def read(*, image_options: frozenset[str] = frozenset(), **options: Any) -> ParsedRequest:
     body = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]} | options
-    return read_question(json.dumps(body).encode(), SETTINGS, image_options, 1000)
+    return parse_request(json.dumps(body).encode(), SETTINGS, image_options, 1000)
 
 
 def refused(**options: Any) -> ApiError:

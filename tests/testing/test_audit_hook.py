@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from vlcore.testing.audit_hook import Deed, Observer, _is_import_of_library
+from vlcore.testing.audit_hook import AuditHook, SideEffect, _is_import_of_library
 
 
 @pytest.fixture
-def observer(tmp_path: Path) -> Observer:
-    return Observer(tmp_path, "test_audit_hook")
+def observer(tmp_path: Path) -> AuditHook:
+    return AuditHook(tmp_path, "test_audit_hook")
 
 
-def told(observer: Observer, event: str, *arguments: Any) -> list[Deed]:
+def told(observer: AuditHook, event: str, *arguments: Any) -> list[SideEffect]:
     with observer:
         observer(event, arguments)
     return observer.deeds
@@ -34,7 +34,7 @@ def told(observer: Observer, event: str, *arguments: Any) -> list[Deed]:
     ],
 )
 def test_the_network_is_refused(
-    observer: Observer, event: str, arguments: tuple[Any, ...], what: str
+    observer: AuditHook, event: str, arguments: tuple[Any, ...], what: str
 ) -> None:
     with observer, pytest.raises(ConnectionRefusedError):
         observer(event, arguments)
@@ -44,12 +44,12 @@ def test_the_network_is_refused(
     assert "test_audit_hook.py" in deed.where
 
 
-def test_a_unix_socket_is_no_network(observer: Observer) -> None:
+def test_a_unix_socket_is_no_network(observer: AuditHook) -> None:
     assert told(observer, "socket.connect", None, "/run/some.sock") == []
 
 
 @pytest.mark.parametrize("name", ["modeling.py", "sub/modeling.py"])
-def test_code_of_the_checkpoint_is_refused(observer: Observer, tmp_path: Path, name: str) -> None:
+def test_code_of_the_checkpoint_is_refused(observer: AuditHook, tmp_path: Path, name: str) -> None:
     code = compile("1", str(tmp_path / name), "exec")
     for event, arguments in (("exec", (code,)), ("open", (str(tmp_path / name), "r", 0))):
         with observer, pytest.raises(PermissionError):
@@ -57,7 +57,7 @@ def test_code_of_the_checkpoint_is_refused(observer: Observer, tmp_path: Path, n
     assert [deed.kind for deed in observer.deeds] == ["code", "code"]
 
 
-def test_code_that_transformers_copied_is_refused(observer: Observer) -> None:
+def test_code_that_transformers_copied_is_refused(observer: AuditHook) -> None:
     code = compile("1", "/cache/modules/transformers_modules/x/modeling.py", "exec")
     with observer, pytest.raises(PermissionError):
         observer("exec", (code,))
@@ -77,7 +77,7 @@ def test_code_that_transformers_copied_is_refused(observer: Observer) -> None:
     ],
 )
 def test_ordinary_work_is_let_pass(
-    observer: Observer, event: str, arguments: tuple[Any, ...]
+    observer: AuditHook, event: str, arguments: tuple[Any, ...]
 ) -> None:
     assert told(observer, event, *arguments) == []
 
@@ -94,24 +94,24 @@ def test_ordinary_work_is_let_pass(
     ],
 )
 def test_a_file_that_is_touched_is_noted(
-    observer: Observer, event: str, arguments: tuple[Any, ...], what: str
+    observer: AuditHook, event: str, arguments: tuple[Any, ...], what: str
 ) -> None:
     (deed,) = told(observer, event, *arguments)
     assert (deed.kind, deed.what) == ("files", what)
 
 
-def test_unpickling_a_class_is_noted(observer: Observer) -> None:
+def test_unpickling_a_class_is_noted(observer: AuditHook) -> None:
     (deed,) = told(observer, "pickle.find_class", "os", "system")
     assert (deed.kind, deed.what) == ("code", "unpickled os.system")
 
 
-def test_the_same_deed_is_noted_once(observer: Observer) -> None:
+def test_the_same_deed_is_noted_once(observer: AuditHook) -> None:
     for _ in range(2):
         told(observer, "os.mkdir", "/x/cache")
     assert len(observer.deeds) == 1
 
 
-def test_nothing_is_noted_unless_entered(observer: Observer) -> None:
+def test_nothing_is_noted_unless_entered(observer: AuditHook) -> None:
     observer("os.mkdir", ("/x",))
     with observer:
         pass

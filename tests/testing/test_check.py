@@ -8,7 +8,7 @@ import pytest
 
 from vlcore import OptionError
 from vlcore.testing import CHECKS, Check, Outcome
-from vlcore.testing.check import check, check_excuses
+from vlcore.testing.check import check, check_expected_failures
 from vlcore.testing.report import DoesNotApplyError, NotRunError, fail
 
 SUBJECT: Any = None
@@ -91,10 +91,10 @@ def test_a_check_is_made_of_a_function() -> None:
 
 def test_excuses_name_a_check() -> None:
     with pytest.raises(OptionError, match=r"no check named rows-shapes to excuse; .* rows-shape,"):
-        check_excuses({"rows-shapes": "why not"}, CHECKS)
+        check_expected_failures({"rows-shapes": "why not"}, CHECKS)
 
 
 @pytest.mark.parametrize("reason", ["", " ", None])
 def test_excuses_give_a_reason(reason: Any) -> None:
     with pytest.raises(OptionError, match="rows-shape is excused without a reason"):
-        check_excuses({"rows-shape": reason}, CHECKS)
+        check_expected_failures({"rows-shape": reason}, CHECKS)

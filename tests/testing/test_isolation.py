@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vlcore.testing.isolation import Watched, _plant, import_apart, watch
+from vlcore.testing.isolation import IsolatedRun, _plant, import_isolated, run_isolated
 from vlcore.testing.report import CheckFailedError
 
 
@@ -16,12 +16,14 @@ def test_a_process_that_ends_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     (tmp_path / "model").mkdir()
     (tmp_path / "work").mkdir()
-    watched = watch("vl-plugin-some", "vl_plugin_some", tmp_path / "model", tmp_path / "work")
-    assert watched == Watched((), "its process ended with 1: ")
+    watched = run_isolated(
+        "vl-plugin-some", "vl_plugin_some", tmp_path / "model", tmp_path / "work"
+    )
+    assert watched == IsolatedRun((), "its process ended with 1: ")
 
 
 def test_a_module_imported_apart() -> None:
-    imported = import_apart("this")
+    imported = import_isolated("this")
     assert imported.printed.startswith("The Zen of Python")
     assert "this" in imported.names
     assert "torch" not in imported.names
@@ -29,7 +31,7 @@ def test_a_module_imported_apart() -> None:
 
 def test_a_module_that_cannot_be_imported_apart() -> None:
     with pytest.raises(CheckFailedError, match="No module named 'vl_plugin_none'"):
-        import_apart("vl_plugin_none")
+        import_isolated("vl_plugin_none")
 
 
 def test_the_copy_of_a_checkpoint_offers_remote_code_and_leaves_the_original(

@@ -6,9 +6,9 @@ import pytest
 
 from vlcore import OptionError
 from vlcore.plugins.registry import find_plugin
-from vlcore.testing.known_models import Sibling, read_siblings, siblings_of
+from vlcore.testing.known_models import KnownModel, known_models_of, read_known_models
 
-SIBLINGS = read_siblings()
+SIBLINGS = read_known_models()
 
 
 def test_the_families_that_are_easily_mistaken_are_there() -> None:
@@ -24,20 +24,20 @@ def test_names_are_kept_apart() -> None:
 @pytest.mark.parametrize(
     "sibling", [one for one in SIBLINGS if one.package], ids=lambda one: one.name
 )
-def test_discovery_finds_the_plugin_that_is_named(sibling: Sibling) -> None:
+def test_discovery_finds_the_plugin_that_is_named(sibling: KnownModel) -> None:
     assert find_plugin(sibling.config).info.distribution == sibling.package
 
 
 def test_a_plugins_own_are_left_out_whatever_its_spelling() -> None:
-    others = {sibling.name for sibling in siblings_of("VL_Plugin_Yi")}
+    others = {sibling.name for sibling in known_models_of("VL_Plugin_Yi")}
     assert {sibling.name for sibling in SIBLINGS} - others == {"Yi-VL-6B"}
 
 
 def test_further_ones_can_be_named() -> None:
-    others = {sibling.name for sibling in siblings_of("vl-plugin-some", ["Yi-VL-6B"])}
+    others = {sibling.name for sibling in known_models_of("vl-plugin-some", ["Yi-VL-6B"])}
     assert "Yi-VL-6B" not in others
     with pytest.raises(OptionError, match="serves names Yi-VL; the kit knows"):
-        siblings_of("vl-plugin-some", ["Yi-VL"])
+        known_models_of("vl-plugin-some", ["Yi-VL"])
 
 
 def test_configurations_are_plain_json_with_architectures() -> None:

@@ -18,9 +18,9 @@ import vlcore
 from vlcore import OptionError
 from vlcore.testing import Outcome, Report, check_plugin, record_reference
 from vlcore.testing.reference import FORMAT, Reference
-from vlcore.testing.samples import picture
+from vlcore.testing.samples import sample_image
 
-PICTURES = [picture((40, 30)), picture((30, 40), 1).convert("L")]
+PICTURES = [sample_image((40, 30)), sample_image((30, 40), 1).convert("L")]
 PROMPTS = [[1, 300, -1, 305, -2, 306], [1, 310, 311]]
 CHECKS = ["reference-rows", "reference-logits"]
 

@@ -12,7 +12,7 @@ from weight_files import FakeHub
 
 from vlcore import CheckpointNotFoundError, NoPluginError, OptionError
 from vlcore.testing import CHECKS, Outcome, check_plugin
-from vlcore.testing.isolation import Watched
+from vlcore.testing.isolation import IsolatedRun
 
 
 @pytest.fixture
@@ -189,12 +189,12 @@ def test_a_model_of_the_hub_is_fetched_before_the_network_is_watched(
     hub = FakeHub(tmp_path / "cache", monkeypatch)
     hub.repositories["maker/model"] = checkpoint
 
-    def watch(plugin: str, module: str, directory: Path, work: Path) -> Watched:
+    def watch(plugin: str, module: str, directory: Path, work: Path) -> IsolatedRun:
         assert (plugin, module) == (NAME, site.modules[0])
         assert (directory / "model.safetensors").is_file()
-        return Watched(())
+        return IsolatedRun(())
 
-    monkeypatch.setattr("vlcore.testing.subject.watch", watch)
+    monkeypatch.setattr("vlcore.testing.subject.run_isolated", watch)
     report = check_plugin("maker/model", only=["no-network"])
     assert report.ok, report
     assert report.model == "maker/model"

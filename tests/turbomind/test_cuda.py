@@ -23,7 +23,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 import vlcore
 from vlcore.engines.base import Engine, EngineOutput, EngineRequest, EngineStats
 from vlcore.engines.generation import GenerationConfig
-from vlcore.prompts.tokenization import Prompt
+from vlcore.prompts.tokenization import TokenizedPrompt
 
 if importlib.util.find_spec("lmdeploy") is None:
     pytest.skip("lmdeploy is not installed", allow_module_level=True)
@@ -124,7 +124,7 @@ def prompt_logprobs(engine: Engine, request: EngineRequest) -> Tensor:
 def forced(request: EngineRequest, answer: tuple[int, ...]) -> EngineRequest:
     """Ask for the logits of a prompt with an answer to it."""
     return EngineRequest(
-        Prompt((*request.prompt.token_ids, *answer), request.prompt.spans),
+        TokenizedPrompt((*request.prompt.token_ids, *answer), request.prompt.spans),
         request.rows,
         GenerationConfig(max_new_tokens=1, ignore_eos=True, output_logits="all"),
     )

@@ -23,7 +23,7 @@ from vlcore.errors import (
     OptionError,
     PluginContractError,
 )
-from vlcore.prompts.tokenization import Prompt, Span
+from vlcore.prompts.tokenization import Span, TokenizedPrompt
 
 if importlib.util.find_spec("lmdeploy") is None:
     pytest.skip("lmdeploy is not installed: make test-turbomind", allow_module_level=True)
@@ -61,7 +61,7 @@ def with_rows(
     num_images = 1 + max(span.image for span in spans)
     rows = tuple(torch.randn(num_rows, WIDTH, generator=draw) for _ in range(num_images))
     config = GenerationConfig(**{"max_new_tokens": 2, "ignore_eos": True} | options)
-    return EngineRequest(Prompt(tuple(ids), spans), rows, config)
+    return EngineRequest(TokenizedPrompt(tuple(ids), spans), rows, config)
 
 
 # -- prompts
@@ -116,7 +116,7 @@ def test_spans_that_do_not_fit_never_arrive(
 ) -> None:
     asked = with_rows(*spans, **options)
     fitting = EngineRequest(
-        Prompt(asked.prompt.token_ids[:20], tuple(spans)), asked.rows, asked.config
+        TokenizedPrompt(asked.prompt.token_ids[:20], tuple(spans)), asked.rows, asked.config
     )
     with pytest.raises(error, match=message):
         ask(engine, fitting)
@@ -126,21 +126,27 @@ def test_spans_that_do_not_fit_never_arrive(
 @pytest.mark.parametrize(
     ("asked", "error", "message"),
     [
-        (EngineRequest(Prompt((1, 700))), EngineError, r"must be in 0\.\.699"),
-        (EngineRequest(Prompt((1,) * 512)), ContextLengthError, "has 512 tokens.*holds 512"),
+        (EngineRequest(TokenizedPrompt((1, 700))), EngineError, r"must be in 0\.\.699"),
         (
-            EngineRequest(Prompt((1, 0), (Span(1, 2, 0, 0),)), (torch.zeros(1, 64),)),
+            EngineRequest(TokenizedPrompt((1,) * 512)),
+            ContextLengthError,
+            "has 512 tokens.*holds 512",
+        ),
+        (
+            EngineRequest(TokenizedPrompt((1, 0), (Span(1, 2, 0, 0),)), (torch.zeros(1, 64),)),
             PluginContractError,
             r"must be \[k, 128\].*\[1, 64\]",
         ),
         (
-            EngineRequest(Prompt((1, 0), (Span(1, 2, 0, 0),)), (torch.full((1, 128), torch.inf),)),
+            EngineRequest(
+                TokenizedPrompt((1, 0), (Span(1, 2, 0, 0),)), (torch.full((1, 128), torch.inf),)
+            ),
             PluginContractError,
             "rows of image 0 hold NaN or numbers too large for bfloat16",
         ),
         (
             EngineRequest(
-                Prompt((0,), (Span(0, 1, 0, 0),)),
+                TokenizedPrompt((0,), (Span(0, 1, 0, 0),)),
                 (torch.zeros(1, 128),),
                 GenerationConfig(repetition_penalty=1.2),
             ),
@@ -453,9 +459,9 @@ def test_requests_share_a_pool_of_instances(
 def test_no_more_run_than_turbomind_serves(
     engine: TurbomindEngine, communicator: Communicator
 ) -> None:
-    from vlcore.engines.turbomind.requests import Instances
+    from vlcore.engines.turbomind.requests import InstancePool
 
-    engine._instances = Instances(engine._model.create_instance, 2)
+    engine._instances = InstancePool(engine._model.create_instance, 2)
     most = 0
 
     def count(num_tokens: int) -> None:
@@ -474,9 +480,9 @@ def test_no_more_run_than_turbomind_serves(
 def test_who_waits_for_an_instance_can_be_cancelled(
     engine: TurbomindEngine, communicator: Communicator
 ) -> None:
-    from vlcore.engines.turbomind.requests import Instances
+    from vlcore.engines.turbomind.requests import InstancePool
 
-    engine._instances = Instances(engine._model.create_instance, 1)
+    engine._instances = InstancePool(engine._model.create_instance, 1)
     first, go_on = threading.Event(), threading.Event()
 
     def wait(num_tokens: int) -> None:

@@ -18,9 +18,9 @@ from vlcore.engines.base import Engine, EngineOutput, EngineRequest
 from vlcore.engines.generation import GenerationConfig
 from vlcore.engines.transformers.engine import TransformersEngine
 from vlcore.engines.turbomind.engine import TurbomindEngine
-from vlcore.engines.turbomind.support import reason_against
+from vlcore.engines.turbomind.support import unsupported_reason
 from vlcore.inference.pipeline import Pipeline
-from vlcore.inference.request_runner import Road
+from vlcore.inference.request_runner import RequestRunner
 from vlcore.inference.response import Session
 from vlcore.language.view_cache import ViewCache
 from vlcore.plugins.stages import ModelStages
@@ -58,7 +58,7 @@ class Pair:
     def pipeline(self, engine: Engine) -> Pipeline:
         encoder = ImageEncoder(self.stages.vision_model("cpu", torch.float32))
         template = self.stages.chat_template()
-        return Pipeline(Road(encoder, template, PromptTokenizer(self.tokenizer), engine))
+        return Pipeline(RequestRunner(encoder, template, PromptTokenizer(self.tokenizer), engine))
 
     def embedded(self) -> Pipeline:
         return self.pipeline(
@@ -168,4 +168,4 @@ def test_many_at_once_are_answered_as_alone(turbomind: Pipeline) -> None:
 
 def test_turbomind_takes_every_family(pair: Pair) -> None:
     cuda = torch.device("cuda", 0)
-    assert reason_against(pair.language_model, cuda, torch.float16) is None
+    assert unsupported_reason(pair.language_model, cuda, torch.float16) is None

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from vlcore.errors import PluginContractError
-from vlcore.vision.batch_executor import BatchForward, Outcome, is_out_of_memory
-from vlcore.vision.device_runner import Replica
+from vlcore.vision.batch_executor import BatchExecutor, Outcome, is_out_of_memory
+from vlcore.vision.device_runner import DeviceRunner
 from vlcore.vision.model import ImageInputs, ImageRows, VisionModel
 from vlcore.vision.stats import Meter
 
@@ -46,8 +46,8 @@ class Small(Numbers):
         return self.error("CUDA out of memory") if too_much else None
 
 
-def forward_of(model: VisionModel, max_tiles: int = 64) -> BatchForward:
-    return BatchForward(Replica(model), max_tiles, Meter())
+def forward_of(model: VisionModel, max_tiles: int = 64) -> BatchExecutor:
+    return BatchExecutor(DeviceRunner(model), max_tiles, Meter())
 
 
 def told(outcomes: Sequence[Outcome]) -> list[float | type[Exception]]:
@@ -157,7 +157,7 @@ def test_a_failed_forward_keeps_no_tensors() -> None:
 
 def test_every_forward_is_counted() -> None:
     meter = Meter()
-    BatchForward(Replica(Numbers()), 8, meter)([1, POISON])
+    BatchExecutor(DeviceRunner(Numbers()), 8, meter)([1, POISON])
     stats = meter.stats()
     assert (stats.num_forwards, stats.num_tiles) == (3, 4)
     assert stats.batch_sizes == {1: 2, 2: 1}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlcore.vision.cuda_graphs import GRAPH_SIZES, TowerGraphs, padded_size
+from vlcore.vision.cuda_graphs import GRAPH_SIZES, CudaGraphs, padded_size
 
 
 class Tower:
@@ -54,7 +54,7 @@ def test_a_batch_is_padded_by_a_quarter_at_most(num_tiles: int, size: int | None
 
 @pytest.mark.parametrize("num_tiles", range(1, 20))
 def test_features_are_those_of_the_tower(num_tiles: int) -> None:
-    graphs = TowerGraphs(Tower(), Recorder())
+    graphs = CudaGraphs(Tower(), Recorder())
     for start in (0, 50):
         expected = Tower()(tiles(num_tiles, start))
         assert torch.equal(graphs(tiles(num_tiles, start)), expected)
@@ -62,7 +62,7 @@ def test_features_are_those_of_the_tower(num_tiles: int) -> None:
 
 def test_each_size_is_recorded_once() -> None:
     record = Recorder()
-    graphs = TowerGraphs(Tower(), record)
+    graphs = CudaGraphs(Tower(), record)
     for num_tiles in (*range(1, 17), *range(16, 0, -1)):
         graphs(tiles(num_tiles))
     assert record.num_recorded == len(GRAPH_SIZES)
@@ -70,7 +70,7 @@ def test_each_size_is_recorded_once() -> None:
 
 
 def test_the_next_call_leaves_features_alone() -> None:
-    graphs = TowerGraphs(Tower(), Recorder())
+    graphs = CudaGraphs(Tower(), Recorder())
     first = graphs(tiles(4))
     before = first.clone()
     graphs(tiles(4, 100))
@@ -79,7 +79,7 @@ def test_the_next_call_leaves_features_alone() -> None:
 
 def test_pixels_of_another_size_are_not_recorded() -> None:
     record = Recorder()
-    graphs = TowerGraphs(Tower(), record)
+    graphs = CudaGraphs(Tower(), record)
     graphs(tiles(2))
     wide = torch.ones(2, 3, 2, 5)
     assert torch.equal(graphs(wide), Tower()(wide))
@@ -90,7 +90,7 @@ def test_a_tower_that_cannot_be_recorded_runs_as_it_is(caplog: pytest.LogCapture
     def refuse(work: Callable[[], None]) -> Callable[[], object]:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    graphs = TowerGraphs(Tower(), refuse)
+    graphs = CudaGraphs(Tower(), refuse)
     with caplog.at_level(logging.WARNING):
         for num_tiles in (3, 2, 3):
             assert torch.equal(graphs(tiles(num_tiles)), Tower()(tiles(num_tiles)))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vlcore.errors import PluginContractError
-from vlcore.vision.device_runner import Replica, make_replica
+from vlcore.vision.device_runner import DeviceRunner, make_device_runner
 from vlcore.vision.model import ImageInputs, ImageRows, VisionModel
 
 
@@ -42,7 +42,7 @@ def rows_of(image: ImageRows | PluginContractError) -> list[float]:
 
 def test_tiles_of_all_images_go_through_the_tower_at_once() -> None:
     model = Tiled()
-    one, two = Replica(model)([tiles(1, 2, 3), tiles(4)])
+    one, two = DeviceRunner(model)([tiles(1, 2, 3), tiles(4)])
     assert (rows_of(one), rows_of(two)) == ([1, 2, 3], [4])
     assert isinstance(one, ImageRows)
     assert one.layout == 3
@@ -52,21 +52,21 @@ def test_tiles_of_all_images_go_through_the_tower_at_once() -> None:
 def test_rows_are_those_of_the_forward() -> None:
     model = Tiled()
     inputs = [tiles(1, 2), tiles(5)]
-    for ours, theirs in zip(Replica(model)(inputs), model.forward(inputs), strict=True):
+    for ours, theirs in zip(DeviceRunner(model)(inputs), model.forward(inputs), strict=True):
         assert isinstance(ours, ImageRows)
         assert isinstance(theirs, ImageRows)
         assert torch.equal(ours.rows, theirs.rows)
 
 
 def test_an_image_with_nan_is_told_apart() -> None:
-    good, bad = Replica(Tiled())([tiles(1), tiles(2, float("nan"))])
+    good, bad = DeviceRunner(Tiled())([tiles(1), tiles(2, float("nan"))])
     assert rows_of(good) == [1]
     assert isinstance(bad, PluginContractError)
     assert "Tiled.forward returned NaN or Inf" in str(bad)
 
 
 def test_no_rows_are_finite_rows() -> None:
-    (image,) = Replica(Tiled())([ImageInputs(torch.empty(0, 3, 2, 2))])
+    (image,) = DeviceRunner(Tiled())([ImageInputs(torch.empty(0, 3, 2, 2))])
     assert rows_of(image) == []
 
 
@@ -77,11 +77,11 @@ def test_a_forward_of_the_plugins_own_gets_the_list() -> None:
         def forward(self, inputs: Sequence[Any]) -> Sequence[Tensor]:
             return [torch.full((1, 2), float(number)) for number in inputs]
 
-    assert [rows_of(image) for image in Replica(Own())([3, 4])] == [[3], [4]]
+    assert [rows_of(image) for image in DeviceRunner(Own())([3, 4])] == [[3], [4]]
 
 
 def test_rows_go_where_they_are_wanted() -> None:
-    (image,) = Replica(Tiled(), rows_device=torch.device("meta"))([tiles(1)])
+    (image,) = DeviceRunner(Tiled(), rows_device=torch.device("meta"))([tiles(1)])
     assert isinstance(image, ImageRows)
     assert image.rows.is_meta
     assert image.layout == 1
@@ -95,7 +95,7 @@ def test_the_tower_is_compiled_with_the_options() -> None:
         compiled.append(len(inputs))
         return module.forward
 
-    replica = Replica(model, torch_compile={"backend": backend})
+    replica = DeviceRunner(model, torch_compile={"backend": backend})
     assert rows_of(replica([tiles(1, 2)])[0]) == [1, 2]
     assert compiled
 
@@ -108,10 +108,10 @@ def test_a_model_without_a_tower_is_not_compiled(torch_compile: Any) -> None:
         def forward(self, inputs: Sequence[Any]) -> Sequence[Tensor]:
             return [torch.zeros(1, 2) for _ in inputs]
 
-    replica = Replica(Own(), torch_compile=torch_compile)
+    replica = DeviceRunner(Own(), torch_compile=torch_compile)
     assert rows_of(replica([None])[0]) == [0]
 
 
 def test_a_model_on_the_cpu_has_one_batch_at_a_time() -> None:
-    replica = make_replica(Tiled(), rows_device=None, torch_compile=False, cuda_graphs=True)
-    assert (type(replica), replica.num_lanes) == (Replica, 1)
+    replica = make_device_runner(Tiled(), rows_device=None, torch_compile=False, cuda_graphs=True)
+    assert (type(replica), replica.num_lanes) == (DeviceRunner, 1)

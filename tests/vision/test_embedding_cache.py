@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vlcore.vision.embedding_cache import RowCache, file_key, image_key
+from vlcore.vision.embedding_cache import EmbeddingCache, file_key, image_key
 from vlcore.vision.model import ImageRows, VisionModel
 
 
@@ -17,7 +17,7 @@ def rows(num_rows: int) -> ImageRows:
 
 
 def test_what_was_put_is_found() -> None:
-    cache = RowCache(1000)
+    cache = EmbeddingCache(1000)
     kept = rows(1)
     cache.put("a", kept)
     assert cache.get("a") is kept
@@ -26,7 +26,7 @@ def test_what_was_put_is_found() -> None:
 
 
 def test_the_least_recently_used_goes_first() -> None:
-    cache = RowCache(48)
+    cache = EmbeddingCache(48)
     for key in "abc":
         cache.put(key, rows(1))
     assert cache.get("a") is not None
@@ -36,7 +36,7 @@ def test_the_least_recently_used_goes_first() -> None:
 
 
 def test_the_bound_holds_in_bytes() -> None:
-    cache = RowCache(48)
+    cache = EmbeddingCache(48)
     for key in "abc":
         cache.put(key, rows(1))
     cache.put("d", rows(2))
@@ -45,7 +45,7 @@ def test_the_bound_holds_in_bytes() -> None:
 
 
 def test_what_exceeds_the_bound_is_not_kept_and_drops_nothing() -> None:
-    cache = RowCache(47)
+    cache = EmbeddingCache(47)
     cache.put("a", rows(2))
     cache.put("b", rows(3))
     assert cache.get("b") is None
@@ -54,13 +54,13 @@ def test_what_exceeds_the_bound_is_not_kept_and_drops_nothing() -> None:
 
 
 def test_a_bound_of_zero_keeps_nothing() -> None:
-    cache = RowCache(0)
+    cache = EmbeddingCache(0)
     cache.put("a", rows(1))
     assert (len(cache), cache.num_bytes) == (0, 0)
 
 
 def test_a_key_that_is_known_is_not_counted_twice() -> None:
-    cache = RowCache(100)
+    cache = EmbeddingCache(100)
     first = rows(1)
     cache.put("a", first)
     cache.put("a", rows(2))
@@ -69,13 +69,13 @@ def test_a_key_that_is_known_is_not_counted_twice() -> None:
 
 
 def test_rows_of_half_precision_take_half() -> None:
-    cache = RowCache(100)
+    cache = EmbeddingCache(100)
     cache.put("a", ImageRows(torch.zeros(2, 4, dtype=torch.float16)))
     assert cache.num_bytes == 16
 
 
 def test_a_file_leads_to_the_rows_of_its_pixels() -> None:
-    cache = RowCache(32)
+    cache = EmbeddingCache(32)
     kept = rows(1)
     cache.link("file", "a")
     assert cache.get("file") is None
@@ -89,7 +89,7 @@ def test_a_file_leads_to_the_rows_of_its_pixels() -> None:
 
 def test_files_are_bounded_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vlcore.vision.embedding_cache._MAX_FILES", 2)
-    cache = RowCache(32)
+    cache = EmbeddingCache(32)
     cache.put("a", rows(1))
     cache.link("first", "a")
     cache.link("second", "a")

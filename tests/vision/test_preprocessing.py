@@ -14,9 +14,9 @@ from PIL import Image
 from vlcore.errors import EngineClosedError, ImageError, ImageLimitError, PluginContractError
 from vlcore.media.policy import DecodedBudget, ImageLimits
 from vlcore.media.source import ImageSource
-from vlcore.vision.embedding_cache import RowCache
+from vlcore.vision.embedding_cache import EmbeddingCache
 from vlcore.vision.model import ImageInputs, ImageRows, VisionModel
-from vlcore.vision.preprocessing import ImagePreparation, PreparedImage
+from vlcore.vision.preprocessing import ImagePreprocessor, PreparedImage
 from vlcore.vision.stats import Meter
 
 Prepare = Callable[[ImageSource], Coroutine[Any, Any, PreparedImage]]
@@ -34,13 +34,13 @@ class Counting(FakeModel):
 
 def preparation_of(
     model: VisionModel,
-    cache: RowCache | None = None,
+    cache: EmbeddingCache | None = None,
     meter: Meter | None = None,
     **options: Any,
-) -> ImagePreparation:
-    return ImagePreparation(
+) -> ImagePreprocessor:
+    return ImagePreprocessor(
         model,
-        cache or RowCache(1000),
+        cache or EmbeddingCache(1000),
         max_pending=4,
         meter=meter or Meter(),
         **{"limits": ImageLimits(max_pixels=100)} | options,
@@ -50,7 +50,7 @@ def preparation_of(
 def prepared(
     source: ImageSource,
     model: VisionModel | None = None,
-    cache: RowCache | None = None,
+    cache: EmbeddingCache | None = None,
     **options: Any,
 ) -> PreparedImage:
     async def body() -> PreparedImage:
@@ -109,7 +109,7 @@ def test_a_bad_picture_is_told(source: Any, expected: type[Exception], message: 
 
 
 def test_a_file_whose_rows_are_kept_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    cache, rows = RowCache(1000), ImageRows(torch.ones(1, 3), "laid out")
+    cache, rows = EmbeddingCache(1000), ImageRows(torch.ones(1, 3), "laid out")
     first = prepared(png(7), cache=cache)
     cache.put(first.key, rows)
     cache.link(first.file, first.key)
@@ -120,7 +120,7 @@ def test_a_file_whose_rows_are_kept_is_not_decoded(monkeypatch: pytest.MonkeyPat
 
 
 def test_another_file_with_the_same_pixels_is_decoded_once() -> None:
-    model, cache, rows = Counting(), RowCache(1000), ImageRows(torch.ones(1, 3))
+    model, cache, rows = Counting(), EmbeddingCache(1000), ImageRows(torch.ones(1, 3))
     cache.put(prepared(image(7), model, cache).key, rows)
     padded = png(7) + b"what a reader ignores"
     for _ in range(2):

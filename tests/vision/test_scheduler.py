@@ -12,7 +12,7 @@ import pytest
 from grey_model import TIMEOUT_S, FakeModel, GatedModel, image, run, values, waiting
 
 from vlcore.errors import EngineClosedError, OptionError
-from vlcore.vision.device_runner import Replica
+from vlcore.vision.device_runner import DeviceRunner
 from vlcore.vision.encoder import ImageEncoder
 
 
@@ -80,7 +80,7 @@ def test_replicas_must_be_of_one_model() -> None:
 def test_a_device_that_computes_takes_only_a_whole_batch_ahead(
     monkeypatch: pytest.MonkeyPatch, num_waiting: int, num_ahead: int
 ) -> None:
-    monkeypatch.setattr(Replica, "num_lanes", 2)
+    monkeypatch.setattr(DeviceRunner, "num_lanes", 2)
 
     async def body() -> None:
         model = GatedModel()

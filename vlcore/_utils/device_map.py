@@ -67,7 +67,7 @@ def plan_devices(
     return plan
 
 
-def spread(
+def dispatch(
     module: nn.Module,
     plan: Mapping[str, int | str | torch.device],
     device: torch.device,

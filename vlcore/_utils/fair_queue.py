@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 _T = TypeVar("_T")
 
 
-class Turns(Generic[_T]):
+class FairQueue(Generic[_T]):
     """A queue that gives one item of each owner, then the next of each."""
 
     def __init__(self) -> None:
@@ -49,12 +49,12 @@ class Turns(Generic[_T]):
                 del self._items[owner]
 
 
-class Gate:
+class FairSemaphore:
     """Lets so many in at a time; the owners of those who wait take turns."""
 
     def __init__(self, size: int) -> None:
         self._num_free = size
-        self._waiting: Turns[asyncio.Future[None]] = Turns()
+        self._waiting: FairQueue[asyncio.Future[None]] = FairQueue()
 
     @asynccontextmanager
     async def place(self, owner: Hashable) -> AsyncIterator[None]:

@@ -12,7 +12,7 @@ _NOTHING_TO_TELL = {
 }
 
 
-def quieten_torchao() -> None:
+def filter_torchao_logs() -> None:
     """Drop what it logs that no user of vlcore can act upon; all else is logged as ever."""
     for name, beginnings in _NOTHING_TO_TELL.items():
         logging.getLogger(name).addFilter(_Without(beginnings))

@@ -22,7 +22,7 @@ _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _ALIGNMENT = 8
 
 
-class ShardFile:
+class SafetensorsWriter:
     """The layout of a file, known before any of its tensors is.
 
     Args:

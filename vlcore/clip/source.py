@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from vlcore._utils.device_map import DeviceMap, MaxMemory, plan_devices, spread
+from vlcore._utils.device_map import DeviceMap, MaxMemory, dispatch, plan_devices
 from vlcore.checkpoint.checkpoint import Checkpoint, renamed
 from vlcore.checkpoint.tensor_source import TensorSource
 from vlcore.checkpoint.weights import empty_weights
@@ -126,7 +126,7 @@ class ClipSource:
             return tower
         plan = plan_devices(tower, device_map, max_memory, dtype=dtype, whole=ClipTower.whole)
         self.checkpoint.load_module(tower, sources, device=plan, dtype=dtype)
-        spread(tower, plan, device)
+        dispatch(tower, plan, device)
         return tower
 
     def _sources(self, tower: ClipTower, num_layers: int) -> dict[str, TensorSource]:

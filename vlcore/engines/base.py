@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from vlcore.engines.generation import GenerationConfig
 from vlcore.errors import ContextLengthError, EngineError, OptionError, PluginContractError
-from vlcore.prompts.tokenization import Prompt
+from vlcore.prompts.tokenization import TokenizedPrompt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +27,7 @@ class EngineRequest:
             which of its rows stand where.
     """
 
-    prompt: Prompt
+    prompt: TokenizedPrompt
     rows: tuple[Tensor, ...] = ()
     config: GenerationConfig = field(default_factory=GenerationConfig)
     stop: tuple[str, ...] = ()

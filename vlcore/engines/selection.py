@@ -12,7 +12,7 @@ import torch
 from vlcore.engines.base import Engine
 from vlcore.engines.transformers.engine import TransformersEngine, TransformersEngineConfig
 from vlcore.engines.turbomind.engine import TurbomindEngine
-from vlcore.engines.turbomind.support import is_turbomind_config, reason_against
+from vlcore.engines.turbomind.support import is_turbomind_config, unsupported_reason
 from vlcore.errors import EngineUnavailableError, OptionError
 from vlcore.language.view_cache import ViewCache
 
@@ -27,7 +27,7 @@ ENGINES = ("auto", TurbomindEngine.name, TransformersEngine.name)
 
 
 @dataclass(frozen=True)
-class ChosenEngine:
+class SelectedEngine:
     """An engine that can run a model here, and that is not started yet."""
 
     engine: type[Engine]
@@ -43,7 +43,7 @@ class ChosenEngine:
         return self.engine(self.language_model, tokenizer, **self.settings)  # type: ignore[call-arg]
 
 
-def choose_engine(
+def select_engine(
     engine: str,
     language_model: LanguageModel,
     *,
@@ -52,7 +52,7 @@ def choose_engine(
     config: object = None,
     self_test: bool = True,
     progress: bool = False,
-) -> ChosenEngine:
+) -> SelectedEngine:
     """Choose an engine, and make ready what takes no device.
 
     Settings of one engine choose it. Else ``"auto"`` is TurboMind where machine, lmdeploy and
@@ -84,7 +84,7 @@ def choose_engine(
             _check_devices(device, config)
             view = ViewCache().get(language_model, progress=progress)
             settings = {"view": view, "config": config, "self_test": self_test}
-            return ChosenEngine(TurbomindEngine, language_model, placed | settings)
+            return SelectedEngine(TurbomindEngine, language_model, placed | settings)
         if wanted == TurbomindEngine.name:
             raise EngineUnavailableError(f"TurboMind cannot run {name} here: {reason}")
         logger.info("%s does not run on TurboMind: %s", name, reason)
@@ -92,10 +92,10 @@ def choose_engine(
         raise EngineUnavailableError(f"the transformers engine cannot run {name}: {reason}")
     logger.info("%s runs on the transformers engine, %s, %s", name, device, dtype)
     settings = {"config": config, "progress": progress}
-    return ChosenEngine(TransformersEngine, language_model, placed | settings)
+    return SelectedEngine(TransformersEngine, language_model, placed | settings)
 
 
-def reasons_against_engines(
+def unsupported_reasons(
     language_model: LanguageModel, device: torch.device, dtype: torch.dtype
 ) -> dict[str, str | None]:
     """Give each engine, the best one first, and why it cannot run a model here, if it cannot."""
@@ -112,7 +112,7 @@ def _against_turbomind(
     config: object = None,
 ) -> str | None:
     lacking = _lacking(TurbomindEngine, language_model)
-    return lacking or reason_against(language_model, device, dtype, config)
+    return lacking or unsupported_reason(language_model, device, dtype, config)
 
 
 def _check(engine: str, config: object) -> None:

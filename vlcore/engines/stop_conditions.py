@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Ends:
+class StopConditions:
     """What ends the answers of a model: tokens, and control tokens by their text."""
 
     eos_ids: frozenset[int]

@@ -10,10 +10,10 @@ import torch
 
 from vlcore._utils.device import as_device, choose_dtype
 from vlcore._utils.device_map import DeviceMap, MaxMemory
-from vlcore.engines.selection import choose_engine
+from vlcore.engines.selection import select_engine
 from vlcore.errors import OptionError, PluginContractError
 from vlcore.inference.pipeline import Pipeline
-from vlcore.inference.request_runner import Road
+from vlcore.inference.request_runner import RequestRunner
 from vlcore.plugins.stages import ModelStages
 from vlcore.prompts.chat_template import ChatTemplate
 from vlcore.prompts.limits import PromptLimits
@@ -88,7 +88,7 @@ def pipeline(
     place = as_device(device)
     precision = choose_dtype(dtype, place, stages.checkpoint.config)
     language_model = stages.language_model()
-    chosen = choose_engine(
+    chosen = select_engine(
         engine,
         language_model,
         device=place,
@@ -122,7 +122,7 @@ def pipeline(
     # Last, because it starts a thread, and because TurboMind takes a share of the memory that is
     # left for its cache.
     text_engine = chosen.start(tokenizer)
-    return Pipeline(Road(encoder, chat_template, prompt_tokenizer, text_engine, limits))
+    return Pipeline(RequestRunner(encoder, chat_template, prompt_tokenizer, text_engine, limits))
 
 
 def _as_devices(devices: Sequence[int | str | torch.device]) -> list[torch.device]:

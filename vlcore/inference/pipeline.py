@@ -16,7 +16,7 @@ from vlcore._utils.event_loop import LoopThread
 from vlcore.engines.base import Engine
 from vlcore.engines.generation import GenerationConfig, as_generation_config
 from vlcore.errors import EngineClosedError
-from vlcore.inference.request_runner import Road
+from vlcore.inference.request_runner import RequestRunner
 from vlcore.inference.response import Response, Session
 from vlcore.inference.user_input import Prompt
 from vlcore.prompts.chat_template import ChatTemplate
@@ -28,7 +28,7 @@ _T = TypeVar("_T")
 class Pipeline:
     """A model ready to answer. Thread-safe; made by :func:`pipeline`."""
 
-    def __init__(self, road: Road) -> None:
+    def __init__(self, road: RequestRunner) -> None:
         self._road = road
         self._loop = LoopThread("vlcore-pipeline")
         self._closed = False
@@ -248,12 +248,12 @@ def _close_if_alive(reference: weakref.ref[Pipeline]) -> None:
         pipe.close()
 
 
-def _free(road: Road, loop: LoopThread, at_exit: Callable[[], None]) -> None:
+def _free(road: RequestRunner, loop: LoopThread, at_exit: Callable[[], None]) -> None:
     atexit.unregister(at_exit)
     loop.run(road.close())
     loop.close()
 
 
-def _free_in_thread(road: Road, loop: LoopThread, at_exit: Callable[[], None]) -> None:
+def _free_in_thread(road: RequestRunner, loop: LoopThread, at_exit: Callable[[], None]) -> None:
     """Free a pipeline that was dropped; the garbage collector may run in a thread to be freed."""
     threading.Thread(target=_free, args=(road, loop, at_exit), name="vlcore-free").start()

@@ -15,13 +15,12 @@ from vlcore._utils.progress import progress_bar
 from vlcore.engines.base import Engine, EngineRequest
 from vlcore.engines.generation import GenerationConfig
 from vlcore.errors import OptionError
-from vlcore.inference.response import Response, Session, failed, join
+from vlcore.inference.response import Response, Session, error_response, join_responses
 from vlcore.inference.user_input import Conversation, Prompt, is_batch, parse_prompt
 from vlcore.prompts.chat_template import ChatTemplate, write_prompt
 from vlcore.prompts.limits import PromptLimits
 from vlcore.prompts.messages import Message, PromptPart, Text
-from vlcore.prompts.tokenization import ImageLayout, PromptTokenizer
-from vlcore.prompts.tokenization import Prompt as TokenPrompt
+from vlcore.prompts.tokenization import ImageLayout, PromptTokenizer, TokenizedPrompt
 from vlcore.vision.encoder import ImageEncoder
 from vlcore.vision.preprocessing import PreparedImage
 
@@ -32,7 +31,7 @@ _MAX_PROMPTS_ENCODING = 64
 
 
 @dataclass(frozen=True)
-class Road:
+class RequestRunner:
     """The stages of one model, and how a request passes through them.
 
     Nothing here blocks the loop: prompts are read and tokenised in its executor, and pictures and
@@ -74,8 +73,10 @@ class Road:
                     image_token_len=num_rows,
                 )
 
-    async def _encode(self, conversation: Conversation) -> tuple[TokenPrompt, tuple[Tensor, ...]]:
-        """Walk as far as token ids and rows; preprocessed pictures are gone afterwards."""
+    async def _encode(
+        self, conversation: Conversation
+    ) -> tuple[TokenizedPrompt, tuple[Tensor, ...]]:
+        """Tokenize a prompt and encode its images."""
         self.limits.check_chars(conversation.messages)
         parts = await asyncio.to_thread(write_prompt, self.template, conversation.messages)
         prepared = await self.encoder.prepare(conversation.images, conversation.image_options)
@@ -90,20 +91,20 @@ class Road:
             self._check_length(prompt)
         return prompt, tuple(image.rows for image in encoded)
 
-    def _check_length(self, prompt: TokenPrompt) -> None:
+    def _check_length(self, prompt: TokenizedPrompt) -> None:
         self.limits.check_tokens(len(prompt.token_ids))
         self.engine.check_length(len(prompt.token_ids))
 
     async def _build(
         self, parts: Sequence[PromptPart], layouts: Sequence[ImageLayout]
-    ) -> TokenPrompt:
+    ) -> TokenizedPrompt:
         return await asyncio.to_thread(self.tokenizer.build, parts, layouts, self.template)
 
     async def _whole(
         self, conversation: Conversation, config: GenerationConfig, index: int = 0
     ) -> Response:
         async with aclosing(self.answer(conversation, config, index)) as pieces:
-            return join([piece async for piece in pieces])
+            return join_responses([piece async for piece in pieces])
 
     async def infer(
         self,
@@ -125,7 +126,7 @@ class Road:
                     try:
                         return await self._whole(await _parse(prompt), config, index)
                     except Exception as error:  # the others keep their answers
-                        return failed(error, index)
+                        return error_response(error, index)
                     finally:
                         advance()
 
@@ -154,7 +155,7 @@ class Road:
                         async for piece in pieces:
                             arrived.put_nowait(piece)
                 except Exception as error:  # the others keep their answers
-                    arrived.put_nowait(failed(error, index))
+                    arrived.put_nowait(error_response(error, index))
                 finally:
                     arrived.put_nowait(None)
 
@@ -204,7 +205,7 @@ class Road:
                 async for piece in answer:
                     pieces.append(piece)
                     if piece.finish_reason is not None:  # whoever reads may stop here
-                        session.response = join(pieces)
+                        session.response = join_responses(pieces)
                         reply = Message("assistant", (Text(session.response.text),))
                         turns = (*conversation.messages, reply)
                         session.conversation = replace(conversation, messages=turns)

@@ -99,7 +99,7 @@ class Session:
             self._is_answering = False
 
 
-def join(pieces: Sequence[Response]) -> Response:
+def join_responses(pieces: Sequence[Response]) -> Response:
     """Put the pieces of a prompt's answers together."""
     answers: dict[int, list[Response]] = {}
     for piece in pieces:
@@ -120,7 +120,7 @@ def _join_one(pieces: Sequence[Response]) -> Response:
     )
 
 
-def failed(error: Exception, index: int) -> Response:
+def error_response(error: Exception, index: int) -> Response:
     """Say that one prompt of a list has no answer."""
     logger.warning("prompt %d was not answered: %s", index, _on_one_line(str(error)))
     return Response("", 0, 0, "error", index=index, error=error)

@@ -48,7 +48,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Prompt:
+class TokenizedPrompt:
     """A prompt as an engine takes it.
 
     The ids under a span are a filler that is in every vocabulary; rows replace them.
@@ -102,7 +102,7 @@ class PromptTokenizer:
         parts: Sequence[PromptPart],
         images: Sequence[ImageLayout] = (),
         template: ChatTemplate | None = None,
-    ) -> Prompt:
+    ) -> TokenizedPrompt:
         """Tokenise a prompt and lay out its images.
 
         Args:
@@ -135,7 +135,7 @@ class PromptTokenizer:
             Span(span.start + num_prefix, span.stop + num_prefix, span.image, span.first_row)
             for span in run.spans
         )
-        return Prompt(tuple(token_ids), spans)
+        return TokenizedPrompt(tuple(token_ids), spans)
 
     def encode_plain(self, text: str, *, first: bool = True) -> list[int]:
         """Tokenise text in which nothing is a control token.

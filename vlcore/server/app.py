@@ -14,10 +14,10 @@ from vlcore import _version
 from vlcore.inference.pipeline import Pipeline
 from vlcore.server.admission import Admission
 from vlcore.server.api_docs import ERRORS, add_reference, errors
-from vlcore.server.chat_handler import Exchange
+from vlcore.server.chat_handler import ChatHandler
 from vlcore.server.errors import ApiError, as_api_error, stopping
 from vlcore.server.metrics import Metrics
-from vlcore.server.middleware import Guard
+from vlcore.server.middleware import RequestGuardMiddleware
 from vlcore.server.schema import ChatCompletion, Model, ModelList
 from vlcore.server.settings import ServerSettings
 from vlcore.server.web_ui import add_page
@@ -55,7 +55,7 @@ def create_app(
             allow_methods=["GET", "POST"],
             allow_headers=["authorization", "content-type"],
         )
-    app.add_middleware(Guard, settings=settings)
+    app.add_middleware(RequestGuardMiddleware, settings=settings)
     return app
 
 
@@ -82,7 +82,7 @@ def _add_api(
     )
     async def chat_completions(request: Request) -> Response:
         """Go on with a conversation."""
-        return Exchange(request, pipeline, settings, admission, metrics)
+        return ChatHandler(request, pipeline, settings, admission, metrics)
 
     @app.get("/v1/models", responses=errors(401, 421, 431), tags=["models"])
     async def models() -> ModelList:

@@ -15,11 +15,11 @@ from starlette.types import Message, Receive, Scope, Send
 
 from vlcore.inference.pipeline import Pipeline
 from vlcore.server.admission import Admission
-from vlcore.server.completion import Answer, error_event
+from vlcore.server.completion import Completion, error_event
 from vlcore.server.errors import ApiError, as_api_error, stopping
 from vlcore.server.http_protocol import ABORT
 from vlcore.server.metrics import Metrics
-from vlcore.server.request_parsing import read_question
+from vlcore.server.request_parsing import parse_request
 from vlcore.server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class _DisconnectedError(Exception):
     """The client has gone: there is nobody to tell."""
 
 
-class Exchange(Response):
+class ChatHandler(Response):
     """Reads the request and writes its answer; whatever ends it frees all that it holds.
 
     Args:
@@ -111,10 +111,10 @@ class Exchange(Response):
             self._pipeline.engine.context_length,
         )
         if len(body) > _LONG_BODY:
-            question = await asyncio.to_thread(read_question, *arguments)
+            question = await asyncio.to_thread(parse_request, *arguments)
         else:
-            question = read_question(*arguments)
-        answer = Answer(self._pipeline, question, self._settings.model_name, self._metrics)
+            question = parse_request(*arguments)
+        answer = Completion(self._pipeline, question, self._settings.model_name, self._metrics)
         if question.streams:
             await _unless_gone(receive, lambda: self._stream(answer, send))
             return
@@ -157,7 +157,7 @@ class Exchange(Response):
                 408, "body_timeout", f"the body took longer than {timeout_s:g} s (body_timeout_s)"
             ) from None
 
-    async def _stream(self, answer: Answer, send: Send) -> None:
+    async def _stream(self, answer: Completion, send: Send) -> None:
         async with aclosing(answer.chunks()) as chunks:
             async for chunk in chunks:
                 if not self._has_started:  # an error before the first piece still has its status

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vlcore.inference.pipeline import Pipeline
-from vlcore.inference.response import Response, join
+from vlcore.inference.response import Response, join_responses
 from vlcore.server.metrics import Metrics
-from vlcore.server.request_parsing import Question
+from vlcore.server.request_parsing import ParsedRequest
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ _LEAST_LOGPROB = -9999.0
 
 
 @dataclass
-class Answer:
+class Completion:
     """The answer to one request in the making.
 
     Args:
@@ -36,7 +36,7 @@ class Answer:
     """
 
     pipeline: Pipeline
-    question: Question
+    question: ParsedRequest
     model_name: str
     metrics: Metrics
     id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
@@ -46,7 +46,7 @@ class Answer:
     async def whole(self) -> dict[str, Any]:
         """Give the whole answer."""
         async with aclosing(self._pieces()) as pieces:
-            answer = join([piece async for piece in pieces])
+            answer = join_responses([piece async for piece in pieces])
         choices = []
         for response in answer.choices:
             choice: dict[str, Any] = {

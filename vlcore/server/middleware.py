@@ -14,7 +14,7 @@ from vlcore.server.settings import ServerSettings
 _API = "/v1"
 
 
-class Guard:
+class RequestGuardMiddleware:
     """Lets requests through that may ask, before any of their body is read.
 
     A page of another site can make a browser send requests to a server on the same machine. By a

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from vlcore.engines.generation import GenerationConfig
 from vlcore.server.errors import ApiError
-from vlcore.server.schema import ChatRequest, ImagePart, Message, Part, TextPart
+from vlcore.server.schema import ChatMessage, ChatRequest, ImagePart, Part, TextPart
 from vlcore.server.settings import ServerSettings
 
 _ECHOED = frozenset({"annotations", "regions"})
@@ -21,7 +21,7 @@ _LEAST_TEMPERATURE = 1e-5
 
 
 @dataclass(frozen=True)
-class Question:
+class ParsedRequest:
     """What the pipeline is asked, and what the client wants to know beside the answer."""
 
     messages: list[dict[str, Any]]
@@ -34,9 +34,9 @@ class Question:
     has_images: bool
 
 
-def read_question(
+def parse_request(
     body: bytes, settings: ServerSettings, image_options: frozenset[str], context_length: int
-) -> Question:
+) -> ParsedRequest:
     """Read the body of a request.
 
     Args:
@@ -77,7 +77,7 @@ def read_question(
         raise ApiError(400, "invalid_value", "top_logprobs needs logprobs: true", "top_logprobs")
     if request.stream_options is not None and not request.stream:
         raise ApiError(400, "invalid_value", "stream_options needs stream: true", "stream_options")
-    return Question(
+    return ParsedRequest(
         messages,
         _config(request, settings, context_length),
         bool(request.stream),
@@ -88,7 +88,7 @@ def read_question(
     )
 
 
-def _checked(messages: list[Message]) -> list[Message]:
+def _checked(messages: list[ChatMessage]) -> list[ChatMessage]:
     for position, message in enumerate(messages):
         odd = [
             key
@@ -105,12 +105,12 @@ def _checked(messages: list[Message]) -> list[Message]:
     return messages
 
 
-def _role(message: Message) -> str:
+def _role(message: ChatMessage) -> str:
     return "system" if message.role == "developer" else message.role
 
 
 def _content(
-    message: Message, image_options: frozenset[str], warnings: list[str]
+    message: ChatMessage, image_options: frozenset[str], warnings: list[str]
 ) -> str | list[dict[str, Any]]:
     if isinstance(message.content, str):
         return message.content

@@ -63,7 +63,7 @@ StopWords = Annotated[
 ]
 
 
-class Message(BaseModel):
+class ChatMessage(BaseModel):
     """One turn. What clients echo of earlier answers (``refusal: null`` and the like) is taken."""
 
     model_config = ConfigDict(extra="allow", strict=True)
@@ -92,7 +92,7 @@ class ChatRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     model: str
-    messages: list[Message] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1)
@@ -147,7 +147,7 @@ class Logprobs(BaseModel):
     content: list[ChosenLogprob]
 
 
-class Region(BaseModel):
+class CompletionRegion(BaseModel):
     """A rectangle of the last picture that an answer points at."""
 
     label: str
@@ -155,7 +155,7 @@ class Region(BaseModel):
     """Left, top, right and bottom, as fractions of its width and height."""
 
 
-class AnswerMessage(BaseModel):
+class CompletionMessage(BaseModel):
     """An answer."""
 
     role: Literal["assistant"] = "assistant"
@@ -167,10 +167,10 @@ class Choice(BaseModel):
     """One of the answers to a request."""
 
     index: int
-    message: AnswerMessage
+    message: CompletionMessage
     finish_reason: Literal["stop", "length"]
     logprobs: Logprobs | None = None
-    regions: list[Region] | None = None
+    regions: list[CompletionRegion] | None = None
 
 
 class PromptDetails(BaseModel):

@@ -33,7 +33,7 @@ _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 @dataclass(frozen=True)
-class Deed:
+class SideEffect:
     """Something that a plugin did."""
 
     kind: str
@@ -42,7 +42,7 @@ class Deed:
     where: str
 
 
-class Observer:
+class AuditHook:
     """An audit hook that keeps what it sees while it is entered.
 
     Args:
@@ -51,7 +51,7 @@ class Observer:
     """
 
     def __init__(self, checkpoint: Path, module: str) -> None:
-        self.deeds: list[Deed] = []
+        self.deeds: list[SideEffect] = []
         self.passed_over: set[str] = set()
         """Files and folders that libraries made while they were imported."""
         self._checkpoint = os.path.realpath(checkpoint)
@@ -121,7 +121,7 @@ class Observer:
             self._note("files", f"{'wrote' if event == 'open' else event} {name}")
 
     def _note(self, kind: str, what: str) -> None:
-        deed = Deed(kind, what, _caller(self._own))
+        deed = SideEffect(kind, what, _caller(self._own))
         if deed not in self.deeds:
             self.deeds.append(deed)
 

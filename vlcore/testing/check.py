@@ -67,7 +67,7 @@ def check(
     return lambda function: Check(name, about, function, needs_model)
 
 
-def check_excuses(excused: Mapping[str, str], checks: Sequence[Check]) -> None:
+def check_expected_failures(excused: Mapping[str, str], checks: Sequence[Check]) -> None:
     """See that every excuse names a check and gives a reason.
 
     Raises:

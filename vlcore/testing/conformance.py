@@ -15,9 +15,9 @@ except ModuleNotFoundError as error:
     ) from error
 
 from vlcore.checkpoint.checkpoint import Checkpoint
-from vlcore.testing.check import Check, check_excuses
+from vlcore.testing.check import Check, check_expected_failures
 from vlcore.testing.checks import CHECKS
-from vlcore.testing.known_models import siblings_of
+from vlcore.testing.known_models import known_models_of
 from vlcore.testing.report import Outcome, Result, summary_of
 from vlcore.testing.subject import Subject
 
@@ -46,8 +46,8 @@ class PluginConformance:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        check_excuses(cls.excused, CHECKS)
-        siblings_of(cls.plugin or "", cls.serves)
+        check_expected_failures(cls.excused, CHECKS)
+        known_models_of(cls.plugin or "", cls.serves)
 
     @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
     def test_conformance(

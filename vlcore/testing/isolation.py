@@ -2,7 +2,7 @@
 
 Its module is imported alone, to see what that brings along. And it is used: the vision model, the
 template, the language model's description and its tokenizer are loaded, and a picture is encoded,
-under the eyes of an :class:`~vlcore.testing.audit_hook.Observer`. The checkpoint is a copy made of
+under the eyes of an :class:`~vlcore.testing.audit_hook.AuditHook`. The checkpoint is a copy made of
 links in which ``config.json`` offers remote code (``auto_map``). Whatever is new afterwards in the
 checkpoint's folder, the working directory or the temporary directory counts as written too, also
 where compiled code wrote it.
@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlcore.testing.audit_hook import Deed, Observer
+from vlcore.testing.audit_hook import AuditHook, SideEffect
 from vlcore.testing.report import fail
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ _CODE = 'raise RuntimeError("remote code was run")\n'
 
 
 @dataclass(frozen=True)
-class Imported:
+class IsolatedImport:
     """What comes of importing a module and nothing else."""
 
     module: str
@@ -48,7 +48,7 @@ class Imported:
     """The top-level names of all that is imported then."""
 
 
-def import_apart(module: str) -> Imported:
+def import_isolated(module: str) -> IsolatedImport:
     """Import a module in a process of its own.
 
     Raises:
@@ -70,23 +70,23 @@ def import_apart(module: str) -> Imported:
             where=f"module {module}, in a process of its own",
             advice="mend what it raises",
         )
-    return Imported(module, printed, frozenset(json.loads(names)))
+    return IsolatedImport(module, printed, frozenset(json.loads(names)))
 
 
 @dataclass(frozen=True)
-class Watched:
+class IsolatedRun:
     """What was seen of a plugin, and whether it could be used to the end."""
 
-    deeds: tuple[Deed, ...]
+    deeds: tuple[SideEffect, ...]
     error: str = ""
     """What ended its use before the end."""
 
-    def of(self, kind: str) -> tuple[Deed, ...]:
+    def of(self, kind: str) -> tuple[SideEffect, ...]:
         """The deeds of one kind."""
         return tuple(deed for deed in self.deeds if deed.kind == kind)
 
 
-def watch(plugin: str, module: str, checkpoint: Path, directory: Path) -> Watched:
+def run_isolated(plugin: str, module: str, checkpoint: Path, directory: Path) -> IsolatedRun:
     """Use a plugin in a process of its own.
 
     Args:
@@ -115,15 +115,15 @@ def watch(plugin: str, module: str, checkpoint: Path, directory: Path) -> Watche
     )
     _, mark, answer = done.stdout.rpartition(_MARK)
     if not mark:
-        return Watched((), f"its process ended with {done.returncode}: {done.stderr[-500:]}")
+        return IsolatedRun((), f"its process ended with {done.returncode}: {done.stderr[-500:]}")
     told = json.loads(answer)
-    deeds = [Deed(**deed) for deed in told["deeds"]]
+    deeds = [SideEffect(**deed) for deed in told["deeds"]]
     known = {*told["passed_over"], *(deed.what.partition(" ")[2] for deed in deeds)}
     deeds += [
-        Deed("files", f"wrote {path}", "seen afterwards: written by compiled code")
+        SideEffect("files", f"wrote {path}", "seen afterwards: written by compiled code")
         for path in sorted(_files_under(directory) - before - known)
     ]
-    return Watched(tuple(deeds), told["error"])
+    return IsolatedRun(tuple(deeds), told["error"])
 
 
 def _plant(checkpoint: Path, planted: Path) -> None:
@@ -177,7 +177,7 @@ def main() -> None:
     tempfile.gettempdir()  # which tries it out with a file
     (info,) = (info for info in installed_plugins() if info.distribution == task["plugin"])
     checkpoint = Path(task["checkpoint"])
-    observer = Observer(checkpoint, task["module"])
+    observer = AuditHook(checkpoint, task["module"])
     sys.addaudithook(observer)
     error = ""
     with torch.inference_mode(), observer:
@@ -200,11 +200,11 @@ def _use(info: PluginInfo, module: str, checkpoint: Path) -> None:
     from vlcore.plugins.stages import ModelStages
     from vlcore.prompts.chat_template import write_prompt
     from vlcore.prompts.messages import Message, Text
-    from vlcore.testing.samples import picture
+    from vlcore.testing.samples import sample_image
 
     stages = ModelStages(checkpoint, plugin=Plugin(info, module))
     vision_model = stages.vision_model()
-    vision_model.forward([vision_model.preprocess(picture((64, 48)))])
+    vision_model.forward([vision_model.preprocess(sample_image((64, 48)))])
     write_prompt(stages.chat_template(), [Message("user", (Text("Hello"),))])
     language_model = stages.language_model()
     language_model.tokenizer()

@@ -16,7 +16,7 @@ from vlcore.errors import OptionError
 
 
 @dataclass(frozen=True)
-class Sibling:
+class KnownModel:
     """What ``config.json`` of a published model says, in short."""
 
     name: str
@@ -31,18 +31,18 @@ class Sibling:
 
 
 @cache
-def read_siblings() -> tuple[Sibling, ...]:
+def read_known_models() -> tuple[KnownModel, ...]:
     """Read the configurations that the kit ships."""
     text = resources.files("vlcore.testing").joinpath("known_configs.json").read_text("utf-8")
     return tuple(
-        Sibling(entry["name"], entry.get("package", ""), entry["config"])
+        KnownModel(entry["name"], entry.get("package", ""), entry["config"])
         for entry in json.loads(text)
     )
 
 
-def siblings_of(
+def known_models_of(
     plugin: str, serves: Sequence[str] = (), *, architectures: Collection[str] = ()
-) -> tuple[Sibling, ...]:
+) -> tuple[KnownModel, ...]:
     """List the configurations that a plugin must not match.
 
     A plugin serves the models that the kit names its package for, and those named in ``serves``.
@@ -57,7 +57,7 @@ def siblings_of(
     Raises:
         OptionError: a name that the kit does not know.
     """
-    siblings = read_siblings()
+    siblings = read_known_models()
     known = {sibling.name for sibling in siblings}
     if unknown := sorted(set(serves) - known):
         raise OptionError(
@@ -66,7 +66,7 @@ def siblings_of(
     own = canonicalize_name(plugin)
     uses = Counter(name for sibling in siblings for name in set(sibling.architectures))
 
-    def is_served(sibling: Sibling) -> bool:
+    def is_served(sibling: KnownModel) -> bool:
         if sibling.name in serves or sibling.package == own:
             return True
         return not sibling.package and any(

@@ -10,9 +10,9 @@ import torch
 
 from vlcore.checkpoint.checkpoint import Checkpoint
 from vlcore.errors import OptionError
-from vlcore.testing.check import Check, check_excuses
+from vlcore.testing.check import Check, check_expected_failures
 from vlcore.testing.checks import CHECKS
-from vlcore.testing.known_models import siblings_of
+from vlcore.testing.known_models import known_models_of
 from vlcore.testing.report import Report, Result
 from vlcore.testing.subject import Subject
 
@@ -53,7 +53,7 @@ def check_plugin(
         CheckpointError: the model cannot be read.
     """
     excuses = dict(excused or {})
-    check_excuses(excuses, CHECKS)
+    check_expected_failures(excuses, CHECKS)
     chosen = _choose(only, needs_model=model is not None)
     results = []
     with Subject(
@@ -65,7 +65,7 @@ def check_plugin(
         device=device,
         dtype=dtype,
     ) as subject:
-        siblings_of(subject.name, serves)  # a name that is unknown is an error, not a failure
+        known_models_of(subject.name, serves)  # a name that is unknown is an error, not a failure
         for one in chosen:
             results.append(one.run(subject, excuses.get(one.name)))
             if on_result is not None:

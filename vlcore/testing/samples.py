@@ -16,7 +16,7 @@ from vlcore.vision.model import ImageRows, VisionModel
 SIZES = ((64, 48), (48, 64), (33, 97), (150, 150))
 
 
-def picture(size: tuple[int, int], seed: int = 0) -> Image.Image:
+def sample_image(size: tuple[int, int], seed: int = 0) -> Image.Image:
     """Draw an RGB picture: soft colours with some noise; each seed has a brightness of its own."""
     width, height = size
     noise = np.random.default_rng(seed).integers(0, 64, (height, width, 3))
@@ -25,20 +25,20 @@ def picture(size: tuple[int, int], seed: int = 0) -> Image.Image:
     return Image.fromarray(((soft + noise) * 0.8**seed).astype(np.uint8))
 
 
-def plain_pictures() -> list[Image.Image]:
+def plain_images() -> list[Image.Image]:
     """Draw RGB pictures of mixed sizes."""
-    return [picture(size, seed) for seed, size in enumerate(SIZES)]
+    return [sample_image(size, seed) for seed, size in enumerate(SIZES)]
 
 
-def odd_pictures() -> Mapping[str, Image.Image]:
+def unusual_images() -> Mapping[str, Image.Image]:
     """Draw pictures of extreme shapes and of every mode that files come in, by what they are."""
-    base = picture((40, 30))
+    base = sample_image((40, 30))
     transparent = base.quantize(16)
     transparent.info["transparency"] = 0
     draw: dict[str, Callable[[], Image.Image]] = {
-        "1 x 1": lambda: picture((1, 1)),
-        "1 x 5000": lambda: picture((1, 5000)),
-        "5000 x 1": lambda: picture((5000, 1)),
+        "1 x 1": lambda: sample_image((1, 1)),
+        "1 x 5000": lambda: sample_image((1, 5000)),
+        "5000 x 1": lambda: sample_image((5000, 1)),
         "grey (L)": lambda: base.convert("L"),
         "grey with alpha (LA)": lambda: base.convert("LA"),
         "black and white (1)": lambda: base.convert("1"),

@@ -21,11 +21,11 @@ from vlcore.plugins.registry import Plugin, PluginInfo, find_plugin, installed_p
 from vlcore.plugins.stages import ModelStages
 from vlcore.prompts.chat_template import ChatTemplate
 from vlcore.prompts.tokenization import PromptTokenizer
-from vlcore.testing.isolation import Imported, Watched, import_apart, watch
-from vlcore.testing.known_models import Sibling, read_siblings, siblings_of
+from vlcore.testing.isolation import IsolatedImport, IsolatedRun, import_isolated, run_isolated
+from vlcore.testing.known_models import KnownModel, known_models_of, read_known_models
 from vlcore.testing.reference import Reference
 from vlcore.testing.report import NotRunError
-from vlcore.testing.samples import encode, plain_pictures
+from vlcore.testing.samples import encode, plain_images
 from vlcore.vision.model import ImageRows, VisionModel
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class Subject:
         raise NotRunError("it registers no architectures: see entry-point")
 
     @property
-    def siblings(self) -> tuple[Sibling, ...]:
+    def siblings(self) -> tuple[KnownModel, ...]:
         """The known models that the plugin does not serve.
 
         What it serves is given as an option, stated by the package in its entry points, or clear
@@ -144,11 +144,11 @@ class Subject:
             OptionError: the option names a model that the kit does not know.
         """
         entry_points = self.distribution.entry_points
-        known = {sibling.name for sibling in read_siblings()}
+        known = {sibling.name for sibling in read_known_models()}
         # A package may state a model that only a later kit knows.
         stated = known.intersection(entry_points.select(group=SERVES_GROUP).names)
         architectures = entry_points.select(group=ENTRY_POINT_GROUP).names
-        return siblings_of(self.name, (*self._serves, *stated), architectures=architectures)
+        return known_models_of(self.name, (*self._serves, *stated), architectures=architectures)
 
     @property
     def module_names(self) -> list[str]:
@@ -226,14 +226,14 @@ class Subject:
         return cast("Plugin", self._need("plugin"))
 
     @property
-    def imports(self) -> list[Imported]:
+    def imports(self) -> list[IsolatedImport]:
         """What comes of importing each module in a process of its own."""
-        return cast("list[Imported]", self._need("imports"))
+        return cast("list[IsolatedImport]", self._need("imports"))
 
     @property
-    def watched(self) -> Watched:
+    def watched(self) -> IsolatedRun:
         """What the plugin does when it is used in a process of its own."""
-        return cast("Watched", self.load("watched"))
+        return cast("IsolatedRun", self.load("watched"))
 
     @property
     def vision_model(self) -> VisionModel:
@@ -292,20 +292,20 @@ class Subject:
     def _load_plugin(self) -> Plugin:
         return Plugin(self.info, self.module_name)
 
-    def _load_imports(self) -> list[Imported]:
-        return [import_apart(name) for name in self.module_names]
+    def _load_imports(self) -> list[IsolatedImport]:
+        return [import_isolated(name) for name in self.module_names]
 
-    def _load_watched(self) -> Watched:
+    def _load_watched(self) -> IsolatedRun:
         if self.checkpoint.is_remote:  # what the hub holds is fetched beforehand
-            encode(self.vision_model, plain_pictures()[:1])
+            encode(self.vision_model, plain_images()[:1])
         directory = self.make_directory()
-        return watch(self.name, self.module_name, self.checkpoint.directory, directory)
+        return run_isolated(self.name, self.module_name, self.checkpoint.directory, directory)
 
     def _load_vision_model(self) -> VisionModel:
         return self.load_vision_model(self.dtype)
 
     def _load_plain_rows(self) -> list[ImageRows]:
-        return [encode(self.vision_model, [image])[0] for image in plain_pictures()]
+        return [encode(self.vision_model, [image])[0] for image in plain_images()]
 
     def _load_template(self) -> ChatTemplate:
         return self.stages().chat_template()

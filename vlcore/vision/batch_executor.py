@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from vlcore.errors import ImageError, PluginContractError, VlcoreError
-from vlcore.vision.device_runner import Replica
+from vlcore.vision.device_runner import DeviceRunner
 from vlcore.vision.model import ImageInputs, ImageRows, VisionModel
 from vlcore.vision.stats import Meter
 
@@ -51,7 +51,7 @@ def explain(error: Exception, model: VisionModel, place: str) -> VlcoreError:
     return explained
 
 
-class BatchForward:
+class BatchExecutor:
     """Encodes batches, and parts of those that fail.
 
     Args:
@@ -60,7 +60,7 @@ class BatchForward:
         meter: counts the forwards.
     """
 
-    def __init__(self, replica: Replica, max_tiles: int, meter: Meter) -> None:
+    def __init__(self, replica: DeviceRunner, max_tiles: int, meter: Meter) -> None:
         self.max_tiles = max_tiles
         """Becomes smaller when memory runs out, and grows back as forwards succeed."""
         self._most_tiles = max_tiles

@@ -48,7 +48,7 @@ class CudaRecorder:
         return graph.replay
 
 
-class TowerGraphs:
+class CudaGraphs:
     """A tower that is recorded at the first batch of each size. Not thread-safe.
 
     A tower that cannot be recorded, because it waits for the device or chooses by what it computed,

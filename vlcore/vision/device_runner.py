@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vlcore.errors import PluginContractError
-from vlcore.vision.cuda_graphs import CudaRecorder, Tower, TowerGraphs
+from vlcore.vision.cuda_graphs import CudaGraphs, CudaRecorder, Tower
 from vlcore.vision.model import (
     ImageInputs,
     ImageRows,
@@ -40,7 +40,7 @@ class _Done:
         """What computes at once is ready at once."""
 
 
-class Replica:
+class DeviceRunner:
     """Encodes batches on a device that computes when it is told to, such as a CPU.
 
     Args:
@@ -115,7 +115,7 @@ class Replica:
         return replace(image, rows=image.rows.to(self._rows_device))
 
 
-class CudaReplica(Replica):
+class CudaDeviceRunner(DeviceRunner):
     """Encodes batches on a CUDA device, one after another on a stream of its own.
 
     Args:
@@ -144,7 +144,7 @@ class CudaReplica(Replica):
         self._computes.wait_stream(torch.cuda.current_stream(self._device))
         self._launching = threading.Lock()
         if self._tower is not None and cuda_graphs and not model.is_spread:
-            self._tower = TowerGraphs(self._tower, CudaRecorder())
+            self._tower = CudaGraphs(self._tower, CudaRecorder())
 
     def _bring(self, inputs: Sequence[ImageInputs]) -> Tensor:
         shape = (sum(len(image.pixels) for image in inputs), *inputs[0].pixels.shape[1:])
@@ -183,17 +183,17 @@ class CudaReplica(Replica):
             return super()._deliver(image)
 
 
-def make_replica(
+def make_device_runner(
     model: VisionModel,
     *,
     rows_device: torch.device | None,
     torch_compile: bool | Mapping[str, Any],
     cuda_graphs: bool,
-) -> Replica:
+) -> DeviceRunner:
     """Choose the replica for a model's device."""
     if model.device.type != "cuda":
-        return Replica(model, rows_device=rows_device, torch_compile=torch_compile)
-    return CudaReplica(
+        return DeviceRunner(model, rows_device=rows_device, torch_compile=torch_compile)
+    return CudaDeviceRunner(
         model, rows_device=rows_device, torch_compile=torch_compile, cuda_graphs=cuda_graphs
     )
 

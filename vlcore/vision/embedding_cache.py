@@ -15,7 +15,7 @@ from vlcore.vision.model import ImageRows, VisionModel
 _MAX_FILES = 16384
 
 
-class RowCache:
+class EmbeddingCache:
     """Keeps rows of images that were encoded before. Thread-safe.
 
     Rows are kept by the key of their pixels. The key of a file leads to them without decoding it.

@@ -15,17 +15,17 @@ import torch
 from PIL import Image
 
 from vlcore._utils.device import as_device
-from vlcore._utils.fair_queue import Gate
+from vlcore._utils.fair_queue import FairSemaphore
 from vlcore._utils.progress import progress_bar
 from vlcore.errors import EngineClosedError, ImageLimitError, OptionError, VlcoreError
 from vlcore.media.policy import DEFAULT_LIMITS, TRUSTING, DecodedBudget, ImageAccess, ImageLimits
 from vlcore.media.source import ImageSource
 from vlcore.vision.batch_executor import Outcome, explain
-from vlcore.vision.device_runner import make_replica
-from vlcore.vision.embedding_cache import RowCache
+from vlcore.vision.device_runner import make_device_runner
+from vlcore.vision.embedding_cache import EmbeddingCache
 from vlcore.vision.model import ImageRows, VisionModel
-from vlcore.vision.preprocessing import NO_OPTIONS, ImagePreparation, PreparedImage
-from vlcore.vision.scheduler import Devices, ImageQueue, Job
+from vlcore.vision.preprocessing import NO_OPTIONS, ImagePreprocessor, PreparedImage
+from vlcore.vision.scheduler import ImageJob, ImageQueue, Scheduler
 from vlcore.vision.stats import EncoderStats, Meter
 
 _T = TypeVar("_T")
@@ -104,8 +104,8 @@ class ImageEncoder:
         self.shrink_on_load = shrink_on_load
         self._limits = image_limits
         self._meter = Meter()
-        self._cache = RowCache(cache_bytes)
-        self._preparation = ImagePreparation(
+        self._cache = EmbeddingCache(cache_bytes)
+        self._preparation = ImagePreprocessor(
             self.vision_model,
             self._cache,
             limits=image_limits,
@@ -114,10 +114,10 @@ class ImageEncoder:
             meter=self._meter,
             shrink_on_load=shrink_on_load,
         )
-        self._gate = Gate(max_pending)
+        self._gate = FairSemaphore(max_pending)
         self._queue = ImageQueue(max_batch_size, self._meter)
         replicas = [
-            make_replica(
+            make_device_runner(
                 model,
                 rows_device=None if rows_device is None else as_device(rows_device),
                 cuda_graphs=cuda_graphs,
@@ -125,7 +125,7 @@ class ImageEncoder:
             )
             for model in models
         ]
-        self._devices = Devices(
+        self._devices = Scheduler(
             replicas, self._queue, self._settle, max_tiles=max_batch_tiles, meter=self._meter
         )
 
@@ -285,7 +285,7 @@ class ImageEncoder:
             self._cache.link(image.file, image.key)
         return outcome
 
-    def _settle(self, job: Job, outcome: Outcome) -> None:
+    def _settle(self, job: ImageJob, outcome: Outcome) -> None:
         if isinstance(outcome, ImageRows):
             self._meter.count("num_encoded")
             self._cache.put(job.image.key, outcome)

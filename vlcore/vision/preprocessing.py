@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlcore._utils.executor import DaemonExecutor
-from vlcore._utils.fair_queue import Gate
+from vlcore._utils.fair_queue import FairSemaphore
 from vlcore.errors import (
     EngineClosedError,
     ImageError,
@@ -35,7 +35,7 @@ from vlcore.media.download import download
 from vlcore.media.image import decode_image, load_image
 from vlcore.media.policy import TRUSTING, DecodedBudget, ImageAccess, ImageLimits
 from vlcore.media.source import ImageSource, describe, is_web_url, read_image
-from vlcore.vision.embedding_cache import RowCache, file_key, image_key
+from vlcore.vision.embedding_cache import EmbeddingCache, file_key, image_key
 from vlcore.vision.model import ImageInputs, ImageRows, VisionModel
 from vlcore.vision.stats import Meter
 
@@ -78,7 +78,7 @@ class PreparedImage:
         return known.layout if isinstance(known, ImageInputs | ImageRows) else None
 
 
-class ImagePreparation:
+class ImagePreprocessor:
     """Prepares images of concurrent requests, which take turns.
 
     Args:
@@ -94,7 +94,7 @@ class ImagePreparation:
     def __init__(
         self,
         model: VisionModel,
-        cache: RowCache,
+        cache: EmbeddingCache,
         *,
         limits: ImageLimits,
         max_pending: int,
@@ -107,8 +107,8 @@ class ImagePreparation:
         self._cache = cache
         self._limits = limits
         self._access = access
-        self._gate = Gate(max_pending)
-        self._downloads = Gate(_MAX_DOWNLOADS)
+        self._gate = FairSemaphore(max_pending)
+        self._downloads = FairSemaphore(_MAX_DOWNLOADS)
         self._meter = meter
         self._fetchers = DaemonExecutor(_MAX_FETCHES, "vlcore-fetch")
         self._pool = DaemonExecutor(_num_cores(), "vlcore-preprocess")

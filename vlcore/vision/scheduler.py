@@ -12,15 +12,15 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 from vlcore._utils.executor import DaemonExecutor
-from vlcore._utils.fair_queue import Turns
-from vlcore.vision.batch_executor import BatchForward, Outcome
-from vlcore.vision.device_runner import Replica
+from vlcore._utils.fair_queue import FairQueue
+from vlcore.vision.batch_executor import BatchExecutor, Outcome
+from vlcore.vision.device_runner import DeviceRunner
 from vlcore.vision.preprocessing import PreparedImage
 from vlcore.vision.stats import Meter
 
 
 @dataclass(eq=False)
-class Job:
+class ImageJob:
     """An image that somebody waits for."""
 
     image: PreparedImage
@@ -44,19 +44,19 @@ class ImageQueue:
     def __init__(self, max_batch_size: int, meter: Meter) -> None:
         self._max_batch_size = max_batch_size
         self._meter = meter
-        self._jobs: dict[str, Job] = {}
+        self._jobs: dict[str, ImageJob] = {}
         """By the image's key: those that wait, and those on a device."""
-        self._waiting: Turns[Job] = Turns()
+        self._waiting: FairQueue[ImageJob] = FairQueue()
 
     def __len__(self) -> int:
         """Images that wait."""
         return sum(not job.started for job in self._jobs.values())
 
-    def ask(self, image: PreparedImage, owner: Hashable) -> Job:
+    def ask(self, image: PreparedImage, owner: Hashable) -> ImageJob:
         """Put an image into the queue, or join those who wait for an equal one."""
         job = self._jobs.get(image.key)
         if job is None:
-            job = Job(image, asyncio.get_running_loop().create_future())
+            job = ImageJob(image, asyncio.get_running_loop().create_future())
             self._jobs[image.key] = job
         else:
             self._meter.count("num_cache_hits")
@@ -65,7 +65,7 @@ class ImageQueue:
             self._waiting.add(owner, job)
         return job
 
-    async def wait(self, job: Job) -> Outcome:
+    async def wait(self, job: ImageJob) -> Outcome:
         """Wait for an image; one that nobody waits for any more leaves the queue."""
         job.num_waiters += 1
         try:
@@ -83,14 +83,14 @@ class ImageQueue:
         tiles = [job.image.num_tiles for job in self._jobs.values() if not job.started]
         return len(tiles) >= self._max_batch_size or sum(tiles) >= max_tiles
 
-    def next_batch(self, max_tiles: int, shared_by: int = 1) -> list[Job]:
+    def next_batch(self, max_tiles: int, shared_by: int = 1) -> list[ImageJob]:
         """Take what fits into a forward, request by request.
 
         Args:
             max_tiles: what fits, if it is more than one image.
             shared_by: devices that are free, of which each takes an equal part.
         """
-        batch: list[Job] = []
+        batch: list[ImageJob] = []
         num_tiles = 0
         max_size = min(self._max_batch_size, -(-len(self) // shared_by))
         while self._waiting and len(batch) < max_size:
@@ -101,7 +101,7 @@ class ImageQueue:
             self._meter.time("queue_wait_s", time.perf_counter() - job.asked)
         return batch
 
-    def settle(self, job: Job, outcome: Outcome) -> None:
+    def settle(self, job: ImageJob, outcome: Outcome) -> None:
         """Give everybody who waits for an image its outcome."""
         del self._jobs[job.image.key]
         job.outcome.set_result(outcome)
@@ -117,13 +117,13 @@ class ImageQueue:
         for job in list(self._jobs.values()):
             self.settle(job, error)
 
-    def _next(self) -> Job:
+    def _next(self) -> ImageJob:
         job = self._waiting.pop()
         job.started = True
         self._leave(job)
         return job
 
-    def _leave(self, job: Job) -> None:
+    def _leave(self, job: ImageJob) -> None:
         for owner in job.owners:
             self._waiting.discard(owner, job)
 
@@ -134,14 +134,14 @@ logger = logging.getLogger(__name__)
 class _Device:
     """A replica, the threads in which its batches run, and how many do."""
 
-    def __init__(self, replica: Replica, max_tiles: int, meter: Meter, name: str) -> None:
-        self.forward = BatchForward(replica, max_tiles, meter)
+    def __init__(self, replica: DeviceRunner, max_tiles: int, meter: Meter, name: str) -> None:
+        self.forward = BatchExecutor(replica, max_tiles, meter)
         self.threads = DaemonExecutor(replica.num_lanes, name)
         self.num_lanes = replica.num_lanes
         self.num_running = 0
 
 
-class Devices:
+class Scheduler:
     """Gives every device that is free the next batch.
 
     A device that is idle takes whatever waits, shared with the other idle ones. One that computes
@@ -157,9 +157,9 @@ class Devices:
 
     def __init__(
         self,
-        replicas: Sequence[Replica],
+        replicas: Sequence[DeviceRunner],
         queue: ImageQueue,
-        settle: Callable[[Job, Outcome], None],
+        settle: Callable[[ImageJob, Outcome], None],
         *,
         max_tiles: int,
         meter: Meter,
@@ -212,7 +212,7 @@ class Devices:
                 self._running.add(task)
                 task.add_done_callback(self._running.discard)
 
-    def _next_batch(self, device: _Device) -> list[Job]:
+    def _next_batch(self, device: _Device) -> list[ImageJob]:
         max_tiles = device.forward.max_tiles
         if device.num_running == 0:
             num_idle = sum(other.num_running == 0 for other in self._devices)
@@ -221,7 +221,7 @@ class Devices:
             return self._queue.next_batch(max_tiles)
         return []
 
-    async def _encode(self, device: _Device, batch: Sequence[Job]) -> None:
+    async def _encode(self, device: _Device, batch: Sequence[ImageJob]) -> None:
         loop = asyncio.get_running_loop()
         inputs = [job.image.inputs for job in batch]
         try:

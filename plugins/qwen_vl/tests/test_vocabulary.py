@@ -14,7 +14,7 @@ from vl_plugin_qwen.vocabulary import CONTROL, IMAGE, NOTATION, load_tokenizer, 
 
 import vlcore
 from vlcore import CheckpointError, CheckpointNotFoundError
-from vlcore.prompts.tokenization import ImageLayout, Prompt, PromptTokenizer
+from vlcore.prompts.tokenization import ImageLayout, PromptTokenizer, TokenizedPrompt
 
 RELEASED = Path(__file__).parents[4] / "shared" / "golden" / "qwen.tiktoken"
 LINES = read_lines(GOLDEN / "prompts" / "qwen_vl_chat.jsonl")
@@ -159,7 +159,7 @@ def released() -> PromptTokenizer:
     return prompts
 
 
-def compact(prompt: Prompt) -> list[int]:
+def compact(prompt: TokenizedPrompt) -> list[int]:
     """Write -1 for the rows of an image."""
     ids = list(prompt.token_ids)
     for span in reversed(prompt.spans):

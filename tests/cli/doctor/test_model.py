@@ -17,7 +17,7 @@ from vlcore.checkpoint.checkpoint import Checkpoint
 from vlcore.cli.doctor import model as model_diagnosis
 from vlcore.cli.doctor.installation import Finding, Verdict
 from vlcore.cli.doctor.model import diagnose_model
-from vlcore.engines.selection import reasons_against_engines
+from vlcore.engines.selection import unsupported_reasons
 from vlcore.language.model import LanguageModel
 from vlcore.plugins.stages import ModelStages
 
@@ -138,10 +138,10 @@ def test_a_tokenizer_that_is_missing(model: Path) -> None:
 
 def test_an_engine_that_lacks_what_the_model_requires(model: Path) -> None:
     language_model = ModelStages(model).language_model()
-    reasons = reasons_against_engines(language_model, CPU, torch.float32)
+    reasons = unsupported_reasons(language_model, CPU, torch.float32)
     assert reasons["transformers"] is None
     language_model.requires = frozenset({"mrope"})
-    reasons = reasons_against_engines(language_model, CPU, torch.float32)
+    reasons = unsupported_reasons(language_model, CPU, torch.float32)
     assert reasons["transformers"] == "it lacks mrope, which the model requires"
 
 

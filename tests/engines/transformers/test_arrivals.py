@@ -29,7 +29,7 @@ from vlcore.engines.detokenizer import Detokenizer
 from vlcore.engines.transformers.engine import TransformersEngine, TransformersEngineConfig
 from vlcore.errors import ContextLengthError, EngineError, OptionError
 from vlcore.language.model import LanguageModel
-from vlcore.prompts.tokenization import Prompt
+from vlcore.prompts.tokenization import TokenizedPrompt
 
 BF16_GAP = 0.05
 """In bfloat16, answers may differ where the two likeliest tokens are closer than this. The model's
@@ -352,7 +352,7 @@ def test_a_damaged_sequence_does_not_damage_who_comes_into_its_place(
         weight: Any = small._model.get_input_embeddings().weight
         with torch.no_grad():
             weight[5] = torch.nan
-        poisoned = EngineRequest(Prompt((300,) * 9 + (5,)), (), request(1).config)
+        poisoned = EngineRequest(TokenizedPrompt((300,) * 9 + (5,)), (), request(1).config)
         for _ in range(3):
             results = await asyncio.gather(
                 answer(small, poisoned),

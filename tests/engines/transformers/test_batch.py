@@ -15,10 +15,10 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from vlcore.engines.base import EngineRequest
-from vlcore.engines.stop_conditions import Ends
+from vlcore.engines.stop_conditions import StopConditions
 from vlcore.engines.transformers.batch import Batch
 from vlcore.engines.transformers.sampler import choose
-from vlcore.engines.transformers.sequence import Sequence
+from vlcore.engines.transformers.sequence import RunningSequence
 from vlcore.errors import EngineUnavailableError
 
 SHAPE: dict[str, Any] = {
@@ -67,12 +67,14 @@ class Run:
         self.batch.max_cached_tokens = 2000
         self._tokenizer = tokenizer
 
-    def sequence(self, asked: EngineRequest, answers: dict[int, list[int]], name: int) -> Sequence:
+    def sequence(
+        self, asked: EngineRequest, answers: dict[int, list[int]], name: int
+    ) -> RunningSequence:
         answers[name] = []
-        return Sequence(
+        return RunningSequence(
             asked,
             0,
-            ends=Ends(frozenset(), {}),
+            ends=StopConditions(frozenset(), {}),
             tokenizer=self._tokenizer,
             max_length=256,
             vocab_size=700,
@@ -81,7 +83,7 @@ class Run:
         )
 
     @torch.inference_mode()
-    def advance(self, joining: list[Sequence]) -> None:
+    def advance(self, joining: list[RunningSequence]) -> None:
         self.batch.keep(lambda sequence: not sequence.is_finished)
         steps = [self.batch.join([[one] for one in joining])] if joining else []
         if self.batch.sequences and not joining:
@@ -171,7 +173,7 @@ def test_room_is_slots_times_the_longest(tokenizer: PreTrainedTokenizerBase) -> 
     run.batch.max_cached_tokens = 100
     answers: dict[int, list[int]] = {}
 
-    def sequence(num_tokens: int, num_new: int) -> Sequence:
+    def sequence(num_tokens: int, num_new: int) -> RunningSequence:
         asked = request(num_tokens, max_new_tokens=num_new)
         return run.sequence(asked, answers, len(answers))
 

@@ -17,7 +17,7 @@ from vlcore.engines.generation import GenerationConfig
 from vlcore.engines.transformers.engine import TransformersEngine, TransformersEngineConfig
 from vlcore.errors import ContextLengthError, EngineClosedError, EngineError, OptionError
 from vlcore.language.model import LanguageModel
-from vlcore.prompts.tokenization import Prompt
+from vlcore.prompts.tokenization import TokenizedPrompt
 
 # -- what it computes
 
@@ -341,7 +341,9 @@ def test_nan_logits_fail_the_request_and_the_engine_goes_on(engine: Transformers
         kept = weight[5].clone()
         with torch.no_grad():
             weight[5] = torch.nan
-        poisoned = EngineRequest(Prompt((5, 300, 301)), (), GenerationConfig(max_new_tokens=4))
+        poisoned = EngineRequest(
+            TokenizedPrompt((5, 300, 301)), (), GenerationConfig(max_new_tokens=4)
+        )
         bad, good = await asyncio.gather(
             answer(engine, poisoned), answer(engine, request(4)), return_exceptions=True
         )
@@ -379,7 +381,7 @@ def test_a_forward_that_raises_fails_its_batch_only(engine: TransformersEngine) 
 def test_requests_are_checked(engine: TransformersEngine) -> None:
     async def body() -> None:
         with pytest.raises(EngineError, match="prompt is empty"):
-            await pieces(engine, EngineRequest(Prompt(())))
+            await pieces(engine, EngineRequest(TokenizedPrompt(())))
 
     run(body)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, MistralConfig, Qwen2Config
 
-from vlcore.engines.transformers.kv_cache import SlotCache
+from vlcore.engines.transformers.kv_cache import SlotKVCache
 from vlcore.errors import EngineUnavailableError
 
 
@@ -15,13 +15,13 @@ def states(num_slots: int, length: int, value: float) -> torch.Tensor:
     return torch.full((num_slots, 2, length, 4), value)
 
 
-def cache(**options: Any) -> SlotCache:
-    made = SlotCache(LlamaConfig(num_hidden_layers=2, **options))
+def cache(**options: Any) -> SlotKVCache:
+    made = SlotKVCache(LlamaConfig(num_hidden_layers=2, **options))
     made.reserve(4, 8, num_used=0)
     return made
 
 
-def write_prompts(slots: SlotCache, first: int, length: int, value: float) -> None:
+def write_prompts(slots: SlotKVCache, first: int, length: int, value: float) -> None:
     slots.prefill(first)
     for layer in range(2):
         given = states(2, length, value), states(2, length, -value)
@@ -30,7 +30,7 @@ def write_prompts(slots: SlotCache, first: int, length: int, value: float) -> No
         assert looked_at[1] is given[1]
 
 
-def keys_of(slots: SlotCache, layer: int) -> torch.Tensor:
+def keys_of(slots: SlotKVCache, layer: int) -> torch.Tensor:
     keys: torch.Tensor = slots._layers[layer].keys
     return keys
 
@@ -55,7 +55,7 @@ def test_a_mask_shows_each_sequence_its_own_tokens() -> None:
 
 
 def test_a_window_hides_what_is_too_far_back() -> None:
-    slots = SlotCache(MistralConfig(num_hidden_layers=2, sliding_window=2))
+    slots = SlotKVCache(MistralConfig(num_hidden_layers=2, sliding_window=2))
     mask = slots.decode(torch.tensor([3, 1]), longest=4)
     assert isinstance(mask, torch.Tensor)
     assert mask[:, 0, 0].tolist() == [[False, False, True, True], [True, True, False, False]]
@@ -65,7 +65,7 @@ def test_each_type_of_layers_has_its_mask() -> None:
     config = Qwen2Config(
         num_hidden_layers=2, use_sliding_window=True, sliding_window=2, max_window_layers=1
     )
-    masks = SlotCache(config).decode(torch.tensor([2]), longest=3)
+    masks = SlotKVCache(config).decode(torch.tensor([2]), longest=3)
     assert isinstance(masks, dict)
     assert masks["full_attention"].flatten().tolist() == [True, True, True]
     assert masks["sliding_attention"].flatten().tolist() == [False, True, True]
@@ -103,4 +103,4 @@ def test_layers_without_keys_and_values_are_refused() -> None:
     config = LlamaConfig(num_hidden_layers=2)
     config.layer_types = ["full_attention", "linear_attention"]
     with pytest.raises(EngineUnavailableError, match="this model has linear_attention"):
-        SlotCache(config)
+        SlotKVCache(config)

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from vlcore.engines.base import EngineOutput, EngineRequest
 from vlcore.engines.transformers.engine import TransformersEngine
 from vlcore.errors import EngineError, OptionError
-from vlcore.prompts.tokenization import Prompt
+from vlcore.prompts.tokenization import TokenizedPrompt
 
 SAMPLED: dict[str, Any] = {"do_sample": True, "temperature": 2.0, "random_seed": 5}
 
@@ -279,7 +279,7 @@ def test_a_stop_word_that_spans_tokens_is_never_shown_in_part(engine: Transforme
         words = [shown[i : i + 5] for i in range(3, 20, 4)]
         for word in words:
             asked = EngineRequest(
-                Prompt(request(5).prompt.token_ids),
+                TokenizedPrompt(request(5).prompt.token_ids),
                 (),
                 request(5, max_new_tokens=24, stop_words=[word], logprobs=0).config,
             )

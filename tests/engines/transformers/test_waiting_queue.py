@@ -5,8 +5,8 @@ from typing import cast
 
 import pytest
 
-from vlcore.engines.transformers.sequence import Answers
-from vlcore.engines.transformers.waiting_queue import WaitingLine
+from vlcore.engines.transformers.sequence import SequenceGroup
+from vlcore.engines.transformers.waiting_queue import WaitingQueue
 from vlcore.errors import EngineClosedError
 
 
@@ -15,16 +15,16 @@ class Answer:
         self.is_finished = is_finished
 
 
-def request(*, is_finished: bool = False) -> Answers:
-    return cast("Answers", (Answer(is_finished),))
+def request(*, is_finished: bool = False) -> SequenceGroup:
+    return cast("SequenceGroup", (Answer(is_finished),))
 
 
-def everybody(requests: list[Answers]) -> bool:
+def everybody(requests: list[SequenceGroup]) -> bool:
     return True
 
 
 def test_requests_are_taken_in_order_as_far_as_they_go_together() -> None:
-    line = WaitingLine()
+    line = WaitingQueue()
     asked = [request() for _ in range(5)]
     for one in asked:
         line.join(one)
@@ -37,7 +37,7 @@ def test_requests_are_taken_in_order_as_far_as_they_go_together() -> None:
 
 
 def test_who_left_or_was_cancelled_is_not_taken() -> None:
-    line = WaitingLine()
+    line = WaitingQueue()
     first, cancelled, last = request(), request(is_finished=True), request()
     for one in (first, cancelled, last):
         line.join(one)
@@ -48,7 +48,7 @@ def test_who_left_or_was_cancelled_is_not_taken() -> None:
 
 
 def test_waiting_ends_when_somebody_comes_or_there_is_other_work() -> None:
-    line = WaitingLine()
+    line = WaitingQueue()
     assert line.wait(lambda: True)
     timer = threading.Timer(0.01, line.join, [request()])
     timer.start()
@@ -57,7 +57,7 @@ def test_waiting_ends_when_somebody_comes_or_there_is_other_work() -> None:
 
 
 def test_a_closed_line_lets_nobody_in() -> None:
-    line = WaitingLine()
+    line = WaitingQueue()
     waiting = request()
     line.join(waiting)
     timer = threading.Timer(0.01, line.close)

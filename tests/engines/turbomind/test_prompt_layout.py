@@ -5,22 +5,22 @@ import torch
 
 from vlcore.engines.base import EngineRequest
 from vlcore.engines.generation import GenerationConfig
-from vlcore.engines.turbomind.translation import lay_out
+from vlcore.engines.turbomind.translation import to_turbomind_prompt
 from vlcore.errors import OptionError, PluginContractError
-from vlcore.prompts.tokenization import Prompt, Span
+from vlcore.prompts.tokenization import Span, TokenizedPrompt
 
 ROWS = torch.arange(24.0).reshape(6, 4)
 
 
 def test_a_prompt_of_text_has_no_embeddings() -> None:
-    prompt = lay_out(EngineRequest(Prompt((1, 2, 3))), torch.float16)
+    prompt = to_turbomind_prompt(EngineRequest(TokenizedPrompt((1, 2, 3))), torch.float16)
     assert (prompt.token_ids, prompt.embeddings, prompt.ranges) == ((1, 2, 3), (), ())
 
 
 def test_rows_are_cut_to_their_spans_in_order() -> None:
     spans = (Span(5, 7, 0, 0), Span(1, 3, 1, 4), Span(3, 3, 0, 2), Span(3, 4, 1, 0))
-    request = EngineRequest(Prompt((7, 0, 0, 0, 8, 0, 0), spans), (ROWS, -ROWS))
-    prompt = lay_out(request, torch.bfloat16)
+    request = EngineRequest(TokenizedPrompt((7, 0, 0, 0, 8, 0, 0), spans), (ROWS, -ROWS))
+    prompt = to_turbomind_prompt(request, torch.bfloat16)
     assert prompt.ranges == ((1, 3), (3, 4), (5, 7))
     assert [rows.tolist() for rows in prompt.embeddings] == [
         (-ROWS[4:6]).tolist(),
@@ -32,28 +32,30 @@ def test_rows_are_cut_to_their_spans_in_order() -> None:
 
 
 def test_ids_under_rows_are_one_that_the_prompt_holds() -> None:
-    request = EngineRequest(Prompt((0, 0, 8, 9), (Span(0, 2, 0, 0),)), (ROWS[:2],))
-    assert lay_out(request, torch.float16).token_ids == (8, 8, 8, 9)
+    request = EngineRequest(TokenizedPrompt((0, 0, 8, 9), (Span(0, 2, 0, 0),)), (ROWS[:2],))
+    assert to_turbomind_prompt(request, torch.float16).token_ids == (8, 8, 8, 9)
 
 
 def test_rows_alone_leave_nothing_for_a_repetition_penalty() -> None:
-    asked = Prompt((0, 0), (Span(0, 2, 0, 0),))
-    assert lay_out(EngineRequest(asked, (ROWS[:2],)), torch.float16).token_ids == (0, 0)
+    asked = TokenizedPrompt((0, 0), (Span(0, 2, 0, 0),))
+    assert to_turbomind_prompt(EngineRequest(asked, (ROWS[:2],)), torch.float16).token_ids == (0, 0)
     config = GenerationConfig(repetition_penalty=1.1)
     with pytest.raises(OptionError, match="needs a prompt with a token besides its image rows"):
-        lay_out(EngineRequest(asked, (ROWS[:2],), config), torch.float16)
+        to_turbomind_prompt(EngineRequest(asked, (ROWS[:2],), config), torch.float16)
 
 
 def test_overlapping_spans_are_refused() -> None:
-    request = EngineRequest(Prompt((0,) * 4, (Span(0, 3, 0, 0), Span(2, 4, 0, 3))), (ROWS,))
+    request = EngineRequest(
+        TokenizedPrompt((0,) * 4, (Span(0, 3, 0, 0), Span(2, 4, 0, 3))), (ROWS,)
+    )
     with pytest.raises(PluginContractError, match=r"Span\(start=0.*overlap"):
-        lay_out(request, torch.float16)
+        to_turbomind_prompt(request, torch.float16)
 
 
 @pytest.mark.parametrize("value", [7e4, torch.nan])
 def test_rows_that_do_not_fit_the_dtype_are_refused(value: float) -> None:
     request = EngineRequest(
-        Prompt((1, 0), (Span(1, 2, 0, 0),)), (torch.tensor([[1.0, value, 0.0, 0.0]]),)
+        TokenizedPrompt((1, 0), (Span(1, 2, 0, 0),)), (torch.tensor([[1.0, value, 0.0, 0.0]]),)
     )
     with pytest.raises(PluginContractError, match=r"rows of image 0 .* too large for float16"):
-        lay_out(request, torch.float16)
+        to_turbomind_prompt(request, torch.float16)

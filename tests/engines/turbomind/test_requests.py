@@ -13,11 +13,11 @@ from transformers import PreTrainedTokenizerBase
 
 from vlcore.engines.base import EngineOutput, EngineRequest
 from vlcore.engines.generation import GenerationConfig
-from vlcore.engines.stop_conditions import Ends
-from vlcore.engines.turbomind.requests import Answer, Instances, Run
+from vlcore.engines.stop_conditions import StopConditions
+from vlcore.engines.turbomind.requests import InstancePool, RunningRequest, RunningSequence
 from vlcore.engines.turbomind.translation import TurbomindPrompt
 from vlcore.errors import EngineClosedError, EngineError
-from vlcore.prompts.tokenization import Prompt
+from vlcore.prompts.tokenization import TokenizedPrompt
 
 PROMPT = TurbomindPrompt((5, 6))
 EOS = 2
@@ -56,31 +56,31 @@ class Instance:
 
 def make_run(
     tokenizer: PreTrainedTokenizerBase,
-    instances: Instances,
+    instances: InstancePool,
     emitted: list[EngineOutput | EngineError],
     max_new_tokens: int = 6,
     **options: Any,
-) -> Run:
+) -> RunningRequest:
     config = GenerationConfig(max_new_tokens=max_new_tokens, **options)
-    answer = Answer(
-        EngineRequest(Prompt(PROMPT.token_ids), (), config),
+    answer = RunningSequence(
+        EngineRequest(TokenizedPrompt(PROMPT.token_ids), (), config),
         0,
-        ends=Ends(frozenset({EOS}), {}),
+        ends=StopConditions(frozenset({EOS}), {}),
         tokenizer=tokenizer,
         max_new_tokens=max_new_tokens,
         emit=emitted.append,
     )
 
-    def left(answer: Answer) -> Any:
+    def left(answer: RunningSequence) -> Any:
         return SimpleNamespace(max_new_tokens=1 if answer.forbidden_ids else answer.num_left)
 
-    return Run(answer, PROMPT, instances, left)
+    return RunningRequest(answer, PROMPT, instances, left)
 
 
 def serve(
     tokenizer: PreTrainedTokenizerBase,
     *scripts: Script,
-    while_it_runs: Callable[[Run], Coroutine[Any, Any, None]] | None = None,
+    while_it_runs: Callable[[RunningRequest], Coroutine[Any, Any, None]] | None = None,
     max_new_tokens: int = 6,
     **options: Any,
 ) -> tuple[Instance, list[EngineOutput | EngineError]]:
@@ -90,7 +90,7 @@ def serve(
 
     async def body() -> None:
         run = make_run(
-            tokenizer, Instances(lambda: instance, 1), emitted, max_new_tokens, **options
+            tokenizer, InstancePool(lambda: instance, 1), emitted, max_new_tokens, **options
         )
         task = asyncio.create_task(run.serve())
         if while_it_runs is not None:
@@ -166,7 +166,7 @@ def test_a_failure_goes_to_the_answer(tokenizer: PreTrainedTokenizerBase) -> Non
 
 
 def test_closing_cancels_and_tells(tokenizer: PreTrainedTokenizerBase) -> None:
-    async def close_soon(run: Run) -> None:
+    async def close_soon(run: RunningRequest) -> None:
         while not run.answer.token_ids:
             await asyncio.sleep(0)
         run.close()
@@ -180,7 +180,7 @@ def test_closing_cancels_and_tells(tokenizer: PreTrainedTokenizerBase) -> None:
 def test_an_answer_that_nobody_waits_for_is_never_asked(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    async def cancel_at_once(run: Run) -> None:
+    async def cancel_at_once(run: RunningRequest) -> None:
         run.cancel()
 
     instance, emitted = serve(tokenizer, while_it_runs=cancel_at_once)
@@ -202,7 +202,7 @@ def test_an_instance_is_lent_again_only_once_its_cancellation_is_through(
     instance = SlowToCancel([("SUCCESS", [300]), ("WAIT", []), ("CANCEL", [])])
 
     async def body() -> None:
-        instances = Instances(lambda: instance, 1)
+        instances = InstancePool(lambda: instance, 1)
         emitted: list[EngineOutput | EngineError] = []
         first = make_run(tokenizer, instances, emitted)
         task = asyncio.create_task(first.serve())
@@ -225,7 +225,7 @@ def test_an_answer_whose_reader_is_gone_is_cancelled(tokenizer: PreTrainedTokeni
             raise RuntimeError("Event loop is closed")
 
     async def body() -> None:
-        await make_run(tokenizer, Instances(lambda: instance, 1), Gone()).serve()
+        await make_run(tokenizer, InstancePool(lambda: instance, 1), Gone()).serve()
 
     run_loop(body)
     assert instance.num_drained == 1
@@ -239,7 +239,7 @@ def test_an_instance_that_failed_is_not_lent_again() -> None:
         return made[-1]
 
     async def body() -> None:
-        instances = Instances(create, 1)
+        instances = InstancePool(create, 1)
         with pytest.raises(ZeroDivisionError):
             async with instances.borrow():
                 raise ZeroDivisionError

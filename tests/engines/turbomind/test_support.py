@@ -18,8 +18,8 @@ from vlcore.engines.turbomind.support import (
     embedding_name,
     is_turbomind_config,
     lmdeploy_version,
-    reason_against,
     supported_versions,
+    unsupported_reason,
 )
 from vlcore.errors import ConfigError
 
@@ -72,7 +72,7 @@ def test_pins_that_both_lists_have_agree_but_for_torch() -> None:
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_model_that_fits_has_no_reason_against_it(dtype: torch.dtype) -> None:
-    assert reason_against(model(), CUDA, dtype) is None
+    assert unsupported_reason(model(), CUDA, dtype) is None
     assert embedding_name("LlamaForCausalLM") == "model.embed_tokens.weight"
 
 
@@ -101,7 +101,7 @@ def test_a_model_that_fits_has_no_reason_against_it(dtype: torch.dtype) -> None:
 def test_reasons_are_told(
     config: dict[str, Any], device: str, dtype: torch.dtype, reason: str
 ) -> None:
-    told = reason_against(model(**config), torch.device(device), dtype)
+    told = unsupported_reason(model(**config), torch.device(device), dtype)
     assert told is not None
     assert re.search(reason, told)
 
@@ -111,12 +111,12 @@ def test_reasons_are_told(
     "config", [{"sliding_window": 4096}, {"sliding_window": 8, "use_sliding_window": False}]
 )
 def test_a_window_that_cuts_nothing_off_is_none(config: dict[str, Any]) -> None:
-    assert reason_against(model(**config), CUDA, torch.float16) is None
+    assert unsupported_reason(model(**config), CUDA, torch.float16) is None
 
 
 @pytest.mark.usefixtures("installed")
 def test_lmdeploys_own_settings_state_the_dtype() -> None:
-    assert reason_against(model(), CUDA, torch.float32, config=object()) is None
+    assert unsupported_reason(model(), CUDA, torch.float32, config=object()) is None
 
 
 @pytest.mark.usefixtures("installed")
@@ -129,7 +129,7 @@ def test_a_model_without_a_text_view_is_told() -> None:
             raise ConfigError("its weights are packed")
 
     unwritable: Any = Unwritable()
-    assert reason_against(unwritable, CUDA, torch.float16) == (
+    assert unsupported_reason(unwritable, CUDA, torch.float16) == (
         "there is no text view for it: its weights are packed"
     )
 
@@ -146,7 +146,7 @@ def test_another_lmdeploy_is_told(
     monkeypatch: pytest.MonkeyPatch, version: str | None, reason: str
 ) -> None:
     monkeypatch.setattr(support, "lmdeploy_version", lambda: version)
-    told = reason_against(model(), CUDA, torch.float16)
+    told = unsupported_reason(model(), CUDA, torch.float16)
     assert told is not None
     assert re.match(reason, told)
 

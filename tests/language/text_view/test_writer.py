@@ -22,7 +22,7 @@ from weight_files import LAYOUTS, read_all, single_bin, single_safetensors
 
 import vlcore
 from vlcore import Checkpoint, LanguageModel, TensorError, ViewError
-from vlcore.checkpoint.safetensors_writer import ShardFile
+from vlcore.checkpoint.safetensors_writer import SafetensorsWriter
 from vlcore.checkpoint.weights import TensorReader
 from vlcore.language.text_view.manifest import MANIFEST, ViewManifest
 from vlcore.language.text_view.plan import ViewPlan
@@ -65,13 +65,13 @@ class WrittenShards:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.paths: list[Path] = []
         self.stop_in: int | None = None
-        writing = ShardFile.writing
+        writing = SafetensorsWriter.writing
 
-        def spied(file: ShardFile, path: Path) -> Any:
+        def spied(file: SafetensorsWriter, path: Path) -> Any:
             self.paths.append(path)
             return writing(file, path)
 
-        monkeypatch.setattr(ShardFile, "writing", spied)
+        monkeypatch.setattr(SafetensorsWriter, "writing", spied)
         tensors = Checkpoint.tensors
 
         def stopping(*args: Any, **options: Any) -> Iterator[tuple[str, Tensor]]:

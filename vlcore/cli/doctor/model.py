@@ -19,7 +19,7 @@ from vlcore._utils.sizes import readable_size
 from vlcore.checkpoint.checkpoint import Checkpoint
 from vlcore.checkpoint.headers import HeaderCheckpoint
 from vlcore.cli.doctor.installation import Finding, Verdict
-from vlcore.engines.selection import reasons_against_engines
+from vlcore.engines.selection import unsupported_reasons
 from vlcore.engines.transformers.batch import Batch
 from vlcore.engines.transformers.engine import CACHE_SHARE
 from vlcore.errors import VlcoreError
@@ -198,7 +198,7 @@ def _tokenizer(language_model: LanguageModel) -> Finding:
 
 
 def _engine(language_model: LanguageModel, device: torch.device, dtype: torch.dtype) -> Finding:
-    reasons = reasons_against_engines(language_model, device, dtype)
+    reasons = unsupported_reasons(language_model, device, dtype)
     chosen = next((name for name, reason in reasons.items() if reason is None), None)
     facts = {"engine": chosen, "device": str(device), "dtype": _name(dtype), "reasons": reasons}
     told = "; ".join(f"not {name}: {reason}" for name, reason in reasons.items() if reason)

@@ -22,7 +22,7 @@ from vlcore.media.policy import DEFAULT_LIMITS, ImageLimits
 from vlcore.media.source import describe
 from vlcore.plugins.stages import ModelStages
 from vlcore.prompts.chat_template import ChatTemplate, write_prompt
-from vlcore.prompts.tokenization import ImageLayout, Prompt, PromptTokenizer
+from vlcore.prompts.tokenization import ImageLayout, PromptTokenizer, TokenizedPrompt
 from vlcore.vision.encoder import ImageEncoder
 from vlcore.vision.model import ImageInputs, VisionModel
 
@@ -208,7 +208,7 @@ def _name(source: Any) -> str:
     return str(source) if isinstance(source, str) and len(source) <= 200 else describe(source)
 
 
-def _lines(prompt: Prompt, pieces: Pieces) -> Iterator[TokenLine | RowsLine]:
+def _lines(prompt: TokenizedPrompt, pieces: Pieces) -> Iterator[TokenLine | RowsLine]:
     position = 0
     for span in prompt.spans:
         yield from _token_lines(prompt.token_ids, range(position, span.start), pieces)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Sequence as Many
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -13,8 +12,8 @@ from torch.nn.functional import pad
 
 from vlcore.engines.base import EngineRequest
 from vlcore.engines.logprobs import to_host
-from vlcore.engines.transformers.kv_cache import SlotCache
-from vlcore.engines.transformers.sequence import Sequence
+from vlcore.engines.transformers.kv_cache import SlotKVCache
+from vlcore.engines.transformers.sequence import RunningSequence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,7 +31,7 @@ class Step:
         prompt_logits: [prompt's tokens, vocab] float32 on the host, of the one prompt computed.
     """
 
-    sequences: tuple[Sequence, ...]
+    sequences: tuple[RunningSequence, ...]
     logits: Tensor
     prompt_logits: Tensor | None = None
 
@@ -50,7 +49,7 @@ class Batch:
     """
 
     def __init__(self, model: PreTrainedModel, device: torch.device, max_num_seqs: int) -> None:
-        self.sequences: list[Sequence] = []
+        self.sequences: list[RunningSequence] = []
         """By slot."""
         self.max_num_seqs = max_num_seqs
         self.max_cached_tokens = 0
@@ -58,7 +57,7 @@ class Batch:
         self._model = model
         self._embedding = model.get_input_embeddings()
         self._device = device
-        self._cache = SlotCache(model.config)
+        self._cache = SlotKVCache(model.config)
         # What the next step computes, where it is on the device already.
         self._token_ids: Tensor | None = None
         self._positions: Tensor | None = None
@@ -74,12 +73,12 @@ class Batch:
         self._prefill([self._lookup([0])])
         return self._cache.bytes_per_token
 
-    def has_room(self, newcomers: Many[Sequence]) -> bool:
+    def has_room(self, newcomers: Sequence[RunningSequence]) -> bool:
         """Whether more sequences can join, each to become as long as it may."""
         num_slots, length = self._size_with(newcomers)
         return num_slots <= self.max_num_seqs and num_slots * length <= self.max_cached_tokens
 
-    def join(self, requests: Many[Many[Sequence]]) -> Step:
+    def join(self, requests: Sequence[Sequence[RunningSequence]]) -> Step:
         """Compute the prompts of requests, whose answers run with the rest from now on.
 
         Args:
@@ -127,18 +126,18 @@ class Batch:
         """
         self._token_ids = token_ids
 
-    def forget(self, sequence: Sequence) -> None:
+    def forget(self, sequence: RunningSequence) -> None:
         """Wipe the slot of a sequence whose numbers are damaged."""
         self._cache.clear(self.sequences.index(sequence))
 
-    def clear(self) -> tuple[Sequence, ...]:
+    def clear(self) -> tuple[RunningSequence, ...]:
         """Let all sequences leave, and give them back."""
         left = tuple(self.sequences)
         self.sequences.clear()
         self._token_ids = None
         return left
 
-    def keep(self, still_runs: Callable[[Sequence], bool]) -> None:
+    def keep(self, still_runs: Callable[[RunningSequence], bool]) -> None:
         """Let the other sequences leave; the last ones move into their slots."""
         for slot in reversed(range(len(self.sequences))):
             if still_runs(self.sequences[slot]):
@@ -149,11 +148,11 @@ class Batch:
                 self._cache.copy(len(self.sequences), slot, last.num_tokens)
                 self.sequences[slot] = last
 
-    def _size_with(self, newcomers: Many[Sequence]) -> tuple[int, int]:
+    def _size_with(self, newcomers: Sequence[RunningSequence]) -> tuple[int, int]:
         sequences = [*self.sequences, *newcomers]
         return len(sequences), max(sequence.max_num_tokens for sequence in sequences)
 
-    def _reserve(self, newcomers: Many[Sequence]) -> None:
+    def _reserve(self, newcomers: Sequence[RunningSequence]) -> None:
         num_slots, length = self._size_with(newcomers)
         if num_slots <= self._cache.num_slots and length <= self._cache.slot_length:
             return
@@ -206,6 +205,6 @@ class Batch:
             embeddings[span.start : span.stop] = rows[span.first_row : last_row].to(embeddings)
         return embeddings
 
-    def _lookup(self, token_ids: Many[int]) -> Tensor:
+    def _lookup(self, token_ids: Sequence[int]) -> Tensor:
         embeddings: Tensor = self._embedding(torch.tensor(token_ids, device=self._device))
         return embeddings

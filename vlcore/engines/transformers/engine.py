@@ -19,12 +19,12 @@ from torch import Tensor
 
 from vlcore._utils.device import free_bytes
 from vlcore.engines.base import Engine, EngineOutput, EngineRequest, EngineStats
-from vlcore.engines.stop_conditions import Ends
+from vlcore.engines.stop_conditions import StopConditions
 from vlcore.engines.transformers.batch import Batch, Step
 from vlcore.engines.transformers.quantization import WEIGHTS, quantize_weights
 from vlcore.engines.transformers.sampler import DAMAGED, choose
-from vlcore.engines.transformers.sequence import Answers, Sequence
-from vlcore.engines.transformers.waiting_queue import WaitingLine
+from vlcore.engines.transformers.sequence import RunningSequence, SequenceGroup
+from vlcore.engines.transformers.waiting_queue import WaitingQueue
 from vlcore.errors import EngineClosedError, EngineError, EngineUnavailableError, OptionError
 
 if TYPE_CHECKING:
@@ -126,8 +126,8 @@ class TransformersEngine(Engine):
         self._limit_cache(language_model.checkpoint.name)
         if self.context_length == own_length:
             self.context_limit_reason = language_model.context_limit_reason
-        self._ends = Ends.of(language_model, tokenizer)
-        self._waiting = WaitingLine()
+        self._ends = StopConditions.of(language_model, tokenizer)
+        self._waiting = WaitingQueue()
         self._thread = threading.Thread(target=self._serve, name="vlcore-engine", daemon=True)
         self._thread.start()
 
@@ -200,7 +200,7 @@ class TransformersEngine(Engine):
 
     def _answers(
         self, request: EngineRequest, emit: Callable[[EngineOutput | EngineError], None]
-    ) -> Answers:
+    ) -> SequenceGroup:
         """Make ready what a request asks for.
 
         Raises:
@@ -218,7 +218,7 @@ class TransformersEngine(Engine):
                 "max_new_tokens"
             )
         return tuple(
-            Sequence(
+            RunningSequence(
                 request,
                 choice,
                 ends=self._ends,
@@ -254,7 +254,7 @@ class TransformersEngine(Engine):
             if token_ids is not None:
                 self._batch.go_on_from(token_ids)
 
-    def _go_together(self, requests: list[Answers]) -> bool:
+    def _go_together(self, requests: list[SequenceGroup]) -> bool:
         """Whether the batch has room for them, and one forward for their prompts."""
         if not self._batch.has_room(list(chain.from_iterable(requests))):
             return False
@@ -263,7 +263,7 @@ class TransformersEngine(Engine):
         are_plain = not any(request[0].wants_prompt_logits for request in requests)
         return len(requests) == 1 or (fits and are_plain)
 
-    def _prefill(self, requests: list[Answers]) -> None:
+    def _prefill(self, requests: list[SequenceGroup]) -> None:
         """Compute prompts together, or one by one where that fails, so that each fails alone."""
         try:
             step = self._batch.join(requests)
@@ -306,16 +306,16 @@ class TransformersEngine(Engine):
         return chosen if taken else None
 
 
-def _is_running(sequence: Sequence) -> bool:
+def _is_running(sequence: RunningSequence) -> bool:
     return not sequence.is_finished
 
 
-def _cancel(answers: Iterable[Sequence]) -> None:
+def _cancel(answers: Iterable[RunningSequence]) -> None:
     for sequence in answers:
         sequence.is_finished = True
 
 
-def _fail(sequences: Iterable[Sequence], what: str, cause: Exception) -> None:
+def _fail(sequences: Iterable[RunningSequence], what: str, cause: Exception) -> None:
     cause = cause.with_traceback(None)  # which would keep the tensors of its frames
     for sequence in sequences:
         error = EngineError(f"{what}: {type(cause).__name__}: {cause}")

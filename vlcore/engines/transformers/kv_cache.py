@@ -1,4 +1,4 @@
-"""``SlotCache``: keys and values of the running sequences, one slot each.
+"""``SlotKVCache``: keys and values of the running sequences, one slot each.
 
 A sequence's position is its column in the slot, so sequences of any lengths join, grow and leave
 without being moved against each other, and a step writes nothing but its own keys and values.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
-class SlotCache(Cache):
+class SlotKVCache(Cache):
     """The cache that a transformers model writes and reads.
 
     Before each forward, say what it computes: :meth:`prefill` or :meth:`decode`.

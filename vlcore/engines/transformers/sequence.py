@@ -11,7 +11,7 @@ from torch import Tensor
 from vlcore.engines.base import EngineOutput, EngineRequest, FinishReason
 from vlcore.engines.detokenizer import Detokenizer
 from vlcore.engines.logprobs import logprobs_of, to_host
-from vlcore.engines.stop_conditions import Ends
+from vlcore.engines.stop_conditions import StopConditions
 from vlcore.engines.transformers.sampler import Sampler
 from vlcore.errors import EngineError, OptionError
 
@@ -22,7 +22,7 @@ _MAX_CANDIDATES = (64, 1024)
 """How many of the likeliest tokens are tried where bad words forbid the chosen one."""
 
 
-class Sequence:
+class RunningSequence:
     """One of a request's answers.
 
     Args:
@@ -44,7 +44,7 @@ class Sequence:
         request: EngineRequest,
         choice: int,
         *,
-        ends: Ends,
+        ends: StopConditions,
         tokenizer: PreTrainedTokenizerBase,
         max_length: int,
         vocab_size: int,
@@ -148,5 +148,5 @@ class Sequence:
         self._emit(output)
 
 
-Answers: TypeAlias = tuple[Sequence, ...]
+SequenceGroup: TypeAlias = tuple[RunningSequence, ...]
 """What one request asks for; they share its prompt."""

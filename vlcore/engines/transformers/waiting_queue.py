@@ -7,15 +7,15 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
-from vlcore.engines.transformers.sequence import Answers
+from vlcore.engines.transformers.sequence import SequenceGroup
 from vlcore.errors import EngineClosedError
 
 
-class WaitingLine:
+class WaitingQueue:
     """Filled by whoever asks, emptied by the engine's thread."""
 
     def __init__(self) -> None:
-        self._requests: deque[Answers] = deque()
+        self._requests: deque[SequenceGroup] = deque()
         self._changed = threading.Condition()
         self._closed = False
 
@@ -27,7 +27,7 @@ class WaitingLine:
         with self._changed:
             return sum(map(len, self._requests))
 
-    def join(self, request: Answers) -> None:
+    def join(self, request: SequenceGroup) -> None:
         """Stand at the end.
 
         Raises:
@@ -39,14 +39,14 @@ class WaitingLine:
             self._requests.append(request)
             self._changed.notify()
 
-    def leave(self, request: Answers) -> None:
+    def leave(self, request: SequenceGroup) -> None:
         """Wait no longer, if it still does."""
         with self._changed, suppress(ValueError):
             self._requests.remove(request)
 
-    def take(self, go_together: Callable[[list[Answers]], bool]) -> list[Answers]:
+    def take(self, go_together: Callable[[list[SequenceGroup]], bool]) -> list[SequenceGroup]:
         """Take from the front as many as go together, and nobody out of turn."""
-        taken: list[Answers] = []
+        taken: list[SequenceGroup] = []
         with self._changed:
             while self._requests:
                 request = self._requests[0]

@@ -18,11 +18,11 @@ import torch
 
 from vlcore._utils.event_loop import LoopThread
 from vlcore.engines.base import Engine, EngineOutput, EngineRequest, EngineStats
-from vlcore.engines.stop_conditions import Ends
-from vlcore.engines.turbomind.requests import Answer, Instances, Run
+from vlcore.engines.stop_conditions import StopConditions
+from vlcore.engines.turbomind.requests import InstancePool, RunningRequest, RunningSequence
 from vlcore.engines.turbomind.self_test import run_self_test
 from vlcore.engines.turbomind.support import embedding_name, lmdeploy_version
-from vlcore.engines.turbomind.translation import check_options, lay_out, to_turbomind
+from vlcore.engines.turbomind.translation import check_options, to_turbomind, to_turbomind_prompt
 from vlcore.errors import (
     EngineClosedError,
     EngineError,
@@ -71,7 +71,7 @@ class TurbomindEngine(Engine):
         self.hidden_size = language_model.hidden_size
         self.vocab_size = int(language_model.transformers_config.vocab_size)
         self._tokenizer = tokenizer
-        self._ends = Ends.of(language_model, tokenizer)
+        self._ends = StopConditions.of(language_model, tokenizer)
         settings = config or self._lmdeploy.TurbomindEngineConfig(
             dtype=str(dtype).removeprefix("torch."),
             devices=[torch.cuda.current_device() if device.index is None else device.index],
@@ -83,8 +83,8 @@ class TurbomindEngine(Engine):
         self.context_length = min(self._model.session_len, language_model.context_length)
         if self.context_length == language_model.context_length:
             self.context_limit_reason = language_model.context_limit_reason
-        self._instances = Instances(self._model.create_instance, self._settings.max_batch_size)
-        self._runs: set[Run] = set()
+        self._instances = InstancePool(self._model.create_instance, self._settings.max_batch_size)
+        self._runs: set[RunningRequest] = set()
         self._is_closed = False
         self._loop = LoopThread("vlcore-turbomind")
         if self_test:
@@ -102,7 +102,7 @@ class TurbomindEngine(Engine):
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput]:
         """Continue a prompt, piece by piece. Closing the iterator cancels the request."""
         self.check(request)
-        prompt = await asyncio.to_thread(lay_out, request, self._dtype)
+        prompt = await asyncio.to_thread(to_turbomind_prompt, request, self._dtype)
         max_new_tokens = min(
             request.config.max_new_tokens, self.context_length - len(prompt.token_ids)
         )
@@ -113,8 +113,8 @@ class TurbomindEngine(Engine):
             loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
         runs = [
-            Run(
-                Answer(
+            RunningRequest(
+                RunningSequence(
                     request,
                     choice,
                     ends=self._ends,
@@ -167,18 +167,18 @@ class TurbomindEngine(Engine):
                 "not compute with enable_prefix_caching: switch one off"
             )
 
-    def _start(self, run: Run) -> None:
+    def _start(self, run: RunningRequest) -> None:
         if self._is_closed:
             raise EngineClosedError("the engine was closed")
         future = self._loop.submit(run.serve())
         self._runs.add(run)
         future.add_done_callback(lambda _: self._end(run))
 
-    def _end(self, run: Run) -> None:
+    def _end(self, run: RunningRequest) -> None:
         run.close()  # where the loop was closed before it came to its end
         self._runs.discard(run)
 
-    def _options(self, answer: Answer) -> Any:
+    def _options(self, answer: RunningSequence) -> Any:
         in_vocabulary = range(self.vocab_size)
         return self._lmdeploy.GenerationConfig(
             **to_turbomind(

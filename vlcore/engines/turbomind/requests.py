@@ -17,7 +17,7 @@ from torch import Tensor
 from vlcore.engines.base import EngineOutput, EngineRequest, FinishReason
 from vlcore.engines.detokenizer import Detokenizer
 from vlcore.engines.logprobs import logprobs_of, to_host
-from vlcore.engines.stop_conditions import Ends
+from vlcore.engines.stop_conditions import StopConditions
 from vlcore.engines.turbomind.translation import MAX_IDS, TurbomindPrompt
 from vlcore.errors import EngineClosedError, EngineError
 
@@ -37,7 +37,7 @@ _WHY = {
 }
 
 
-class Instances:
+class InstancePool:
     """TurboMind's instances, made as they are needed.
 
     Args:
@@ -73,7 +73,7 @@ class Instances:
         self._idle.clear()
 
 
-class Run:
+class RunningRequest:
     """Gets one answer out of TurboMind; everything here happens on one event loop.
 
     Args:
@@ -85,10 +85,10 @@ class Run:
 
     def __init__(
         self,
-        answer: Answer,
+        answer: RunningSequence,
         prompt: TurbomindPrompt,
-        instances: Instances,
-        options: Callable[[Answer], Any],
+        instances: InstancePool,
+        options: Callable[[RunningSequence], Any],
     ) -> None:
         self.answer = answer
         self._prompt = prompt
@@ -194,7 +194,7 @@ def _logits_of(output: Any, num_prompt_tokens: int) -> tuple[Tensor | None, Tens
     return logits[len(logits) - len(output.token_ids) :], logits[:num_prompt_tokens]
 
 
-class Answer:
+class RunningSequence:
     """One of a request's answers.
 
     Args:
@@ -211,7 +211,7 @@ class Answer:
         request: EngineRequest,
         choice: int,
         *,
-        ends: Ends,
+        ends: StopConditions,
         tokenizer: PreTrainedTokenizerBase,
         max_new_tokens: int,
         emit: Callable[[EngineOutput | EngineError], None],

@@ -19,7 +19,7 @@ from vlcore.engines.base import Engine, EngineRequest
 from vlcore.engines.generation import GenerationConfig
 from vlcore.engines.turbomind.support import lmdeploy_version
 from vlcore.errors import EngineUnavailableError
-from vlcore.prompts.tokenization import Prompt, Span
+from vlcore.prompts.tokenization import Span, TokenizedPrompt
 
 _NUM_PROMPTS = 4
 _PROMPT_LENGTH = 16
@@ -54,8 +54,8 @@ async def run_self_test(engine: Engine, view: Path, embedding: str) -> None:
                 f"the token table of {view} has rows of width {rows.shape[1]}; the language "
                 f"model's embeddings have {engine.hidden_size}"
             )
-        plain = await _next_logits(engine, EngineRequest(Prompt(token_ids), (), _CONFIG))
-        prompt = Prompt(token_ids, (Span(begin, end, 0, 0),))
+        plain = await _next_logits(engine, EngineRequest(TokenizedPrompt(token_ids), (), _CONFIG))
+        prompt = TokenizedPrompt(token_ids, (Span(begin, end, 0, 0),))
         injected = await _next_logits(engine, EngineRequest(prompt, (rows,), _CONFIG))
         difference = float((plain - injected).abs().max() / plain.std())
         if not difference <= _TOLERANCE:  # NaN is not, either

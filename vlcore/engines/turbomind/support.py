@@ -35,7 +35,7 @@ def lmdeploy_version() -> str | None:
         return None
 
 
-def reason_against(
+def unsupported_reason(
     language_model: LanguageModel, device: torch.device, dtype: torch.dtype, config: object = None
 ) -> str | None:
     """Say why TurboMind cannot run a model here, or nothing where it can.

@@ -134,7 +134,7 @@ class TurbomindPrompt:
     """Positions ``begin <= i < end`` of the token ids, in order and apart."""
 
 
-def lay_out(request: EngineRequest, dtype: torch.dtype) -> TurbomindPrompt:
+def to_turbomind_prompt(request: EngineRequest, dtype: torch.dtype) -> TurbomindPrompt:
     """Bring a checked request into TurboMind's form; image rows cross to the host here, once.
 
     Args:

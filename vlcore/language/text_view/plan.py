@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vlcore.checkpoint.checkpoint import Checkpoint
-from vlcore.checkpoint.safetensors_writer import ShardFile
+from vlcore.checkpoint.safetensors_writer import SafetensorsWriter
 from vlcore.checkpoint.tensor_source import TensorSource
 from vlcore.checkpoint.weights import TensorInfo
 from vlcore.language.text_view.manifest import FORMAT
@@ -19,7 +19,7 @@ from vlcore.language.text_view.manifest import FORMAT
 _SHARD_BYTES = 2 * 1024**3
 
 
-class TextPart(Protocol):
+class LanguageModelSource(Protocol):
     """A text part of which a view can be made."""
 
     @property
@@ -51,7 +51,7 @@ class Shard:
 
     filename: str
     sources: Mapping[str, TensorSource]
-    file: ShardFile
+    file: SafetensorsWriter
 
 
 class ViewPlan:
@@ -61,7 +61,7 @@ class ViewPlan:
     renamed, cut, or pickled.
     """
 
-    def __init__(self, part: TextPart) -> None:
+    def __init__(self, part: LanguageModelSource) -> None:
         self.part = part
         self._linked: dict[str, str] = {}
         """The link that holds each tensor which fits."""
@@ -119,7 +119,7 @@ class ViewPlan:
             Shard(
                 f"copied-{number:05}.safetensors",
                 {name: sources[name] for name in tensors},
-                ShardFile(tensors),
+                SafetensorsWriter(tensors),
             )
             for number, tensors in enumerate(filter(None, filled), start=1)
         )

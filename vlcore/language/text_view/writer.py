@@ -22,13 +22,13 @@ from vlcore._utils.progress import progress_bar
 from vlcore.checkpoint.weights import read_header
 from vlcore.errors import ViewError
 from vlcore.language.text_view.manifest import MANIFEST, FileRecord, ViewManifest
-from vlcore.language.text_view.plan import Shard, TextPart, ViewPlan
+from vlcore.language.text_view.plan import LanguageModelSource, Shard, ViewPlan
 
 logger = logging.getLogger(__name__)
 
 
 def write_view(
-    part: TextPart, directory: Path, *, progress: bool = False, remedy: str = ""
+    part: LanguageModelSource, directory: Path, *, progress: bool = False, remedy: str = ""
 ) -> Path:
     """Write the view of a text part, or leave the one that is there.
 

@@ -7,14 +7,14 @@ import re
 import torch
 
 from vlcore.engines.base import EngineOutput, EngineRequest
-from vlcore.engines.stop_conditions import Ends
-from vlcore.engines.transformers.sequence import Sequence
+from vlcore.engines.stop_conditions import StopConditions
+from vlcore.engines.transformers.sequence import RunningSequence
 from vlcore.errors import EngineError, EngineUnavailableError
 from vlcore.inference.factory import pipeline
-from vlcore.prompts.tokenization import Prompt
+from vlcore.prompts.tokenization import TokenizedPrompt
 from vlcore.testing.check import check
 from vlcore.testing.report import DoesNotApplyError, NotRunError, fail
-from vlcore.testing.samples import picture
+from vlcore.testing.samples import sample_image
 from vlcore.testing.subject import Subject
 
 _CONTROL = re.compile(r"<\|?[\w/ .-]+\|?>|\[/?[A-Z_]+\]")
@@ -33,7 +33,7 @@ def stop_words(subject: Subject) -> None:
             where=where,
             advice='write ("###",) with a comma: a plain string is a sequence of letters',
         )
-    ends = Ends.of(subject.language_model, subject.tokenizer)
+    ends = StopConditions.of(subject.language_model, subject.tokenizer)
     if not stop and not ends.eos_ids:
         fail(
             expected="at least one stop text, or an end token",
@@ -64,7 +64,7 @@ def stop_words(subject: Subject) -> None:
         _expect_end(subject, ends, [token_id], f"end token {token_id}")
 
 
-def _expect_end(subject: Subject, ends: Ends, stop_ids: list[int], where: str) -> None:
+def _expect_end(subject: Subject, ends: StopConditions, stop_ids: list[int], where: str) -> None:
     """Feed an answer token by token, as an engine does: before the stop, the stop, and more."""
     before, after = (subject.prompt_tokenizer.encode_plain(text) for text in ("Yes, it is.", "No."))
     pieces: list[EngineOutput] = []
@@ -74,8 +74,8 @@ def _expect_end(subject: Subject, ends: Ends, stop_ids: list[int], where: str) -
             raise piece
         pieces.append(piece)
 
-    answer = Sequence(
-        EngineRequest(Prompt((0,)), stop=tuple(subject.template.stop)),
+    answer = RunningSequence(
+        EngineRequest(TokenizedPrompt((0,)), stop=tuple(subject.template.stop)),
         0,
         ends=ends,
         tokenizer=subject.tokenizer,
@@ -112,7 +112,7 @@ def answers(subject: Subject) -> None:
             device=str(subject.device),
             dtype=subject.dtype,
         ) as pipe:
-            answer = pipe(("What is this?", picture((64, 48))), options)
+            answer = pipe(("What is this?", sample_image((64, 48))), options)
     except EngineUnavailableError as error:
         raise DoesNotApplyError(f"no engine here runs it: {error}") from error
     if answer.generate_token_len != _NUM_NEW_TOKENS:

@@ -13,7 +13,7 @@ from torch import Tensor
 from vlcore.errors import VlcoreError
 from vlcore.testing.check import check
 from vlcore.testing.report import CheckFailedError, fail
-from vlcore.testing.samples import encode, forward, odd_pictures, picture, plain_pictures
+from vlcore.testing.samples import encode, forward, plain_images, sample_image, unusual_images
 from vlcore.testing.subject import Subject
 from vlcore.vision.model import ImageInputs, VisionModel
 
@@ -32,14 +32,14 @@ def vision_loads(subject: Subject) -> None:
 def plain_pictures_are_encoded(subject: Subject) -> None:
     """Encode pictures one by one, and together."""
     subject.load("plain_rows")
-    encode(subject.vision_model, plain_pictures())
+    encode(subject.vision_model, plain_images())
 
 
 @check("rows-shape", "rows are [k, hidden_size], k at least 1, as wide as the language model")
 def rows_shape(subject: Subject) -> None:
     """Look at the rows of pictures of several sizes."""
     model = subject.vision_model
-    for image, found in zip(plain_pictures(), subject.plain_rows, strict=True):
+    for image, found in zip(plain_images(), subject.plain_rows, strict=True):
         shape = list(found.rows.shape)
         if len(shape) != 2 or shape[0] < 1 or shape[1] != model.hidden_size:
             fail(
@@ -61,7 +61,7 @@ def rows_shape(subject: Subject) -> None:
 @check("rows-finite", "rows hold neither NaN nor Inf")
 def rows_finite(subject: Subject) -> None:
     """Look at the rows of pictures of several sizes."""
-    for image, found in zip(plain_pictures(), subject.plain_rows, strict=True):
+    for image, found in zip(plain_images(), subject.plain_rows, strict=True):
         if bad := int((~torch.isfinite(found.rows)).sum()):
             fail(
                 expected="finite values",
@@ -78,7 +78,7 @@ def rows_dtype(subject: Subject) -> None:
     for dtype in (subject.dtype, other):
         own = dtype is subject.dtype
         model = subject.vision_model if own else subject.load_vision_model(dtype)
-        rows = encode(model, [picture((64, 48))])[0].rows
+        rows = encode(model, [sample_image((64, 48))])[0].rows
         for what, asked, came in (
             ("dtype", dtype, rows.dtype),
             ("dtype", dtype, model.dtype),
@@ -99,7 +99,7 @@ def rows_dtype(subject: Subject) -> None:
 def rows_announced(subject: Subject) -> None:
     """Compare, for pictures of several sizes."""
     model = subject.vision_model
-    for image, found in zip(plain_pictures(), subject.plain_rows, strict=True):
+    for image, found in zip(plain_images(), subject.plain_rows, strict=True):
         inputs = model.preprocess(image)
         announced = inputs.num_rows if isinstance(inputs, ImageInputs) else None
         if announced is not None and announced != len(found.rows):
@@ -118,7 +118,7 @@ def rows_announced(subject: Subject) -> None:
 def batch_equals_singles(subject: Subject) -> None:
     """Encode several orders; the tolerance is a share of the largest value."""
     model = subject.vision_model
-    pictures, alone = plain_pictures(), [found.rows for found in subject.plain_rows]
+    pictures, alone = plain_images(), [found.rows for found in subject.plain_rows]
     count = len(pictures)
     for order in ([*range(count)], [*range(count)][::-1], [2, 0, 2, 3, 1]):
         together = [found.rows for found in encode(model, [pictures[i] for i in order])]
@@ -140,7 +140,7 @@ def rows_repeat(subject: Subject) -> None:
     """Encode twice what was preprocessed once, and preprocess it anew; on a CPU, exactly."""
     model = subject.vision_model
     exact = 0 if subject.device.type == "cpu" else subject.tolerance
-    for image, found in zip(plain_pictures(), subject.plain_rows, strict=True):
+    for image, found in zip(plain_images(), subject.plain_rows, strict=True):
         inputs = [model.preprocess(image)]
         for again in (forward(model, inputs), forward(model, inputs)):
             if (difference := _difference(again[0].rows, found.rows)) > exact:
@@ -157,7 +157,7 @@ def rows_repeat(subject: Subject) -> None:
 def threads(subject: Subject) -> None:
     """Preprocess different pictures at the same time, and encode them in another thread."""
     model = subject.vision_model
-    pictures, alone = plain_pictures(), [found.rows for found in subject.plain_rows]
+    pictures, alone = plain_images(), [found.rows for found in subject.plain_rows]
     interval = sys.getswitchinterval()
     sys.setswitchinterval(_SHORT_SWITCH_S)  # gives the threads many chances to disturb each other
     start = threading.Barrier(_NUM_THREADS)
@@ -192,7 +192,7 @@ def threads(subject: Subject) -> None:
 def odd_images(subject: Subject) -> None:
     """Hand them to preprocess as they are."""
     model = subject.vision_model
-    for name, image in odd_pictures().items():
+    for name, image in unusual_images().items():
         where = f"{type(model).__name__}, with a picture that is {name}"
         advice = (
             'begin preprocess with image.convert("RGB"); where a picture cannot be taken, raise '
@@ -224,7 +224,7 @@ def odd_images(subject: Subject) -> None:
 @check("image-unchanged", "preprocess leaves the picture as it was")
 def image_unchanged(subject: Subject) -> None:
     """Compare before and after: a conversation keeps its pictures."""
-    for image in (*plain_pictures(), *odd_pictures().values()):
+    for image in (*plain_images(), *unusual_images().values()):
         before = image.copy()
         try:
             subject.vision_model.preprocess(image)

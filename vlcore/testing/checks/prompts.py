@@ -12,10 +12,10 @@ from typing import Any
 from vlcore.errors import OptionError, PromptError
 from vlcore.prompts.chat_template import write_prompt
 from vlcore.prompts.messages import Control, ImageSlot, PromptPart, Rows, Text
-from vlcore.prompts.tokenization import ImageLayout, Prompt
+from vlcore.prompts.tokenization import ImageLayout, TokenizedPrompt
 from vlcore.testing.check import check
 from vlcore.testing.report import DoesNotApplyError, NotRunError, fail
-from vlcore.testing.samples import plain_pictures
+from vlcore.testing.samples import plain_images
 from vlcore.testing.subject import Subject
 from vlcore.vision.model import ImageInputs
 
@@ -117,11 +117,11 @@ def spans_sum(subject: Subject) -> None:
     template, name = subject.template, type(subject.template).__name__
     encoded = [ImageLayout(len(image.rows), image.layout) for image in subject.plain_rows]
     announced = list(encoded)
-    for i, image in enumerate(plain_pictures()):
+    for i, image in enumerate(plain_images()):
         inputs = subject.vision_model.preprocess(image)
         if isinstance(inputs, ImageInputs) and inputs.num_rows is not None:
             announced[i] = ImageLayout(encoded[i].num_rows, inputs.layout)
-    for image, layout in zip(plain_pictures() * 2, encoded + announced, strict=True):
+    for image, layout in zip(plain_images() * 2, encoded + announced, strict=True):
         expansion = template.expand(layout.layout, layout.num_rows)
         placed = sum(part.num_rows for part in expansion if isinstance(part, Rows))
         if placed != layout.num_rows:
@@ -290,7 +290,9 @@ def system_text(subject: Subject) -> None:
         )
 
 
-def _build(subject: Subject, messages: _Conversation, images: Sequence[ImageLayout]) -> Prompt:
+def _build(
+    subject: Subject, messages: _Conversation, images: Sequence[ImageLayout]
+) -> TokenizedPrompt:
     parts = write_prompt(subject.template, messages)
     return subject.prompt_tokenizer.build(parts, images, subject.template)
 
