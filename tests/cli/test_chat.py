@@ -143,7 +143,7 @@ def test_what_an_answer_points_at_is_drawn(pointing: Path, picture: Path, tmp_pa
     result = draw(pointing, file, "-i", picture, "Where is the dog?")
     assert result.exit_code == 0
     assert result.stdout == f"{POINTING}\n"
-    assert f"{file} shows what the answer points at (1)" in result.stderr
+    assert f"{file} shows the regions of the response (1)" in result.stderr
     expected = draw_regions(Image.open(picture), [Region("dog", (4, 6, 28, 24))])
     with Image.open(file) as drawn:
         assert ImageChops.difference(drawn, expected).getbbox() is None
@@ -157,7 +157,7 @@ def test_a_conversation_draws_on_its_last_picture(
     typed = f"Hello\n/image {picture}\nWhere?\n/image {large}\nAnd here?\nAgain?\n"
     result = draw(pointing, file, typed=typed)
     assert result.exit_code == 0
-    assert f"there is no picture: {file} is not written" in result.stderr
+    assert f"the conversation has no image: {file} was not written" in result.stderr
     assert result.stderr.count("shows what the answer points at") == 3
     with Image.open(file) as drawn:
         assert drawn.size == (400, 300)
@@ -169,7 +169,7 @@ def test_an_answer_that_points_at_nothing_draws_nothing(
     file = tmp_path / "out.png"
     result = draw(pointing, file, "-i", picture, "--max-new-tokens", "2", "Where?")
     assert result.exit_code == 0
-    assert f"the answer points at nothing: {file} is not written" in result.stderr
+    assert f"the response refers to no region: {file} was not written" in result.stderr
     assert not file.exists()
 
 
@@ -179,7 +179,7 @@ def test_a_model_whose_answers_point_at_nothing_is_told_before_it_loads(
     (tmp_path / "config.json").write_bytes((checkpoint / "config.json").read_bytes())  # no weights
     result = draw(tmp_path, tmp_path / "out.png", "-i", picture, "Where?")
     assert isinstance(result.exception, vlcore.OptionError)
-    assert "vl-plugin-llava knows of none in the answers of" in str(result.exception)
+    assert "vl-plugin-llava does not support regions for" in str(result.exception)
 
 
 @pytest.mark.parametrize("name", ["out", "out.txt", "nowhere/out.png"])
@@ -188,7 +188,7 @@ def test_a_drawing_that_cannot_be_written_is_told_before_the_model_loads(
 ) -> None:
     result = draw(tmp_path, tmp_path / name, "-i", picture, "Where?")
     assert isinstance(result.exception, vlcore.OptionError)
-    assert "--draw needs the name of a picture" in str(result.exception)
+    assert "--draw expects an image file" in str(result.exception)
 
 
 def test_a_drawing_that_fails_is_told(pointing: Path, picture: Path, tmp_path: Path) -> None:
@@ -202,4 +202,4 @@ def test_a_drawing_that_fails_is_told(pointing: Path, picture: Path, tmp_path: P
 def test_a_drawing_needs_a_picture(pointing: Path, tmp_path: Path) -> None:
     result = draw(pointing, tmp_path / "out.png", "Where?")
     assert result.exit_code == 2
-    assert "needs --image" in result.stderr
+    assert "pass --image" in result.stderr

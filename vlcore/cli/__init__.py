@@ -1,4 +1,4 @@
-"""The ``vlcore`` command, one file a command.
+"""The ``vlcore`` command, one module or package for each subcommand.
 
 Commands import what they need when they run, so that ``vlcore --help`` and ``vlcore plugins``
 stay free of torch and of every plugin.
@@ -26,7 +26,7 @@ from vlcore.errors import VlcoreError
 
 app = typer.Typer(
     name="vlcore",
-    help="Run vision-language models, each a plugin, on any engine.",
+    help="Run vision-language models, each installed as a plugin, on any engine.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -44,8 +44,8 @@ app.command()(serve)
 app.command()(view)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(is_requested: bool) -> None:
+    if is_requested:
         typer.echo(f"vlcore {__version__}")
         raise typer.Exit
 
@@ -55,7 +55,7 @@ def _options(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", help="Print the version.", callback=_print_version, is_eager=True
+            "--version", help="Show the version and exit.", callback=_print_version, is_eager=True
         ),
     ] = False,
 ) -> None:
@@ -63,7 +63,7 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line; an error of vlcore is printed without a traceback."""
+    """Run the command line. Errors of vlcore are printed without a traceback."""
     try:
         app()
     except VlcoreError as error:

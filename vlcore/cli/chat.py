@@ -1,4 +1,4 @@
-"""``vlcore chat``: ask a model about pictures, once or in a conversation."""
+"""``vlcore chat``: chat with a model about images, once or interactively."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
     from vlcore.prompts.chat_template import ChatTemplate
 
 _HELP = """\
-/image PATH|URL   show the model a picture with the next question
-/reset            forget the conversation
-/help             show this
-/exit             leave (so does the end of input)
-Ctrl-C stops an answer."""
+/image PATH|URL   attach an image to the next message
+/reset            start a new conversation
+/help             list these commands
+/exit             quit (as does the end of input)
+Ctrl-C stops a response."""
 
 
 def chat(
     model: Model,
     prompt: Annotated[
-        str | None, typer.Argument(help="A question; without one, a conversation starts.")
+        str | None, typer.Argument(help="Message to send. Without one, an interactive chat starts.")
     ] = None,
     image: Images = None,
     plugin: Plugin = None,
@@ -50,25 +50,27 @@ def chat(
     dtype: Dtype = "auto",
     weights: Weights = None,
     revision: Revision = None,
-    max_new_tokens: Annotated[int, typer.Option(help="The longest answer, in tokens.")] = 512,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Maximum number of tokens to generate.")
+    ] = 512,
     temperature: Annotated[
-        float | None, typer.Option(help="Sample at this temperature; the default is greedy.")
+        float | None, typer.Option(help="Sampling temperature. Decoding is greedy by default.")
     ] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="Sample among this probability; needs --temperature.")
+        float | None, typer.Option(help="Nucleus sampling probability. Requires --temperature.")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Makes sampling repeatable; needs --temperature.")
+        int | None, typer.Option(help="Random seed of sampling. Requires --temperature.")
     ] = None,
     draw: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Draw what the answer points at on the last picture, into this file.",
+            help="Draw the regions that the response refers to on the last image, into this file.",
         ),
     ] = None,
 ) -> None:
-    """Ask a model about pictures: one question, or a conversation without PROMPT."""
+    """Chat with MODEL about images: one message, or interactively without PROMPT."""
     from vlcore.engines.generation import GenerationConfig
     from vlcore.engines.transformers.engine import TransformersEngineConfig
     from vlcore.inference.factory import pipeline
@@ -76,14 +78,14 @@ def chat(
     sampling = {"temperature": temperature, "top_p": top_p, "random_seed": seed}
     options: dict[str, Any] = {name: value for name, value in sampling.items() if value is not None}
     if options and temperature is None:
-        raise typer.BadParameter("--top-p and --seed sample, which needs --temperature")
+        raise typer.BadParameter("--top-p and --seed affect sampling, which requires --temperature")
     config = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=temperature is not None, **options
     )
     template: str | ChatTemplate | None = chat_template
     if draw is not None:
         if prompt is not None and not image:
-            raise typer.BadParameter("--draw draws on a picture, which needs --image")
+            raise typer.BadParameter("--draw needs an image to draw on: pass --image")
         template = _drawing_template(draw, model, plugin, chat_template, revision)
     with pipeline(
         model,
@@ -96,9 +98,9 @@ def chat(
         engine_config=None if weights is None else TransformersEngineConfig(weights=weights),
         progress=sys.stderr.isatty(),
     ) as pipe:
-        conversation = _Conversation(pipe, config, list(image or []), draw)
+        conversation = _Chat(pipe, config, list(image or []), draw)
         if prompt is not None:
-            conversation.ask(prompt)
+            conversation.send(prompt)
         else:
             conversation.run()
         stats = pipe.encoder_stats()
@@ -109,10 +111,10 @@ def chat(
 def _drawing_template(
     draw: Path, model: str, plugin: str | None, name: str | None, revision: str | None
 ) -> ChatTemplate:
-    """Load the template, and see before any weight is read that there will be a drawing.
+    """Load the template, and check before any weight is read that regions can be drawn.
 
     Raises:
-        OptionError: the file cannot be written, or the model's answers point at nothing.
+        OptionError: the file cannot be written, or responses of the model name no regions.
     """
     from PIL import Image
 
@@ -124,21 +126,21 @@ def _drawing_template(
     }
     if draw.suffix.lower() not in writable or not draw.parent.is_dir():
         raise OptionError(
-            f"--draw needs the name of a picture, such as answer.png, in a directory that is "
-            f"there; it is {str(draw)!r}"
+            f"--draw expects an image file, such as response.png, in an existing directory; "
+            f"received {str(draw)!r}"
         )
     stages = ModelStages(model, plugin=plugin, revision=revision)
     template = stages.chat_template(name)
     if not template.finds_regions:
         raise OptionError(
-            f"--draw needs a model whose answers point at regions of a picture; "
-            f"{stages.plugin.info.distribution} knows of none in the answers of {model}"
+            f"--draw needs a model whose responses refer to regions of an image; "
+            f"{stages.plugin.info.distribution} does not support regions for {model}"
         )
     return template
 
 
-class _Conversation:
-    """Questions and answers at a terminal."""
+class _Chat:
+    """A conversation at a terminal."""
 
     def __init__(
         self, pipe: Pipeline, config: Any, images: list[str], draw: Path | None = None
@@ -152,12 +154,12 @@ class _Conversation:
         self._session: Session = Session()
 
     def run(self) -> None:
-        """Answer until the input ends."""
+        """Respond to each line until the input ends."""
         from vlcore.errors import VlcoreError
 
-        with suppress(ImportError):  # gives input() line editing and recall, where there is one
+        with suppress(ImportError):  # adds line editing and history to input(), if available
             import readline  # noqa: F401
-        typer.echo("Ask away; /help lists the commands.", err=True)
+        typer.echo("Type a message; /help lists the commands.", err=True)
         while True:
             try:
                 line = input("> " if sys.stdin.isatty() else "").strip()
@@ -174,42 +176,42 @@ class _Conversation:
                 if line.startswith("/"):
                     self._command(*line.split(maxsplit=1))
                 else:
-                    self.ask(line)
+                    self.send(line)
             except VlcoreError as error:
                 typer.echo(f"error: {error}", err=True)
 
-    def ask(self, question: str) -> None:
-        """Stream the answer to stdout, and how fast it came to stderr."""
+    def send(self, message: str) -> None:
+        """Stream the response to stdout, and its speed to stderr."""
         from vlcore.errors import ImageError
 
-        prompt: Any = (question, self._images) if self._images else question
-        pieces = self._pipe.stream_chat(prompt, self._session, self._config)
+        prompt: Any = (message, self._images) if self._images else message
+        chunks = self._pipe.stream_chat(prompt, self._session, self._config)
         num_tokens, started, first, is_whole = 0, time.perf_counter(), None, False
         try:
-            for piece in pieces:
+            for chunk in chunks:
                 first = first or time.perf_counter()
-                num_tokens = piece.generate_token_len
-                typer.echo(piece.text, nl=False)
-            self._images = []  # they are part of the session now
+                num_tokens = chunk.generate_token_len
+                typer.echo(chunk.text, nl=False)
+            self._images = []  # the session holds them now
             is_whole = True
         except ImageError:
-            self._images = []  # a picture that cannot be shown must not spoil the next question
+            self._images = []  # a bad image must not fail the next message too
             raise
         except KeyboardInterrupt:
             typer.echo(" …", nl=False)
         finally:
-            pieces.close()
+            chunks.close()
         typer.echo("")
         if first is None:
             return
         if is_whole and self._draw is not None:
-            self._draw_answer(self._draw)
+            self._draw_regions(self._draw)
         seconds = time.perf_counter() - first
         speed = f"{(num_tokens - 1) / seconds:.1f} tokens/s" if num_tokens > 1 else "–"
         typer.echo(f"[{num_tokens} tokens, {speed}, first after {first - started:.2f} s]", err=True)
 
-    def _draw_answer(self, file: Path) -> None:
-        """Draw what the last answer points at."""
+    def _draw_regions(self, file: Path) -> None:
+        """Draw the regions that the last response refers to."""
         from vlcore.errors import OptionError
         from vlcore.prompts.regions import draw_regions
 
@@ -217,18 +219,18 @@ class _Conversation:
         assert response is not None
         assert conversation is not None
         if not conversation.images:
-            typer.echo(f"there is no picture: {file} is not written", err=True)
+            typer.echo(f"the conversation has no image: {file} was not written", err=True)
             return
-        picture = cast("Image.Image", conversation.images[-1])  # a session keeps them decoded
-        regions = self._pipe.template.regions(response.text, picture.size)
+        image = cast("Image.Image", conversation.images[-1])  # a session keeps them decoded
+        regions = self._pipe.template.regions(response.text, image.size)
         if not regions:
-            typer.echo(f"the answer points at nothing: {file} is not written", err=True)
+            typer.echo(f"the response refers to no region: {file} was not written", err=True)
             return
         try:
-            draw_regions(picture, regions).save(file)
+            draw_regions(image, regions).save(file)
         except OSError as error:
             raise OptionError(f"--draw cannot write {str(file)!r}: {error}") from error
-        typer.echo(f"{file} shows what the answer points at ({len(regions)})", err=True)
+        typer.echo(f"{file} shows the regions of the response ({len(regions)})", err=True)
 
     def _command(self, command: str, argument: str = "") -> None:
         from vlcore.inference.response import Session
@@ -237,10 +239,10 @@ class _Conversation:
         if command == "/image" and argument:
             load_image(argument)
             self._images.append(argument)
-            typer.echo(f"{argument} goes with the next question", err=True)
+            typer.echo(f"{argument} is attached to the next message", err=True)
         elif command == "/reset":
             self._session, self._images = Session(), []
-            typer.echo("the conversation is forgotten", err=True)
+            typer.echo("started a new conversation", err=True)
         elif command == "/help":
             typer.echo(_HELP, err=True)
         else:

@@ -1,4 +1,4 @@
-"""What several commands ask for, in the same words."""
+"""Arguments and options that several commands share."""
 
 from __future__ import annotations
 
@@ -6,31 +6,37 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-Model: TypeAlias = Annotated[str, typer.Argument(help="A checkpoint directory or hub id.")]
+Model: TypeAlias = Annotated[str, typer.Argument(help="Checkpoint directory or Hub repo id.")]
 Images: TypeAlias = Annotated[
     list[str] | None,
-    typer.Option("--image", "-i", help="A picture (path or URL); may be given several times."),
+    typer.Option("--image", "-i", help="Image path or URL. May be repeated."),
 ]
 Plugin: TypeAlias = Annotated[
-    str | None, typer.Option(help="The plugin to use where several serve the model.")
+    str | None, typer.Option(help="Plugin to use if several serve the model.")
 ]
 TemplateName: TypeAlias = Annotated[
-    str | None, typer.Option(help="One of the plugin's templates, by name.")
+    str | None, typer.Option(help="Name of one of the plugin's chat templates.")
 ]
 EngineName: TypeAlias = Annotated[
-    str, typer.Option("--engine", help="auto, turbomind or transformers.")
+    str, typer.Option("--engine", help="Inference engine: auto, turbomind or transformers.")
 ]
-Device: TypeAlias = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
-Dtype: TypeAlias = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
+Device: TypeAlias = Annotated[
+    str, typer.Option(help="Device of the model: auto, cpu, cuda, cuda:1, …")
+]
+Dtype: TypeAlias = Annotated[
+    str, typer.Option(help="Data type of the weights: auto, float32, float16 or bfloat16.")
+]
 ShrinkOnLoad: TypeAlias = Annotated[
     bool,
     typer.Option(
         "--shrink-on-load",
-        help="Decode JPEGs at a half to an eighth of their size where the model needs no more.",
+        help="Decode JPEG images at 1/2, 1/4 or 1/8 of their size if the model needs no more.",
     ),
 ]
 Weights: TypeAlias = Annotated[
     str | None,
-    typer.Option(help="int8 converts the weights to 8 bits; the transformers engine only."),
+    typer.Option(help="Weight quantization: int8. Transformers engine only."),
 ]
-Revision: TypeAlias = Annotated[str | None, typer.Option(help="Of a hub repository.")]
+Revision: TypeAlias = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit of a Hub repository.")
+]

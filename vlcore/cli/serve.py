@@ -1,4 +1,4 @@
-"""``vlcore serve``: a model behind OpenAI's chat API."""
+"""``vlcore serve``: an OpenAI-compatible server for one model."""
 
 from __future__ import annotations
 
@@ -26,22 +26,24 @@ if TYPE_CHECKING:
 
 _KEY_VARIABLE = "VLCORE_API_KEY"
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "WEBP")
-"""What browsers show: the fewer decoders a stranger reaches, the better."""
+"""The formats that browsers show. Fewer decoders leave less to attack."""
 
 
 def serve(
     model: Model,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 for one that is free.")] = 23333,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. 0.0.0.0 listens on all interfaces.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on. 0 picks a free port.")] = 23333,
     api_key: Annotated[
         list[str] | None,
         typer.Option(
-            help="A key that requests must bring; several are possible. Other processes can see "
-            f"it: rather put keys into {_KEY_VARIABLE}, with commas between them.",
+            help="API key that requests must send. May be repeated. Other processes can read the "
+            f"command line: prefer the variable {_KEY_VARIABLE}, a comma-separated list.",
         ),
     ] = None,
     model_name: Annotated[
-        str | None, typer.Option(help="What requests call the model, if not by its own name.")
+        str | None, typer.Option(help="Name of the model in the API. Default: the name of MODEL.")
     ] = None,
     engine: EngineName = "auto",
     device: Device = "auto",
@@ -49,12 +51,12 @@ def serve(
     weights: Weights = None,
     max_num_seqs: Annotated[
         int | None,
-        typer.Option(help="Answers that run together; the transformers engine only."),
+        typer.Option(help="Maximum number of sequences in a batch. Transformers engine only."),
     ] = None,
     session_len: Annotated[
         int | None,
         typer.Option(
-            help="The longest prompt and answer, in tokens; the transformers engine only."
+            help="Maximum length of prompt and response, in tokens. Transformers engine only."
         ),
     ] = None,
     plugin: Plugin = None,
@@ -62,55 +64,84 @@ def serve(
     revision: Revision = None,
     shrink_on_load: ShrinkOnLoad = False,
     allow_host: Annotated[
-        list[str] | None, typer.Option(help="A name by which clients may call this server.")
+        list[str] | None,
+        typer.Option(help="Additional host name to accept in the Host header. May be repeated."),
     ] = None,
     allow_origin: Annotated[
-        list[str] | None, typer.Option(help="A site whose pages may ask (CORS).")
+        list[str] | None,
+        typer.Option(help="Origin whose web pages may send requests (CORS). May be repeated."),
     ] = None,
     max_requests: Annotated[
-        int, typer.Option(help="Requests answered or waiting at a time; one more gets 429.")
+        int,
+        typer.Option(
+            help="Maximum number of requests running or waiting. Further ones receive 429."
+        ),
     ] = 64,
-    max_body_mib: Annotated[int, typer.Option(help="Of one request.")] = 32,
+    max_body_mib: Annotated[int, typer.Option(help="Maximum request body size, in MiB.")] = 32,
     max_prompt_tokens: Annotated[
-        int | None, typer.Option(help="Tokens and image rows; if not all that fits the context.")
+        int | None,
+        typer.Option(
+            help="Maximum prompt length, in tokens and image embeddings. Default: the context."
+        ),
     ] = None,
-    max_prompt_chars: Annotated[int, typer.Option(help="Of the texts of one request.")] = 200_000,
-    max_images: Annotated[int, typer.Option(help="In one request.")] = 16,
-    max_image_mib: Annotated[int, typer.Option(help="Of one picture's file or download.")] = 20,
-    max_pixels: Annotated[int, typer.Option(help="Of one picture.")] = 64_000_000,
+    max_prompt_chars: Annotated[
+        int, typer.Option(help="Maximum total text length of a request, in characters.")
+    ] = 200_000,
+    max_images: Annotated[int, typer.Option(help="Maximum number of images in a request.")] = 16,
+    max_image_mib: Annotated[int, typer.Option(help="Maximum file size of an image, in MiB.")] = 20,
+    max_pixels: Annotated[
+        int, typer.Option(help="Maximum number of pixels of an image.")
+    ] = 64_000_000,
     image_format: Annotated[
         list[str] | None,
-        typer.Option(help=f"A format that is opened; if none is named, {', '.join(_FORMATS)}."),
+        typer.Option(
+            help=f"Image format to accept. May be repeated. Default: {', '.join(_FORMATS)}."
+        ),
     ] = None,
     max_decoded_mib: Annotated[
-        int, typer.Option(help="Of all pictures of a request together, decoded.")
+        int, typer.Option(help="Maximum total size of the decoded images of a request, in MiB.")
     ] = 512,
-    download_timeout_s: Annotated[float, typer.Option(help="For one picture to come.")] = 20.0,
+    download_timeout_s: Annotated[
+        float, typer.Option(help="Maximum time to download an image, in seconds.")
+    ] = 20.0,
     connect_timeout_s: Annotated[
-        float, typer.Option(help="To find and reach a picture's server, and between its bytes.")
+        float,
+        typer.Option(
+            help="Maximum time to connect to an image server and between reads, in seconds."
+        ),
     ] = 5.0,
-    max_redirects: Annotated[int, typer.Option(help="On the way to one picture.")] = 3,
+    max_redirects: Annotated[
+        int, typer.Option(help="Maximum number of redirects of an image download.")
+    ] = 3,
     image_urls: Annotated[
-        bool, typer.Option(help="Fetch pictures from http(s) URLs, of public addresses.")
+        bool, typer.Option(help="Download images from http(s) URLs at public addresses.")
     ] = True,
     allow_image_host: Annotated[
-        list[str] | None, typer.Option(help="A host to fetch from though it is not public.")
+        list[str] | None,
+        typer.Option(
+            help="Host to download images from even if its address is not public. May be repeated."
+        ),
     ] = None,
     allow_image_network: Annotated[
-        list[str] | None, typer.Option(help="A network to fetch from, such as 10.1.0.0/16.")
+        list[str] | None,
+        typer.Option(help="Network to download images from, such as 10.1.0.0/16. May be repeated."),
     ] = None,
     allow_image_directory: Annotated[
-        list[Path] | None, typer.Option(help="A directory whose files requests may name.")
+        list[Path] | None,
+        typer.Option(help="Directory whose image files requests may read. May be repeated."),
     ] = None,
-    deadline_s: Annotated[float, typer.Option(help="For a request as a whole.")] = 300.0,
+    deadline_s: Annotated[
+        float, typer.Option(help="Maximum total time of a request, in seconds.")
+    ] = 300.0,
     body_timeout_s: Annotated[
-        float, typer.Option(help="For the body of a request to arrive.")
+        float, typer.Option(help="Maximum time to receive a request body, in seconds.")
     ] = 30.0,
     shutdown_timeout_s: Annotated[
-        float, typer.Option(help="For running requests to finish when the server stops.")
+        float,
+        typer.Option(help="Maximum time for running requests to finish on shutdown, in seconds."),
     ] = 30.0,
 ) -> None:
-    """Serve MODEL over HTTP, with a page to try it on at /."""
+    """Serve MODEL with an OpenAI-compatible API, and a chat page at /."""
     from vlcore.errors import EngineUnavailableError
     from vlcore.inference.factory import pipeline
     from vlcore.media.policy import ImageAccess, ImageLimits
@@ -179,7 +210,7 @@ def serve(
 
 
 def _engine_config(**options: Any) -> TransformersEngineConfig | None:
-    """Settings that are given choose the engine that has them."""
+    """The transformers engine's settings, or None if no option names one."""
     from vlcore.engines.transformers.engine import TransformersEngineConfig
 
     given = {name: value for name, value in options.items() if value is not None}
@@ -187,5 +218,5 @@ def _engine_config(**options: Any) -> TransformersEngineConfig | None:
 
 
 def _name(model: str) -> str:
-    """Call a directory by its last name, which says nothing of where it lies."""
+    """The default model name: a Hub repo id, or the last part of a directory, not its path."""
     return Path(model).resolve().name if Path(model).is_dir() else model
