@@ -53,7 +53,7 @@ test-all: test  ## run the tests, then the slow ones (browser, installations, ne
 	$(PYTEST) -m slow
 
 coverage: $(READY)  ## measure how much of the code the tests run; fails below the floor in pyproject.toml
-	$(PYTEST) --cov --cov-report=term --cov-report=html:build/coverage
+	$(PYTEST) --cov --cov-report=term --cov-report=html:build/coverage/html
 
 SECONDS := 60
 soak: $(READY)  ## load a real server well and badly and watch it (make soak SECONDS=600)
