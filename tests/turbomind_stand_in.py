@@ -237,14 +237,7 @@ class Request:
 
     def _refusal(self, asked: Asked) -> int | None:
         owner = self._communicator
-        vocab_size, width = owner.model.get_input_embeddings().weight.shape
-        if not 0 <= min(asked.token_ids) <= max(asked.token_ids) < vocab_size:
-            owner.faults.append("a token id outside the vocabulary was looked up")
-        for name in ("stop_ids", "bad_ids"):
-            if asked.options[name] and len(asked.options[name][0]) > 32:
-                owner.faults.append(f"{name} were cut off")
-        if any(token_id >= vocab_size for token_id in asked.options["eos_ids"]):
-            owner.faults.append("an end token was written outside the logits")
+        self._note_bad_token_ids(asked)
         if asked.session_id in owner.in_flight:
             return REPEATED
         if len(asked.token_ids) > owner.engine_config.session_len:
@@ -256,9 +249,21 @@ class Request:
             return INVALID
         if asked.embeddings is not None:
             num_rows = sum(end - begin for begin, end in asked.ranges)
+            width = owner.model.get_input_embeddings().weight.shape[1]
             if list(asked.embeddings.shape) != [num_rows, width]:
                 owner.faults.append("embeddings of another shape were read as garbage")
         return None
+
+    def _note_bad_token_ids(self, asked: Asked) -> None:
+        owner = self._communicator
+        vocab_size = owner.model.get_input_embeddings().weight.shape[0]
+        if not 0 <= min(asked.token_ids) <= max(asked.token_ids) < vocab_size:
+            owner.faults.append("a token id outside the vocabulary was looked up")
+        for name in ("stop_ids", "bad_ids"):
+            if asked.options[name] and len(asked.options[name][0]) > 32:
+                owner.faults.append(f"{name} were cut off")
+        if any(token_id >= vocab_size for token_id in asked.options["eos_ids"]):
+            owner.faults.append("an end token was written outside the logits")
 
     def _logits(self, asked: Asked, token_ids: list[int]) -> Tensor:
         model = self._communicator.model

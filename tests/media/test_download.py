@@ -23,6 +23,16 @@ OPEN = ImageAccess(allowed_networks=["127.0.0.1/32"])
 """The server of these tests stands for a public one; the metadata address stays refused."""
 
 
+NOT_FOUND = b"HTTP/1.1 404 Not Found\r\n\r\nsecret"
+RESPONSES = {
+    "/picture": b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody",
+    "/claims": b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n",
+    "/gzip": b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n"
+    + gzip.compress(b"0" * 10_000_000),
+}
+"""What the server sends at once, by path."""
+
+
 class Server:
     """Answers each connection with what a function of the request's head sends."""
 
@@ -51,9 +61,7 @@ class Server:
             head = connection.recv(65536).decode("latin-1")
             self.heads.append(head)
             path = head.split(" ")[1]
-            if path == "/picture":
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody")
-            elif path.startswith("/to/"):
+            if path.startswith("/to/"):
                 cookie = b"Set-Cookie: a=b\r\n"
                 connection.sendall(
                     b"HTTP/1.1 302 Found\r\n" + cookie + f"Location: {path[4:]}\r\n\r\n".encode()
@@ -62,11 +70,6 @@ class Server:
                 connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
                 while True:
                     connection.sendall(b"x" * 1000)
-            elif path == "/claims":
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n")
-            elif path == "/gzip":
-                body = gzip.compress(b"0" * 10_000_000)
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + body)
             elif path == "/trickle":
                 connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
                 while True:
@@ -77,7 +80,7 @@ class Server:
                 if not connection.recv(1):
                     self.gone.set()
             else:
-                connection.sendall(b"HTTP/1.1 404 Not Found\r\n\r\nsecret")
+                connection.sendall(RESPONSES.get(path, NOT_FOUND))
 
     def close(self) -> None:
         self._socket.shutdown(socket.SHUT_RDWR)

@@ -157,7 +157,7 @@ async def _next(generator: AsyncGenerator[_T]) -> _T:
 
 
 async def _close(generator: AsyncGenerator[Any]) -> None:
-    # A cancelled step may still be on its way out.
-    while isinstance(generator, AsyncGeneratorType) and generator.ag_running:
+    # A cancelled step may still be unwinding, and nothing signals its end.
+    while isinstance(generator, AsyncGeneratorType) and generator.ag_running:  # noqa: ASYNC110
         await asyncio.sleep(0)
     await generator.aclose()

@@ -216,8 +216,8 @@ class _Chat:
         from vlcore.prompts.regions import draw_regions
 
         response, conversation = self._session.response, self._session.conversation
-        assert response is not None
-        assert conversation is not None
+        assert response is not None  # noqa: S101  (for mypy: drawing follows an answer)
+        assert conversation is not None  # noqa: S101
         if not conversation.images:
             typer.echo(f"the conversation has no image: {file} was not written", err=True)
             return

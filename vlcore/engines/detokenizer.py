@@ -85,7 +85,7 @@ class Detokenizer:
 
     def _decode(self, token_ids: list[int]) -> str:
         text = self._tokenizer.decode(token_ids, skip_special_tokens=self._skip_special_tokens)
-        assert isinstance(text, str)
+        assert isinstance(text, str)  # noqa: S101  (for mypy: one sequence gives one text)
         return text
 
     def _release(self, text: str) -> str:

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -222,29 +222,11 @@ def find_plugin(
     if plugin is not None:
         candidates = _chosen(plugin, candidates, installed, architectures)
 
-    matches: list[Plugin] = []
-    reasons: list[str] = []
-    failures: list[PluginError] = []
-    for info in candidates:
-        if info.state in (PluginState.BLOCKED, PluginState.INCOMPATIBLE):
-            reasons.append(f"{info.distribution} {info.version} is {info.state}: {info.reason}")
-            if info.state is PluginState.INCOMPATIBLE:
-                failures.append(IncompatiblePluginError(reasons[-1]))
-            continue
-        module_name = next(info.modules[name] for name in architectures if name in info.modules)
-        try:
-            candidate = Plugin(info, module_name)
-        except PluginError as error:
-            note_failure(info, str(error))
-            failures.append(error)
-            reasons.append(str(error))
-            continue
-        reason = candidate.match(config, files)
-        if reason is None:
-            matches.append(candidate)
-        else:
-            reasons.append(f"{info.distribution} {info.version} does not serve it: {reason}")
-
+    outcomes = [_consider(info, architectures, config, files) for info in candidates]
+    matches = [outcome for outcome in outcomes if isinstance(outcome, Plugin)]
+    rejections = [outcome for outcome in outcomes if isinstance(outcome, _Rejection)]
+    reasons = [rejection.reason for rejection in rejections]
+    failures = [rejection.error for rejection in rejections if rejection.error is not None]
     if len(matches) == 1:
         for failure in failures:
             logger.warning("a plugin for the same architecture was passed over: %s", failure)
@@ -261,6 +243,36 @@ def find_plugin(
         raise failures[0]
     message = _no_plugin_message(config, architectures, reasons, installed)
     raise NoPluginError(message) from (failures[0] if failures else None)
+
+
+@dataclass(frozen=True)
+class _Rejection:
+    """Why a candidate does not serve a checkpoint; ``error`` if the candidate is at fault."""
+
+    reason: str
+    error: PluginError | None = None
+
+
+def _consider(
+    info: PluginInfo,
+    architectures: Sequence[str],
+    config: Mapping[str, Any],
+    files: CheckpointFiles | None,
+) -> Plugin | _Rejection:
+    """Import a candidate, unless its state forbids it, and ask whether it serves a checkpoint."""
+    name = f"{info.distribution} {info.version}"
+    if info.state in (PluginState.BLOCKED, PluginState.INCOMPATIBLE):
+        message = f"{name} is {info.state}: {info.reason}"
+        is_fault = info.state is PluginState.INCOMPATIBLE
+        return _Rejection(message, IncompatiblePluginError(message) if is_fault else None)
+    module_name = next(info.modules[key] for key in architectures if key in info.modules)
+    try:
+        candidate = Plugin(info, module_name)
+    except PluginError as error:
+        note_failure(info, str(error))
+        return _Rejection(str(error), error)
+    reason = candidate.match(config, files)
+    return candidate if reason is None else _Rejection(f"{name} does not serve it: {reason}")
 
 
 def _architectures(config: Mapping[str, Any]) -> tuple[str, ...]:

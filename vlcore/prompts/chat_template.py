@@ -67,7 +67,9 @@ class ChatTemplate:
         return (Rows(num_rows),)
 
     def render(
-        self, messages: Sequence[Message | Mapping[str, Any]], image_token: str = "<image>"
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        image_token: str = "<image>",  # noqa: S107  (no password)
     ) -> str:
         """Give the prompt as people read it, with ``image_token`` where an image goes."""
         return "".join(

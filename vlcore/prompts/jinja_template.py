@@ -36,7 +36,7 @@ class JinjaTemplate(ChatTemplate):
         self,
         source: str,
         *,
-        image_token: str = "<image>",
+        image_token: str = "<image>",  # noqa: S107  (no password)
         stop: tuple[str, ...] = (),
         variables: Mapping[str, Any] | None = None,
     ) -> None:

@@ -109,5 +109,5 @@ def _summary(config: pytest.Config) -> _Summary:
     if summary is None:
         summary = _Summary()
         config.pluginmanager.register(summary, _SUMMARY)
-    assert isinstance(summary, _Summary)
+    assert isinstance(summary, _Summary)  # noqa: S101  (for mypy: the name is private to this module)
     return summary

@@ -149,7 +149,7 @@ def record_reference(
                 f"prompt {number} stands for pictures up to {-1 - min(prompt)}; there are "
                 f"{len(pictures)}, numbered from 0"
             )
-        assert logits is not None
+        assert logits is not None  # noqa: S101  (for mypy: checked above)
         tensors[f"prompt.{number}"] = torch.tensor(list(prompt), dtype=torch.int64)
         tensors[f"logits.{number}"] = _as_matrix(logits(prompt), f"logits of prompt {number}")
     metadata = {

@@ -117,7 +117,9 @@ def render(names: PluginNames) -> dict[str, str]:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
-        undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701  (the files are Python, TOML and Markdown, not HTML)
     )
     values = _values(names)
     texts = {}

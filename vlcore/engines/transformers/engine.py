@@ -161,7 +161,7 @@ class TransformersEngine(Engine):
         """Cancel what runs and waits, and free the model."""
         self._waiting.close()
         # Looked at rather than joined in an executor, which no longer starts threads at exit.
-        while self._thread.is_alive():
+        while self._thread.is_alive():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         self.__dict__.pop("_model", None)
         self.__dict__.pop("_batch", None)
