@@ -31,9 +31,9 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     yield from make_site(tmp_path / "site", monkeypatch)
 
 
-def plugin_of(directory: Path, **options: str) -> str:
+def plugin_of(directory: Path, *, plugin: str | None = None) -> str:
     config = json.loads((directory / "config.json").read_text())
-    return find_plugin(config, **options).info.distribution
+    return find_plugin(config, plugin=plugin).info.distribution
 
 
 def uninstall(distribution: str, monkeypatch: pytest.MonkeyPatch) -> None:
