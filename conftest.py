@@ -11,6 +11,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +34,9 @@ os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 # A model that no test has written is an error rather than a download or a leftover.
 _CACHE = tempfile.mkdtemp(prefix="vlcore-tests-")
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": f"{_CACHE}/hub", "VLCORE_CACHE": f"{_CACHE}/views"}
+
+# These tests replace CUDA by a stand-in for the whole session.
+_TURBOMIND = Path(__file__).parent / "tests" / "turbomind"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -60,7 +64,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     has_bfloat16 = item.config.getoption("--cpu-bfloat16") == "claimed"
     with pytest.MonkeyPatch.context() as pinned:
         pinned.setattr("vlcore._utils.device.has_native_bfloat16", lambda: has_bfloat16)
-        if item.get_closest_marker("cuda") is None:
+        has_own_devices = _TURBOMIND in item.path.parents
+        if item.get_closest_marker("cuda") is None and not has_own_devices:
             pinned.setattr("torch.cuda.is_available", lambda: False)
             pinned.setattr("torch.cuda.device_count", lambda: 0)
         return (yield)
