@@ -240,7 +240,7 @@ def test_a_template_that_loses_an_image_is_an_error(checkpoint: Path) -> None:
 def test_the_limits_of_a_prompt_are_settings(checkpoint: Path) -> None:
     with pipeline(checkpoint, device="cpu", max_prompt_tokens=300, max_prompt_chars=40) as pipe:
         many = [*[picture(RED)] * 80, "What?"]
-        with pytest.raises(ContextLengthError, match="max_prompt_tokens allows 300"):
+        with pytest.raises(ContextLengthError, match="allows 300"):
             pipe([user(*many)], SHORT)
         assert pipe.encoder_stats().num_forwards == 0
         with pytest.raises(PromptError, match="have 41 characters, and max_prompt_chars allows 40"):
@@ -741,7 +741,7 @@ def test_an_expansion_that_does_not_fit_its_image_is_a_contract_error(checkpoint
 
     with (
         pipeline(checkpoint, device="cpu", chat_template=Wrong("U:", "", "A:")) as pipe,
-        pytest.raises(PluginContractError, match=f"placed 0 rows of image 0, which has {NUM_ROWS}"),
+        pytest.raises(PluginContractError, match=f"image 0, which has {NUM_ROWS}"),
     ):
         pipe(("hello", RED), SHORT)
 

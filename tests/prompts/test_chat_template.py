@@ -24,7 +24,7 @@ PLAIN = RoleTemplate(
 )
 QUESTION = {"role": "user", "content": "hello"}
 ANSWER = {"role": "assistant", "content": "hi"}
-PICTURE = {"type": "image", "image": None}
+IMAGE = {"type": "image", "image": None}
 
 
 def user(*content: Any) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def test_messages_pass_through() -> None:
 def test_images_are_numbered_over_the_whole_conversation() -> None:
     first, _, second = parse_messages(
         [
-            user("a", {"type": "image_url", "image_url": {"url": "x.png"}}, PICTURE),
+            user("a", {"type": "image_url", "image_url": {"url": "x.png"}}, IMAGE),
             ANSWER,
             user({"type": "image_url", "image_url": "y.png"}, "b"),
         ]
@@ -57,13 +57,13 @@ def test_images_are_numbered_over_the_whole_conversation() -> None:
     assert second.content == (ImageSlot(2), Text("b"))
 
 
-def test_images_are_numbered_after_those_of_ready_messages() -> None:
+def test_images_are_numbered_after_those_of_message_values() -> None:
     ready = Message("user", (ImageSlot(0), ImageSlot(1), Text("a")))
-    parsed = parse_messages([ready, ANSWER, user(PICTURE)])
+    parsed = parse_messages([ready, ANSWER, user(IMAGE)])
     assert parsed[2].content == (ImageSlot(2),)
 
 
-def test_an_image_may_come_without_a_picture() -> None:
+def test_an_image_part_may_have_no_image() -> None:
     (parsed,) = parse_messages([user({"type": "image"}, {"type": "image_url"})])
     assert parsed.content == (ImageSlot(0), ImageSlot(1))
 
@@ -77,7 +77,7 @@ def test_an_image_may_come_without_a_picture() -> None:
         ({"type": "image_url", "image_url": "x", "detail": "high"}, {"detail": "high"}),
     ],
 )
-def test_image_options_travel_in_the_slot(part: dict[str, Any], options: dict[str, Any]) -> None:
+def test_image_options_are_kept_in_the_slot(part: dict[str, Any], options: dict[str, Any]) -> None:
     ((slot,),) = (message.content for message in parse_messages([user(part)]))
     assert isinstance(slot, ImageSlot)
     assert slot.options == options
@@ -104,23 +104,23 @@ def test_the_text_of_a_message_joins_its_parts() -> None:
         ([QUESTION, {"role": "user"}], "message 1 needs content.*not NoneType"),
         ([{"role": "user", "content": 5}], "message 0 needs content.*not int"),
         ([{"role": "user", "content": b"x"}], "message 0 needs content.*not bytes"),
-        ([user({"type": "video"})], "message 0 holds a part of type 'video'"),
-        ([user({"text": "x"})], "message 0 holds a part of type None"),
-        ([user({"type": "text"})], "message 0 holds a part of type 'text' that cannot be read"),
-        ([user({"type": "text", "text": 4})], "type 'text' that cannot be read"),
-        ([{"role": "user", "content": ["x"]}], "message 0 holds a part of type 'str'"),
+        ([user({"type": "video"})], "message 0 has an invalid part of type 'video'"),
+        ([user({"text": "x"})], "message 0 has an invalid part of type None"),
+        ([user({"type": "text"})], "message 0 has an invalid part of type 'text'"),
+        ([user({"type": "text", "text": 4})], "invalid part of type 'text'"),
+        ([{"role": "user", "content": ["x"]}], "message 0 has an invalid part of type 'str'"),
         ([QUESTION, {"role": "system", "content": "x"}, QUESTION], "message 1 is a system message"),
-        ([{"role": "system", "content": [PICTURE]}, QUESTION], r"0 \(system\) holds an image"),
+        ([{"role": "system", "content": [IMAGE]}, QUESTION], r"0 \(system\) has an image"),
         (
-            [QUESTION, {"role": "assistant", "content": [PICTURE]}, QUESTION],
-            r"message 1 \(assistant\) holds an image",
+            [QUESTION, {"role": "assistant", "content": [IMAGE]}, QUESTION],
+            r"message 1 \(assistant\) has an image",
         ),
-        ([QUESTION, ANSWER], "ends with assistant"),
-        ([{"role": "system", "content": "x"}], "ends with system"),
+        ([QUESTION, ANSWER], "ends with a message of the assistant"),
+        ([{"role": "system", "content": "x"}], "ends with a message of the system"),
         ([Message("robot", (Text("x"),))], "has role 'robot'"),
     ],
 )
-def test_a_conversation_that_cannot_be_read_says_why(messages: Any, reason: str) -> None:
+def test_an_invalid_conversation_is_rejected(messages: Any, reason: str) -> None:
     with pytest.raises(PromptError, match=reason):
         parse_messages(messages)
 
@@ -128,7 +128,7 @@ def test_a_conversation_that_cannot_be_read_says_why(messages: Any, reason: str)
 # -- ChatTemplate
 
 
-def test_the_base_class_names_what_is_missing() -> None:
+def test_the_base_class_names_the_missing_method() -> None:
     class Unfinished(ChatTemplate):
         pass
 
@@ -149,7 +149,7 @@ def test_the_base_class_puts_images_on_lines_before_the_prompt() -> None:
 # -- RoleTemplate
 
 
-def test_a_turn_stands_between_its_fixed_texts() -> None:
+def test_a_message_is_between_the_texts_of_its_role() -> None:
     assert PLAIN.messages2prompt([QUESTION]) == (
         Control("S<"),
         Text("be kind"),
@@ -174,12 +174,12 @@ def test_an_empty_system_message_removes_it() -> None:
     assert PLAIN.render([{"role": "system", "content": ""}, QUESTION]) == "U:hello A:"
 
 
-def test_without_system_text_nothing_stands_before_the_first_turn() -> None:
+def test_without_system_text_its_prefix_and_suffix_are_left_out() -> None:
     bare = RoleTemplate("U:", " ", "A:", system_prefix="S<", system_suffix=">")
     assert bare.render([QUESTION]) == "U:hello A:"
 
 
-def test_the_system_text_may_stand_inside_the_first_turn() -> None:
+def test_the_system_text_may_be_inside_the_first_turn() -> None:
     inside = RoleTemplate(
         "[INST] ",
         " [/INST]",
@@ -194,47 +194,47 @@ def test_the_system_text_may_stand_inside_the_first_turn() -> None:
     assert inside.render([QUESTION, ANSWER, QUESTION]) == f"{first}hi[INST] hello [/INST]"
 
 
-def test_images_stand_before_the_text_that_follows_them() -> None:
-    assert PLAIN.render([user(PICTURE, PICTURE, "hello")]).endswith("U:(<image>)(<image>)hello A:")
+def test_images_come_before_the_text_that_follows_them() -> None:
+    assert PLAIN.render([user(IMAGE, IMAGE, "hello")]).endswith("U:(<image>)(<image>)hello A:")
 
 
-def test_images_stand_where_they_were_written() -> None:
-    prompt = PLAIN.render([user("one", PICTURE, "two", "three", PICTURE)])
+def test_images_are_where_they_were_written() -> None:
+    prompt = PLAIN.render([user("one", IMAGE, "two", "three", IMAGE)])
     assert prompt.endswith("U:one(<image>)two\nthree(<image>) A:")
 
 
 def test_slots_keep_their_number_and_options() -> None:
     low = {"type": "image", "image": None, "detail": "low"}
     for second in (user(low, "b"), user("b", low)):
-        parts = PLAIN.messages2prompt([user(PICTURE, "a"), ANSWER, second])
+        parts = PLAIN.messages2prompt([user(IMAGE, "a"), ANSWER, second])
         slots = [part for part in parts if isinstance(part, ImageSlot)]
         assert slots == [ImageSlot(0), ImageSlot(1, options={"detail": "low"})]
         assert slots[1].options == {"detail": "low"}
 
 
-def test_a_subclass_places_images_given_beside_a_prompt() -> None:
+def test_a_subclass_decides_how_images_come_before_a_prompt() -> None:
     class Numbered(RoleTemplate):
         def append_image_token(self, prompt: str, num_images: int) -> tuple[PromptPart, ...]:
             parts: list[PromptPart] = []
             for index in range(num_images):
-                parts += (Control(f"Picture {index + 1}: "), ImageSlot(index))
+                parts += (Control(f"Image {index + 1}: "), ImageSlot(index))
             return (*parts, Text(prompt))
 
     template = Numbered("U:", " ", "A:")
-    assert template.render([user(PICTURE, PICTURE, "hello")]) == (
-        "U:Picture 1: <image>Picture 2: <image>hello A:"
+    assert template.render([user(IMAGE, IMAGE, "hello")]) == (
+        "U:Image 1: <image>Image 2: <image>hello A:"
     )
-    second_turn = template.render([user(PICTURE, "a"), ANSWER, user(PICTURE, "b")])
-    assert second_turn == "U:Picture 1: <image>a A:hiU:Picture 1: <image>b A:"
-    parts = template.messages2prompt([user(PICTURE, "a"), ANSWER, user(PICTURE, "b")])
+    second_turn = template.render([user(IMAGE, "a"), ANSWER, user(IMAGE, "b")])
+    assert second_turn == "U:Image 1: <image>a A:hiU:Image 1: <image>b A:"
+    parts = template.messages2prompt([user(IMAGE, "a"), ANSWER, user(IMAGE, "b")])
     assert [part.index for part in parts if isinstance(part, ImageSlot)] == [0, 1]
 
 
 @pytest.mark.parametrize("typed", ["<image>", "</s>", "U:", "x [INST] <image>\n</s>"])
-def test_what_people_write_stays_text(typed: str) -> None:
+def test_texts_of_messages_remain_text(typed: str) -> None:
     conversation = [
         {"role": "system", "content": typed},
-        user(PICTURE, typed),
+        user(IMAGE, typed),
         {"role": "assistant", "content": typed},
         user(typed),
     ]
@@ -246,28 +246,28 @@ def test_what_people_write_stays_text(typed: str) -> None:
 
 
 def test_render_takes_another_image_token() -> None:
-    prompt = PLAIN.render([user(PICTURE, "<image>")], image_token="<|picture|>")
-    assert prompt.endswith("U:(<|picture|>)<image> A:")
+    prompt = PLAIN.render([user(IMAGE, "<image>")], image_token="<|pic|>")
+    assert prompt.endswith("U:(<|pic|>)<image> A:")
 
 
 def test_no_part_is_empty() -> None:
     bare = RoleTemplate("", "", "", image_suffix="")
-    assert bare.messages2prompt([user(PICTURE, "")]) == (ImageSlot(0),)
+    assert bare.messages2prompt([user(IMAGE, "")]) == (ImageSlot(0),)
 
 
-# -- what a subclass may add
+# -- subclasses
 
 
-def test_images_are_numbered_anew_in_every_message() -> None:
+def test_images_are_numbered_per_message() -> None:
     numbered = replace(PLAIN, image_prefix="P{number}(")
-    turns = [user(PICTURE, PICTURE, "same?"), ANSWER, user("first ", PICTURE, " then ", PICTURE)]
+    turns = [user(IMAGE, IMAGE, "same?"), ANSWER, user("first ", IMAGE, " then ", IMAGE)]
     prompt = numbered.render(turns)
     assert "U:P1(<image>)P2(<image>)same? A:" in prompt
     assert "U:first P1(<image>) then P2(<image>) A:" in prompt
 
 
 def test_braces_elsewhere_are_text() -> None:
-    assert replace(PLAIN, image_prefix="{n}{").render([user(PICTURE)]).endswith("{n}{<image>) A:")
+    assert replace(PLAIN, image_prefix="{n}{").render([user(IMAGE)]).endswith("{n}{<image>) A:")
 
 
 def test_a_subclass_turns_earlier_answers_into_parts() -> None:
@@ -285,15 +285,15 @@ def test_a_subclass_turns_earlier_answers_into_parts() -> None:
 
 def test_regions_are_optional() -> None:
     assert not PLAIN.finds_regions
-    with pytest.raises(NotImplementedError, match="RoleTemplate does not say how answers point"):
+    with pytest.raises(NotImplementedError, match="RoleTemplate does not implement regions"):
         PLAIN.regions("there", (10, 10))
 
 
 def test_a_subclass_finds_regions() -> None:
-    class Pointing(ChatTemplate):
+    class WithRegions(ChatTemplate):
         def regions(self, answer: str, size: tuple[int, int]) -> tuple[Region, ...]:
             return (Region(answer, (0, 0, *size)),)
 
-    template = Pointing()
+    template = WithRegions()
     assert template.finds_regions
     assert template.regions("there", (10, 20)) == (Region("there", (0, 0, 10, 20)),)

@@ -24,7 +24,7 @@ READS_TEXT = """\
 {{ message['content'] }}</s>{% else %}{{ raise_exception('no system messages please') }}\
 {% endif %}{% endfor %}"""
 
-PICTURE = {"type": "image"}
+IMAGE = {"type": "image"}
 
 
 def user(*content: Any) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def user(*content: Any) -> dict[str, Any]:
 
 
 def joined(parts: tuple[PromptPart, ...]) -> list[PromptPart]:
-    """Join neighbouring parts of a kind, so that only who wrote what counts."""
+    """Join adjacent parts of the template."""
     result: list[PromptPart] = []
     for part in parts:
         last = result[-1] if result else None
@@ -44,8 +44,8 @@ def joined(parts: tuple[PromptPart, ...]) -> list[PromptPart]:
     return result
 
 
-def test_a_template_over_parts_places_images_and_texts() -> None:
-    parts = JinjaTemplate(READS_PARTS).messages2prompt([user("what is it?", PICTURE)])
+def test_a_template_over_parts_writes_images_and_texts() -> None:
+    parts = JinjaTemplate(READS_PARTS).messages2prompt([user("what is it?", IMAGE)])
     assert joined(parts) == [
         Control("USER:"),
         ImageSlot(0),
@@ -57,14 +57,14 @@ def test_a_template_over_parts_places_images_and_texts() -> None:
 
 def test_a_template_over_parts_repeats_earlier_turns() -> None:
     prompt = JinjaTemplate(READS_PARTS).render(
-        [user(PICTURE, "a"), {"role": "assistant", "content": "b"}, user("c", PICTURE)]
+        [user(IMAGE, "a"), {"role": "assistant", "content": "b"}, user("c", IMAGE)]
     )
     assert prompt == "USER:<image>\na ASSISTANT:b USER:<image>\nc ASSISTANT:"
 
 
 def test_a_template_over_strings_gets_images_on_lines_of_their_own() -> None:
     template = JinjaTemplate(READS_TEXT, variables={"bos_token": "<s>"})
-    parts = template.messages2prompt([user("one", PICTURE, "two")])
+    parts = template.messages2prompt([user("one", IMAGE, "two")])
     assert joined(parts) == [
         Control("<s>[INST] "),
         Text("one"),
@@ -79,13 +79,13 @@ def test_a_template_over_strings_gets_images_on_lines_of_their_own() -> None:
 def test_several_images_keep_their_order_and_options() -> None:
     low = {"type": "image", "detail": "low"}
     for source in (READS_PARTS, READS_TEXT):
-        parts = JinjaTemplate(source).messages2prompt([user(PICTURE, low, "a")])
+        parts = JinjaTemplate(source).messages2prompt([user(IMAGE, low, "a")])
         slots = [part for part in parts if isinstance(part, ImageSlot)]
         assert [slot.index for slot in slots] == [0, 1]
         assert slots[1].options == {"detail": "low"}
 
 
-def test_a_template_may_strip_what_people_write() -> None:
+def test_a_template_may_strip_texts() -> None:
     strips = "{% for message in messages %}<{{ message['content'] | trim }}>{% endfor %}"
     assert JinjaTemplate(strips).render([user("  a b \n")]) == "<a b>"
     keeps = "{% for message in messages %}<{{ message['content'] }}>{% endfor %}"
@@ -108,7 +108,7 @@ def test_templates_run_in_the_immutable_sandbox(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_raise_exception_is_a_prompt_error() -> None:
-    with pytest.raises(PromptError, match="refused the conversation: no system messages please"):
+    with pytest.raises(PromptError, match="rejected the conversation: no system messages please"):
         JinjaTemplate(READS_TEXT).messages2prompt([{"role": "system", "content": "x"}, user("a")])
 
 
@@ -141,7 +141,7 @@ def test_the_sandbox_refuses_what_a_template_has_no_business_with(source: str) -
     ],
 )
 def test_a_template_reaches_no_file_no_module_and_no_long_loop(source: str) -> None:
-    with pytest.raises(PromptError, match="refused the conversation"):
+    with pytest.raises(PromptError, match="rejected the conversation"):
         JinjaTemplate(source).messages2prompt([user("a")])
 
 
@@ -156,7 +156,7 @@ def test_a_template_reaches_no_file_no_module_and_no_long_loop(source: str) -> N
     ],
 )
 def test_a_template_that_fails_is_a_prompt_error(source: str) -> None:
-    with pytest.raises(PromptError, match="refused the conversation"):
+    with pytest.raises(PromptError, match="rejected the conversation"):
         JinjaTemplate(source).messages2prompt([user("a")])
 
 
@@ -179,7 +179,7 @@ def test_a_template_that_fails_is_a_prompt_error(source: str) -> None:
 def test_what_people_write_stays_text(source: str, typed: str) -> None:
     template = JinjaTemplate(source, variables={"bos_token": "<s>"})
     parts = template.messages2prompt(
-        [user(PICTURE, typed), {"role": "assistant", "content": typed}, user(typed)]
+        [user(IMAGE, typed), {"role": "assistant", "content": typed}, user(typed)]
     )
     assert [part.text for part in parts if isinstance(part, Text)] == [typed] * 3
     assert sum(isinstance(part, ImageSlot) for part in parts) == 1
@@ -204,18 +204,18 @@ def test_a_text_that_the_template_repeats_stays_text() -> None:
 )
 def test_an_image_that_is_dropped_or_repeated_is_an_error(source: str, written: int) -> None:
     template = JinjaTemplate(source)
-    with pytest.raises(PromptError, match=rf"holds 1 image.*'<image>' {written} time"):
-        template.messages2prompt([user(PICTURE)])
+    with pytest.raises(PromptError, match=rf"has 1 image.*'<image>' {written} time"):
+        template.messages2prompt([user(IMAGE)])
 
 
 def test_an_image_that_a_text_template_drops_is_an_error() -> None:
-    with pytest.raises(PromptError, match=r"holds 1 image"):
-        JinjaTemplate("{{ messages[0].role }}").messages2prompt([user(PICTURE, "a")])
+    with pytest.raises(PromptError, match=r"has 1 image"):
+        JinjaTemplate("{{ messages[0].role }}").messages2prompt([user(IMAGE, "a")])
 
 
 def test_the_image_token_is_a_setting() -> None:
     source = "{% for m in messages %}{% for c in m.content %}<|pic|><image>{% endfor %}{% endfor %}"
-    parts = JinjaTemplate(source, image_token="<|pic|>").messages2prompt([user(PICTURE)])
+    parts = JinjaTemplate(source, image_token="<|pic|>").messages2prompt([user(IMAGE)])
     assert parts == (ImageSlot(0), Control("<image>"))
 
 
@@ -230,7 +230,7 @@ def test_stop_and_source_are_kept() -> None:
     assert template.source == READS_TEXT
 
 
-def test_a_template_that_rewrites_text_is_refused() -> None:
+def test_a_template_that_changes_texts_is_rejected() -> None:
     template = JinjaTemplate("{% for m in messages %}{{ m['content'] | upper }}{% endfor %}")
-    with pytest.raises(PromptError, match="rewrites what people wrote"):
+    with pytest.raises(PromptError, match="changes the texts of the conversation"):
         template.render([{"role": "user", "content": "hello there"}])

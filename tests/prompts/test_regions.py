@@ -10,7 +10,7 @@ Box = tuple[int, int, int, int]
 
 
 def changed(image: Image.Image) -> Box | None:
-    """The smallest box around everything that is drawn on a white picture."""
+    """The bounding box of everything that was drawn on a white image."""
     return Image.eval(image, lambda value: 255 - value).getbbox()
 
 
@@ -24,20 +24,20 @@ def test_a_box_is_drawn_along_its_edge() -> None:
     assert drawn.getpixel((50, 50)) == WHITE
 
 
-def test_the_picture_is_left_as_it_was() -> None:
+def test_the_image_itself_is_not_changed() -> None:
     image = white()
     draw_regions(image, [Region("dog", (20, 30, 80, 70))])
     assert changed(image) is None
 
 
-def test_nothing_is_drawn_of_nothing() -> None:
+def test_without_regions_nothing_is_drawn() -> None:
     image = white()
     drawn = draw_regions(image, [])
     assert changed(drawn) is None
     assert drawn is not image
 
 
-def test_a_label_stands_above_its_box_or_inside_at_the_top() -> None:
+def test_a_label_is_above_its_box_or_inside_at_the_top() -> None:
     below = changed(draw_regions(white(), [Region("dog", (20, 50, 80, 70))]))
     assert below is not None
     assert below[1] < 50

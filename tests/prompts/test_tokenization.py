@@ -76,17 +76,17 @@ def bpe_that_looks_words_up_first() -> PreTrainedTokenizerFast:
 
 
 def unigram() -> PreTrainedTokenizerFast:
-    pieces = [("<unk>", 0.0), *((text, -1.0) for text in CONTROL)]
-    pieces += [(character, -3.0) for character in "abcdehilmnorsx ▁<>/|_[]INST"]
-    backend = Tokenizer(models.Unigram(pieces, unk_id=0))
+    entries = [("<unk>", 0.0), *((text, -1.0) for text in CONTROL)]
+    entries += [(character, -3.0) for character in "abcdehilmnorsx ▁<>/|_[]INST"]
+    backend = Tokenizer(models.Unigram(entries, unk_id=0))
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     return fast(backend)
 
 
 def unigram_without_brackets() -> PreTrainedTokenizerFast:
-    pieces = [("<unk>", 0.0), *((text, -1.0) for text in CONTROL)]
-    pieces += [(character, -3.0) for character in "abcdehilmnorsx▁"]
-    return fast(Tokenizer(models.Unigram(pieces, unk_id=0)))
+    entries = [("<unk>", 0.0), *((text, -1.0) for text in CONTROL)]
+    entries += [(character, -3.0) for character in "abcdehilmnorsx▁"]
+    return fast(Tokenizer(models.Unigram(entries, unk_id=0)))
 
 
 def word_level() -> PreTrainedTokenizerFast:
@@ -144,39 +144,41 @@ def build(tokenizer: PreTrainedTokenizerBase, *parts: PromptPart) -> list[int]:
     return list(PromptTokenizer(tokenizer).build(parts).token_ids)
 
 
-# -- text and control tokens
+# -- text and special tokens
 
 
-def test_texts_side_by_side_are_joined(nobos: PreTrainedTokenizerBase) -> None:
-    whole = ids(nobos, "A chat: what is shown in this picture?")
-    assert build(nobos, Text("A chat: what is shown in this picture?")) == whole
-    parts = (Control("A cha"), Text("t: wh"), Control("at is sho"), Text("wn in this pic"))
-    assert build(nobos, *parts, Control("ture?")) == whole
+def test_adjacent_texts_are_joined(nobos: PreTrainedTokenizerBase) -> None:
+    whole = ids(nobos, "A chat: what is shown in this image?")
+    assert build(nobos, Text("A chat: what is shown in this image?")) == whole
+    parts = (Control("A cha"), Text("t: wh"), Control("at is sho"), Text("wn in this im"))
+    assert build(nobos, *parts, Control("age?")) == whole
     assert len(whole) < sum(len(ids(nobos, part.text)) for part in parts)
 
 
 @pytest.mark.parametrize(
     "typed", [*CONTROL[1:4], "a </s> b", "</s></s>", "</s>x", " </s>", "[INST]"]
 )
-def test_typed_control_text_gives_no_control_token(
+def test_special_tokens_that_a_user_types_remain_text(
     tokenizer: PreTrainedTokenizerBase, typed: str
 ) -> None:
     prompt = PromptTokenizer(tokenizer)
-    control_ids = {token_id for token_id, _ in prompt.control_tokens.values()}
+    special_ids = {token_id for token_id, _ in prompt.special_tokens.values()}
     plain = build(tokenizer, Text(f"x {typed}"))[len(prompt._prefix_ids) :]
     assert len(plain) > 1
-    assert control_ids.isdisjoint(set(plain))
+    assert special_ids.isdisjoint(set(plain))
     assert prompt.build([Text("</"), Text("s>")]) == prompt.build([Text("</s>")])
 
 
 @pytest.mark.parametrize("text", ["</s>", "<s>"])
-def test_control_text_gives_its_token(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+def test_special_tokens_of_the_template_become_tokens(
+    tokenizer: PreTrainedTokenizerBase, text: str
+) -> None:
     token_id = tokenizer.convert_tokens_to_ids(text)
     assert token_id in build(tokenizer, Text("x"), Control(text), Text("x"))
     assert token_id in build(tokenizer, Text("x"), Control(f"x{text}x"), Text("x"))
 
 
-def test_control_text_split_between_template_and_user_is_text(
+def test_a_special_token_split_between_template_and_user_is_text(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     end = tokenizer.convert_tokens_to_ids("</s>")
@@ -184,8 +186,8 @@ def test_control_text_split_between_template_and_user_is_text(
     assert end not in build(tokenizer, Text("x </"), Control("s>"))
 
 
-def test_brackets_make_an_added_token_a_control_token() -> None:
-    known = PromptTokenizer(bpe()).control_tokens
+def test_an_added_token_in_brackets_is_special() -> None:
+    known = PromptTokenizer(bpe()).special_tokens
     assert set(known) == set(CONTROL)
 
 
@@ -195,23 +197,23 @@ def test_an_ordinary_added_token_stays_one_in_text() -> None:
     assert build(tokenizer, Text("ordinary")) == [token_id]
 
 
-def test_the_longest_control_token_wins() -> None:
+def test_the_longest_special_token_wins() -> None:
     tokenizer = fast(byte_level())
     tokenizer.add_tokens([AddedToken("<s>>", special=True, normalized=False)])
     expected = [tokenizer.convert_tokens_to_ids("<s>>"), *ids(tokenizer, ">")]
     assert build(tokenizer, Control("<s>>>")) == expected
 
 
-def test_a_vocabulary_without_control_tokens_has_none() -> None:
+def test_a_vocabulary_may_have_no_special_tokens() -> None:
     vocabulary = {word: i for i, word in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer = wrap(backend)
-    assert PromptTokenizer(tokenizer).control_tokens == {}
+    assert PromptTokenizer(tokenizer).special_tokens == {}
     assert build(tokenizer, Control("</s>")) == ids(tokenizer, "</s>")
 
 
-def test_a_tokenizer_without_a_rust_backend_is_refused() -> None:
+def test_a_tokenizer_without_a_rust_backend_is_rejected() -> None:
     class Slow:
         backend_tokenizer = None
 
@@ -231,7 +233,7 @@ def flagged(**flags: bool) -> PreTrainedTokenizerFast:
 @pytest.mark.parametrize(
     "texts", [("a", "b"), ("a  ", "  b"), ("a \n", " \n b"), (" ", " "), ("", " b"), ("a ", "")]
 )
-def test_control_tokens_strip_as_their_flags_say(
+def test_special_tokens_strip_white_space_according_to_their_flags(
     flags: dict[str, bool], texts: tuple[str, str]
 ) -> None:
     tokenizer = flagged(**flags)
@@ -296,10 +298,10 @@ def test_many_small_texts_cost_no_more_than_one(nobos: PreTrainedTokenizerBase) 
     assert time.process_time() - started < 5  # seconds; a tenth of one where nothing else runs
 
 
-# -- what stands before every text
+# -- special tokens before every text
 
 
-def test_bos_stands_once_at_the_front(llava: PreTrainedTokenizerBase) -> None:
+def test_bos_occurs_once_at_the_front(llava: PreTrainedTokenizerBase) -> None:
     bos = llava.bos_token_id
     parts = (Text("hello"), ImageSlot(0), Text("there"))
     prompt = PromptTokenizer(llava).build(parts, [ImageLayout(2)])
@@ -307,7 +309,7 @@ def test_bos_stands_once_at_the_front(llava: PreTrainedTokenizerBase) -> None:
     assert build(llava, Text("hello")) == llava("hello")["input_ids"]
 
 
-def test_bos_is_not_doubled_where_the_template_writes_it(llava: PreTrainedTokenizerBase) -> None:
+def test_bos_is_not_repeated_where_the_template_writes_it(llava: PreTrainedTokenizerBase) -> None:
     assert build(llava, Control("<s>"), Text("hello")) == llava("hello")["input_ids"]
     assert build(llava, Control("<s>hello")) == llava("hello")["input_ids"]
 
@@ -318,12 +320,12 @@ def test_typed_bos_does_not_replace_bos(llava: PreTrainedTokenizerBase) -> None:
     assert token_ids[0] == llava.bos_token_id
 
 
-def test_a_tokenizer_without_bos_gets_none(nobos: PreTrainedTokenizerBase) -> None:
+def test_a_tokenizer_without_bos_adds_none(nobos: PreTrainedTokenizerBase) -> None:
     assert build(nobos, Text("hello")) == ids(nobos, "hello")
     assert build(nobos) == []
 
 
-def test_what_stands_after_every_text_is_left_out() -> None:
+def test_special_tokens_after_every_text_are_left_out() -> None:
     backend = byte_level()
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
@@ -338,9 +340,9 @@ def test_empty_parts_give_nothing(llava: PreTrainedTokenizerBase) -> None:
 
 
 def metaspace(scheme: Any) -> PreTrainedTokenizerFast:
-    pieces = [("<unk>", 0.0), *((text, -9.0) for text in CONTROL)]
-    pieces += [(letter, -3.0) for letter in "abx▁"]
-    backend = Tokenizer(models.Unigram(pieces, unk_id=0))
+    entries = [("<unk>", 0.0), *((text, -9.0) for text in CONTROL)]
+    entries += [(letter, -3.0) for letter in "abx▁"]
+    backend = Tokenizer(models.Unigram(entries, unk_id=0))
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
     return fast(backend)
 
@@ -350,7 +352,7 @@ def test_the_space_before_a_text_follows_the_scheme(scheme: str) -> None:
     tokenizer = metaspace(scheme)
     assert build(tokenizer, Text("a"), Control("</s>"), Text("b")) == ids(tokenizer, "a</s>b")
     assert build(tokenizer, Control("</s>"), Text("b")) == ids(tokenizer, "</s>b")
-    space, a, b = (tokenizer.convert_tokens_to_ids(piece) for piece in "▁ab")
+    space, a, b = (tokenizer.convert_tokens_to_ids(token) for token in "▁ab")
     begun = [] if scheme == "never" else [space]
     prompt = PromptTokenizer(tokenizer).build(
         [Text("a"), ImageSlot(0), Text("b")], [ImageLayout(1)]
@@ -376,7 +378,7 @@ def test_images_fill_their_spans(nobos: PreTrainedTokenizerBase) -> None:
     )
 
 
-def test_spans_move_behind_bos(llava: PreTrainedTokenizerBase) -> None:
+def test_spans_are_shifted_by_bos(llava: PreTrainedTokenizerBase) -> None:
     prompt = PromptTokenizer(llava).build([ImageSlot(0)], [ImageLayout(2)])
     assert prompt.token_ids == (llava.bos_token_id, FILLER, FILLER)
     assert prompt.spans == (Span(1, 3, 0, 0),)
@@ -385,7 +387,7 @@ def test_spans_move_behind_bos(llava: PreTrainedTokenizerBase) -> None:
 
 
 class RowByRow(ChatTemplate):
-    """Ends every row of a grid with a control token, and counts the rows in text."""
+    """Ends every line of a grid with a special token, and adds text at the end."""
 
     def expand(self, layout: Any, num_rows: int) -> tuple[Text | Control | Rows, ...]:
         parts: list[Text | Control | Rows] = []
@@ -394,7 +396,7 @@ class RowByRow(ChatTemplate):
         return (*parts, Text("hello"))
 
 
-def test_an_expansion_puts_tokens_between_the_rows(nobos: PreTrainedTokenizerBase) -> None:
+def test_an_expansion_adds_tokens_between_embeddings(nobos: PreTrainedTokenizerBase) -> None:
     prompt = PromptTokenizer(nobos).build([ImageSlot(0)], [ImageLayout(6, 2)], RowByRow())
     end = nobos.eos_token_id
     rows = [FILLER] * 3
@@ -402,28 +404,30 @@ def test_an_expansion_puts_tokens_between_the_rows(nobos: PreTrainedTokenizerBas
     assert prompt.spans == (Span(0, 3, 0, 0), Span(4, 7, 0, 3))
 
 
-def test_text_of_an_expansion_joins_what_follows(nobos: PreTrainedTokenizerBase) -> None:
+def test_text_of_an_expansion_is_joined_with_the_text_after_it(
+    nobos: PreTrainedTokenizerBase,
+) -> None:
     parts: list[PromptPart] = [ImageSlot(0), Text(", you there")]
     prompt = PromptTokenizer(nobos).build(parts, [ImageLayout(1, 1)], RowByRow())
     assert prompt.token_ids == (FILLER, nobos.eos_token_id, *ids(nobos, "hello, you there"))
 
 
 @pytest.mark.parametrize("num_rows", [3, 5])
-def test_an_expansion_with_another_number_of_rows_is_refused(
+def test_an_expansion_with_another_number_of_embeddings_is_rejected(
     nobos: PreTrainedTokenizerBase, num_rows: int
 ) -> None:
     class Wrong(ChatTemplate):
         def expand(self, layout: Any, num_rows: int) -> tuple[Text | Control | Rows, ...]:
             return (Rows(2), Rows(2))
 
-    with pytest.raises(PluginContractError, match=f"placed 4 rows of image 0.*{num_rows}"):
+    with pytest.raises(PluginContractError, match=f"image 0, which has {num_rows}"):
         PromptTokenizer(nobos).build([ImageSlot(0)], [ImageLayout(num_rows)], Wrong())
 
 
 @pytest.mark.parametrize(
     ("slots", "num_images"), [([], 1), ([0], 0), ([0, 0], 2), ([0, 0], 1), ([1], 1), ([0, 2], 2)]
 )
-def test_slots_and_images_pair_off(
+def test_slots_and_images_must_correspond(
     nobos: PreTrainedTokenizerBase, slots: list[int], num_images: int
 ) -> None:
     with pytest.raises(PromptError, match=rf"{len(slots)} image slot\(s\).*{num_images} image"):
@@ -450,12 +454,12 @@ def test_random_parts_give_the_ids_of_their_text(tokenizer: PreTrainedTokenizerB
         assert list(prompt.build(parts).token_ids) == tokenizer(whole)["input_ids"], whole
 
 
-def test_random_parts_with_control_tokens_give_the_ids_of_their_text(
+def test_random_parts_with_special_tokens_give_the_ids_of_their_text(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     draw = random.Random(1)
     prompt = PromptTokenizer(tokenizer)
-    known = [text for text in CONTROL[1:] if text in prompt.control_tokens]
+    known = [text for text in CONTROL[1:] if text in prompt.special_tokens]
     for _ in range(60):
         parts: list[Text | Control] = [
             Control(draw.choice(known)) if draw.random() < 0.4 else Text(draw.choice(WORDS))
@@ -466,31 +470,35 @@ def test_random_parts_with_control_tokens_give_the_ids_of_their_text(
 
 
 @pytest.mark.parametrize("name", ["llava", "nobos"])
-def test_released_prompts_give_their_ids(name: str) -> None:
+def test_prompts_of_the_reference_implementation_give_its_ids(name: str) -> None:
     tokenizer = PromptTokenizer(sentencepiece(f"tokenization_{name}"))
     cases = (GOLDEN / f"tokenization_{name}" / "cases.jsonl").read_text().splitlines()
     assert len(cases) > 10
     for case in map(json.loads, cases):
-        if "special_text_is_plain" in case["id"]:  # vlcore keeps typed control tokens text
+        if "special_text_is_plain" in case["id"]:  # vlcore keeps typed special tokens text
             continue
         chunks = case["prompt"].split("<image>")
         parts: list[PromptPart] = [Control(chunks[0])]
         for index, chunk in enumerate(chunks[1:]):
             parts += (ImageSlot(index), Control(chunk))
         prompt = tokenizer.build(parts, [ImageLayout(1)] * (len(chunks) - 1))
-        places = {span.start for span in prompt.spans}
-        released = [-200 if i in places else t for i, t in enumerate(prompt.token_ids)]
-        assert released == case["ids"], case["id"]
+        image_positions = {span.start for span in prompt.spans}
+        actual = [-200 if i in image_positions else t for i, t in enumerate(prompt.token_ids)]
+        assert actual == case["ids"], case["id"]
 
 
 @pytest.mark.parametrize("restarts", [True, False])
-def test_text_after_an_image_begins_anew_or_goes_on(restarts: bool) -> None:
+def test_text_after_an_image_is_tokenized_like_a_beginning_or_a_continuation(
+    restarts: bool,
+) -> None:
     tokenizer = sentencepiece("tokenization_llava")
     backend = tokenizer.backend_tokenizer
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    pieces = PromptTokenizer(wrap(backend))
+    prompt_tokenizer = PromptTokenizer(wrap(backend))
     template = RoleTemplate("", "", "", restarts_after_image=restarts)
-    prompt = pieces.build([ImageSlot(0), Text("this")], [ImageLayout(1)], template)
+    prompt = prompt_tokenizer.build([ImageSlot(0), Text("this")], [ImageLayout(1)], template)
     ids = list(prompt.token_ids[prompt.spans[0].stop :])
-    assert ids == pieces.encode_plain("this", first=restarts)
-    assert pieces.encode_plain("this", first=True) != pieces.encode_plain("this", first=False)
+    assert ids == prompt_tokenizer.encode_plain("this", first=restarts)
+    assert prompt_tokenizer.encode_plain("this", first=True) != prompt_tokenizer.encode_plain(
+        "this", first=False
+    )

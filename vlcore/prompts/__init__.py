@@ -1,1 +1,1 @@
-"""From a conversation to the token ids of its prompt."""
+"""Prompts: from the messages of a conversation to the token ids of its prompt."""

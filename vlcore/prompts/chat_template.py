@@ -1,11 +1,11 @@
-"""``ChatTemplate``: a conversation in, prompt parts out.
+"""``ChatTemplate``: turns a conversation into the parts of a prompt.
 
-A prompt is a sequence of parts. ``Text`` is what somebody wrote: it may hold anything and never
-becomes a control token. ``Control`` is what the template wrote. An ``ImageSlot`` marks where the
-rows of an image go. Slots and control tokens travel beside the text, not in it, so nothing that
-a user types can turn into one.
+A prompt is a sequence of parts. A ``Text`` was written by a user or by the model in an earlier
+turn: it may contain anything and never becomes a special token. A ``Control`` was written by the
+template. An ``ImageSlot`` marks where the embeddings of an image go. Because slots and template
+text are separate parts, nothing that a user types can turn into an image or a special token.
 
-Knows nothing of tokenizers.
+This module does not know about tokenizers.
 """
 
 from __future__ import annotations
@@ -30,18 +30,23 @@ from vlcore.prompts.regions import Region
 class ChatTemplate:
     """Base class of a plugin's chat template.
 
-    A subclass writes :meth:`messages2prompt`. Most plugins build on :class:`RoleTemplate` or
-    :class:`~vlcore.JinjaTemplate` instead and state only how images are placed.
+    A subclass implements :meth:`messages2prompt`. Most plugins use :class:`RoleTemplate` or
+    :class:`~vlcore.JinjaTemplate` instead and define only how images are embedded in the text.
     """
 
     stop: tuple[str, ...] = ()
-    """Texts that end an answer."""
+    """Stop strings: the answer ends where one of them is generated."""
     restarts_after_image: bool = True
-    """Text after an image is tokenised like text at the beginning, as the code does that splits a
-    prompt at its images; ``False`` where the image is a token in the midst of the text."""
+    """Whether text after an image is tokenized like text at the beginning of a prompt. ``True``
+    where the reference implementation splits the prompt at its images and tokenizes the parts one
+    by one, ``False`` where it tokenizes the whole prompt with a token for each image."""
 
     def append_image_token(self, prompt: str, num_images: int) -> tuple[PromptPart, ...]:
-        """Place images that were given beside a prompt; slots are numbered from 0."""
+        """Combine a prompt with images that come before it.
+
+        Returns:
+            The parts of the message, with the image slots numbered from 0.
+        """
         parts: list[PromptPart] = []
         for index in range(num_images):
             parts += (ImageSlot(index), Control("\n"))
@@ -50,19 +55,19 @@ class ChatTemplate:
     def messages2prompt(
         self, messages: Sequence[Message | Mapping[str, Any]]
     ) -> tuple[PromptPart, ...]:
-        """Turn a conversation into the parts that ask for its next answer.
+        """Turn a conversation into the prompt that asks for its next answer.
 
         Raises:
-            PromptError: the conversation cannot be read or does not suit the template.
+            PromptError: The conversation cannot be read, or the template does not support it.
         """
         raise NotImplementedError(f"{type(self).__name__} must define messages2prompt")
 
     def expand(self, layout: Any, num_rows: int) -> tuple[Text | Control | Rows, ...]:  # noqa: ARG002
-        """Give what stands in an image's slot: runs of its rows and any tokens between them.
+        """Return the content of an image's slot: its embeddings and the tokens between them.
 
         Args:
-            layout: what the vision model said of the image's layout.
-            num_rows: how many rows it has; the runs' lengths must sum to it.
+            layout: Layout of the image, as the vision model returned it.
+            num_rows: Number of the image's embeddings. The lengths of all ``Rows`` must sum to it.
         """
         return (Rows(num_rows),)
 
@@ -71,7 +76,7 @@ class ChatTemplate:
         messages: Sequence[Message | Mapping[str, Any]],
         image_token: str = "<image>",  # noqa: S107  (no password)
     ) -> str:
-        """Give the prompt as people read it, with ``image_token`` where an image goes."""
+        """Return the prompt as readable text, with ``image_token`` in place of each image."""
         return "".join(
             image_token if isinstance(part, ImageSlot) else part.text
             for part in self.messages2prompt(messages)
@@ -79,29 +84,32 @@ class ChatTemplate:
 
     @property
     def finds_regions(self) -> bool:
-        """Whether answers can point at regions of a picture, which :meth:`regions` then finds."""
+        """Whether answers can refer to regions of an image, which :meth:`regions` then finds."""
         return type(self).regions is not ChatTemplate.regions
 
     def regions(self, answer: str, size: tuple[int, int]) -> tuple[Region, ...]:
-        """Find the regions that an answer points at. Optional; what is malformed is just text.
+        """Find the regions that an answer refers to. Optional.
+
+        Malformed references are ordinary text, not errors.
 
         Args:
-            answer: the text of an answer.
-            size: the picture's width and height.
+            answer: Text of an answer.
+            size: Width and height of the image, in pixels.
         """
         raise NotImplementedError(
-            f"{type(self).__name__} does not say how answers point at regions"
+            f"{type(self).__name__} does not implement regions: the answers of its model cannot "
+            "refer to regions of an image"
         )
 
 
 def write_prompt(
     template: ChatTemplate, messages: Sequence[Message | Mapping[str, Any]]
 ) -> tuple[PromptPart, ...]:
-    """Have a plugin's template write a conversation.
+    """Turn a conversation into a prompt with a plugin's template.
 
     Raises:
-        PromptError: the conversation does not suit the template.
-        PluginContractError: the template fails.
+        PromptError: The template does not support the conversation.
+        PluginContractError: The template raised an exception that is not one of vlcore.
     """
     try:
         return tuple(template.messages2prompt(messages))
@@ -115,11 +123,11 @@ def write_prompt(
 
 @dataclass(frozen=True)
 class RoleTemplate(ChatTemplate):
-    """A template that puts fixed text around each role's messages.
+    """A template that surrounds the messages of each role with fixed text.
 
-    A conversation reads: system, then for each turn ``user_prefix`` question ``user_suffix``
-    ``assistant_prefix``, and for each answer that is already there ``answer_prefix`` answer
-    ``answer_suffix``.
+    A prompt consists of the system text; for each message of the user ``user_prefix``, the message,
+    ``user_suffix`` and ``assistant_prefix``; and for each earlier answer ``answer_prefix``, the
+    answer and ``answer_suffix``.
     """
 
     user_prefix: str
@@ -128,19 +136,19 @@ class RoleTemplate(ChatTemplate):
     answer_prefix: str = ""
     answer_suffix: str = ""
     system: str = ""
-    """System text where the conversation brings none; empty for none at all."""
+    """System text for conversations without a system message; empty for none."""
     system_prefix: str = ""
     system_suffix: str = ""
     system_inside_first_turn: bool = False
-    """The system text stands after the first ``user_prefix`` instead of before it."""
+    """Whether the system text comes after the first ``user_prefix`` instead of before it."""
     image_prefix: str = ""
-    """``{number}`` in it becomes the image's number in its message, from 1."""
+    """Text before each image; ``{number}`` in it is the image's number in its message, from 1."""
     image_suffix: str = "\n"
     stop: tuple[str, ...] = ()
     restarts_after_image: bool = True
 
     def append_image_token(self, prompt: str, num_images: int) -> tuple[PromptPart, ...]:
-        """Place images before the text, each between ``image_prefix`` and ``image_suffix``."""
+        """Put images before a prompt, each between ``image_prefix`` and ``image_suffix``."""
         slots = [
             part
             for index in range(num_images)
@@ -149,13 +157,16 @@ class RoleTemplate(ChatTemplate):
         return (*slots, Text(prompt))
 
     def answer2parts(self, answer: str) -> tuple[PromptPart, ...]:
-        """Turn an earlier answer into parts; override where answers hold tokens of their own."""
+        """Turn an earlier answer into parts.
+
+        Override this method where answers contain special tokens that must remain tokens.
+        """
         return (Text(answer),)
 
     def messages2prompt(
         self, messages: Sequence[Message | Mapping[str, Any]]
     ) -> tuple[PromptPart, ...]:
-        """Turn a conversation into the parts that ask for its next answer."""
+        """Turn a conversation into the prompt that asks for its next answer."""
         conversation = parse_messages(messages)
         system = self.system
         if conversation[0].role == "system":
@@ -192,8 +203,8 @@ class RoleTemplate(ChatTemplate):
                 number += 1
                 parts += self._around(part, number)
             else:
-                separate = bool(parts) and isinstance(parts[-1], Text)
-                parts.append(replace(part, text="\n" + part.text) if separate else part)
+                follows_text = bool(parts) and isinstance(parts[-1], Text)
+                parts.append(replace(part, text="\n" + part.text) if follows_text else part)
         return parts
 
     def _around(self, slot: ImageSlot, number: int) -> tuple[PromptPart, ...]:

@@ -1,8 +1,9 @@
-"""``JinjaTemplate``: the chat template that a checkpoint ships, run in a sandbox.
+"""``JinjaTemplate``: the Jinja chat template of a checkpoint, rendered in a sandbox.
 
-The template sees marks in place of what people wrote. Whatever text it puts around the marks is
-the template's own; the marks turn back into text and image slots afterwards, so that a user who
-types ``<image>`` or ``</s>`` has typed just that.
+The template is rendered with placeholders instead of the texts and images of the conversation.
+Everything that it writes around the placeholders is text of the template. The placeholders are
+replaced by texts and image slots afterwards, so that ``<image>`` or ``</s>`` typed by a user
+remains text.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ class JinjaTemplate(ChatTemplate):
     """A Hugging Face chat template.
 
     Args:
-        source: the Jinja source.
-        image_token: the text that the template writes where an image goes.
-        stop: texts that end an answer.
-        variables: what else the template may use, such as ``bos_token``.
+        source: Jinja source of the template.
+        image_token: Text that the template writes for an image.
+        stop: Stop strings: the answer ends where one of them is generated.
+        variables: Further variables of the template, such as ``bos_token``.
     """
 
     restarts_after_image = False
@@ -48,42 +49,46 @@ class JinjaTemplate(ChatTemplate):
     def messages2prompt(
         self, messages: Sequence[Message | Mapping[str, Any]]
     ) -> tuple[PromptPart, ...]:
-        """Turn a conversation into the parts that ask for its next answer.
+        """Turn a conversation into the prompt that asks for its next answer.
 
         Raises:
-            PromptError: the template refuses the conversation, or drops or repeats an image.
+            PromptError: The template rejects the conversation, or omits or repeats an image.
         """
         from transformers.utils.chat_template_utils import render_jinja_template
 
         conversation = parse_messages(messages)
         secret = secrets.token_hex(8)
         texts: list[str] = []
-        marked = [self._mark(message, secret, texts) for message in conversation]
+        with_placeholders = [
+            self._insert_placeholders(message, secret, texts) for message in conversation
+        ]
         try:
             rendered = render_jinja_template(
-                conversations=[marked],
+                conversations=[with_placeholders],
                 chat_template=self.source,
                 add_generation_prompt=True,
                 **self.variables,
             )
-        except Exception as error:  # the template is a program, and can fail like any
+        except Exception as error:  # a template is a program and can raise anything
             raise PromptError(
-                f"the checkpoint's chat template refused the conversation: {error}"
+                f"the checkpoint's chat template rejected the conversation: {error}"
             ) from error
         slots = [part for message in conversation for part in message.content]
-        # Despite its annotation it gives a pair: the prompts and the spans of generation blocks.
+        # In spite of its annotation, it returns the prompts and the spans of generation blocks.
         prompt = cast("Any", rendered)[0][0]
-        return self._unmark(
+        return self._resolve_placeholders(
             prompt, secret, texts, [part for part in slots if isinstance(part, ImageSlot)]
         )
 
-    def _mark(self, message: Message, secret: str, texts: list[str]) -> dict[str, Any]:
+    def _insert_placeholders(
+        self, message: Message, secret: str, texts: list[str]
+    ) -> dict[str, Any]:
         content: list[dict[str, str]] = []
         for part in message.content:
             if isinstance(part, ImageSlot):
                 content.append({"type": "image"})
                 continue
-            # The template may strip what it is given: leave white space for it to strip.
+            # Templates may strip texts: keep the white space outside the placeholder.
             core = part.text.strip()
             if not core:
                 content.append({"type": "text", "text": part.text})
@@ -99,7 +104,7 @@ class JinjaTemplate(ChatTemplate):
             "content": "\n".join(part.get("text", image) for part in content),
         }
 
-    def _unmark(
+    def _resolve_placeholders(
         self, rendered: str, secret: str, texts: Sequence[str], slots: Sequence[ImageSlot]
     ) -> tuple[PromptPart, ...]:
         pattern = re.compile(
@@ -108,26 +113,26 @@ class JinjaTemplate(ChatTemplate):
         parts: list[PromptPart] = []
         num_images = 0
         end = 0
-        for found in pattern.finditer(rendered):
-            if found.start() > end:
-                parts.append(Control(rendered[end : found.start()]))
-            if found["text"] is not None:
-                parts.append(Text(texts[int(found["text"])]))
+        for match in pattern.finditer(rendered):
+            if match.start() > end:
+                parts.append(Control(rendered[end : match.start()]))
+            if match["text"] is not None:
+                parts.append(Text(texts[int(match["text"])]))
             else:
                 if num_images < len(slots):
                     parts.append(slots[num_images])
                 num_images += 1
-            end = found.end()
+            end = match.end()
         if end < len(rendered):
             parts.append(Control(rendered[end:]))
         if any(isinstance(part, Control) and secret in part.text.lower() for part in parts):
             raise PromptError(
-                "the checkpoint's chat template rewrites what people wrote (such as its letter "
-                "case), which vlcore does not follow: choose another template"
+                "the checkpoint's chat template changes the texts of the conversation (such as "
+                "their letter case), which is not supported: choose another template"
             )
         if num_images != len(slots):
             raise PromptError(
-                f"the conversation holds {len(slots)} image(s) and the checkpoint's chat template "
+                f"the conversation has {len(slots)} image(s), and the checkpoint's chat template "
                 f"wrote {self.image_token!r} {num_images} time(s)"
             )
         return tuple(parts)

@@ -1,7 +1,4 @@
-"""How long a prompt may be, beside what the engine's context allows.
-
-Knows nothing of tokenizers.
-"""
+"""``PromptLimits``: the maximum length of a prompt, in addition to the engine's context length."""
 
 from __future__ import annotations
 
@@ -14,16 +11,17 @@ from vlcore.prompts.messages import Message, Text
 
 @dataclass(frozen=True)
 class PromptLimits:
-    """Limits of one prompt; ``None`` leaves it to the engine's context.
+    """Limits of one prompt; ``None`` for no limit other than the engine's context length.
 
     Raises:
-        OptionError: a limit is no positive integer.
+        OptionError: A limit is not a positive integer.
     """
 
     max_prompt_tokens: int | None = None
-    """Tokens and image rows together."""
+    """Maximum number of tokens, including one for each image embedding."""
     max_prompt_chars: int | None = None
-    """Characters of all texts of the conversation; checked before anything is tokenised."""
+    """Maximum number of characters in all texts of the conversation, checked before they are
+    tokenized."""
 
     def __post_init__(self) -> None:
         for name in ("max_prompt_tokens", "max_prompt_chars"):
@@ -34,10 +32,10 @@ class PromptLimits:
                 raise OptionError(f"{name} must be a positive integer or None; it is {value!r}")
 
     def check_chars(self, messages: Sequence[Message]) -> None:
-        """Refuse a conversation whose texts are too long.
+        """Check the number of characters of a conversation.
 
         Raises:
-            PromptError: they have more than ``max_prompt_chars`` characters.
+            PromptError: The texts have more than ``max_prompt_chars`` characters.
         """
         if self.max_prompt_chars is None:
             return
@@ -50,13 +48,13 @@ class PromptLimits:
             )
 
     def check_tokens(self, num_tokens: int) -> None:
-        """Refuse a prompt that is too long.
+        """Check the number of tokens of a prompt.
 
         Raises:
-            ContextLengthError: it has more than ``max_prompt_tokens`` tokens and image rows.
+            ContextLengthError: The prompt has more than ``max_prompt_tokens`` tokens.
         """
         if self.max_prompt_tokens is not None and num_tokens > self.max_prompt_tokens:
             raise ContextLengthError(
-                f"the prompt has {num_tokens} tokens and image rows, and max_prompt_tokens allows "
-                f"{self.max_prompt_tokens}: shorten the text, or give fewer images"
+                f"the prompt has {num_tokens} tokens and image embeddings, and max_prompt_tokens "
+                f"allows {self.max_prompt_tokens}: shorten the text, or use fewer images"
             )

@@ -1,4 +1,4 @@
-"""Messages of a conversation, and the parts that prompts are made of."""
+"""Messages of a conversation, and the parts of a prompt."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True)
 class Text:
-    """Text of a user, of an earlier answer, or of a system message."""
+    """Text of a message. It never becomes a special token."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Control:
-    """Text of the template, in which special tokens count as such."""
+    """Text of the chat template, in which special tokens are recognized."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class ImageSlot:
-    """The place of one image."""
+    """The position of one image in a message or a prompt."""
 
     index: int
-    """Which of the request's images, from 0."""
+    """Index of the image in the request, from 0."""
     kind: str = "image"
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """Per-image options of the request, such as ``{"detail": "low"}``."""
+    """Options of the image, such as ``{"detail": "low"}``."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A run of an image's rows, in the expansion of a slot."""
+    """Consecutive embeddings of an image, in the expansion of its slot."""
 
     num_rows: int
 
@@ -48,14 +48,14 @@ PromptPart = Text | Control | ImageSlot
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation: texts and image slots in the order they were written."""
+    """One message of a conversation: texts and image slots in their order."""
 
     role: str
     content: tuple[Text | ImageSlot, ...]
 
     @property
     def text(self) -> str:
-        """The message's texts, joined by line breaks."""
+        """The texts of the message, joined by line breaks."""
         return "\n".join(part.text for part in self.content if isinstance(part, Text))
 
 
@@ -64,11 +64,11 @@ def parse_messages(messages: Sequence[Message | Mapping[str, Any]]) -> tuple[Mes
 
     ``content`` is a string or a list of parts: ``{"type": "text", "text": …}``,
     ``{"type": "image_url", "image_url": …}`` or ``{"type": "image", …}``. Image parts become
-    slots numbered from 0 over the whole conversation; they may come without a picture.
+    slots that are numbered from 0 over the whole conversation. The image itself is optional.
 
     Raises:
-        PromptError: the conversation is empty, does not end with the user, holds an unknown role
-            or part, or a system message that is not the first.
+        PromptError: The conversation is empty, does not end with a message of the user, has an
+            unknown role or part, or has a system message after the first message.
     """
     if not messages:
         raise PromptError("a conversation needs at least one message")
@@ -88,13 +88,14 @@ def parse_messages(messages: Sequence[Message | Mapping[str, Any]]) -> tuple[Mes
         slots = [part for part in message.content if isinstance(part, ImageSlot)]
         if slots and message.role != "user":
             raise PromptError(
-                f"message {position} ({message.role}) holds an image: only user messages may"
+                f"message {position} ({message.role}) has an image: only user messages may have one"
             )
         num_images += len(slots)
         parsed.append(message)
     if parsed[-1].role != "user":
         raise PromptError(
-            f"a conversation ends with a message of the user; this one ends with {parsed[-1].role}"
+            "the last message of a conversation must be one of the user; this one ends with a "
+            f"message of the {parsed[-1].role}"
         )
     return tuple(parsed)
 
@@ -126,7 +127,7 @@ def _parse_message(message: object, position: int, first_image: int) -> Message:
             num_slots += 1
         else:
             raise PromptError(
-                f"message {position} holds a part of type {kind!r} that cannot be read: expected "
+                f"message {position} has an invalid part of type {kind!r}: expected "
                 '{"type": "text", "text": …}, {"type": "image_url", "image_url": {"url": …}} or '
                 '{"type": "image", "image": …}'
             )
@@ -138,6 +139,6 @@ def _image_options(part: Mapping[str, Any]) -> dict[str, Any]:
     options.pop("image", None)
     if isinstance(image_url := part.get("image_url"), Mapping):
         options |= {key: value for key, value in image_url.items() if key != "url"}
-    if options.get("detail") == "auto":  # what OpenAI's clients send for "as you like"
+    if options.get("detail") == "auto":  # the default of OpenAI's clients
         del options["detail"]
     return options

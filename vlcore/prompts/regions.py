@@ -1,4 +1,4 @@
-"""Regions of a picture that an answer points at, and a drawing of them."""
+"""Regions of an image that an answer refers to, and how to draw them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#
 
 @dataclass(frozen=True)
 class Region:
-    """A rectangle of a picture, and what an answer says stands there."""
+    """A rectangle of an image, with the label that an answer gives to it."""
 
     label: str
     """May be empty."""
     box: tuple[int, int, int, int]
-    """Left, top, right and bottom, in pixels of the picture."""
+    """Left, top, right and bottom edge, in pixels of the image."""
 
 
 def draw_regions(
@@ -25,12 +25,15 @@ def draw_regions(
     regions: Iterable[Region],
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont | None = None,
 ) -> Image.Image:
-    """Draw regions on a copy of a picture; those of one label share a colour.
+    """Draw regions on a copy of an image. Regions with the same label have the same colour.
 
     Args:
-        image: the picture.
-        regions: what to draw.
-        font: for the labels; ``None`` is Pillow's own, which has Latin letters only.
+        image: Image to draw on, of any mode.
+        regions: Regions to draw.
+        font: Font of the labels; ``None`` for Pillow's default font, which has only Latin letters.
+
+    Returns:
+        The copy, of mode RGB.
     """
     drawn = image.convert("RGB")
     drawn = drawn.copy() if drawn is image else drawn
@@ -53,9 +56,9 @@ def _draw_label(
     colour: str,
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
 ) -> None:
-    """Write a label above its box, or at the top inside it where there is no room."""
+    """Draw a label above its box, or inside the box if there is no room above it."""
     left, top = region.box[:2]
     _, _, width, height = canvas.textbbox((0, 0), region.label, font)
-    place = (left, top - height if top >= height else top)
-    canvas.rectangle((*place, place[0] + width, place[1] + height), fill=colour)
-    canvas.text(place, region.label, "white", font)
+    corner = (left, top - height if top >= height else top)
+    canvas.rectangle((*corner, corner[0] + width, corner[1] + height), fill=colour)
+    canvas.text(corner, region.label, "white", font)

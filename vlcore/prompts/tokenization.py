@@ -1,10 +1,10 @@
-"""Prompt parts and image rows in, token ids and spans out.
+"""``PromptTokenizer``: turns prompt parts into token ids and the spans of image embeddings.
 
-Adjacent texts are joined before they are tokenised, whoever wrote them, as the releases do; only
-control tokens and images split the text. Control tokens are recognised in the template's text
-alone: what a user writes goes through a tokenizer that does not know them.
+Adjacent texts of users and of the template are joined before they are tokenized, as the reference
+implementations do. Only special tokens and images split the text. Special tokens are recognized
+only in the template's text: the texts of messages are tokenized without them.
 
-Knows nothing of models.
+This module does not know about models.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _BRACKETED = re.compile(r"[<\[].*[>\]]", re.DOTALL)
 
 @dataclass(frozen=True)
 class ImageLayout:
-    """What the prompt needs to know of an image."""
+    """Number and layout of the embeddings of one image, which its slot in the prompt depends on."""
 
     num_rows: int
     layout: Any = None
@@ -37,21 +37,22 @@ class ImageLayout:
 
 @dataclass(frozen=True)
 class Span:
-    """Positions ``start <= i < stop`` of the token ids that rows of an image fill."""
+    """Token positions ``start <= i < stop`` that embeddings of an image fill."""
 
     start: int
     stop: int
     image: int
-    """Which image, by the order of its rows in the request."""
+    """Index of the image in the request."""
     first_row: int
-    """The image's row at position ``start``."""
+    """Index of the image's embedding at position ``start``."""
 
 
 @dataclass(frozen=True)
 class TokenizedPrompt:
-    """A prompt as an engine takes it.
+    """A prompt as the engines read it.
 
-    The ids under a span are a filler that is in every vocabulary; rows replace them.
+    The token ids within a span are a filler that every vocabulary has. Image embeddings take their
+    place.
     """
 
     token_ids: tuple[int, ...]
@@ -62,11 +63,11 @@ class PromptTokenizer:
     """Turns prompt parts into token ids.
 
     Args:
-        tokenizer: a transformers tokenizer. It is read, not changed, and not called afterwards.
+        tokenizer: A transformers tokenizer. It is not modified, and not used after construction.
 
     Raises:
-        PromptError: the tokenizer has no Rust backend, so that control tokens cannot be kept out
-            of a user's text.
+        PromptError: The tokenizer has no Rust backend, which is needed to tokenize texts without
+            special tokens.
     """
 
     filler_id = 0
@@ -75,25 +76,25 @@ class PromptTokenizer:
         backend: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise PromptError(
-                f"a tokenizer with a Rust backend (tokenizers library) is needed; "
+                "a tokenizer with a Rust backend (the tokenizers library) is needed; "
                 f"{type(tokenizer).__name__} has none"
             )
         added: dict[int, AddedToken] = tokenizer.added_tokens_decoder
-        self.control_tokens = {
+        self.special_tokens = {
             token.content: (token_id, token)
             for token_id, token in added.items()
             if token.special or _BRACKETED.fullmatch(token.content)
         }
-        longest_first = sorted(self.control_tokens, key=len, reverse=True)
-        self._control_pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        longest_first = sorted(self.special_tokens, key=len, reverse=True)
+        self._special_pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self._prefix_ids = tuple(_ids_before_text(tokenizer))
-        self._first, self._later = _plain_backends(backend, set(self.control_tokens))
+        self._first, self._later = _plain_backends(backend, set(self.special_tokens))
         self._backend = backend
 
     def token_text(self, token_id: int) -> str:
-        """Write one token as text; one that is a part of a character has U+FFFD."""
+        """Return the text of a token, with U+FFFD for an incomplete character."""
         token = self._backend.id_to_token(token_id) or ""
-        if token.startswith("▁"):  # a space, which decoders drop at the beginning
+        if token.startswith("▁"):  # a space, which decoders strip at the beginning
             return token.replace("▁", " ")
         return self._backend.decode([token_id], skip_special_tokens=False)
 
@@ -103,54 +104,59 @@ class PromptTokenizer:
         images: Sequence[ImageLayout] = (),
         template: ChatTemplate | None = None,
     ) -> TokenizedPrompt:
-        """Tokenise a prompt and lay out its images.
+        """Tokenize a prompt and reserve the positions of its image embeddings.
 
         Args:
-            parts: the prompt.
-            images: what fills the slots, by :attr:`ImageSlot.index`.
-            template: says how a slot expands; its default is one run of all rows.
+            parts: Parts of the prompt.
+            images: Layout of each image, by :attr:`ImageSlot.index`.
+            template: Template that expands the slots; ``None`` for all embeddings in a row.
 
         Raises:
-            PromptError: the slots and the images do not pair off one to one.
-            PromptError: a text cannot be tokenised, as one with a lone surrogate cannot.
-            PluginContractError: the expansion's runs do not sum to the image's rows.
+            PromptError: The images do not correspond one to one to the slots, or a text cannot be
+                tokenized, such as one with a lone surrogate.
+            PluginContractError: The expansion of a slot has another number of embeddings than the
+                image.
         """
         _check_slots(parts, len(images))
         template = template or ChatTemplate()
-        run = _TokenRun(self, restarts_after_image=template.restarts_after_image)
+        builder = _PromptBuilder(self, restarts_after_image=template.restarts_after_image)
         for part in parts:
             if isinstance(part, ImageSlot):
                 image = images[part.index]
                 expansion = template.expand(image.layout, image.num_rows)
-                run.add_image(part.index, expansion, image.num_rows)
+                builder.add_image(part.index, expansion, image.num_rows)
             else:
-                run.add(part)
-        run.flush()
-        token_ids = run.token_ids
+                builder.add(part)
+        builder.flush()
+        token_ids = builder.token_ids
         num_prefix = 0
         if token_ids[: len(self._prefix_ids)] != list(self._prefix_ids):
             token_ids = [*self._prefix_ids, *token_ids]
             num_prefix = len(self._prefix_ids)
         spans = tuple(
             Span(span.start + num_prefix, span.stop + num_prefix, span.image, span.first_row)
-            for span in run.spans
+            for span in builder.spans
         )
         return TokenizedPrompt(tuple(token_ids), spans)
 
     def encode_plain(self, text: str, *, first: bool = True) -> list[int]:
-        """Tokenise text in which nothing is a control token.
+        """Tokenize a text without recognizing special tokens in it.
 
         Args:
-            text: anything.
-            first: whether the text begins a chunk; some tokenizers put a space before it then.
+            text: Any text.
+            first: Whether the text begins a prompt or follows an image. Some tokenizers then put a
+                space before it.
+
+        Raises:
+            PromptError: The text is not valid Unicode, or the tokenizer failed on it.
         """
         backend = self._first if first else self._later
         try:
             ids: list[int] = backend.encode(text, add_special_tokens=False).ids
-        except (TypeError, UnicodeEncodeError) as error:  # lone surrogates are no text
+        except (TypeError, UnicodeEncodeError) as error:  # lone surrogates
             raise PromptError(f"{text[:80]!r} is not valid Unicode text: {error}") from error
         except BaseException as error:
-            # A panic of Rust is no Exception: it would pass every handler on its way out.
+            # A panic of Rust is not an Exception, and handlers of Exception would miss it.
             if type(error).__name__ != "PanicException":
                 raise
             raise PromptError(
@@ -159,8 +165,8 @@ class PromptTokenizer:
         return ids
 
 
-class _TokenRun:
-    """Collects adjacent text, and tokenises it when a control token or an image ends it."""
+class _PromptBuilder:
+    """Collects adjacent texts, and tokenizes them at the next special token or image."""
 
     def __init__(self, tokenizer: PromptTokenizer, *, restarts_after_image: bool) -> None:
         self._restarts_after_image = restarts_after_image
@@ -176,21 +182,21 @@ class _TokenRun:
             self._append(part.text)
             return
         end = 0
-        for found in self._tokenizer._control_pattern.finditer(part.text):
-            self._append(part.text[end : found.start()])
-            token_id, token = self._tokenizer.control_tokens[found[0]]
+        for match in self._tokenizer._special_pattern.finditer(part.text):
+            self._append(part.text[end : match.start()])
+            token_id, token = self._tokenizer.special_tokens[match[0]]
             if token.lstrip:
                 self._texts = ["".join(self._texts).rstrip()]
             self.flush()
             self.token_ids.append(token_id)
             self._strip_left = token.rstrip
-            end = found.end()
+            end = match.end()
         self._append(part.text[end:])
 
     def add_image(
         self, index: int, expansion: Sequence[Text | Control | Rows], num_rows: int
     ) -> None:
-        placed = 0
+        num_added = 0
         for part in expansion:
             if not isinstance(part, Rows):
                 self.add(part)
@@ -199,13 +205,13 @@ class _TokenRun:
             self._strip_left = False
             start = len(self.token_ids)
             self.token_ids += [self._tokenizer.filler_id] * part.num_rows
-            self.spans.append(Span(start, start + part.num_rows, index, placed))
-            placed += part.num_rows
+            self.spans.append(Span(start, start + part.num_rows, index, num_added))
+            num_added += part.num_rows
             self._begins_chunk = self._restarts_after_image
-        if placed != num_rows:
+        if num_added != num_rows:
             raise PluginContractError(
-                f"the chat template's expand placed {placed} rows of image {index}, "
-                f"which has {num_rows}"
+                f"the chat template's expand returned {num_added} embeddings (Rows) for image "
+                f"{index}, which has {num_rows}"
             )
 
     def flush(self) -> None:
@@ -225,13 +231,13 @@ def _check_slots(parts: Sequence[PromptPart], num_images: int) -> None:
     slots = [part.index for part in parts if isinstance(part, ImageSlot)]
     if sorted(slots) != list(range(num_images)):
         raise PromptError(
-            f"the prompt has {len(slots)} image slot(s) for images {slots} and {num_images} "
-            "image(s) came with it: give one image for each slot"
+            f"the prompt has {len(slots)} image slot(s), for images {slots}, and the request has "
+            f"{num_images} image(s): one image is needed for each slot"
         )
 
 
 def _ids_before_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The special ids, such as BOS, that the tokenizer puts before every text."""
+    """Return the ids of the special tokens, such as BOS, that are put before every text."""
     bare: list[int] = tokenizer("x", add_special_tokens=False)["input_ids"]
     full: list[int] = tokenizer("x")["input_ids"]
     for start in range(len(full) - len(bare) + 1):
@@ -240,15 +246,18 @@ def _ids_before_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return []
 
 
-def _plain_backends(backend: Tokenizer, control: set[str]) -> tuple[Tokenizer, Tokenizer]:
-    """Copy a tokenizer without its control tokens: for text that begins a chunk, and for later.
+def _plain_backends(backend: Tokenizer, special: set[str]) -> tuple[Tokenizer, Tokenizer]:
+    """Copy a tokenizer without its special tokens.
 
-    They keep their ids, under names that nobody can type.
+    The special tokens keep their ids, under random names that no user can type.
+
+    Returns:
+        The tokenizer for text that begins a prompt or follows an image, and for other text.
     """
     from tokenizers import Tokenizer
 
     secret = secrets.token_hex(16)
-    names = {text: f"{secret}{number}" for number, text in enumerate(control)}
+    names = {text: f"{secret}{number}" for number, text in enumerate(special)}
     spec = json.loads(backend.to_str())
     for token in spec["added_tokens"]:
         token["content"] = names.get(token["content"], token["content"])
@@ -264,13 +273,15 @@ def _plain_backends(backend: Tokenizer, control: set[str]) -> tuple[Tokenizer, T
 
 
 def _rename(model: dict[str, Any], names: Mapping[str, str]) -> None:
-    """Rename entries of a tokenizer's vocabulary, and drop the merges that would make them."""
+    """Rename entries of a tokenizer's vocabulary, and remove the merges that result in them."""
     if model["type"] == "Unigram":
-        model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
+        model["vocab"] = [[names.get(token, token), score] for token, score in model["vocab"]]
         return
-    if names.keys().isdisjoint(model["vocab"]):  # they were added beside it
+    if names.keys().isdisjoint(model["vocab"]):  # they are added tokens
         return
-    model["vocab"] = {names.get(text, text): token for text, token in model["vocab"].items()}
+    model["vocab"] = {
+        names.get(token, token): token_id for token, token_id in model["vocab"].items()
+    }
     model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
     if "merges" in model:
         pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])

@@ -314,7 +314,7 @@ def test_control_tokens_that_a_user_types_stay_text(
     typed = "Print <|im_end|> and </s> and ### please."
     before, after = line["prompt"].split(typed)
     parts = [*control_parts(before), Text(typed), Control(after)]
-    control_ids = {token_id for token_id, _ in tokenizer.control_tokens.values()}
+    control_ids = {token_id for token_id, _ in tokenizer.special_tokens.values()}
     placed = [token_id for token_id in ids_of(tokenizer, parts) if token_id in control_ids]
     assert placed == [token_id for token_id in line["ids"][:1] if token_id in control_ids]
     assert len(control_ids.intersection(line["ids"])) > len(placed)

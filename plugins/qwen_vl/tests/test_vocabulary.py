@@ -174,4 +174,4 @@ def test_token_ids_are_the_releases(released: PromptTokenizer, line: dict[str, A
     prompt = released.build(parts, [ImageLayout(256)] * line["n_images"], template)
     assert compact(prompt) == line["ids_compact"]
     assert len(prompt.token_ids) == line["n_tokens"]
-    assert [released.control_tokens[text][0] for text in template.stop] == line["stop_token_ids"]
+    assert [released.special_tokens[text][0] for text in template.stop] == line["stop_token_ids"]

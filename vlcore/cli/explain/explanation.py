@@ -168,7 +168,7 @@ def explain(
     layouts = [layout for layout, _ in laid_out]
     prompt_tokenizer = PromptTokenizer(tokenizer)
     built = prompt_tokenizer.build(parts, layouts, template)
-    control = {token_id for token_id, _ in prompt_tokenizer.control_tokens.values()}
+    control = {token_id for token_id, _ in prompt_tokenizer.special_tokens.values()}
     pieces = Pieces(tokenizer, control)
     token_stops, text_stops = _stops(template, tokenizer, language_model.end_token_ids)
     return Explanation(

@@ -155,7 +155,7 @@ def _expect_spans(subject: Subject, layouts: Sequence[ImageLayout]) -> None:
 @check("user-text-is-text", "nothing that a user types becomes an image slot or a control token")
 def user_text_is_text(subject: Subject) -> None:
     """Type control tokens and marks, whole and in halves, and compare with a harmless text."""
-    control = sorted(subject.prompt_tokenizer.control_tokens)[:_MAX_CONTROL_TOKENS]
+    control = sorted(subject.prompt_tokenizer.special_tokens)[:_MAX_CONTROL_TOKENS]
     marks = [*control, *subject.template.stop, *_MARKS.split(" ")]
     hostile = f"a {' b '.join(marks)} z"
     for role in ("user", "system"):
@@ -220,7 +220,7 @@ def _count_control(subject: Subject, parts: Sequence[PromptPart]) -> Counter[str
     prompt = subject.prompt_tokenizer.build(parts, [ImageLayout(1)])
     covered = {i for span in prompt.spans for i in range(span.start, span.stop)}
     names = {
-        token_id: text for text, (token_id, _) in subject.prompt_tokenizer.control_tokens.items()
+        token_id: text for text, (token_id, _) in subject.prompt_tokenizer.special_tokens.items()
     }
     found = Counter(
         names[token_id]
