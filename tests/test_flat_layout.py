@@ -57,7 +57,7 @@ def test_a_plugin_may_know_more_ways_to_make_a_picture_square(tmp_path: Path) ->
     ],
     ids=str,
 )
-def test_a_vision_part_that_cannot_be_is_told(
+def test_a_vision_part_that_cannot_be_is_reported(
     tmp_path: Path, values: dict[str, Any], message: str
 ) -> None:
     checkpoint = change(write_llava(tmp_path, mm_vision_tower="clip"), **values)
@@ -66,7 +66,7 @@ def test_a_vision_part_that_cannot_be_is_told(
     assert str(tmp_path) in str(caught.value)
 
 
-def test_a_tower_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_tower_that_is_not_there_is_reported(tmp_path: Path) -> None:
     checkpoint = change(write_llava(tmp_path), mm_vision_tower="./gone")
     with pytest.raises(CheckpointNotFoundError, match=r"refers to '\./gone'"):
         FlatVisionPart.read(checkpoint)
@@ -83,7 +83,7 @@ def test_the_text_part_has_its_own_settings_and_names(tmp_path: Path) -> None:
     assert model.to_transformers().config.vocab_size == 700
 
 
-def test_a_text_part_that_is_not_described_is_told(tmp_path: Path) -> None:
+def test_a_text_part_that_is_not_described_is_reported(tmp_path: Path) -> None:
     checkpoint = change(write_llava(tmp_path), vocab_size=..., num_hidden_layers=...)
     with pytest.raises(ConfigError, match="lacks num_hidden_layers, vocab_size, which describe"):
         language_model(checkpoint)

@@ -17,7 +17,7 @@ def test_an_integer_is_read() -> None:
 @pytest.mark.parametrize(
     "config", [{}, {"size": None}, {"size": "3"}, {"size": 3.0}, {"size": True}]
 )
-def test_what_is_no_integer_is_told(config: dict[str, Any]) -> None:
+def test_what_is_no_integer_is_reported(config: dict[str, Any]) -> None:
     message = f"^the file: size must be an integer; it is {config.get('size')!r}$"
     with pytest.raises(ConfigError, match=message):
         integer(config, "size", "the file")
@@ -30,6 +30,6 @@ def test_a_word_is_read() -> None:
 
 
 @pytest.mark.parametrize("config", [{}, {"mode": "c"}, {"mode": ""}, {"mode": ["a"]}, {"mode": 1}])
-def test_another_word_is_told(config: dict[str, Any]) -> None:
+def test_another_word_is_reported(config: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"^mode in the file is .*; known: a, b$"):
         one_of(config, "mode", ("a", "b"), "the file")

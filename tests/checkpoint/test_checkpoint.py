@@ -67,31 +67,33 @@ def test_the_home_directory_is_expanded(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("model", ["./absent", "/absent/model", "absent", "a/b/c", "~/absent"])
-def test_no_directory_and_no_hub_id(
+def test_neither_a_directory_nor_a_hub_repo_id(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = FakeHub(tmp_path / "cache", monkeypatch)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointNotFoundError, match=r"is no hub id \(organisation/name\) either"):
+    with pytest.raises(
+        CheckpointNotFoundError, match=r"is not a Hub repo id \(organisation/name\) either"
+    ):
         Checkpoint.open(model)
     assert hub.requests == []
 
 
-def test_a_file_is_no_checkpoint(tmp_path: Path) -> None:
+def test_a_file_is_not_a_checkpoint(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     file.touch()
     with pytest.raises(CheckpointNotFoundError, match=r"'.*model\.safetensors' is a file"):
         Checkpoint.open(file)
 
 
-# -- the hub
+# -- the Hub
 
 
-def test_a_hub_checkpoint_fetches_only_what_is_read(
+def test_a_hub_checkpoint_downloads_only_what_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write_checkpoint(tmp_path / "source", sharded_safetensors)
-    for filename in ("modeling_code.py", "tokenizer.model", "picture.png"):
+    for filename in ("modeling_code.py", "tokenizer.model", "image.png"):
         (source / filename).write_text("x")
     hub = FakeHub(tmp_path / "cache", monkeypatch)
     hub.repositories["maker/model"] = source
@@ -118,7 +120,7 @@ def test_a_hub_checkpoint_with_one_weight_file(
     assert set(read(Checkpoint.open("maker/model"))) == set(some_tensors())
 
 
-def test_an_unreachable_hub_is_told_with_the_next_step(
+def test_the_error_for_an_unreachable_hub_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     FakeHub(tmp_path / "cache", monkeypatch)
@@ -126,11 +128,11 @@ def test_an_unreachable_hub_is_told_with_the_next_step(
         Checkpoint.open("maker/absent", revision="v1")
     message = str(caught.value)
     assert "no directory 'maker/absent'" in message
-    assert "(revision v1) could not be fetched: OSError: no route to the hub" in message
+    assert "(revision v1) could not be downloaded: OSError: no route to the hub" in message
     assert "pass its directory" in message
 
 
-def test_a_hub_that_goes_away_before_the_weights(
+def test_a_hub_that_becomes_unreachable_before_the_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = FakeHub(tmp_path / "cache", monkeypatch)
@@ -144,7 +146,7 @@ def test_a_hub_that_goes_away_before_the_weights(
 # -- JSON
 
 
-def test_an_absent_config_is_told_with_what_is_there(tmp_path: Path) -> None:
+def test_the_error_for_an_absent_config_lists_the_files(tmp_path: Path) -> None:
     (tmp_path / "notes.md").touch()
     with pytest.raises(ConfigError, match=r"has no config\.json.* It holds notes\.md"):
         Checkpoint.open(tmp_path).config  # noqa: B018
@@ -163,14 +165,14 @@ def test_an_absent_config_is_told_with_what_is_there(tmp_path: Path) -> None:
     ],
     ids=["empty", "cut off", "UTF-16", "list", "string", "null", "deep"],
 )
-def test_a_config_that_is_no_object(tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_config_that_is_not_an_object(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(ConfigError, match=message) as caught:
         Checkpoint.open(tmp_path).config  # noqa: B018
     assert str(tmp_path / "config.json") in str(caught.value)
 
 
-def test_a_json_file_that_is_not_there_is_none(tmp_path: Path) -> None:
+def test_an_absent_json_file_is_none(tmp_path: Path) -> None:
     assert Checkpoint.open(tmp_path).read_json("generation_config.json") is None
 
 
@@ -198,7 +200,7 @@ def test_the_tokenizer_is_loaded(tmp_path: Path) -> None:
     assert Checkpoint.open(tmp_path).tokenizer().eos_token == "</s>"
 
 
-def test_no_tokenizer_is_told(tmp_path: Path) -> None:
+def test_a_missing_tokenizer_is_reported(tmp_path: Path) -> None:
     write_json(tmp_path / "config.json", {"model_type": "llama"})
     with pytest.raises(CheckpointError, match=r"has no tokenizer: expected one of tokenizer\.json"):
         Checkpoint.open(tmp_path).tokenizer()
@@ -207,7 +209,7 @@ def test_no_tokenizer_is_told(tmp_path: Path) -> None:
 # -- related checkpoints
 
 
-def test_a_related_checkpoint_lies_inside_or_on_the_hub(
+def test_a_related_checkpoint_is_inside_or_on_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     main = Checkpoint(write_checkpoint(tmp_path / "main"))
@@ -220,7 +222,7 @@ def test_a_related_checkpoint_lies_inside_or_on_the_hub(
     assert main.related(str(tmp_path / "source")).directory == tmp_path / "source"
 
 
-def test_a_folder_of_a_hub_repository_fetches_its_own_files(
+def test_a_folder_of_a_hub_repository_downloads_its_own_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repository = write_checkpoint(tmp_path / "source")
@@ -236,13 +238,11 @@ def test_a_folder_of_a_hub_repository_fetches_its_own_files(
     assert "towers/b/pytorch_model.bin" not in hub.fetched("maker/model")
 
 
-def test_a_related_checkpoint_that_is_nowhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_absent_related_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     FakeHub(tmp_path / "cache", monkeypatch)
     main = Checkpoint(write_checkpoint(tmp_path / "main"))
     with pytest.raises(
-        CheckpointNotFoundError, match="refers to 'maker/tower', which is no direct"
+        CheckpointNotFoundError, match="refers to 'maker/tower', which is not a direct"
     ):
         main.related("maker/tower")
 
@@ -251,7 +251,7 @@ def test_a_related_checkpoint_that_is_nowhere(
 
 
 @pytest.mark.parametrize("write", LAYOUTS)
-def test_every_storage_gives_the_same_tensors(tmp_path: Path, write: Writer) -> None:
+def test_every_layout_gives_the_same_tensors(tmp_path: Path, write: Writer) -> None:
     checkpoint = Checkpoint.open(write_checkpoint(tmp_path, write))
     expected = some_tensors()
     tensors = read(checkpoint)
@@ -276,9 +276,7 @@ def test_pickles_of_the_old_format_are_read(tmp_path: Path) -> None:
     assert torch.equal(read(Checkpoint.open(tmp_path))["a.bias"], some_tensors()["a.bias"])
 
 
-def test_only_the_tensors_asked_for_are_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_requested_tensors_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = Checkpoint.open(write_checkpoint(tmp_path, sharded_safetensors))
     spy = ReadSpy(monkeypatch)
     assert [name for name, _ in checkpoint.tensors(["a.bias", "a.bias"])] == ["a.bias"]
@@ -352,7 +350,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, zipped: bool) -> Non
     assert not harm.exists()
 
 
-def test_a_pickle_that_is_no_dictionary(tmp_path: Path) -> None:
+def test_a_pickle_that_is_not_a_dictionary(tmp_path: Path) -> None:
     torch.save([torch.zeros(1)], tmp_path / "pytorch_model.bin")
     with pytest.raises(TensorError, match="must hold a dictionary of tensors, not list"):
         read(Checkpoint.open(tmp_path))
@@ -375,7 +373,7 @@ def test_missing_names_are_listed_and_shortened(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [sharded_safetensors, sharded_bin])
-def test_an_index_that_lies_is_told(tmp_path: Path, write: Writer) -> None:
+def test_an_index_that_names_the_wrong_file_is_reported(tmp_path: Path, write: Writer) -> None:
     write_checkpoint(tmp_path, write)
     path = next(tmp_path.glob("*.index.json"))
     index = json.loads(path.read_text())
@@ -389,13 +387,13 @@ def test_an_index_that_lies_is_told(tmp_path: Path, write: Writer) -> None:
 
 
 @pytest.mark.parametrize("index", [{}, {"weight_map": []}, {"weight_map": {"a": 1}}])
-def test_an_index_without_a_map_is_told(tmp_path: Path, index: dict[str, Any]) -> None:
+def test_an_index_without_a_map_is_reported(tmp_path: Path, index: dict[str, Any]) -> None:
     write_json(tmp_path / "model.safetensors.index.json", index)
     with pytest.raises(ConfigError, match=r"model\.safetensors\.index\.json has no weight_map"):
         Checkpoint.open(tmp_path).tensor_names  # noqa: B018
 
 
-def test_an_index_reaches_no_file_outside_the_checkpoint(tmp_path: Path) -> None:
+def test_an_index_cannot_reach_a_file_outside_the_checkpoint(tmp_path: Path) -> None:
     outside = write_checkpoint(tmp_path / "outside")
     inside = tmp_path / "inside"
     inside.mkdir()
@@ -430,7 +428,7 @@ def test_a_module_is_filled_and_frozen(tmp_path: Path) -> None:
     assert torch.equal(state["a.bias"], some_tensors()["a.bias"])
 
 
-def test_a_filled_module_needs_no_gradient(tmp_path: Path) -> None:
+def test_a_filled_module_requires_no_gradient(tmp_path: Path) -> None:
     module = fill(write_checkpoint(tmp_path), WHOLE)
     assert not any(parameter.requires_grad for parameter in module.parameters())
 
@@ -445,7 +443,7 @@ class _Inner(nn.Module):
 
 
 class _WithBuffers(_Module):
-    """Has a dropout, and buffers that no checkpoint holds, one of them in two places."""
+    """Has a dropout, and buffers that no checkpoint holds, one of them under two names."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -512,7 +510,7 @@ def test_a_buffer_without_values_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [CLIPVisionModel, SiglipVisionModel, PixtralVisionModel])
-def test_a_tower_of_transformers_is_on_one_device(tmp_path: Path, kind: Any) -> None:
+def test_a_transformers_vision_model_is_on_one_device(tmp_path: Path, kind: Any) -> None:
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     config = kind.config_class(**sizes, num_attention_heads=2, image_size=8, patch_size=4)
     stored = kind(config).state_dict()
@@ -527,7 +525,7 @@ def test_a_tower_of_transformers_is_on_one_device(tmp_path: Path, kind: Any) -> 
     assert not tower.training
 
 
-def test_a_tensor_may_be_a_part_of_a_stored_one(tmp_path: Path) -> None:
+def test_a_tensor_may_be_part_of_a_stored_one(tmp_path: Path) -> None:
     write_json(tmp_path / "config.json", {})
     fused = torch.arange(20.0).view(4, 5)
     single_safetensors(tmp_path, {"fused": fused[:, :3].contiguous(), "bias": torch.ones(4)})
@@ -540,15 +538,15 @@ def test_a_tensor_may_be_a_part_of_a_stored_one(tmp_path: Path) -> None:
     assert weight.untyped_storage().nbytes() == weight.nbytes  # holds on to nothing else
 
 
-def test_tensors_that_a_module_lacks_are_listed(tmp_path: Path) -> None:
+def test_missing_tensors_are_listed(tmp_path: Path) -> None:
     with pytest.raises(
         TensorError, match=r"lacks 1 tensor\(s\) that config\.json asks for: a\.bias"
     ):
         fill(write_checkpoint(tmp_path), {"a.weight": TensorSource("a.weight")})
 
 
-def test_tensors_without_a_place_are_listed(tmp_path: Path) -> None:
-    with pytest.raises(TensorError, match=r"holds 1 tensor\(s\) .* no place for: b\.weight"):
+def test_unused_tensors_are_listed(tmp_path: Path) -> None:
+    with pytest.raises(TensorError, match=r"holds 1 tensor\(s\) .* does not use: b\.weight"):
         fill(write_checkpoint(tmp_path), WHOLE | {"b": TensorSource("b.weight")})
 
 
@@ -568,7 +566,9 @@ def fingerprint(directory: Path) -> str:
 
 
 @pytest.mark.parametrize("write", LAYOUTS)
-def test_the_fingerprint_stays_while_the_checkpoint_does(tmp_path: Path, write: Writer) -> None:
+def test_the_fingerprint_is_stable_while_the_checkpoint_is_unchanged(
+    tmp_path: Path, write: Writer
+) -> None:
     before = fingerprint(write_checkpoint(tmp_path, write))
     (tmp_path / "README.md").write_text("words")
     assert fingerprint(tmp_path) == before
@@ -585,7 +585,7 @@ def test_the_fingerprint_changes_with_any_weight_file(tmp_path: Path, write: Wri
         assert fingerprint(tmp_path) != before
 
 
-def test_the_fingerprint_changes_with_size_config_and_place(tmp_path: Path) -> None:
+def test_the_fingerprint_changes_with_size_config_and_path(tmp_path: Path) -> None:
     seen = {fingerprint(write_checkpoint(tmp_path / "first"))}
     config = tmp_path / "first" / "config.json"
     config.write_text(config.read_text() + " ")
@@ -632,12 +632,12 @@ def test_a_vision_model_reads_its_own_tensors_only(
 
 
 @pytest.mark.parametrize("model", ["", None, 5])
-def test_something_that_names_no_checkpoint_is_told(model: Any) -> None:
-    with pytest.raises(CheckpointNotFoundError, match="model directory or hub id"):
+def test_a_value_that_cannot_be_a_checkpoint_is_reported(model: Any) -> None:
+    with pytest.raises(CheckpointNotFoundError, match="model directory or Hub repo id"):
         Checkpoint.open(model)
 
 
-def test_an_impossible_reference_is_told(tmp_path: Path) -> None:
+def test_an_impossible_reference_is_reported(tmp_path: Path) -> None:
     write_json(tmp_path / "config.json", {})
     with pytest.raises(CheckpointNotFoundError, match="refers to"):
         Checkpoint.open(tmp_path).related("x" * 5000)

@@ -61,17 +61,17 @@ def test_a_file_of_the_checkpoint_is_read(directory: Path, path: str, name: str)
         "model.safetensors",
     ],
 )
-def test_what_is_no_metadata_file_of_the_checkpoint_is_absent(directory: Path, path: str) -> None:
+def test_a_path_that_is_not_a_metadata_file_is_absent(directory: Path, path: str) -> None:
     files = CheckpointFiles(directory)
     assert path not in files
     assert files.read_json(path) is None
 
 
-def test_the_whole_path_of_its_own_file_is_none_of_its_paths(directory: Path) -> None:
+def test_an_absolute_path_is_absent(directory: Path) -> None:
     assert CheckpointFiles(directory).read_json(str(directory / "config.json")) is None
 
 
-def test_files_that_are_no_json_can_be_seen(directory: Path) -> None:
+def test_files_that_are_not_json_are_found(directory: Path) -> None:
     assert "tokenizer.model" in CheckpointFiles(directory)
 
 
@@ -83,7 +83,7 @@ def test_links_out_of_the_directory_are_followed_as_in_a_cache_of_the_hub(
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b"1", b""])
-def test_a_file_that_is_no_json_object_is_an_error(directory: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_json_object_is_an_error(directory: Path, content: bytes) -> None:
     (directory / "vision" / "config.json").write_bytes(content)
     with pytest.raises(ConfigError, match=r"vision/config\.json"):
         CheckpointFiles(directory).read_json("vision/config.json")
@@ -95,7 +95,7 @@ def test_without_a_checkpoint_there_are_no_files() -> None:
     assert files.read_json("config.json") is None
 
 
-def test_a_checkpoint_gives_its_files(directory: Path) -> None:
+def test_a_checkpoint_has_its_files(directory: Path) -> None:
     checkpoint = Checkpoint.open(directory)
     assert checkpoint.files.read_json("vision/config.json") == {"name": "vision"}
     assert checkpoint.read_json(r"vision\config.json") == {"name": "vision"}

@@ -27,7 +27,7 @@ def write_weights(directory: Path, **tensors: torch.Tensor) -> Path:
 
 def test_tensors_have_shape_and_dtype_and_no_values(tmp_path: Path) -> None:
     write_weights(tmp_path, a=torch.ones(2, 3), b=torch.ones(4, dtype=torch.int32))
-    checkpoint = HeaderCheckpoint.of(Checkpoint.open(tmp_path))
+    checkpoint = HeaderCheckpoint.from_checkpoint(Checkpoint.open(tmp_path))
     found = dict(checkpoint.tensors(["a", "b"], dtype=torch.float16))
     assert {name: (t.device.type, t.dtype, tuple(t.shape)) for name, t in found.items()} == {
         "a": ("meta", torch.float16, (2, 3)),
@@ -35,9 +35,9 @@ def test_tensors_have_shape_and_dtype_and_no_values(tmp_path: Path) -> None:
     }
 
 
-def test_what_was_asked_for_is_counted_once(tmp_path: Path) -> None:
+def test_a_requested_tensor_is_counted_once(tmp_path: Path) -> None:
     write_weights(tmp_path, a=torch.ones(2, 3), b=torch.ones(4))
-    checkpoint = HeaderCheckpoint.of(Checkpoint.open(tmp_path))
+    checkpoint = HeaderCheckpoint.from_checkpoint(Checkpoint.open(tmp_path))
     for _ in range(2):
         list(checkpoint.tensors(["a"], dtype=torch.float16))
     (used,) = checkpoint.used.values()
@@ -53,7 +53,7 @@ def test_no_weights_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     write_weights(tmp_path, a=torch.ones(2))
     with pytest.raises(AssertionError, match="was read"):
         list(Checkpoint.open(tmp_path).tensors(["a"]))
-    ((_, tensor),) = HeaderCheckpoint.of(Checkpoint.open(tmp_path)).tensors(["a"])
+    ((_, tensor),) = HeaderCheckpoint.from_checkpoint(Checkpoint.open(tmp_path)).tensors(["a"])
     assert tensor.is_meta
 
 
@@ -62,7 +62,7 @@ def test_no_weights_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_the_count_is_what_a_load_takes(write: Any, dtype: torch.dtype, tmp_path: Path) -> None:
     write(tmp_path / "model")
     real = Checkpoint.open(tmp_path / "model")
-    checkpoint = HeaderCheckpoint.of(real)
+    checkpoint = HeaderCheckpoint.from_checkpoint(real)
     model = ModelStages(checkpoint).language_model().to_transformers(META, dtype)
     loaded = ModelStages(real).language_model().to_transformers("cpu", dtype)
     expected = sum(parameter.nbytes for parameter in loaded.parameters())
@@ -70,9 +70,9 @@ def test_the_count_is_what_a_load_takes(write: Any, dtype: torch.dtype, tmp_path
     assert sum(used.num_bytes for used in checkpoint.used.values()) == expected
 
 
-def test_a_tower_beside_the_checkpoint_is_counted_as_well(tmp_path: Path) -> None:
+def test_a_vision_encoder_in_another_directory_is_counted(tmp_path: Path) -> None:
     write_yi(tmp_path / "model")
-    checkpoint = HeaderCheckpoint.of(Checkpoint.open(tmp_path / "model"))
+    checkpoint = HeaderCheckpoint.from_checkpoint(Checkpoint.open(tmp_path / "model"))
     ModelStages(checkpoint).vision_model(META, torch.float32)
     files = {used.file.parent.name for used in checkpoint.used.values()}
     assert len(files) == 2
@@ -82,17 +82,19 @@ def test_a_tower_beside_the_checkpoint_is_counted_as_well(tmp_path: Path) -> Non
 def test_pickled_weights_are_described_too(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     torch.save({"a": torch.ones(5)}, tmp_path / "pytorch_model.bin")
-    checkpoint = HeaderCheckpoint.of(Checkpoint.open(tmp_path))
+    checkpoint = HeaderCheckpoint.from_checkpoint(Checkpoint.open(tmp_path))
     ((_, tensor),) = checkpoint.tensors(["a"])
     assert tensor.is_meta
     assert tensor.shape == (5,)
 
 
-# -- what is wrong
+# -- errors
 
 
 def test_a_tensor_that_is_missing(tmp_path: Path) -> None:
-    checkpoint = HeaderCheckpoint.of(Checkpoint.open(write_weights(tmp_path, a=torch.ones(1))))
+    checkpoint = HeaderCheckpoint.from_checkpoint(
+        Checkpoint.open(write_weights(tmp_path, a=torch.ones(1)))
+    )
     with pytest.raises(TensorError, match=r"lacks 1 tensor\(s\): b"):
         list(checkpoint.tensors(["b"]))
 
@@ -101,8 +103,8 @@ def test_a_tensor_that_only_the_index_knows(tmp_path: Path) -> None:
     write_weights(tmp_path, a=torch.ones(1))
     index = {"weight_map": {"b": "model.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    checkpoint = HeaderCheckpoint.of(Checkpoint.open(tmp_path))
-    with pytest.raises(TensorError, match="lacks the tensor 'b', which the index places there"):
+    checkpoint = HeaderCheckpoint.from_checkpoint(Checkpoint.open(tmp_path))
+    with pytest.raises(TensorError, match="lacks the tensor 'b', which the index assigns"):
         list(checkpoint.tensors(["b"]))
 
 
@@ -110,25 +112,25 @@ def test_a_file_that_is_missing_or_damaged(tmp_path: Path) -> None:
     index = {"weight_map": {"b": "absent.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(TensorError, match=r"absent\.safetensors is missing"):
-        list(HeaderCheckpoint.of(Checkpoint.open(tmp_path)).tensors(["b"]))
+        list(HeaderCheckpoint.from_checkpoint(Checkpoint.open(tmp_path)).tensors(["b"]))
     (tmp_path / "absent.safetensors").write_bytes(b"nonsense")
     with pytest.raises(TensorError, match="damaged or truncated"):
-        list(HeaderCheckpoint.of(Checkpoint.open(tmp_path)).tensors(["b"]))
+        list(HeaderCheckpoint.from_checkpoint(Checkpoint.open(tmp_path)).tensors(["b"]))
 
 
 def test_a_dtype_that_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_weights(tmp_path, a=torch.ones(1))
     monkeypatch.setattr("vlcore.checkpoint.headers.DTYPES", {"F16": torch.float16})
-    checkpoint = HeaderCheckpoint.of(Checkpoint.open(tmp_path))
+    checkpoint = HeaderCheckpoint.from_checkpoint(Checkpoint.open(tmp_path))
     with pytest.raises(TensorError, match="has the dtype F32; known are F16"):
         list(checkpoint.tensors(["a"]))
 
 
-# -- of a hub repository that was not fetched
+# -- a Hub repository whose weights are not downloaded
 
 
 class Hub:
-    """Stands in for the hub: knows headers, and counts what is asked for."""
+    """A stand-in for the Hub API: it has headers, and records requests."""
 
     def __init__(self, headers: dict[str, dict[str, Any]]) -> None:
         self.headers = headers
@@ -141,7 +143,7 @@ class Hub:
 
 @pytest.fixture
 def snapshot(tmp_path: Path) -> Path:
-    """The folder of a revision, in which the small files lie."""
+    """The directory of a revision, which holds the metadata files."""
     directory = tmp_path / "c0ffee"
     directory.mkdir()
     (directory / "config.json").write_text("{}")
@@ -152,7 +154,7 @@ def remote(directory: Path) -> Checkpoint:
     def fetch(names: Any) -> None:
         raise AssertionError(f"{names} must not be fetched")
 
-    return Checkpoint(directory, name="somebody/model", fetch=fetch)
+    return Checkpoint(directory, name="maker/model", fetch=fetch)
 
 
 def entry(*shape: int, dtype: str = "BF16") -> Any:
@@ -164,45 +166,45 @@ def test_headers_of_the_hub_are_read_without_a_download(
 ) -> None:
     hub = Hub({"model.safetensors": {"a": entry(2, 3), "b": entry(7)}})
     monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
-    checkpoint = HeaderCheckpoint.of(remote(snapshot))
+    checkpoint = HeaderCheckpoint.from_checkpoint(remote(snapshot))
     assert checkpoint.tensor_names == ("a", "b")
     ((_, tensor),) = checkpoint.tensors(["a"], dtype=torch.float32)
     assert (tensor.shape, tensor.dtype) == ((2, 3), torch.float32)
     (used,) = checkpoint.used.values()
     assert (used.num_stored_bytes, used.num_bytes) == (12, 24)
-    assert hub.asked == [("somebody/model", "model.safetensors", "c0ffee")]
+    assert hub.asked == [("maker/model", "model.safetensors", "c0ffee")]
 
 
-def test_only_the_shards_that_are_used_are_asked_for(
+def test_only_the_shards_that_are_used_are_requested(
     snapshot: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
     (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
     hub = Hub({"two.safetensors": {"b": entry(7)}})
     monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
-    list(HeaderCheckpoint.of(remote(snapshot)).tensors(["b"]))
-    assert hub.asked == [("somebody/model", "two.safetensors", "c0ffee")]
+    list(HeaderCheckpoint.from_checkpoint(remote(snapshot)).tensors(["b"]))
+    assert hub.asked == [("maker/model", "two.safetensors", "c0ffee")]
 
 
-def test_a_tower_in_a_folder_of_the_repository(
+def test_a_vision_encoder_in_a_folder_of_the_repository(
     snapshot: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (snapshot / "vit").mkdir()
     hub = Hub({"vit/model.safetensors": {"a": entry(7)}})
     monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
-    checkpoint = HeaderCheckpoint.of(remote(snapshot))
+    checkpoint = HeaderCheckpoint.from_checkpoint(remote(snapshot))
     list(checkpoint.related("./vit").tensors(["a"]))
-    assert hub.asked == [("somebody/model", "vit/model.safetensors", "c0ffee")]
-    assert list(checkpoint.used) == [("somebody/model/vit", "a")]
+    assert hub.asked == [("maker/model", "vit/model.safetensors", "c0ffee")]
+    assert list(checkpoint.used) == [("maker/model/vit", "a")]
 
 
-def test_a_hub_that_cannot_tell(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_without_the_header(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.HfApi", lambda: Hub({}))
-    checkpoint = HeaderCheckpoint.of(remote(snapshot))
-    with pytest.raises(CheckpointNotFoundError, match="cannot be told before it is downloaded"):
+    checkpoint = HeaderCheckpoint.from_checkpoint(remote(snapshot))
+    with pytest.raises(CheckpointNotFoundError, match="cannot be read"):
         list(checkpoint.tensors(["a"]))
 
 
-def test_what_was_fetched_before_is_read_from_the_disk(snapshot: Path) -> None:
+def test_a_downloaded_file_is_read_from_disk(snapshot: Path) -> None:
     write_weights(snapshot, a=torch.ones(2))
-    assert HeaderCheckpoint.of(remote(snapshot)).tensor_names == ("a",)
+    assert HeaderCheckpoint.from_checkpoint(remote(snapshot)).tensor_names == ("a",)

@@ -59,7 +59,7 @@ def test_every_dtype_is_written_as_the_library_does(tmp_path: Path, dtype: torch
     assert ours.read_bytes()[-64:] == theirs.read_bytes()[-64:]
 
 
-def test_tensors_start_at_multiples_of_their_width(tmp_path: Path) -> None:
+def test_tensors_start_at_multiples_of_their_item_size(tmp_path: Path) -> None:
     file = write(tmp_path / "model.safetensors", TENSORS)
     header = json.loads(file.header)
     assert len(file.header) % 8 == 0
@@ -76,21 +76,24 @@ def test_parts_that_share_memory_are_written_as_they_are(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("tensor", [torch.zeros(2, 4), torch.zeros(3, 4).half()], ids=str)
-def test_a_tensor_that_is_not_as_announced_is_told(tmp_path: Path, tensor: Tensor) -> None:
+def test_a_tensor_of_another_shape_or_dtype_is_an_error(tmp_path: Path, tensor: Tensor) -> None:
     path = tmp_path / "model.safetensors"
     file = SafetensorsWriter({"a": TensorInfo(torch.float32, (3, 4))})
     with pytest.raises(TensorError, match=r"'a' in .* must be"), file.writing(path) as put:
         put("a", tensor)
 
 
-def test_a_tensor_that_is_left_out_is_told(tmp_path: Path) -> None:
+def test_a_missing_tensor_is_an_error(tmp_path: Path) -> None:
     file = SafetensorsWriter(infos(TENSORS))
     path = tmp_path / "model.safetensors"
-    with pytest.raises(TensorError, match="left without bytes, halves"), file.writing(path) as put:
+    with (
+        pytest.raises(TensorError, match="closed without bytes, halves"),
+        file.writing(path) as put,
+    ):
         put("matrix", TENSORS["matrix"])
 
 
-def test_a_dtype_without_a_name_is_told() -> None:
+def test_an_unsupported_dtype_is_an_error() -> None:
     with pytest.raises(TensorError, match=r"'a' is torch\.complex64, which cannot be rewritten"):
         SafetensorsWriter({"a": TensorInfo(torch.complex64, (1,))})
 
@@ -107,8 +110,8 @@ def test_tensors_are_described_before_they_are_read(tmp_path: Path, suffix: str)
             read.describe("absent")
 
 
-def test_a_dtype_that_is_not_known_is_told(tmp_path: Path) -> None:
+def test_an_unknown_dtype_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"a": torch.zeros(2, dtype=torch.complex64)}, path)
-    with open_weights(path) as read, pytest.raises(TensorError, match=r"'a' of .*'C64' is not"):
-        read.describe("a")
+    with open_weights(path) as reader, pytest.raises(TensorError, match=r"'a' of .*'C64' is not"):
+        reader.describe("a")

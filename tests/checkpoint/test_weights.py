@@ -69,7 +69,7 @@ def test_a_header_is_read_alone(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, path)
     assert read_header(path).strip().startswith(b'{"a":')
     assert len(read_header(path)) == path.stat().st_size - 8 - 4
-    path.write_bytes((2**63).to_bytes(8, "little") + b"{")  # a length that lies
+    path.write_bytes((2**63).to_bytes(8, "little") + b"{")  # a wrong length
     assert read_header(path) == b"{"
 
 

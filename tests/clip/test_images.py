@@ -77,7 +77,7 @@ def test_a_long_strip_is_not_resized_whole(
 
 
 @pytest.mark.parametrize("size", ["large", {}, {"width": 3}, None, {"shortest_edge": "3"}])
-def test_a_size_that_cannot_be_read_is_told(size: object) -> None:
+def test_a_size_that_cannot_be_read_is_reported(size: object) -> None:
     with pytest.raises(
         ConfigError, match=r"^the processor: a size is an integer, shortest_edge, or"
     ):
@@ -96,7 +96,7 @@ def test_a_size_that_cannot_be_read_is_told(size: object) -> None:
     ],
     ids=str,
 )
-def test_a_processor_that_cannot_work_is_told(config: dict[str, Any]) -> None:
+def test_a_processor_that_cannot_work_is_reported(config: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"^the processor"):
         ClipProcessor.from_json(config, 28, "the processor")
 
@@ -132,7 +132,7 @@ def test_pinpoints_are_read(value: object, sizes: tuple[tuple[int, int], ...]) -
     ],
     ids=lambda value: repr(value)[:20],
 )  # fmt: skip
-def test_bad_pinpoints_are_told(value: object) -> None:
+def test_bad_pinpoints_are_reported(value: object) -> None:
     with pytest.raises(
         ConfigError, match=r"^config\.json: image_grid_pinpoints must be a list of pa"
     ):

@@ -89,13 +89,13 @@ def test_the_first_and_the_last_hidden_state(checkpoint: Checkpoint, layer: int)
 
 
 @pytest.mark.parametrize("layer", [-5, 4])
-def test_a_hidden_state_that_is_not_there_is_told(checkpoint: Checkpoint, layer: int) -> None:
+def test_a_hidden_state_that_is_not_there_is_reported(checkpoint: Checkpoint, layer: int) -> None:
     source = ClipSource.named(checkpoint, "clip", (INSIDE,))
     with pytest.raises(ConfigError, match=f"hidden state {layer} of the tower is asked for, which"):
         load(source, layer)
 
 
-def test_a_tower_that_is_nowhere_is_told(checkpoint: Checkpoint) -> None:
+def test_a_tower_that_is_nowhere_is_reported(checkpoint: Checkpoint) -> None:
     with pytest.raises(CheckpointNotFoundError, match=r"refers to '\./gone'"):
         ClipSource.named(checkpoint, "./gone", (INSIDE,))
     with pytest.raises(TensorError, match=r"clip holds no weights"):

@@ -73,6 +73,6 @@ def test_a_tower_is_read_from_each_kind_of_configuration(config: dict[str, Any])
         ({"image_size": [28, 28]}, r"image_size must be a positive integer; it is \[28, 28\]"),
     ],
 )
-def test_another_or_an_impossible_tower_is_told(change: dict[str, Any], message: str) -> None:
+def test_another_or_an_impossible_tower_is_reported(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=f"^the tower.* {message}"):
         ClipConfig.from_json(SIZES | change, "the tower")

@@ -103,14 +103,14 @@ def test_the_text_part_is_described_without_reading_weights(
 
 
 @pytest.mark.parametrize("missing", ["model_type", "architectures"])
-def test_a_configuration_without_a_model_is_told(whole: LanguageModel, missing: str) -> None:
+def test_a_configuration_without_a_model_is_reported(whole: LanguageModel, missing: str) -> None:
     config = {key: value for key, value in CONFIG.items() if key != missing}
     with pytest.raises(ConfigError, match="needs a model_type and architectures"):
         LanguageModel(whole.checkpoint, config, {})
 
 
 @pytest.mark.parametrize("change", [{"model_type": "made_up"}, {"hidden_size": "wide"}])
-def test_a_configuration_that_transformers_refuses_is_told(
+def test_a_configuration_that_transformers_refuses_is_reported(
     whole: LanguageModel, change: dict[str, Any]
 ) -> None:
     language = LanguageModel(whole.checkpoint, CONFIG | change, {})
@@ -190,7 +190,7 @@ def test_tied_embeddings_need_no_head(tmp_path: Path, reference: PreTrainedModel
     assert torch.equal(embeddings, tensors["model.embed_tokens.weight"])
 
 
-def test_a_missing_head_is_told(tmp_path: Path, reference: PreTrainedModel) -> None:
+def test_a_missing_head_is_reported(tmp_path: Path, reference: PreTrainedModel) -> None:
     tensors = stored_tensors(reference)
     del tensors["lm_head.weight"]
     checkpoint = write(tmp_path / "model", tensors)
@@ -199,16 +199,16 @@ def test_a_missing_head_is_told(tmp_path: Path, reference: PreTrainedModel) -> N
         language.to_transformers()
 
 
-def test_too_many_layers_and_too_few_are_told(whole: LanguageModel) -> None:
+def test_too_many_layers_and_too_few_are_reported(whole: LanguageModel) -> None:
     short = LanguageModel(whole.checkpoint, CONFIG | {"num_hidden_layers": 1}, whole.tensors)
-    with pytest.raises(TensorError, match=r"no place for: model\.layers\.1\."):
+    with pytest.raises(TensorError, match=r"does not use: model\.layers\.1\."):
         short.to_transformers()
     tall = LanguageModel(whole.checkpoint, CONFIG | {"num_hidden_layers": 3}, whole.tensors)
     with pytest.raises(TensorError, match=r"config\.json asks for: model\.layers\.2\."):
         tall.to_transformers()
 
 
-def test_a_wrong_vocabulary_is_told(whole: LanguageModel) -> None:
+def test_a_wrong_vocabulary_is_reported(whole: LanguageModel) -> None:
     wide = LanguageModel(whole.checkpoint, CONFIG | {"vocab_size": 41}, whole.tensors)
     with pytest.raises(TensorError, match=r"gives \[40, 16\] where config\.json asks for \[41, 16"):
         wide.to_transformers()
@@ -425,7 +425,7 @@ def test_the_view_of_a_hub_checkpoint_links_files_that_are_there(
 @pytest.mark.parametrize(
     "change", [{"hidden_act": "nope"}, {"rope_theta": "x"}, {"pad_token_id": 9999}], ids=str
 )
-def test_values_that_transformers_cannot_use_are_told(
+def test_values_that_transformers_cannot_use_are_reported(
     tmp_path: Path, change: dict[str, Any]
 ) -> None:
     language_model = vlcore.load_language_model(write_llava(tmp_path, **change))
@@ -433,7 +433,7 @@ def test_values_that_transformers_cannot_use_are_told(
         language_model.to_transformers()
 
 
-def test_an_end_token_that_is_no_id_is_told(tmp_path: Path) -> None:
+def test_an_end_token_that_is_no_id_is_reported(tmp_path: Path) -> None:
     write_llava(tmp_path)
     write_json(tmp_path / "generation_config.json", {"eos_token_id": "x"})
     with pytest.raises(ConfigError, match="eos_token_id must be an integer"):
@@ -450,7 +450,7 @@ def test_an_end_token_that_is_no_id_is_told(tmp_path: Path) -> None:
         (7, {}, (7,)),
     ],
 )
-def test_the_end_tokens_are_told_without_weights(
+def test_the_end_tokens_are_reported_without_weights(
     tmp_path: Path, stated: object, config: dict[str, Any], expected: tuple[int, ...]
 ) -> None:
     write_json(tmp_path / "config.json", {"architectures": ["X"]})

@@ -96,14 +96,14 @@ def test_the_views_of_a_name_or_model_are_cleared(cache: ViewCache, tmp_path: Pa
     assert all((tmp_path / f"model{i}" / "model.safetensors").is_file() for i in range(3))
 
 
-def test_a_name_that_is_not_there_is_told(cache: ViewCache, tmp_path: Path) -> None:
+def test_a_name_that_is_not_there_is_reported(cache: ViewCache, tmp_path: Path) -> None:
     kept = get(cache, write_llava(tmp_path / "model"))
     with pytest.raises(OptionError, match=rf"no view named 'nope', nor one of it: {kept.name}"):
         cache.clear("nope")
     assert kept.is_dir()
 
 
-def test_a_damaged_view_is_told_with_the_command_that_clears_it(
+def test_a_damaged_view_is_reported_with_the_command_that_clears_it(
     cache: ViewCache, tmp_path: Path
 ) -> None:
     directory = write_llava(tmp_path / "model")

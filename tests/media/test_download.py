@@ -222,7 +222,7 @@ def test_compression_is_not_undone(server: Server, lookups: list[str]) -> None:
         fetch(server, "/gzip")
 
 
-def test_a_status_is_told_without_the_body(server: Server, lookups: list[str]) -> None:
+def test_a_status_is_reported_without_the_body(server: Server, lookups: list[str]) -> None:
     with pytest.raises(ImageError, match=r"status 404$"):
         fetch(server, "/absent")
 

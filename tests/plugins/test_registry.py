@@ -194,7 +194,7 @@ def test_the_hooks_get_what_they_ask_for(site: Site) -> None:
 
 
 @pytest.mark.parametrize("names", [None, [], "MadeUpForTests", {"a": 1}, [1], ["A", None]])
-def test_a_config_without_architectures_is_told_so(names: object) -> None:
+def test_a_config_without_architectures_is_reported_so(names: object) -> None:
     config = {} if names is None else {"architectures": names}
     with pytest.raises(
         NoPluginError, match='must name the model class in "architectures"'
@@ -305,7 +305,7 @@ def test_the_known_packages_are_well_formed() -> None:
     assert packages["QWenLMHeadModel"] == {"vl-plugin-qwen"}
 
 
-def test_each_candidates_reason_is_told(site: Site) -> None:
+def test_each_candidates_reason_is_reported(site: Site) -> None:
     site.install("vl-plugin-first", ARCHITECTURES, REFUSES)
     site.install("vl-plugin-second", ARCHITECTURES, "raise RuntimeError('no such library')")
     with pytest.raises(NoPluginError) as caught:
@@ -596,7 +596,7 @@ def test_a_prerelease_of_vlcore_is_accepted(
     assert find_plugin(CONFIG).info.distribution == "vl-plugin-first"
 
 
-def test_a_malformed_requirement_is_told(site: Site) -> None:
+def test_a_malformed_requirement_is_reported(site: Site) -> None:
     site.install("vl-plugin-first", ARCHITECTURES, requires=["vlcore >>> 1"])
     info = info_of("vl-plugin-first")
     assert info.state is PluginState.INCOMPATIBLE

@@ -84,7 +84,7 @@ def test_a_plugin_that_does_not_spread_its_model_says_so(site: Site, directory: 
             vlcore.load_vision_model(directory, **spread)
 
 
-def test_a_plugin_that_asks_is_told_how_to_spread(site: Site, directory: Path) -> None:
+def test_a_plugin_that_asks_is_reported_how_to_spread(site: Site, directory: Path) -> None:
     source = RETURNS_PARTS.replace(
         "vision_model(checkpoint, device, dtype)",
         "vision_model(checkpoint, dtype, device_map, max_memory)",
@@ -211,7 +211,7 @@ def test_the_language_model_needs_no_tower_and_no_tokenizer(tmp_path: Path) -> N
     assert language.to_transformers("cpu", torch.float32).dtype == torch.float32
 
 
-def test_what_a_stage_needs_is_told_when_it_is_absent(tmp_path: Path) -> None:
+def test_what_a_stage_needs_is_reported_when_it_is_absent(tmp_path: Path) -> None:
     write_llava(tmp_path)
     for path in tmp_path.glob("tokenizer*"):
         path.unlink()

@@ -1,42 +1,42 @@
 """A checkpoint: its configuration as plain JSON, its tokenizer, its tensors by name.
 
-A checkpoint is a directory or a repository of the Hugging Face hub. Which model it holds is not
-known here: ``config.json`` is read as JSON and never handed to a class that might misread it.
-Only the tensors asked for are read from disk, straight to their dtype and device.
+A checkpoint is a directory or a repository of the Hugging Face Hub. This module does not depend on
+the kind of model: ``config.json`` is read as plain JSON. Only the requested tensors are read from
+disk, directly to their dtype and device.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from vlcore._utils.device_map import device_of
 from vlcore._utils.progress import progress_bar
+from vlcore.checkpoint import module_loader
 from vlcore.checkpoint.files import METADATA_PATTERNS, CheckpointFiles, path_inside
+from vlcore.checkpoint.hub import HubRepository
 from vlcore.checkpoint.tensor_source import TensorSource
-from vlcore.checkpoint.weights import TensorInfo, move_buffers, open_weights, read_header
+from vlcore.checkpoint.weight_index import find_weight_files
+from vlcore.checkpoint.weights import TensorInfo, open_weights, read_header, shorten
 from vlcore.errors import CheckpointNotFoundError, ConfigError, TensorError
 from vlcore.vocabulary import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-_MAX_NAMES_IN_MESSAGE = 20
-
 
 class Checkpoint:
-    """A model directory, or a hub repository whose files are fetched as they are needed.
+    """A model directory, or a Hub repository whose files are downloaded when they are needed.
 
     Args:
-        directory: where the files lie.
-        name: what messages call the checkpoint.
-        fetch: called with file names that are about to be read; hub checkpoints download here.
+        directory: the directory of the files.
+        name: the name of the checkpoint in messages; ``None`` for the directory.
+        fetch: downloads files by name before they are read; ``None`` if all files are present.
     """
 
     def __init__(
@@ -52,66 +52,55 @@ class Checkpoint:
 
     @classmethod
     def open(cls, model: str | Path, *, revision: str | None = None) -> Checkpoint:
-        """Open a directory, or else a hub id such as ``"organisation/name"``.
+        """Open a directory, or a Hub repository by its id, such as ``"organisation/name"``.
 
-        Of a hub repository, only the small files are fetched now. Code is never fetched.
+        Only the metadata files of a Hub repository are downloaded now. Code never is.
+
+        Args:
+            model: a directory or a Hub repo id; a directory takes precedence.
+            revision: a branch, tag or commit of the Hub repository.
 
         Raises:
-            CheckpointNotFoundError: neither a directory nor a reachable hub repository.
+            CheckpointNotFoundError: ``model`` is neither a directory nor a reachable repository.
         """
         if not isinstance(model, str | Path) or not str(model):
             raise CheckpointNotFoundError(
-                f"a model directory or hub id is expected; {model!r} is neither"
+                f"a model directory or Hub repo id is expected; {model!r} is neither"
             )
-        hub_id = str(model)
+        repo_id = str(model)
         try:
             directory = Path(model).expanduser()
             if directory.is_dir():
                 return cls(directory)
             is_file = directory.exists()
-        except (OSError, ValueError, RuntimeError) as error:  # no possible path
-            raise CheckpointNotFoundError(f"{hub_id[:80]!r} is no directory: {error}") from error
+        except (OSError, ValueError, RuntimeError) as error:  # not a valid path
+            raise CheckpointNotFoundError(
+                f"{repo_id[:80]!r} is not a directory: {error}"
+            ) from error
         if is_file:
             raise CheckpointNotFoundError(
-                f"a model directory or hub id is expected; {hub_id!r} is a file"
+                f"a model directory or Hub repo id is expected; {repo_id!r} is a file"
             )
-        if hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):
+        if repo_id.count("/") != 1 or repo_id.startswith((".", "/", "~")):
             raise CheckpointNotFoundError(
-                f"there is no directory {hub_id!r}, and it is no hub id (organisation/name) either"
+                f"there is no directory {repo_id!r}, and it is not a Hub repo id "
+                "(organisation/name) either"
             )
-        return cls._open_hub(hub_id, revision)
-
-    @classmethod
-    def _open_hub(cls, hub_id: str, revision: str | None) -> Checkpoint:
-        from huggingface_hub import snapshot_download
-
-        def download(patterns: Sequence[str]) -> Path:
-            try:
-                return Path(
-                    snapshot_download(hub_id, revision=revision, allow_patterns=list(patterns))
-                )
-            except Exception as error:  # the hub client raises many unrelated types
-                raise CheckpointNotFoundError(
-                    f"there is no directory {hub_id!r}, and {', '.join(patterns)} of the hub "
-                    f"repository {hub_id!r} (revision {revision or 'main'}) could not be fetched: "
-                    f"{type(error).__name__}: {error}. Check the name and the network, or "
-                    "download the repository and pass its directory"
-                ) from error
-
-        directory = download(METADATA_PATTERNS)
-        return cls(directory, name=hub_id, fetch=download)
+        repository = HubRepository(repo_id, revision)
+        directory = repository.download(METADATA_PATTERNS)
+        return cls(directory, name=repo_id, fetch=repository.download)
 
     def __repr__(self) -> str:
         return f"Checkpoint({self.name!r})"
 
     @property
     def is_remote(self) -> bool:
-        """Whether files are fetched as they are needed."""
+        """Whether files are downloaded when they are needed."""
         return self._fetch is not None
 
     @property
     def origin(self) -> str:
-        """The hub id, or the whole path of a directory."""
+        """The Hub repo id, or the absolute path of a directory."""
         return str(self.directory.resolve()) if self._fetch is None else self.name
 
     # -- JSON and other small files
@@ -121,13 +110,13 @@ class Checkpoint:
         """``config.json`` as plain JSON.
 
         Raises:
-            ConfigError: it is absent or not a JSON object.
+            ConfigError: the file is absent, or is not a JSON object.
         """
         config = self.read_json("config.json")
         if config is None:
             raise ConfigError(
                 f"{self.name} has no config.json: is it a checkpoint in the Hugging Face layout? "
-                f"It holds {_shorten(sorted(path.name for path in self.directory.iterdir()))}"
+                f"It holds {shorten(sorted(path.name for path in self.directory.iterdir()))}"
             )
         return config
 
@@ -137,7 +126,7 @@ class Checkpoint:
         return CheckpointFiles(self.directory)
 
     def read_json(self, filename: str) -> dict[str, Any] | None:
-        """Read a JSON object, or ``None`` where there is no such file.
+        """Read a JSON object of a metadata file; returns ``None`` if there is no such file.
 
         Raises:
             ConfigError: the file is not a JSON object.
@@ -146,13 +135,13 @@ class Checkpoint:
 
     @property
     def metadata_files(self) -> tuple[Path, ...]:
-        """The small files beside the weights, such as the tokenizer's, sorted."""
+        """The paths of the metadata files, such as the tokenizer's, sorted."""
         found = {path for pattern in METADATA_PATTERNS for path in self.directory.glob(pattern)}
         return tuple(sorted(path for path in found if path.is_file()))
 
     @property
     def chat_template(self) -> str | None:
-        """The Jinja source of the chat template that the checkpoint ships, if any."""
+        """The source of the checkpoint's Jinja chat template; ``None`` without one."""
         path = self.directory / "chat_template.jinja"
         if path.is_file():
             return path.read_text("utf-8")
@@ -164,7 +153,7 @@ class Checkpoint:
 
     @property
     def special_tokens(self) -> dict[str, str]:
-        """Texts of the tokenizer's special tokens by role, such as ``eos_token``."""
+        """The text of each special token of the tokenizer, by role such as ``eos_token``."""
         tokens: dict[str, str] = {}
         for filename in ("tokenizer_config.json", "special_tokens_map.json"):
             for role, token in (self.read_json(filename) or {}).items():
@@ -174,31 +163,31 @@ class Checkpoint:
         return tokens
 
     def related(self, reference: str) -> Checkpoint:
-        """Open a checkpoint that this one names.
+        """Open a checkpoint that this one refers to.
 
         Args:
-            reference: a folder of this checkpoint, with slashes of either kind; or else a Hub repo
-                id, or the whole path of a directory.
+            reference: a folder of this checkpoint, with forward or backward slashes; or else a
+                Hub repo id, or the absolute path of a directory.
 
         Raises:
-            CheckpointNotFoundError: it is none of these, or leads out of this checkpoint by
-                ``..``.
+            CheckpointNotFoundError: the reference is none of these, or leads out of this
+                checkpoint with ``..``.
         """
         try:
             inside = path_inside(self.directory, reference)
             if inside is not None and inside.is_dir():
                 return self._inner(inside)
             if inside is None and not PureWindowsPath(reference).anchor:
-                raise CheckpointNotFoundError("it leads out of the checkpoint by '..'")
+                raise CheckpointNotFoundError("it leads out of the checkpoint with '..'")
             return Checkpoint.open(reference)
         except (OSError, ValueError, CheckpointNotFoundError) as error:
             raise CheckpointNotFoundError(
-                f"{self.name} refers to {reference[:80]!r}, which is no directory inside it: "
+                f"{self.name} refers to {reference[:80]!r}, which is not a directory inside it: "
                 f"{error}"
             ) from error
 
     def _inner(self, directory: Path) -> Checkpoint:
-        """Open a directory; in a hub repository, its files come from the folder of that name."""
+        """Open a directory; the files of a folder in a Hub repository are downloaded to it."""
         fetch = self._fetch
         if fetch is None or not directory.is_relative_to(self.directory):
             return Checkpoint(directory)
@@ -213,24 +202,26 @@ class Checkpoint:
         """Load the tokenizer, without remote code.
 
         Args:
-            config: of the text part, which says the tokenizer's class where the tokenizer's own
-                files do not. Without it ``config.json`` does, and its ``model_type`` may mislead.
+            config: the configuration of the language model. It determines the tokenizer's class if
+                the tokenizer's own files do not. Without it, ``config.json`` does, whose
+                ``model_type`` can mean another model to transformers.
 
         Raises:
-            CheckpointError: there is none, or it cannot be read.
+            CheckpointError: there is no tokenizer, or it cannot be read.
         """
         return load_tokenizer(self.directory, config)
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest that changes with the checkpoint: place, files' sizes and times, headers.
+        """A digest that changes with the checkpoint.
 
-        Weights are never hashed.
+        It covers the path of the checkpoint, the sizes and modification times of ``config.json``
+        and the weight files, and the headers of safetensors files. Weights are never hashed.
         """
         return self.fingerprint_of(self._weight_files.values())
 
     def fingerprint_of(self, weight_files: Iterable[Path]) -> str:
-        """Digest the place, ``config.json`` and some of the weight files alone."""
+        """Compute the fingerprint for some of the weight files only."""
         digest = hashlib.sha256()
         files = [self.directory / "config.json", *sorted(set(weight_files))]
         for field in (str(self.directory.resolve()), *self._fingerprint_fields(files)):
@@ -252,7 +243,7 @@ class Checkpoint:
 
     @property
     def tensor_names(self) -> tuple[str, ...]:
-        """Every tensor's name, sorted."""
+        """The names of all tensors, sorted."""
         return tuple(sorted(self._weight_files))
 
     def has_tensors(self, prefix: str) -> bool:
@@ -260,10 +251,10 @@ class Checkpoint:
         return any(name.startswith(prefix) for name in self._weight_files)
 
     def file_of(self, name: str) -> Path:
-        """The weight file that holds a tensor.
+        """Return the weight file that holds a tensor.
 
         Raises:
-            TensorError: no file does.
+            TensorError: the checkpoint has no such tensor.
         """
         try:
             return self._weight_files[name]
@@ -281,13 +272,14 @@ class Checkpoint:
         dtype: torch.dtype | None = None,
         progress: bool = False,
     ) -> Iterator[tuple[str, Tensor]]:
-        """Read tensors one at a time, file by file; nothing else is read from disk.
+        """Read tensors one at a time, file by file. Nothing else is read from disk.
 
         Args:
-            names: which ones.
-            device: where they go.
-            dtype: what floating tensors are converted to; ``None`` keeps the stored dtype.
-            progress: show a progress bar.
+            names: the names of the tensors.
+            device: the device on which the tensors are returned.
+            dtype: the dtype to which floating-point tensors are converted; ``None`` keeps the
+                stored dtype.
+            progress: whether to show a progress bar.
 
         Raises:
             TensorError: names are missing, or a file is damaged.
@@ -295,47 +287,49 @@ class Checkpoint:
         by_file = self._files_with(names)
         total = sum(map(len, by_file.values()))
 
-        def place(tensor: Tensor) -> Tensor:
-            keeps = dtype is None or not tensor.is_floating_point()
-            return tensor.to(device=device, dtype=None if keeps else dtype)
+        def convert(tensor: Tensor) -> Tensor:
+            keeps_dtype = dtype is None or not tensor.is_floating_point()
+            return tensor.to(device=device, dtype=None if keeps_dtype else dtype)
 
         with progress_bar(
             total, description="loading weights", unit="tensor", shown=progress
         ) as advance:
             for path, names_in_file in by_file.items():
-                with open_weights(path) as read:
-                    for name in read.in_file_order(names_in_file):
-                        yield name, place(read(name))  # kept by nobody but who asked
+                with open_weights(path) as reader:
+                    for name in reader.in_file_order(names_in_file):
+                        yield name, convert(reader(name))  # no reference stays in this frame
                         advance()
 
     def tensor_infos(self, names: Iterable[str]) -> dict[str, TensorInfo]:
-        """Tell dtypes and shapes, in the order that :meth:`tensors` reads the tensors in.
+        """Return dtypes and shapes, in the order in which :meth:`tensors` reads the tensors.
 
         Raises:
             TensorError: names are missing, or a file is damaged.
         """
         infos: dict[str, TensorInfo] = {}
         for path, names_in_file in self._files_with(names).items():
-            with open_weights(path) as read:
-                infos |= {n: read.describe(n) for n in read.in_file_order(names_in_file)}
+            with open_weights(path) as reader:
+                infos |= {
+                    name: reader.describe(name) for name in reader.in_file_order(names_in_file)
+                }
         return infos
 
     def _files_with(self, names: Iterable[str]) -> dict[Path, list[str]]:
-        """Give the names that lie in each file, all of which are then there."""
-        wanted = list(dict.fromkeys(names))
-        if missing := [name for name in wanted if name not in self._weight_files]:
-            raise TensorError(f"{self.name} lacks {len(missing)} tensor(s): {_shorten(missing)}")
+        """Group tensor names by weight file, and make sure that these files are present."""
+        requested = list(dict.fromkeys(names))
+        if missing := [name for name in requested if name not in self._weight_files]:
+            raise TensorError(f"{self.name} lacks {len(missing)} tensor(s): {shorten(missing)}")
         by_file: dict[Path, list[str]] = {}
-        for name in wanted:
+        for name in requested:
             by_file.setdefault(self._weight_files[name], []).append(name)
         self.fetch_files(by_file)
         return by_file
 
     def fetch_files(self, paths: Iterable[Path]) -> None:
-        """Make sure that weight files are there; those of a hub checkpoint are fetched now.
+        """Make sure that weight files are present; those of a Hub repository are downloaded now.
 
         Raises:
-            CheckpointNotFoundError: they cannot be fetched.
+            CheckpointNotFoundError: the files cannot be downloaded.
         """
         if self._fetch is not None:
             self._fetch([path.name for path in paths])
@@ -349,121 +343,62 @@ class Checkpoint:
         dtype: torch.dtype | None = None,
         progress: bool = False,
     ) -> None:
-        """Fill a module with tensors of the checkpoint, and make it ready for inference.
+        """Fill a module with tensors of the checkpoint, and prepare it for inference.
 
-        Afterwards every parameter and buffer is on ``device``, no parameter needs a gradient, and
-        the module is in evaluation mode. Buffers that the checkpoint does not hold (those with
+        Afterwards every parameter and buffer is on ``device``, no parameter requires a gradient,
+        and the module is in evaluation mode. Buffers that the checkpoint does not hold (those with
         ``persistent=False``, such as position ids and rotary frequencies) keep the values and the
         dtype that the module computed for them.
 
         Args:
-            module: the module to fill, best built inside :func:`~vlcore.empty_weights`; its
+            module: the module to fill, preferably built inside :func:`~vlcore.empty_weights`; its
                 parameters are replaced.
             sources: where the tensor of each key of ``module.state_dict()`` is stored.
-            device: the device of all parameters and buffers, or of each part by the part's name.
-            dtype: what floating tensors of the checkpoint are converted to; ``None`` keeps the
+            device: the device of all parameters and buffers, or a mapping from the names of
+                submodules to their devices.
+            dtype: the dtype to which floating-point tensors are converted; ``None`` keeps the
                 stored dtype.
-            progress: show a progress bar.
+            progress: whether to show a progress bar.
 
         Raises:
             TensorError: keys without a source, sources without a key, missing tensors or wrong
-                shapes; each is listed. Or a buffer without values.
+                shapes, each of which is listed; or a buffer without values.
         """
-        self.check_module(module, sources)
-        keys_of: dict[str, list[str]] = {}
-        for key, source in sources.items():
-            keys_of.setdefault(source.name, []).append(key)
-        plan = device if isinstance(device, Mapping) else {"": device}
-        buffers = module.named_buffers(remove_duplicate=False)
-        computed = [name for name, _ in buffers if name not in sources]
-        move_buffers(module, computed, partial(device_of, plan))
-        read_to = "cpu" if isinstance(device, Mapping) else device
-        state: dict[str, Tensor] = {}
-        for name, tensor in self.tensors(keys_of, device=read_to, dtype=dtype, progress=progress):
-            for key in keys_of[name]:
-                state[key] = sources[key].take(tensor).to(device_of(plan, key))
-        module.load_state_dict(state, assign=True)
-        module.requires_grad_(False).eval()
+        module_loader.load_module(
+            self, module, sources, device=device, dtype=dtype, progress=progress
+        )
 
     def check_module(self, module: nn.Module, sources: Mapping[str, TensorSource]) -> None:
-        """Make sure that a module can be filled; no tensor is read.
+        """Check that a module can be filled, without reading any tensor.
 
         Args:
-            module: what would be filled.
-            sources: where the tensor of each key of ``module.state_dict()`` lies.
+            module: the module that would be filled.
+            sources: where the tensor of each key of ``module.state_dict()`` is stored.
 
         Raises:
             TensorError: keys without a source, sources without a key, missing tensors or wrong
-                shapes; each is listed.
+                shapes, each of which is listed.
         """
-        expected = {key: value.shape for key, value in module.state_dict().items()}
-        if missing := sorted(expected.keys() - sources.keys()):
-            raise TensorError(
-                f"{self.name} lacks {len(missing)} tensor(s) that config.json asks for: "
-                f"{_shorten(missing)}"
-            )
-        if unexpected := sorted(sources[key].name for key in sources.keys() - expected.keys()):
-            raise TensorError(
-                f"{self.name} holds {len(unexpected)} tensor(s) that the model of config.json has "
-                f"no place for: {_shorten(unexpected)}"
-            )
-        infos = self.tensor_infos(source.name for source in sources.values())
-        shapes = {key: source.describe(infos[source.name]).shape for key, source in sources.items()}
-        if misshapen := [
-            f"{source.name} gives {list(shapes[key])} where config.json asks for "
-            f"{list(expected[key])}"
-            for key, source in sources.items()
-            if shapes[key] != expected[key]
-        ]:
-            raise TensorError(f"wrong shapes in {self.name}: {_shorten(misshapen)}")
+        module_loader.check_module(self, module, sources)
 
     @cached_property
     def _weight_files(self) -> Mapping[str, Path]:
-        """The file of each tensor."""
-        for filename in ("model.safetensors", "pytorch_model.bin"):
-            if (index := self.read_json(f"{filename}.index.json")) is not None:
-                return self._shards_of(index, f"{filename}.index.json")
-            path = self.directory / filename
-            if not path.exists() and self._fetch is not None:
-                self._fetch([filename])
-            if path.exists():
-                with open_weights(path) as read:
-                    return dict.fromkeys(read.names, path)
-        raise TensorError(
-            f"{self.name} holds no weights: expected model.safetensors, pytorch_model.bin or the "
-            "index of one (*.index.json)"
-        )
-
-    def _shards_of(self, index: Mapping[str, Any], index_name: str) -> dict[str, Path]:
-        weight_map = index.get("weight_map")
-        if not isinstance(weight_map, dict) or not all(
-            isinstance(file, str) for file in weight_map.values()
-        ):
-            raise ConfigError(
-                f"{self.directory / index_name} has no weight_map object that gives the file of "
-                "each tensor"
-            )
-        return {name: self.directory / Path(file).name for name, file in weight_map.items()}
-
-
-def _shorten(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_MAX_NAMES_IN_MESSAGE])
-    more = len(names) - _MAX_NAMES_IN_MESSAGE
-    return f"{shown} and {more} more" if more > 0 else shown
+        """The weight file of each tensor, by the tensor's name."""
+        return find_weight_files(self.directory, self.name, self._fetch)
 
 
 _COMPUTED_SUFFIX = ".rotary_emb.inv_freq"
 
 
 def renamed(checkpoint: Checkpoint, prefixes: Mapping[str, str]) -> dict[str, TensorSource]:
-    """List the tensors whose names begin with a prefix, under new names.
+    """List the tensors whose names begin with one of several prefixes, under new names.
 
-    Rotary frequencies, which old checkpoints store and every model computes, are left out.
+    Rotary frequencies, which old checkpoints store but every model computes, are left out.
 
     Args:
-        checkpoint: where they lie.
-        prefixes: the standard architecture's prefix for each prefix of the checkpoint; the first
-            one that fits a name is taken.
+        checkpoint: the checkpoint that holds the tensors.
+        prefixes: the prefix in the standard architecture for each prefix in the checkpoint; the
+            first one that matches a name applies.
     """
     tensors = {}
     for name in checkpoint.tensor_names:

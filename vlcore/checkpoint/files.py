@@ -1,4 +1,4 @@
-"""The small files of a checkpoint: read-only, without its weights and without the network."""
+"""The metadata files of a checkpoint: read-only, without weights and without network access."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 from vlcore.errors import ConfigError
 
 METADATA_PATTERNS = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")
-"""Names of the small files, which are fetched when a checkpoint of the Hub is opened."""
+"""Names of the metadata files, which are downloaded when a Hub repository is opened."""
 
 
 class CheckpointFiles:
     """The metadata files of a checkpoint: configurations, tokenizers and chat templates.
 
-    The files of every folder of the checkpoint are there, also those of a Hub repository that was
-    only just opened. Weights are not: they are neither read nor fetched.
+    The files of every folder of the checkpoint are available, also those of a Hub repository that
+    has just been opened. Weights are neither read nor downloaded.
 
-    A path is relative to the checkpoint. Forward and backward slashes separate its parts, and
-    ``./`` before it or a slash after it means nothing. An absolute path, or one that leads out of
-    the checkpoint by ``..``, names none of its files.
+    A path is relative to the checkpoint. Forward and backward slashes separate its parts, and a
+    leading ``./`` or a trailing slash is ignored. An absolute path, or one that leads out of the
+    checkpoint with ``..``, refers to no file.
 
     Args:
-        directory: the checkpoint's directory; ``None`` where there is a configuration without a
-            checkpoint, which has no files.
+        directory: the checkpoint's directory; ``None`` for a configuration without a checkpoint,
+            which has no files.
     """
 
     def __init__(self, directory: Path | None = None) -> None:
@@ -38,10 +38,10 @@ class CheckpointFiles:
         return self._find(path) is not None
 
     def read_json(self, path: str) -> dict[str, Any] | None:
-        """Read a JSON object, or ``None`` where the checkpoint has no such file.
+        """Read a JSON object; returns ``None`` if the checkpoint has no such file.
 
         Args:
-            path: a file such as ``"preprocessor_config.json"`` or ``"vision/config.json"``.
+            path: such as ``"preprocessor_config.json"`` or ``"vision/config.json"``.
 
         Raises:
             ConfigError: the file is not a JSON object.
@@ -65,16 +65,16 @@ class CheckpointFiles:
             return None
         try:
             return file if file.is_file() else None
-        except (OSError, ValueError):  # no possible path
+        except (OSError, ValueError):  # not a valid path
             return None
 
 
 def path_inside(directory: Path, path: str) -> Path | None:
-    """Find the place of a relative path in a directory, or ``None`` if it leads out of it.
+    """Join a relative path to a directory; returns ``None`` if it leads out of the directory.
 
-    Links are followed, because a cache of the Hub keeps its files as links to another folder.
+    Links are followed, because the Hub's cache stores files as links to another folder.
     """
-    given = PureWindowsPath(path)  # which separates parts by both kinds of slash
+    given = PureWindowsPath(path)  # splits at both kinds of slash
     parts: list[str] = []
     for part in given.parts:
         if part != "..":

@@ -1,4 +1,4 @@
-"""A checkpoint by the headers of its weight files: what a model takes, without reading weights."""
+"""A checkpoint that reads only the headers of its weight files: sizes without weights."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ import torch
 from torch import Tensor
 
 from vlcore.checkpoint.checkpoint import Checkpoint
-from vlcore.checkpoint.weights import DTYPES, TensorInfo, open_weights, read_header
+from vlcore.checkpoint.weight_index import WEIGHT_FILES
+from vlcore.checkpoint.weights import DTYPES, TensorInfo, open_weights, read_header, shorten
 from vlcore.errors import CheckpointNotFoundError, TensorError
-
-_MAX_NAMES_IN_MESSAGE = 20
-_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
 class UsedTensor:
-    """A tensor that a stage asked for."""
+    """A tensor that was requested while a stage was loaded."""
 
     file: Path
     num_stored_bytes: int
+    """In the stored dtype."""
     num_bytes: int
-    """In the dtype that it was asked for."""
+    """In the requested dtype."""
 
 
 class HeaderCheckpoint(Checkpoint):
     """A checkpoint whose tensors have a dtype and a shape, on the meta device, and no values.
 
-    Whoever loads a stage from it is taken note of: see :attr:`used`. Of a hub repository no
-    weights are fetched, only their headers where they are not there.
+    The tensors that are requested from it are recorded in :attr:`used`. The weights of a Hub
+    repository are not downloaded, only the headers of files that are not in the local cache.
 
     Args:
-        directory: where the files lie.
-        name: what messages call the checkpoint.
+        directory: the directory of the files.
+        name: the name of the checkpoint in messages.
         fetch: as for :class:`~vlcore.checkpoint.Checkpoint`; never called for weights.
-        repository: the hub repository, and the folder that is its top; ``None`` of a directory.
-        used: what was asked for so far, here and in the checkpoints that this one names.
+        repository: the id of the Hub repository and its root directory in the local cache;
+            ``None`` for a local directory.
+        used: the record of requested tensors, shared with the checkpoints that this one refers to.
     """
 
     def __init__(
@@ -57,11 +57,11 @@ class HeaderCheckpoint(Checkpoint):
         self._repository = repository
         self._headers: dict[Path, dict[str, Tensor]] = {}
         self.used: dict[tuple[str, str], UsedTensor] = {} if used is None else used
-        """By the checkpoint's name and the tensor's."""
+        """The requested tensors, by the checkpoint's name and the tensor's."""
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> Self:
-        """Look at an opened checkpoint by its headers."""
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
+        """Create a header checkpoint for an opened checkpoint."""
         return cls(
             checkpoint.directory,
             name=checkpoint.name,
@@ -70,8 +70,8 @@ class HeaderCheckpoint(Checkpoint):
         )
 
     def related(self, reference: str) -> Checkpoint:
-        """Open a checkpoint that this one names, in the same way."""
-        found = HeaderCheckpoint.of(super().related(reference))
+        """Open a checkpoint that this one refers to, in the same way."""
+        found = HeaderCheckpoint.from_checkpoint(super().related(reference))
         if self._repository is not None and found.directory.is_relative_to(self.directory):
             found._repository = self._repository
         found.used = self.used
@@ -85,67 +85,68 @@ class HeaderCheckpoint(Checkpoint):
         dtype: torch.dtype | None = None,
         progress: bool = False,  # noqa: ARG002
     ) -> Iterator[tuple[str, Tensor]]:
-        """Give tensors without values, all of them on the meta device."""
+        """Yield tensors without values, all of them on the meta device."""
         for name in self._known(names):
             stored = self._stored(name)
-            keeps = dtype is None or not stored.is_floating_point()
-            tensor = stored if keeps else stored.to(dtype)
+            keeps_dtype = dtype is None or not stored.is_floating_point()
+            tensor = stored if keeps_dtype else stored.to(dtype)
             self.used[self.name, name] = UsedTensor(
                 self.file_of(name), stored.nbytes, tensor.nbytes
             )
             yield name, tensor
 
     def tensor_infos(self, names: Iterable[str]) -> dict[str, TensorInfo]:
-        """Tell dtypes and shapes; of a hub repository, from headers that are fetched alone."""
-        found = {name: self._stored(name) for name in self._known(names)}
-        return {name: TensorInfo(one.dtype, tuple(one.shape)) for name, one in found.items()}
+        """Return dtypes and shapes; only headers are downloaded from a Hub repository."""
+        tensors = {name: self._stored(name) for name in self._known(names)}
+        return {
+            name: TensorInfo(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()
+        }
 
     def fetch_files(self, paths: Iterable[Path]) -> None:
-        """Fetch nothing: weights are not read."""
+        """Do nothing: weights are not read."""
 
     @cached_property
     def _weight_files(self) -> Mapping[str, Path]:
-        indexes = [f"{name}.index.json" for name in _WEIGHT_FILES]
-        is_here = any((self.directory / name).exists() for name in (*_WEIGHT_FILES, *indexes))
-        if is_here or self._repository is None:
+        indexes = [f"{name}.index.json" for name in WEIGHT_FILES]
+        is_local = any((self.directory / name).exists() for name in (*WEIGHT_FILES, *indexes))
+        if is_local or self._repository is None:
             return super()._weight_files
-        path = self.directory / _WEIGHT_FILES[0]
+        path = self.directory / WEIGHT_FILES[0]
         return dict.fromkeys(self._header(path), path)
 
     def _known(self, names: Iterable[str]) -> list[str]:
-        """Give each name once.
+        """Remove duplicates from names.
 
         Raises:
-            TensorError: some are missing; each is listed.
+            TensorError: the checkpoint has no tensors of some names, which are listed.
         """
-        wanted = list(dict.fromkeys(names))
-        if missing := [name for name in wanted if name not in self._weight_files]:
-            listed = ", ".join(missing[:_MAX_NAMES_IN_MESSAGE])
-            raise TensorError(f"{self.name} lacks {len(missing)} tensor(s): {listed}")
-        return wanted
+        requested = list(dict.fromkeys(names))
+        if missing := [name for name in requested if name not in self._weight_files]:
+            raise TensorError(f"{self.name} lacks {len(missing)} tensor(s): {shorten(missing)}")
+        return requested
 
     def _stored(self, name: str) -> Tensor:
-        """Give a tensor as it is stored, without its values."""
+        """Return a tensor in its stored dtype, without values."""
         path = self.file_of(name)
         header = self._header(path)
         if name not in header:
-            raise TensorError(f"{path} lacks the tensor {name!r}, which the index places there")
+            raise TensorError(f"{path} lacks the tensor {name!r}, which the index assigns to it")
         return header[name]
 
     def _header(self, path: Path) -> Mapping[str, Tensor]:
-        """Give the tensors of a weight file, without values."""
+        """Return the tensors of a weight file by name, without values."""
         if path not in self._headers:
             if path.exists() or self._repository is None:
-                self._headers[path] = _read_here(path)
+                self._headers[path] = _read_local(path)
             else:
                 self._headers[path] = _read_from_hub(path, *self._repository)
         return self._headers[path]
 
 
-def _read_here(path: Path) -> dict[str, Tensor]:
-    with open_weights(path) as read:  # which says what is wrong with a damaged file
+def _read_local(path: Path) -> dict[str, Tensor]:
+    with open_weights(path) as reader:  # raises a clear error for a damaged file
         if path.suffix != ".safetensors":
-            return {name: read(name).to("meta") for name in read.names}
+            return {name: reader(name).to("meta") for name in reader.names}
         entries: dict[str, Any] = json.loads(read_header(path))
     return {
         name: _empty(name, entry["dtype"], entry["shape"], path)
@@ -154,16 +155,16 @@ def _read_here(path: Path) -> dict[str, Tensor]:
     }
 
 
-def _read_from_hub(path: Path, repository: str, top: Path) -> dict[str, Tensor]:
+def _read_from_hub(path: Path, repo_id: str, root: Path) -> dict[str, Tensor]:
     from huggingface_hub import HfApi
 
-    filename = path.relative_to(top).as_posix()
+    filename = path.relative_to(root).as_posix()
     try:
-        header = HfApi().parse_safetensors_file_metadata(repository, filename, revision=top.name)
-    except Exception as error:  # the hub client raises many unrelated types
+        header = HfApi().parse_safetensors_file_metadata(repo_id, filename, revision=root.name)
+    except Exception as error:  # the Hub client raises many unrelated types
         raise CheckpointNotFoundError(
-            f"the sizes in {filename} of the hub repository {repository!r} cannot be told before "
-            f"it is downloaded: {type(error).__name__}: {error}"
+            f"the header of {filename} in the Hub repository {repo_id!r} cannot be read: "
+            f"{type(error).__name__}: {error}"
         ) from error
     return {
         name: _empty(name, info.dtype, info.shape, path) for name, info in header.tensors.items()

@@ -23,13 +23,13 @@ _ALIGNMENT = 8
 
 
 class SafetensorsWriter:
-    """The layout of a file, known before any of its tensors is.
+    """Writes a safetensors file whose layout is fixed before any of its tensors is read.
 
     Args:
-        tensors: what the file will hold.
+        tensors: the dtypes and shapes of the tensors that the file will hold.
 
     Raises:
-        TensorError: a dtype has no name in the format.
+        TensorError: the format does not support a dtype.
 
     Source: the format as https://github.com/huggingface/safetensors describes it.
     """
@@ -39,7 +39,7 @@ class SafetensorsWriter:
         entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         self._starts: dict[str, int] = {}
         end = 0
-        # Wide dtypes first: so every tensor starts at a multiple of its own width.
+        # Wide dtypes come first, so that every tensor starts at a multiple of its item size.
         for name, info in sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize):
             if info.dtype not in _DTYPE_NAMES:
                 raise TensorError(f"tensor {name!r} is {info.dtype}, which cannot be rewritten")
@@ -56,13 +56,13 @@ class SafetensorsWriter:
 
     @contextmanager
     def writing(self, path: Path) -> Iterator[Callable[[str, Tensor], None]]:
-        """Give a function that puts one tensor into the file, in any order.
+        """Open the file, and return a function that writes one tensor, in any order.
 
-        On a clean exit the file is whole and on the disk.
+        On exit without an error, the file is complete and synchronised to disk.
 
         Raises:
             OSError: the file cannot be written.
-            TensorError: a tensor is not as announced, or was left out.
+            TensorError: a tensor has another dtype or shape than announced, or was not written.
         """
         missing = set(self.tensors)
 
@@ -78,6 +78,6 @@ class SafetensorsWriter:
             file.write(len(self.header).to_bytes(_ALIGNMENT, "little") + self.header)
             yield put
             if missing:
-                raise TensorError(f"{path} was left without {', '.join(sorted(missing))}")
+                raise TensorError(f"{path} was closed without {', '.join(sorted(missing))}")
             file.flush()
             os.fsync(file.fileno())

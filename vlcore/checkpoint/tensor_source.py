@@ -1,4 +1,4 @@
-"""Where a tensor that a module wants is stored in a checkpoint."""
+"""Where a tensor of a module is stored in a checkpoint."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from vlcore.checkpoint.weights import TensorInfo
 
 @dataclass(frozen=True)
 class TensorSource:
-    """Where a tensor that a module wants lies in a checkpoint."""
+    """Where a tensor of a module is stored in a checkpoint."""
 
     name: str
+    """The name of the stored tensor."""
     rows: slice | None = None
-    """The part of dimension 0 that it is; ``None`` for all of it."""
+    """The part of the stored tensor's dimension 0; ``None`` for all of it."""
 
     def take(self, stored: Tensor) -> Tensor:
-        """Cut the part out of the stored tensor."""
+        """Copy the part out of the stored tensor."""
         return stored if self.rows is None else self.view(stored).clone()
 
     def view(self, stored: Tensor) -> Tensor:
-        """Look at the part; it shares the stored tensor's memory."""
+        """Return the part as a view, which shares the stored tensor's memory."""
         return stored if self.rows is None else stored[self.rows]
 
     def describe(self, stored: TensorInfo) -> TensorInfo:
-        """Tell what the part is of a stored tensor that was not read."""
+        """Return the dtype and shape of the part, given those of the stored tensor."""
         if self.rows is None:
             return stored
         length, *others = stored.shape

@@ -1,4 +1,4 @@
-"""Tensors by name out of one weight file, and modules that wait for theirs."""
+"""Reads tensors from one weight file, and builds modules that are to be filled with them."""
 
 from __future__ import annotations
 
@@ -32,17 +32,25 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""By the names that safetensors files give them."""
+"""Dtypes by their names in safetensors files."""
 
+_MAX_NAMES_IN_MESSAGE = 20
 _building = threading.Lock()
+
+
+def shorten(names: Sequence[str]) -> str:
+    """Join names for a message; all but the first twenty are only counted."""
+    shown = ", ".join(names[:_MAX_NAMES_IN_MESSAGE])
+    num_more = len(names) - _MAX_NAMES_IN_MESSAGE
+    return f"{shown} and {num_more} more" if num_more > 0 else shown
 
 
 @contextmanager
 def empty_weights() -> Iterator[None]:
-    """Build modules whose parameters take no memory, for ``Checkpoint.load_module`` to fill.
+    """Build modules whose parameters take no memory, to be filled by ``Checkpoint.load_module``.
 
-    Buffers are computed as usual. One thread at a time is let in, because accelerate patches
-    torch for as long as this lasts.
+    Buffers are computed as usual. Only one thread at a time can be inside this context, because
+    accelerate patches torch for its duration.
     """
     from accelerate import init_empty_weights
 
@@ -53,12 +61,12 @@ def empty_weights() -> Iterator[None]:
 def move_buffers(
     module: nn.Module, names: Iterable[str], device_of: Callable[[str], torch.device]
 ) -> None:
-    """Move buffers that a module computed for itself; their dtypes stay as they are.
+    """Move buffers that a module computed itself; their dtypes stay as they are.
 
     Args:
-        module: the module that holds them, directly or in one of its parts.
+        module: the module that holds them, directly or in one of its submodules.
         names: the buffers' names.
-        device_of: the device of a buffer by its name.
+        device_of: returns the device of a buffer, given its name.
 
     Raises:
         TensorError: a buffer has no values, because it was built on the meta device.
@@ -77,19 +85,27 @@ def move_buffers(
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What is known of a tensor before it is read."""
+    """The dtype and shape of a tensor, known before it is read."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
 
     @property
     def num_bytes(self) -> int:
-        """How much it takes."""
+        """The size of the tensor's values."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 class TensorReader:
-    """Reads tensors out of one open weight file, whose names it has in the file's order."""
+    """Reads tensors from one open weight file.
+
+    Args:
+        path: the file.
+        names: the names of its tensors, in the order in which the file stores them.
+        read: reads a tensor, given its name.
+        describe: returns the dtype and shape of a tensor without reading it; ``None`` if the
+            format does not allow that.
+    """
 
     def __init__(
         self,
@@ -104,15 +120,15 @@ class TensorReader:
         self._describe = describe
 
     def in_file_order(self, names: Iterable[str]) -> list[str]:
-        """Sort names so that the file is read forwards; names that it lacks come first."""
-        places = {name: place for place, name in enumerate(self.names)}
-        return sorted(names, key=lambda name: places.get(name, -1))
+        """Sort names in the order of the file; names that it does not hold come first."""
+        positions = {name: position for position, name in enumerate(self.names)}
+        return sorted(names, key=lambda name: positions.get(name, -1))
 
     def __call__(self, name: str) -> Tensor:
         """Read a tensor.
 
         Raises:
-            TensorError: it cannot be read.
+            TensorError: the tensor cannot be read.
         """
         try:
             tensor = self._read(name)
@@ -121,14 +137,16 @@ class TensorReader:
                 f"tensor {name!r} cannot be read from {self.path}: {error}"
             ) from error
         if not isinstance(tensor, Tensor):
-            raise TensorError(f"{name!r} in {self.path} is no tensor but {type(tensor).__name__}")
+            raise TensorError(
+                f"{name!r} in {self.path} is not a tensor but a {type(tensor).__name__}"
+            )
         return tensor
 
     def describe(self, name: str) -> TensorInfo:
-        """Tell a tensor's dtype and shape, without reading it where the file allows.
+        """Return a tensor's dtype and shape, without reading it if the format allows that.
 
         Raises:
-            TensorError: the file lacks it, or holds it in a dtype that is not known.
+            TensorError: the file does not hold the tensor, or holds it in an unknown dtype.
         """
         if self._describe is not None:
             return self._describe(name)
@@ -138,10 +156,10 @@ class TensorReader:
 
 @contextmanager
 def open_weights(path: Path) -> Iterator[TensorReader]:
-    """Open a weight file; tensors are read when they are asked for.
+    """Open a weight file; a tensor is read when it is requested.
 
     Raises:
-        TensorError: the file is missing or damaged, or its pickle holds more than tensors.
+        TensorError: the file is missing or damaged, or is a pickle that holds more than tensors.
     """
     if not path.is_file():
         raise TensorError(f"weight file {path} is missing: the download may be incomplete")
@@ -150,7 +168,7 @@ def open_weights(path: Path) -> Iterator[TensorReader]:
         yield TensorReader(path, list(state), state.__getitem__)
         return
     try:
-        # Mapping a cold header would draw in all that the kernel reads ahead: have it in memory.
+        # Memory-mapping an uncached header makes the kernel read far ahead: read it into memory.
         header = read_header(path)
         # A tensor that is read, not mapped, takes its memory once and outlives the file.
         file = safe_open(path, framework="pt", backend="pread")
@@ -165,7 +183,7 @@ def open_weights(path: Path) -> Iterator[TensorReader]:
 
 
 class _Headers:
-    """Describes tensors by the header of their safetensors file, read apart when first asked."""
+    """Describes tensors by the header of their safetensors file, which is parsed on first use."""
 
     def __init__(self, path: Path, header: bytes) -> None:
         self._path = path
@@ -187,7 +205,7 @@ class _Headers:
 
 
 def read_header(path: Path) -> bytes:
-    """Read what a safetensors file says of its tensors, and none of them.
+    """Read the header of a safetensors file, and none of its tensors.
 
     Raises:
         OSError: the file cannot be read.
@@ -198,11 +216,11 @@ def read_header(path: Path) -> bytes:
 
 
 def _load_pickle(path: Path) -> dict[str, Any]:
-    """Read a ``.bin`` shard; ``weights_only`` keeps a pickle from running code."""
+    """Read a ``.bin`` shard; ``weights_only`` prevents a pickle from running code."""
     try:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # the format before torch 1.6 cannot be mapped
+        except RuntimeError:  # the format before torch 1.6 cannot be memory-mapped
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise TensorError(

@@ -248,7 +248,7 @@ def test_a_tensor_without_a_place_is_named(tmp_path: Path) -> None:
     stored["model.layers.0.self_attn.q_proj.bias"] = torch.zeros(64)
     LAYOUTS[0](tmp_path, stored)
     with pytest.raises(
-        TensorError, match=r"no place for: model\.layers\.0\.self_attn\.q_proj\.bias"
+        TensorError, match=r"does not use: model\.layers\.0\.self_attn\.q_proj\.bias"
     ):
         vlcore.load_language_model(tmp_path).to_transformers()
 

@@ -227,7 +227,7 @@ def test_identity_projector(tmp_path: Path) -> None:
     assert_rows(rows, reference_tower(tmp_path, reference_pixels(image), -2)[0, 1:])
 
 
-def test_identity_projector_of_another_width_is_told(tmp_path: Path) -> None:
+def test_identity_projector_of_another_width_is_reported(tmp_path: Path) -> None:
     write_llava(tmp_path, mm_projector_type="identity")
     rewrite(tmp_path, lambda tensors: [tensors.pop(n) for n in [*tensors] if "projector" in n])
     with pytest.raises(ConfigError, match=r"identity.* 48 .* 64"):
@@ -488,7 +488,7 @@ def test_the_processors_newer_file_is_read(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_a_config_that_cannot_be_is_told(
+def test_a_config_that_cannot_be_is_reported(
     tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     write_llava(tmp_path)
@@ -514,7 +514,7 @@ def test_a_config_that_cannot_be_is_told(
     ],
     ids=str,
 )
-def test_an_hf_config_that_cannot_be_is_told(
+def test_an_hf_config_that_cannot_be_is_reported(
     tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     shutil.copytree(GOLDEN / "llava15_hf", tmp_path, dirs_exist_ok=True)
@@ -523,7 +523,7 @@ def test_an_hf_config_that_cannot_be_is_told(
         load(tmp_path)
 
 
-def test_an_unknown_activation_is_told(tmp_path: Path) -> None:
+def test_an_unknown_activation_is_reported(tmp_path: Path) -> None:
     write_llava(tmp_path)
     config = tmp_path / "clip" / "config.json"
     content = json.loads(config.read_text())
@@ -533,7 +533,7 @@ def test_an_unknown_activation_is_told(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_a_tower_that_is_no_clip_is_told(tmp_path: Path) -> None:
+def test_a_tower_that_is_no_clip_is_reported(tmp_path: Path) -> None:
     write_llava(tmp_path)
     write_json(tmp_path / "clip" / "config.json", {"model_type": "siglip_vision_model"})
     with pytest.raises(ConfigError, match="must describe a CLIP vision tower, not a 'siglip_vis"):
@@ -569,7 +569,7 @@ def test_a_missing_newline_row_is_named(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_a_tower_without_weights_anywhere_is_told(tmp_path: Path) -> None:
+def test_a_tower_without_weights_anywhere_is_reported(tmp_path: Path) -> None:
     moved_tower(write_llava(tmp_path))
     with pytest.raises(TensorError, match=r"clip holds no weights"):
         load(tmp_path)
@@ -592,7 +592,7 @@ def test_a_tensor_without_a_place_is_named(tmp_path: Path) -> None:
         tensors["model.mm_projector.4.weight"] = torch.zeros(64, 64)
 
     rewrite(write_llava(tmp_path), change)
-    with pytest.raises(TensorError, match=r"no place for: model\.mm_projector\.4\.weight"):
+    with pytest.raises(TensorError, match=r"does not use: model\.mm_projector\.4\.weight"):
         load(tmp_path)
 
 

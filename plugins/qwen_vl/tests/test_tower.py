@@ -96,7 +96,7 @@ def test_pooling_is_torchs_multihead_attention() -> None:
         ({"image_size": 7}, "an image of 7 pixels holds no patch of 14"),
     ],
 )
-def test_an_impossible_tower_is_told(change: dict[str, Any], message: str) -> None:
+def test_an_impossible_tower_is_reported(change: dict[str, Any], message: str) -> None:
     config = {key: value for key, value in (VISUAL | change).items() if value is not ...}
     with pytest.raises(ConfigError, match=f"^visual.* {message}"):
         VisualConfig.from_json(config, "visual of x:")

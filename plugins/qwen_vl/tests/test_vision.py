@@ -165,13 +165,13 @@ def test_a_key_that_the_tower_needs_is_named(tiny: Path, tmp_path: Path) -> None
         vlcore.load_vision_model(tmp_path)
 
 
-def test_a_width_that_does_not_fit_the_checkpoint_is_told(tiny: Path, tmp_path: Path) -> None:
+def test_a_width_that_does_not_fit_the_checkpoint_is_reported(tiny: Path, tmp_path: Path) -> None:
     copy_with(tiny, tmp_path, width=32)
     with pytest.raises(TensorError, match=r"conv1\.weight gives \[64, 3, 14, 14\] where .*\[32, 3"):
         vlcore.load_vision_model(tmp_path)
 
 
-def test_rows_that_do_not_fit_the_language_model_are_told(tiny: Path, tmp_path: Path) -> None:
+def test_rows_that_do_not_fit_the_language_model_are_reported(tiny: Path, tmp_path: Path) -> None:
     copy_with(tiny, tmp_path, output_dim=256)
     with pytest.raises(ConfigError, match=r"output_dim 256; the language .* 128"):
         vlcore.load_vision_model(tmp_path)

@@ -110,7 +110,7 @@ def test_what_a_user_types_is_text(tokenizer: PreTrainedTokenizerFast, text: str
 # -- bad files
 
 
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(CheckpointNotFoundError, match=r"qwen\.tiktoken cannot be read: .*No such"):
         load_tokenizer(tmp_path / "qwen.tiktoken")
 
@@ -137,7 +137,7 @@ def with_line(number: int, line: bytes) -> Callable[[list[bytes]], list[bytes]]:
         (lambda _: [], r"256 of the 256 bytes are missing"),
     ],
 )
-def test_a_damaged_file_is_told(
+def test_a_damaged_file_is_reported(
     path: Path, tmp_path: Path, damage: Callable[[list[bytes]], list[bytes]], message: str
 ) -> None:
     damaged = tmp_path / "qwen.tiktoken"

@@ -95,7 +95,7 @@ def test_a_view_computes_what_the_release_does(
         "vocab_size",
     ],
 )
-def test_a_config_without_a_needed_key_is_told(tmp_path: Path, key: str) -> None:
+def test_a_config_without_a_needed_key_is_reported(tmp_path: Path, key: str) -> None:
     write_yi(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     del config[key]

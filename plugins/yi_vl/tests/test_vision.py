@@ -155,7 +155,7 @@ def test_the_folder_of_a_hub_repository(
 # -- bad checkpoints
 
 
-def test_a_missing_folder_is_told(directory: Path) -> None:
+def test_a_missing_folder_is_reported(directory: Path) -> None:
     shutil.rmtree(directory / "vit")
     with pytest.raises(
         CheckpointNotFoundError, match=r"refers to '\./vit/clip.*', which is no directory inside it"
@@ -165,26 +165,26 @@ def test_a_missing_folder_is_told(directory: Path) -> None:
     assert len(vlcore.load_language_model(directory).to_transformers().state_dict()) > 0
 
 
-def test_an_empty_folder_is_told(directory: Path) -> None:
+def test_an_empty_folder_is_reported(directory: Path) -> None:
     for path in tower_of(directory).iterdir():
         path.unlink()
     with pytest.raises(ConfigError, match=r"clip.* has no config\.json"):
         vlcore.load_vision_model(directory)
 
 
-def test_a_folder_without_weights_is_told(directory: Path) -> None:
+def test_a_folder_without_weights_is_reported(directory: Path) -> None:
     (tower_of(directory) / "model.safetensors").unlink()
     with pytest.raises(TensorError, match=r"clip.* holds no weights: expected model\.safetensors"):
         vlcore.load_vision_model(directory)
 
 
-def test_a_tower_of_another_width_is_told(directory: Path) -> None:
+def test_a_tower_of_another_width_is_reported(directory: Path) -> None:
     set_json(directory / "config.json", mm_hidden_size=50)
     with pytest.raises(ConfigError, match=r"mm_hidden_size is 50, and the tower .* is 48 wide"):
         vlcore.load_vision_model(directory)
 
 
-def test_a_projector_for_another_tower_is_told(directory: Path) -> None:
+def test_a_projector_for_another_tower_is_reported(directory: Path) -> None:
     stored = read_all(directory)
     stored["model.mm_projector.0.weight"] = torch.zeros(64, 50)
     single_safetensors(directory, stored)
@@ -195,13 +195,13 @@ def test_a_projector_for_another_tower_is_told(directory: Path) -> None:
         vlcore.load_vision_model(directory)
 
 
-def test_a_tower_that_its_config_does_not_describe_is_told(directory: Path) -> None:
+def test_a_tower_that_its_config_does_not_describe_is_reported(directory: Path) -> None:
     set_json(tower_of(directory) / "config.json", intermediate_size=80)
     with pytest.raises(TensorError, match=r"mlp\.fc1\.weight gives \[96, 48\] where .* \[80, 48\]"):
         vlcore.load_vision_model(directory)
 
 
-def test_a_projector_without_norms_is_told(directory: Path) -> None:
+def test_a_projector_without_norms_is_reported(directory: Path) -> None:
     stored = read_all(directory)
     del stored["model.mm_projector.1.weight"]
     single_safetensors(directory, stored)
@@ -220,7 +220,7 @@ def test_a_projector_without_norms_is_told(directory: Path) -> None:
     ],
     ids=str,
 )
-def test_a_config_that_cannot_be_is_told(
+def test_a_config_that_cannot_be_is_reported(
     directory: Path, change: dict[str, Any], message: str
 ) -> None:
     set_json(directory / "config.json", **change)

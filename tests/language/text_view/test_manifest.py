@@ -91,7 +91,7 @@ def copy_a_link(view: Path) -> None:
         ),
     ],
 )
-def test_a_change_is_told(view: Path, change: Callable[[Path], None], message: str) -> None:
+def test_a_change_is_reported(view: Path, change: Callable[[Path], None], message: str) -> None:
     change(view)
     with pytest.raises(ViewError, match=rf"of some/model is damaged: .*{message}.*`remove it`"):
         check(view)
@@ -121,7 +121,7 @@ def test_hidden_files_are_nobodys(view: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"files": {}}', '{"files": {"a": {"size": 1}}}'])
-def test_a_damaged_manifest_is_told(view: Path, text: str) -> None:
+def test_a_damaged_manifest_is_reported(view: Path, text: str) -> None:
     (view / MANIFEST).write_text(text)
     with pytest.raises(ViewError, match=f"{MANIFEST} is no manifest of a text view .*made anew"):
         ViewManifest.read(view)

@@ -136,7 +136,7 @@ def test_a_checkpoint_that_lacks_a_tensor_gets_no_view(tmp_path: Path) -> None:
     assert not (tmp_path / "view").exists()
 
 
-def test_a_wrong_shape_is_told_before_anything_is_written(
+def test_a_wrong_shape_is_reported_before_anything_is_written(
     tmp_path: Path, written: WrittenShards
 ) -> None:
     stored = read_all(write_qwen(tmp_path / "checkpoint"))
@@ -267,7 +267,7 @@ def test_of_several_that_write_at_once_one_does_and_the_others_wait(
     assert_whole(views[0], renamed)
 
 
-def test_who_waits_for_another_process_is_told(
+def test_who_waits_for_another_process_is_reported(
     fitting: LanguageModel,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -299,7 +299,7 @@ def test_who_waits_for_another_process_is_told(
 # -- bad places
 
 
-def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
+def test_a_disk_that_is_too_small_is_reported_before_anything_is_written(
     renamed: LanguageModel, tmp_path: Path, written: WrittenShards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needed = sum(shard.file.num_bytes for shard in ViewPlan(renamed).shards)
@@ -341,7 +341,7 @@ def test_a_view_of_links_needs_no_room(
     assert_whole(fitting.write_view(tmp_path / "view"), fitting)
 
 
-def test_a_place_that_cannot_be_written_is_told(fitting: LanguageModel, tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_is_reported(fitting: LanguageModel, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ViewError, match=r"of .*checkpoint cannot be written to .*file/deep/view: "):
         fitting.write_view(tmp_path / "file" / "deep" / "view")
@@ -375,7 +375,7 @@ def test_an_unfinished_view_is_not_taken_for_a_whole_one(
         renamed.write_view(tmp_path / "view.partial")
 
 
-def test_a_damaged_view_is_told_with_the_way_to_remove_it(
+def test_a_damaged_view_is_reported_with_the_way_to_remove_it(
     renamed: LanguageModel, tmp_path: Path
 ) -> None:
     view = renamed.write_view(tmp_path / "my view")

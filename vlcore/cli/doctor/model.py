@@ -75,7 +75,7 @@ def diagnose_model(
     except VlcoreError as error:
         yield Finding("checkpoint", Verdict.PROBLEM, str(error))
         return
-    checkpoint = HeaderCheckpoint.of(opened)
+    checkpoint = HeaderCheckpoint.from_checkpoint(opened)
     architectures = checkpoint.config.get("architectures")
     yield Finding(
         "checkpoint", Verdict.FINE, f"{opened.name}, {architectures}", {"name": opened.name}
