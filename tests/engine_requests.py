@@ -15,14 +15,20 @@ from vlcore.engines.transformers.engine import TransformersEngine
 from vlcore.prompts.tokenization import Span, TokenizedPrompt
 
 CPU = torch.device("cpu")
-TIMEOUT_S = 60
+TIMEOUT_S = 300
 """Of a wait that only a failing test waits out."""
 LONG = 400
-"""Tokens that take much longer to generate than a test looks at them."""
+"""Tokens that a test never waits for: it cancels the request, with the engine held."""
 
 
 def run(body: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(asyncio.wait_for(body(), TIMEOUT_S))
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for what happens in another thread."""
+    while not condition():
+        await asyncio.sleep(0.001)
 
 
 def request(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -20,8 +21,10 @@ from engine_requests import (
     request,
     run,
     token_ids,
+    until,
     watch_batches,
 )
+from held_engine import held
 from transformers import PreTrainedTokenizerBase
 
 from vlcore.engines.base import EngineOutput, EngineRequest
@@ -54,31 +57,30 @@ def is_idle(engine: TransformersEngine) -> bool:
 
 
 async def until_idle(engine: TransformersEngine) -> None:
-    while not is_idle(engine):
-        await asyncio.sleep(0.001)
+    await until(lambda: is_idle(engine))
+
+
+def watch_shapes(engine: TransformersEngine) -> list[tuple[int, int]]:
+    """Record the shape [sequences, tokens] of every forward from now on."""
+    shapes: list[tuple[int, int]] = []
+
+    def record(module: Any, args: Any, options: dict[str, Any]) -> None:
+        shapes.append(tuple(options["position_ids"].shape))
+
+    engine._model.register_forward_pre_hook(record, with_kwargs=True)
+    return shapes
 
 
 async def prompts_of(engine: TransformersEngine, lengths: list[int]) -> list[tuple[int, int]]:
     """Let prompts of these lengths wait together; shapes of the forwards that compute them."""
-    shapes: list[tuple[int, int]] = []
-    held, all_wait = threading.Event(), threading.Event()
-
-    def record(module: Any, args: Any, options: dict[str, Any]) -> None:
-        held.set()
-        assert all_wait.wait(TIMEOUT_S)
-        shapes.append(tuple(options["position_ids"].shape))
-
-    hook = engine._model.register_forward_pre_hook(record, with_kwargs=True)
-    holding = asyncio.create_task(answer(engine, request(1, max_new_tokens=1)))
-    while not held.is_set():
-        await asyncio.sleep(0.001)
-    asked = [request(n, seed=n, max_new_tokens=2) for n in lengths]
-    tasks = [asyncio.create_task(answer(engine, one)) for one in asked]
-    while engine.stats().num_waiting < len(lengths):
-        await asyncio.sleep(0.001)
-    all_wait.set()
+    shapes = watch_shapes(engine)
+    with held(engine) as hold:
+        holding = asyncio.create_task(answer(engine, request(1, max_new_tokens=1)))
+        await asyncio.to_thread(hold.wait_until_held)
+        asked = [request(n, seed=n, max_new_tokens=2) for n in lengths]
+        tasks = [asyncio.create_task(answer(engine, one)) for one in asked]
+        await until(lambda: engine.stats().num_waiting == len(lengths))
     await asyncio.gather(holding, *tasks)
-    hook.remove()
     return [shape for shape in shapes[1:] if shape[1] > 1]
 
 
@@ -87,21 +89,17 @@ async def prompts_of(engine: TransformersEngine, lengths: list[int]) -> list[tup
 
 def test_a_request_joins_a_running_batch_between_two_steps(engine: TransformersEngine) -> None:
     async def body() -> None:
-        shapes: list[tuple[int, ...]] = []
-
-        def record(module: Any, args: Any, options: dict[str, Any]) -> None:
-            shapes.append(tuple(options["position_ids"].shape))
-
-        async with aclosing(engine.generate(request(5, max_new_tokens=LONG))) as first:
-            await anext(first)
-            hook = engine._model.register_forward_pre_hook(record, with_kwargs=True)
-            async with aclosing(engine.generate(request(9, seed=1, max_new_tokens=LONG))) as second:
-                await anext(second)
-                before = shapes.index((1, 9))
-                assert set(shapes[:before]) <= {(1, 1)}
-                await anext(second)
-                assert shapes[before + 1] == (2, 1)
-            hook.remove()
+        shapes = watch_shapes(engine)
+        with held(engine, 3) as hold:
+            async with aclosing(engine.generate(request(5, max_new_tokens=LONG))) as first:
+                await anext(first)
+                await asyncio.to_thread(hold.wait_until_held)
+                assert shapes == [(1, 5), (1, 1), (1, 1), (1, 1)]
+                second = asyncio.create_task(answer(engine, request(9, seed=1, max_new_tokens=2)))
+                await until(lambda: engine.stats().num_waiting == 1)
+                hold.allow(3)
+                await second
+                assert shapes[4:6] == [(1, 9), (2, 1)]
 
     run(body)
 
@@ -110,20 +108,24 @@ def test_the_first_token_waits_for_at_most_one_step_of_the_others(
     engine: TransformersEngine,
 ) -> None:
     async def body() -> None:
-        sizes = watch_batches(engine)
-        others = [
-            asyncio.create_task(pieces(engine, request(4, seed=i, max_new_tokens=LONG)))
-            for i in range(7)
-        ]
-        while not sizes or sizes[-1] < 7:
-            await asyncio.sleep(0.001)
-        for seed in range(10, 15):
-            asked = len(sizes)
-            async with aclosing(engine.generate(request(6, seed=seed))) as late:
-                await anext(late)
-                # A step that was under way, and its own prompt; one more may have begun since.
-                assert sizes[asked : asked + 3].count(1) == 1
-                assert 1 in sizes[asked : asked + 2]
+        shapes = watch_shapes(engine)
+        with held(engine) as hold:
+            others = [
+                asyncio.create_task(pieces(engine, request(4, seed=i, max_new_tokens=LONG)))
+                for i in range(7)
+            ]
+            await asyncio.to_thread(hold.wait_until_held)
+            while shapes[-1] != (7, 1):
+                hold.allow(1)
+                await asyncio.to_thread(hold.wait_until_held)
+            for seed in range(10, 15):
+                shapes.clear()  # a step of the others is under way
+                late = asyncio.create_task(answer(engine, request(6, seed=seed, max_new_tokens=2)))
+                await until(lambda: engine.stats().num_waiting == 1)
+                hold.allow(3)
+                await late
+                await asyncio.to_thread(hold.wait_until_held)
+                assert shapes == [(1, 6), (8, 1), (7, 1)]
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
@@ -183,7 +185,10 @@ def test_the_cache_never_outgrows_its_budget(small: TransformersEngine) -> None:
             request(rng.randrange(1, 30), seed=i, max_new_tokens=rng.randrange(1, 60))
             for i in range(40)
         ]
-        answers = await asyncio.gather(*(answer(small, one) for one in asked))
+        with held(small):
+            tasks = [asyncio.create_task(answer(small, one)) for one in asked]
+            await asyncio.sleep(0)  # each has joined the queue
+        answers = await asyncio.gather(*tasks)
         assert [len(one) for one in answers] == [one.config.max_new_tokens for one in asked]
         assert max(slots * length for slots, length in sizes) <= 120
         assert max(slots for slots, _ in sizes) > 2
@@ -255,9 +260,10 @@ def test_a_cancelled_request_leaves_nothing_behind(
                     pass
 
         seen = asyncio.Event()
-        task = asyncio.create_task(ask(seen))
-        await seen.wait()
-        task.cancel()
+        with held(small, 4):
+            task = asyncio.create_task(ask(seen))
+            await seen.wait()
+            task.cancel()
         assert await answer(small, request(7, seed=3)) == expected
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -268,15 +274,15 @@ def test_a_cancelled_request_leaves_nothing_behind(
 
 def test_a_request_cancelled_while_it_waits_leaves_the_queue(small: TransformersEngine) -> None:
     async def body() -> None:
-        async with aclosing(small.generate(request(10, max_new_tokens=100))) as running:
-            await anext(running)
-            waiting = asyncio.create_task(answer(small, request(20, max_new_tokens=90)))
-            while not small._waiting:
-                await asyncio.sleep(0)
-            waiting.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await waiting
-            assert not small._waiting
+        with held(small, 4):
+            async with aclosing(small.generate(request(10, max_new_tokens=100))) as running:
+                await anext(running)
+                waiting = asyncio.create_task(answer(small, request(20, max_new_tokens=90)))
+                await until(lambda: small._waiting)
+                waiting.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await waiting
+                assert not small._waiting
         await until_idle(small)
 
     run(body)
@@ -290,7 +296,7 @@ def test_a_request_cancelled_during_its_prefill_is_not_decoded(small: Transforme
 
         def cancel(*_: Any) -> None:
             cancelled = asyncio.run_coroutine_threadsafe(stop(), loop)
-            cancelled.result(timeout=10)
+            cancelled.result(TIMEOUT_S)
 
         async def stop() -> None:
             task.cancel()
@@ -308,11 +314,11 @@ def test_a_request_cancelled_during_its_prefill_is_not_decoded(small: Transforme
 def test_a_request_cancelled_while_it_takes_a_token_stays_cancelled(
     small: TransformersEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held, cancelled = threading.Event(), threading.Event()
+    adds, cancelled = threading.Event(), threading.Event()
     add = Detokenizer.add
 
     def wait(self: Detokenizer, token_id: int) -> str:
-        held.set()
+        adds.set()
         assert cancelled.wait(TIMEOUT_S)
         return add(self, token_id)
 
@@ -320,8 +326,7 @@ def test_a_request_cancelled_while_it_takes_a_token_stays_cancelled(
         sizes = watch_batches(small)
         monkeypatch.setattr(Detokenizer, "add", wait)
         task = asyncio.create_task(answer(small, request(5, max_new_tokens=100)))
-        while not held.is_set():
-            await asyncio.sleep(0.001)
+        await until(adds.is_set)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         cancelled.set()
@@ -399,15 +404,17 @@ def test_a_cache_that_cannot_grow_fails_who_asked_for_it(
                 raise MemoryError("no room")
             reserve(num_slots, slot_length, num_used)
 
-        monkeypatch.setattr(layer, "reserve", refuse)
-        small._batch._cache.reserve(1, 64, num_used=0)
-        async with aclosing(small.generate(asked[0])) as running:
-            first = [await anext(running)]
+        with monkeypatch.context() as patch, held(small, 4) as hold:
+            patch.setattr(layer, "reserve", refuse)
+            small._batch._cache.reserve(1, 64, num_used=0)
+            first = asyncio.create_task(answer(small, asked[0]))
+            await asyncio.to_thread(hold.wait_until_held)
+            second = asyncio.create_task(answer(small, asked[1]))
+            await until(lambda: small.stats().num_waiting == 1)
+            hold.release()
             with pytest.raises(EngineError, match="the model failed: MemoryError: no room"):
-                await answer(small, asked[1])
-            first += [piece async for piece in running]
-        assert token_ids(first) == expected[0]
-        monkeypatch.undo()
+                await second
+            assert await first == expected[0]
         assert await asyncio.gather(*(answer(small, one) for one in asked)) == expected
 
     run(body)
@@ -422,11 +429,11 @@ def test_whatever_goes_wrong_in_a_step_ends_its_requests_only(
         def refuse(*_: Any) -> torch.Tensor:
             raise RuntimeError("the device is gone")
 
-        monkeypatch.setattr("vlcore.engines.transformers.engine.choose", refuse)
-        for _ in range(2):
-            with pytest.raises(EngineError, match="RuntimeError: the device is gone"):
-                await answer(engine, request(4))
-        monkeypatch.undo()
+        with monkeypatch.context() as patch:
+            patch.setattr("vlcore.engines.transformers.engine.choose", refuse)
+            for _ in range(2):
+                with pytest.raises(EngineError, match="RuntimeError: the device is gone"):
+                    await answer(engine, request(4))
         assert await answer(engine, request(4)) == expected
 
     run(body)
@@ -435,10 +442,25 @@ def test_whatever_goes_wrong_in_a_step_ends_its_requests_only(
 # -- company
 
 
-def crowd(num_requests: int, seed: int) -> list[tuple[EngineRequest, float, int | None]]:
-    """Requests of all kinds, when each arrives, and after how many pieces some are cancelled."""
+@dataclass(frozen=True)
+class Arrival:
+    """A request, which arrives during another one."""
+
+    request: EngineRequest
+    after: tuple[int, int] | None
+    """The number of an earlier request, and how many pieces of it come first."""
+    num_pieces: int | None
+    """After how many pieces it is cancelled."""
+
+
+def crowd(num_requests: int, seed: int) -> list[Arrival]:
+    """Draw requests of all kinds, which arrive and are cancelled at all times.
+
+    The first six arrive together. When the others do depends on the progress of earlier requests,
+    so that there is company on a machine of any speed.
+    """
     rng = random.Random(seed)
-    asked = []
+    arrivals = []
     for number in range(num_requests):
         options: dict[str, Any] = {"max_new_tokens": rng.randrange(1, 30)}
         if number % 3 == 1:
@@ -448,25 +470,43 @@ def crowd(num_requests: int, seed: int) -> list[tuple[EngineRequest, float, int 
         one = request(
             rng.randrange(1, 40), seed=number, image_rows=rng.choice([0, 0, 2, 9]), **options
         )
-        cancelled = rng.randrange(0, 12) if number % 4 == 3 else None
-        asked.append((one, rng.random() * 0.2, cancelled))
-    return asked
+        after = (
+            (rng.randrange(max(0, number - 8), number), rng.randrange(30)) if number > 5 else None
+        )
+        arrivals.append(Arrival(one, after, rng.randrange(12) if number % 4 == 3 else None))
+    return arrivals
 
 
 async def keep_company(
-    engine: TransformersEngine, asked: list[tuple[EngineRequest, float, int | None]]
+    engine: TransformersEngine, arrivals: Sequence[Arrival]
 ) -> list[tuple[int, ...]]:
-    async def ask(one: EngineRequest, delay_s: float, num_pieces: int | None) -> tuple[int, ...]:
-        await asyncio.sleep(delay_s)
+    num_got = [0] * len(arrivals)
+    progress = asyncio.Condition()
+
+    async def advance(number: int, num_pieces: int) -> None:
+        async with progress:
+            num_got[number] = num_pieces
+            progress.notify_all()
+
+    async def ask(number: int, arrival: Arrival) -> tuple[int, ...]:
+        if arrival.after is not None:
+            other, num_pieces = arrival.after
+            async with progress:
+                await progress.wait_for(lambda: num_got[other] >= num_pieces)
         outputs: list[EngineOutput] = []
-        async with aclosing(engine.generate(one)) as generated:
+        async with aclosing(engine.generate(arrival.request)) as generated:
             async for output in generated:
-                if num_pieces is not None and len(outputs) >= num_pieces:
+                if len(outputs) == arrival.num_pieces:
                     break
                 outputs.append(output)
+                await advance(number, len(outputs))
+        await advance(number, 1000)  # there is no more of it
         return token_ids(outputs)
 
-    return await asyncio.gather(*(ask(*one) for one in asked))
+    with held(engine):
+        tasks = [asyncio.create_task(ask(*one)) for one in enumerate(arrivals)]
+        await asyncio.sleep(0)  # those that arrive first have joined the queue
+    return await asyncio.gather(*tasks)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -479,13 +519,13 @@ def test_answers_are_the_same_alone_and_in_any_company(
     )
 
     async def body() -> None:
-        asked = crowd(48, seed)
-        alone = [await answer(engine, one) for one, _, _ in asked]
+        arrivals = crowd(48, seed)
+        alone = [await answer(engine, arrival.request) for arrival in arrivals]
         sizes = watch_batches(engine)
-        together = await keep_company(engine, asked)
+        together = await keep_company(engine, arrivals)
         assert max(sizes) > 3
-        for (_, _, cancelled), expected, got in zip(asked, alone, together, strict=True):
-            assert got == (expected if cancelled is None else expected[:cancelled])
+        for arrival, expected, got in zip(arrivals, alone, together, strict=True):
+            assert got == expected[: arrival.num_pieces]
         await until_idle(engine)
         await engine.close()
 

@@ -8,7 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from engine_requests import CPU, LONG, answer, pieces, request, run, text, token_ids, watch_batches
+from engine_requests import (
+    CPU,
+    LONG,
+    answer,
+    pieces,
+    request,
+    run,
+    text,
+    token_ids,
+    until,
+    watch_batches,
+)
+from held_engine import held
 from transformers import PreTrainedTokenizerBase
 
 from vlcore.engines.base import EngineRequest, EngineStats
@@ -291,11 +303,12 @@ def test_closing_the_iterator_frees_the_engine(engine: TransformersEngine) -> No
         sizes = watch_batches(engine)
         expected = await answer(engine, request(4))
         sizes.clear()
-        async with aclosing(engine.generate(request(4, max_new_tokens=LONG))) as generated:
-            async for _ in generated:
-                break
+        with held(engine, 4) as hold:
+            async with aclosing(engine.generate(request(4, max_new_tokens=LONG))) as generated:
+                await anext(generated)
+                await asyncio.to_thread(hold.wait_until_held)
         assert await answer(engine, request(4)) == expected
-        assert len(sizes) < LONG
+        assert len(sizes) == 5 + len(expected)
 
     run(body)
 
@@ -304,9 +317,11 @@ def test_a_cancelled_request_leaves_the_rest_of_its_batch(engine: TransformersEn
     async def body() -> None:
         asked = [request(4, seed=i, max_new_tokens=40) for i in range(3)]
         expected = [await answer(engine, one) for one in asked]
-        tasks = [asyncio.create_task(answer(engine, one)) for one in asked]
-        await asyncio.sleep(0.02)
-        tasks[1].cancel()
+        with held(engine, 10) as hold:
+            tasks = [asyncio.create_task(answer(engine, one)) for one in asked]
+            await asyncio.to_thread(hold.wait_until_held)
+            tasks[1].cancel()
+            await asyncio.wait([tasks[1]])
         assert await tasks[0] == expected[0]
         assert await tasks[2] == expected[2]
         with pytest.raises(asyncio.CancelledError):
@@ -410,11 +425,12 @@ def test_closing_ends_what_runs_and_what_waits(
                 async for _ in generated:
                     started.set()
 
-        tasks = [asyncio.create_task(watched())]
-        await started.wait()
-        tasks += [asyncio.create_task(watched()) for _ in range(2)]
-        await asyncio.sleep(0)
-        await engine.close()
+        with held(engine, 4):
+            tasks = [asyncio.create_task(watched())]
+            await started.wait()
+            tasks += [asyncio.create_task(watched()) for _ in range(2)]
+            await until(lambda: engine.stats().num_waiting == 2)
+            await engine.close()
         for task in tasks:
             with pytest.raises(EngineClosedError, match="closed while it served"):
                 await task
@@ -433,10 +449,10 @@ def test_answers_are_counted_rather_than_requests(engine: TransformersEngine) ->
     async def body() -> None:
         assert engine.stats() == EngineStats(num_running=0, num_waiting=0)
         one = request(5, n=3, do_sample=True, max_new_tokens=LONG)
-        async with aclosing(engine.generate(one)) as pieces:
-            await anext(pieces)
-            assert engine.stats() == EngineStats(num_running=3, num_waiting=0)
-        while engine.stats().num_running:
-            await asyncio.sleep(0.001)
+        with held(engine, 4):
+            async with aclosing(engine.generate(one)) as pieces:
+                await anext(pieces)
+                assert engine.stats() == EngineStats(num_running=3, num_waiting=0)
+        await until(lambda: not engine.stats().num_running)
 
     run(body)

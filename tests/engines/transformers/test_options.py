@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from engine_requests import LONG, answer, pieces, request, run, text, token_ids, watch_batches
+from engine_requests import (
+    LONG,
+    answer,
+    pieces,
+    request,
+    run,
+    text,
+    token_ids,
+    until,
+    watch_batches,
+)
 from transformers import PreTrainedTokenizerBase
 
 from vlcore.engines.base import EngineOutput, EngineRequest
@@ -110,8 +120,7 @@ def test_a_failure_of_one_answer_ends_the_request(engine: TransformersEngine) ->
         with pytest.raises(EngineError, match="the answer could not go on: TypeError"):
             await pieces(engine, asked)
         engine._batch.join = join  # type: ignore[method-assign]
-        while engine._batch.sequences:
-            await asyncio.sleep(0.001)
+        await until(lambda: not engine._batch.sequences)
         assert [sequence.is_finished for sequence in sequences] == [True] * 3
 
     run(body)
