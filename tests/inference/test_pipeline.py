@@ -76,22 +76,22 @@ def user(*content: Any) -> dict[str, Any]:
     return {"role": "user", "content": parts}
 
 
-def picture(image: Any) -> dict[str, Any]:
+def image_part(image: Any) -> dict[str, Any]:
     return {"type": "image", "image": image}
 
 
-def join(pieces: list[Response], index: int = 0) -> tuple[str, tuple[int, ...]]:
-    own = [piece for piece in pieces if piece.index == index]
-    text = "".join(piece.text for piece in own)
-    return text, tuple(token_id for piece in own for token_id in piece.token_ids)
+def join(chunks: list[Response], index: int = 0) -> tuple[str, tuple[int, ...]]:
+    own = [chunk for chunk in chunks if chunk.index == index]
+    text = "".join(chunk.text for chunk in own)
+    return text, tuple(token_id for chunk in own for token_id in chunk.token_ids)
 
 
-# -- several answers, log-probabilities and logits
+# -- several responses, log-probabilities and logits
 
 SAMPLED = GenerationConfig(max_new_tokens=6, n=3, do_sample=True, random_seed=1, temperature=3.0)
 
 
-def test_n_answers_come_with_the_first(pipe: Pipeline) -> None:
+def test_n_responses_are_returned_with_the_first(pipe: Pipeline) -> None:
     response = pipe(("hello", RED), SAMPLED)
     assert [answer.choice for answer in response.choices] == [0, 1, 2]
     assert len({answer.token_ids for answer in response.choices}) == 3
@@ -101,30 +101,30 @@ def test_n_answers_come_with_the_first(pipe: Pipeline) -> None:
     assert (second.index, len(second.choices)) == (1, 3)
 
 
-def test_pieces_of_n_answers_are_told_apart(pipe: Pipeline) -> None:
+def test_chunks_of_n_responses_state_their_choice(pipe: Pipeline) -> None:
     expected = pipe(["hello", ("hello", RED)], SAMPLED)
     for prompts in (["hello", ("hello", RED)], "hello"):
-        pieces = list(pipe.stream_infer(prompts, SAMPLED))
+        chunks = list(pipe.stream_infer(prompts, SAMPLED))
         for index in range(len(prompts) if isinstance(prompts, list) else 1):
             for answer in expected[index].choices:
-                own = [p for p in pieces if (p.index, p.choice) == (index, answer.choice)]
-                assert "".join(piece.text for piece in own) == answer.text
-                assert [bool(piece.finish_reason) for piece in own].count(True) == 1
+                own = [p for p in chunks if (p.index, p.choice) == (index, answer.choice)]
+                assert "".join(chunk.text for chunk in own) == answer.text
+                assert [bool(chunk.finish_reason) for chunk in own].count(True) == 1
                 assert own[-1].generate_token_len == answer.generate_token_len
 
 
-def test_a_bad_prompt_among_several_ends_a_stream_of_n_answers(pipe: Pipeline) -> None:
-    pieces = list(pipe.stream_infer(["hello", ("hello", "missing.png")], SAMPLED))
-    assert [p.index for p in pieces if p.finish_reason == "error"] == [1]
-    assert sum(p.finish_reason == "length" for p in pieces) == 3
+def test_a_stream_of_n_responses_ends_in_spite_of_a_failed_prompt(pipe: Pipeline) -> None:
+    chunks = list(pipe.stream_infer(["hello", ("hello", "missing.png")], SAMPLED))
+    assert [p.index for p in chunks if p.finish_reason == "error"] == [1]
+    assert sum(p.finish_reason == "length" for p in chunks) == 3
 
 
-def test_a_session_goes_on_with_one_answer(pipe: Pipeline) -> None:
+def test_a_session_continues_with_one_response(pipe: Pipeline) -> None:
     with pytest.raises(OptionError, match="n must be 1; it is 3"):
         pipe.chat("hello", None, SAMPLED)
 
 
-def test_logprobs_and_logits_come_with_the_answer(pipe: Pipeline) -> None:
+def test_logprobs_and_logits_are_part_of_the_response(pipe: Pipeline) -> None:
     options = {"max_new_tokens": 6, "logprobs": 2, "output_logits": "all"}
     response = pipe(("hello", RED), options)
     assert response.logits is not None
@@ -136,7 +136,7 @@ def test_logprobs_and_logits_come_with_the_answer(pipe: Pipeline) -> None:
         expected, response.token_ids, response.logprobs, strict=True
     ):
         assert logprobs[token_id] == pytest.approx(float(row[token_id]), abs=1e-5)
-        assert len(logprobs) == 2  # greedy: the token is the likeliest
+        assert len(logprobs) == 2  # greedy: the token is the most likely one
     assert int(response.prompt_logits[-1].argmax()) == response.token_ids[0]
     assert pipe(("hello", RED), SHORT).logits is None
 
@@ -144,7 +144,7 @@ def test_logprobs_and_logits_come_with_the_answer(pipe: Pipeline) -> None:
 # -- one prompt
 
 
-def test_an_answer_says_what_it_took(pipe: Pipeline) -> None:
+def test_a_response_states_its_number_of_tokens(pipe: Pipeline) -> None:
     response = pipe(("hello", RED), SHORT)
     assert isinstance(response, Response)
     assert response.text
@@ -155,7 +155,7 @@ def test_an_answer_says_what_it_took(pipe: Pipeline) -> None:
     assert response.input_token_len > template_tokens + NUM_ROWS - 1
 
 
-def test_every_form_of_a_prompt_gives_the_same_answer(pipe: Pipeline, tmp_path: Path) -> None:
+def test_every_form_of_a_prompt_gives_the_same_response(pipe: Pipeline, tmp_path: Path) -> None:
     file = tmp_path / "red.png"
     file.write_bytes(png(RED))
     url = "data:image/png;base64," + base64.b64encode(png(RED)).decode()
@@ -167,7 +167,7 @@ def test_every_form_of_a_prompt_gives_the_same_answer(pipe: Pipeline, tmp_path: 
         (str(file), "hello"),
         ("hello", url),
         ("hello", png(RED)),
-        [user(picture(RED), "hello")],
+        [user(image_part(RED), "hello")],
         [user({"type": "image_url", "image_url": {"url": url}}, "hello")],
         [user({"type": "image_url", "image_url": file.as_uri()}, "hello")],
     ]
@@ -177,15 +177,15 @@ def test_every_form_of_a_prompt_gives_the_same_answer(pipe: Pipeline, tmp_path: 
     assert pipe(("hello", BLUE), SHORT).text != expected.text
 
 
-def test_images_count_in_their_order(pipe: Pipeline) -> None:
+def test_the_order_of_images_matters(pipe: Pipeline) -> None:
     both = pipe(("hello", [RED, BLUE]), SHORT)
     assert both.input_token_len > pipe(("hello", RED), SHORT).input_token_len + NUM_ROWS - 1
     assert pipe(("hello", [BLUE, RED]), SHORT).text != both.text
-    assert pipe([user(picture(RED), picture(BLUE), "hello")], SHORT).text == both.text
-    assert pipe([user(picture(RED), "hello", picture(BLUE))], SHORT).text != both.text
+    assert pipe([user(image_part(RED), image_part(BLUE), "hello")], SHORT).text == both.text
+    assert pipe([user(image_part(RED), "hello", image_part(BLUE))], SHORT).text != both.text
 
 
-def test_generation_options_come_as_a_mapping_too(pipe: Pipeline) -> None:
+def test_generation_options_may_be_a_mapping(pipe: Pipeline) -> None:
     assert pipe("hello", {"max_new_tokens": 6}) == pipe("hello", SHORT)
     with pytest.raises(OptionError, match=r"option\(s\) beams; known: n, max_new_tokens"):
         pipe("hello", {"beams": 4})
@@ -198,17 +198,17 @@ def test_generation_options_come_as_a_mapping_too(pipe: Pipeline) -> None:
 @pytest.mark.parametrize(
     ("prompt", "error", "reason"),
     [
-        (5, PromptError, "a prompt is a text"),
+        (5, PromptError, "a prompt must be a text"),
         (("a", RED, RED), PromptError, "has 3 items"),
         ([{"role": "robot", "content": "a"}], PromptError, "role 'robot'"),
         (("a", "/absent/red.png"), ImageError, "no file '/absent/red.png'"),
-        (("a", b"not a picture"), ImageError, "is not a picture"),
+        (("a", b"not an image"), ImageError, "is not a"),
         (("a", Image.new("RGB", (0, 4))), ImageError, "no pixels"),
-        ([user(picture(RED) | {"zoom": 2}, "a")], OptionError, r"image option\(s\) zoom"),
+        ([user(image_part(RED) | {"zoom": 2}, "a")], OptionError, r"image option\(s\) zoom"),
         ("x" * 3000, ContextLengthError, "the context holds 512"),
     ],
 )
-def test_a_prompt_that_cannot_be_answered_raises(
+def test_an_invalid_prompt_raises(
     pipe: Pipeline, prompt: Any, error: type[Exception], reason: str
 ) -> None:
     with pytest.raises(error, match=reason):
@@ -218,14 +218,14 @@ def test_a_prompt_that_cannot_be_answered_raises(
     assert pipe("hello", SHORT).finish_reason == "length"
 
 
-def test_typed_image_and_control_tokens_stay_text(pipe: Pipeline) -> None:
+def test_image_and_special_tokens_that_a_user_types_remain_text(pipe: Pipeline) -> None:
     typed = pipe("<image> </s>", SHORT)
     assert typed.finish_reason in ("stop", "length")
-    beside = pipe(("<image> </s>", RED), SHORT)
-    assert beside.input_token_len > typed.input_token_len + NUM_ROWS - 1
+    with_image = pipe(("<image> </s>", RED), SHORT)
+    assert with_image.input_token_len > typed.input_token_len + NUM_ROWS - 1
 
 
-def test_a_template_that_loses_an_image_is_an_error(checkpoint: Path) -> None:
+def test_a_template_that_omits_an_image_is_an_error(checkpoint: Path) -> None:
     class Forgetful(ChatTemplate):
         def messages2prompt(self, messages: Any) -> tuple[PromptPart, ...]:
             return (Text(messages[0].text),)
@@ -239,7 +239,7 @@ def test_a_template_that_loses_an_image_is_an_error(checkpoint: Path) -> None:
 
 def test_the_limits_of_a_prompt_are_settings(checkpoint: Path) -> None:
     with pipeline(checkpoint, device="cpu", max_prompt_tokens=300, max_prompt_chars=40) as pipe:
-        many = [*[picture(RED)] * 80, "What?"]
+        many = [*[image_part(RED)] * 80, "What?"]
         with pytest.raises(ContextLengthError, match="allows 300"):
             pipe([user(*many)], SHORT)
         assert pipe.encoder_stats().num_forwards == 0
@@ -258,12 +258,14 @@ def test_a_limit_above_the_context_leaves_the_context(checkpoint: Path) -> None:
         pipe("x" * 3000, SHORT)
 
 
-def test_a_limit_out_of_range_is_refused_before_anything_is_loaded() -> None:
+def test_an_invalid_limit_is_rejected_before_the_model_is_loaded() -> None:
     with pytest.raises(OptionError, match="max_prompt_chars must be a positive integer"):
         pipeline("no-such-model", max_prompt_chars=0)
 
 
-def test_a_prompt_that_is_too_long_is_refused_before_anything_is_encoded(fresh: Pipeline) -> None:
+def test_a_prompt_that_is_too_long_is_rejected_before_its_images_are_encoded(
+    fresh: Pipeline,
+) -> None:
     with pytest.raises(ContextLengthError, match="shorten the text"):
         fresh(("x" * 3000, RED), SHORT)
     with pytest.raises(ContextLengthError, match="fewer images"):
@@ -276,7 +278,7 @@ def test_a_prompt_that_is_too_long_is_refused_before_anything_is_encoded(fresh: 
     )
 
 
-# -- hostile checkpoints and pictures
+# -- malicious checkpoints and images
 
 
 def test_code_of_the_checkpoint_never_runs(tmp_path: Path) -> None:
@@ -300,7 +302,7 @@ def test_code_of_the_checkpoint_never_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (4000, 1), (1, 4000)])
-def test_a_picture_of_an_odd_shape_is_answered_beside_others(
+def test_an_image_of_an_unusual_shape_does_not_affect_others(
     pipe: Pipeline, size: tuple[int, int]
 ) -> None:
     alone = pipe(("hello", RED), SHORT)
@@ -310,7 +312,7 @@ def test_a_picture_of_an_odd_shape_is_answered_beside_others(
     assert good.token_ids == alone.token_ids
 
 
-def test_hostile_text_in_one_request_leaves_the_others(pipe: Pipeline) -> None:
+def test_invalid_text_in_one_prompt_does_not_affect_the_others(pipe: Pipeline) -> None:
     alone = pipe(("hello", RED), SHORT)
     prompts: list[Any] = ["a\ud800", ("hello", RED), "<image></s>", ["no", "prompt", 3]]
     surrogate, good, typed, malformed = pipe(prompts, SHORT)
@@ -323,41 +325,39 @@ def test_hostile_text_in_one_request_leaves_the_others(pipe: Pipeline) -> None:
 # -- a list of prompts
 
 
-def test_a_list_is_answered_in_order_and_a_bad_prompt_fails_alone(
+def test_responses_to_a_list_are_in_order_and_a_failed_prompt_does_not_affect_others(
     pipe: Pipeline, caplog: pytest.LogCaptureFixture
 ) -> None:
     prompts: list[Any] = ["one", ("two", RED), ("three", "/absent.png"), ("four", [BLUE, RED]), 5]
     alone = [pipe(prompts[i], SHORT) for i in (0, 1, 3)]
     responses = pipe(prompts, SHORT)
     assert [response.index for response in responses] == [0, 1, 2, 3, 4]
-    assert [responses[i].token_ids for i in (0, 1, 3)] == [one.token_ids for one in alone]
-    assert [responses[i].text for i in (0, 1, 3)] == [one.text for one in alone]
+    assert [responses[i].token_ids for i in (0, 1, 3)] == [response.token_ids for response in alone]
+    assert [responses[i].text for i in (0, 1, 3)] == [response.text for response in alone]
     for index, error in ((2, ImageError), (4, PromptError)):
         bad = responses[index]
         assert (bad.finish_reason, bad.text, bad.token_ids) == ("error", "", ())
         with pytest.raises(error):
             bad.raise_for_error()
-    assert "prompt 2 was not answered" in caplog.text
+    assert "prompt 2 failed" in caplog.text
 
 
-def test_an_empty_list_has_no_answers(pipe: Pipeline) -> None:
+def test_an_empty_list_has_no_responses(pipe: Pipeline) -> None:
     assert pipe([], SHORT) == []
     assert list(pipe.stream_infer([], SHORT)) == []
 
 
-def test_a_long_list_is_answered_whole(pipe: Pipeline) -> None:
+def test_a_long_list_is_processed_completely(pipe: Pipeline) -> None:
     prompts: list[Any] = [f"question {number}" for number in range(70)]
     responses = pipe(prompts, {"max_new_tokens": 1})
     assert [response.index for response in responses] == list(range(70))
     assert {response.generate_token_len for response in responses} == {1}
 
 
-def test_a_progress_bar_is_shown_when_asked_for(
-    pipe: Pipeline, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_progress_bar_is_optional(pipe: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
     prompts: list[Any] = ["a", "b", ("c", "/absent.png")]
     pipe(prompts, SHORT)
-    assert "prompt" not in capsys.readouterr().err.replace("prompt 2 was not", "")
+    assert "prompt" not in capsys.readouterr().err.replace("prompt 2 failed", "")
     pipe(prompts, SHORT, use_tqdm=True)
     assert "3/3" in capsys.readouterr().err
 
@@ -365,28 +365,28 @@ def test_a_progress_bar_is_shown_when_asked_for(
 # -- streams
 
 
-def test_pieces_join_to_the_answer(pipe: Pipeline) -> None:
+def test_chunks_join_to_the_response(pipe: Pipeline) -> None:
     whole = pipe(("hello", RED), SHORT)
-    pieces = list(pipe.stream_infer(("hello", RED), SHORT))
-    assert join(pieces) == (whole.text, whole.token_ids)
-    assert [piece.generate_token_len for piece in pieces] == list(range(1, 7))
-    assert {piece.input_token_len for piece in pieces} == {whole.input_token_len}
-    reasons = [piece.finish_reason for piece in pieces]
+    chunks = list(pipe.stream_infer(("hello", RED), SHORT))
+    assert join(chunks) == (whole.text, whole.token_ids)
+    assert [chunk.generate_token_len for chunk in chunks] == list(range(1, 7))
+    assert {chunk.input_token_len for chunk in chunks} == {whole.input_token_len}
+    reasons = [chunk.finish_reason for chunk in chunks]
     assert reasons == [None] * 5 + ["length"]
 
 
-def test_pieces_of_a_list_join_to_its_answers(pipe: Pipeline) -> None:
+def test_chunks_of_a_list_join_to_its_responses(pipe: Pipeline) -> None:
     prompts: list[Any] = ["one", ("two", RED), ("three", "/absent.png"), "four"]
     whole = pipe(prompts, SHORT)
-    pieces = list(pipe.stream_infer(prompts, SHORT))
+    chunks = list(pipe.stream_infer(prompts, SHORT))
     for index in (0, 1, 3):
-        assert join(pieces, index) == (whole[index].text, whole[index].token_ids)
-    (bad,) = [piece for piece in pieces if piece.index == 2]
+        assert join(chunks, index) == (whole[index].text, whole[index].token_ids)
+    (bad,) = [chunk for chunk in chunks if chunk.index == 2]
     assert bad.finish_reason == "error"
     assert isinstance(bad.error, ImageError)
 
 
-def test_a_stream_may_be_left(pipe: Pipeline) -> None:
+def test_a_stream_may_be_abandoned(pipe: Pipeline) -> None:
     several: list[Any] = ["one", "two"]
     for prompts in ("hello", several):
         for _ in pipe.stream_infer(prompts, {"max_new_tokens": 400}):
@@ -394,7 +394,7 @@ def test_a_stream_may_be_left(pipe: Pipeline) -> None:
     assert pipe("hello", SHORT).finish_reason == "length"
 
 
-def test_errors_travel_through_a_stream(pipe: Pipeline) -> None:
+def test_a_stream_raises_errors(pipe: Pipeline) -> None:
     with pytest.raises(ImageError, match="absent"):
         list(pipe.stream_infer(("a", "/absent.png"), SHORT))
     with pytest.raises(OptionError, match="beams"):
@@ -404,14 +404,14 @@ def test_errors_travel_through_a_stream(pipe: Pipeline) -> None:
 # -- chat
 
 
-def test_a_second_turn_sees_the_first(pipe: Pipeline) -> None:
+def test_a_second_request_has_the_history_of_the_first(pipe: Pipeline) -> None:
     session = pipe.chat(("hello", RED), gen_config=SHORT)
     assert session.response == pipe(("hello", RED), SHORT)
     assert session.response is not None
     first = session.response.text
     assert pipe.chat("and now?", session, SHORT) is session
     explicit = pipe(
-        [user(picture(RED), "hello"), {"role": "assistant", "content": first}, user("and now?")],
+        [user(image_part(RED), "hello"), {"role": "assistant", "content": first}, user("and now?")],
         SHORT,
     )
     assert session.response.token_ids == explicit.token_ids
@@ -422,15 +422,18 @@ def test_a_second_turn_sees_the_first(pipe: Pipeline) -> None:
     assert session.messages[3].text == session.response.text
 
 
-def test_a_later_turn_may_bring_an_image(pipe: Pipeline) -> None:
+def test_a_later_request_may_have_an_image(pipe: Pipeline) -> None:
     session = pipe.chat(("hello", RED), gen_config=SHORT)
     assert session.response is not None
-    history = [user(picture(RED), "hello"), {"role": "assistant", "content": session.response.text}]
+    history = [
+        user(image_part(RED), "hello"),
+        {"role": "assistant", "content": session.response.text},
+    ]
     pipe.chat(("this?", BLUE), session, SHORT)
-    assert session.response == pipe([*history, user(picture(BLUE), "this?")], SHORT)
+    assert session.response == pipe([*history, user(image_part(BLUE), "this?")], SHORT)
 
 
-def test_an_error_leaves_the_session_as_it_was(pipe: Pipeline) -> None:
+def test_an_error_does_not_change_the_session(pipe: Pipeline) -> None:
     session = pipe.chat("hello", gen_config=SHORT)
     conversation, response = session.conversation, session.response
     with pytest.raises(ImageError):
@@ -441,35 +444,35 @@ def test_an_error_leaves_the_session_as_it_was(pipe: Pipeline) -> None:
     assert pipe.chat("again", session, SHORT).response is not None
 
 
-def test_a_stream_grows_the_session_at_its_end(pipe: Pipeline) -> None:
+def test_a_stream_updates_the_session_at_its_end(pipe: Pipeline) -> None:
     expected = pipe.chat(("hello", RED), gen_config=SHORT)
     session = Session()
-    pieces = []
-    for piece in pipe.stream_chat(("hello", RED), session, SHORT):
-        assert (session.messages == ()) == (piece.finish_reason is None)
-        pieces.append(piece)
+    chunks = []
+    for chunk in pipe.stream_chat(("hello", RED), session, SHORT):
+        assert (session.messages == ()) == (chunk.finish_reason is None)
+        chunks.append(chunk)
     assert session == expected
     assert expected.response is not None
-    assert join(pieces) == (expected.response.text, expected.response.token_ids)
+    assert join(chunks) == (expected.response.text, expected.response.token_ids)
     for _ in pipe.stream_chat("more", session, SHORT):
         break
     assert session == expected
 
 
-# -- from another loop
+# -- from another event loop
 
 
-def test_a_session_has_its_turn_once_the_last_piece_is_there(pipe: Pipeline) -> None:
+def test_a_session_is_updated_before_the_last_chunk_is_returned(pipe: Pipeline) -> None:
     session = Session()
-    for piece in pipe.stream_chat("hello", session, SHORT):
-        if piece.finish_reason is not None:
+    for chunk in pipe.stream_chat("hello", session, SHORT):
+        if chunk.finish_reason is not None:
             break
     assert [message.role for message in session.messages] == ["user", "assistant"]
     assert session.response is not None
     assert session.response.text == pipe("hello", SHORT).text
 
 
-def test_the_asynchronous_twins_give_the_same(pipe: Pipeline) -> None:
+def test_the_asynchronous_methods_give_the_same_responses(pipe: Pipeline) -> None:
     expected = pipe(("hello", RED), SHORT)
     prompts: list[Any] = ["one", ("two", RED)]
     several = pipe(prompts, SHORT)
@@ -477,8 +480,8 @@ def test_the_asynchronous_twins_give_the_same(pipe: Pipeline) -> None:
     async def body() -> None:
         assert await pipe.ainfer(("hello", RED), SHORT) == expected
         assert await pipe.ainfer(prompts, SHORT) == several
-        pieces = [piece async for piece in pipe.astream_infer(("hello", RED), SHORT)]
-        assert join(pieces) == (expected.text, expected.token_ids)
+        chunks = [chunk async for chunk in pipe.astream_infer(("hello", RED), SHORT)]
+        assert join(chunks) == (expected.text, expected.token_ids)
         session = await pipe.achat(("hello", RED), gen_config=SHORT)
         assert session.response == expected
         streamed = Session()
@@ -491,13 +494,13 @@ def test_the_asynchronous_twins_give_the_same(pipe: Pipeline) -> None:
     asyncio.run(body())
 
 
-def test_a_coroutine_on_the_loop_of_the_pipeline_may_use_all_of_it(pipe: Pipeline) -> None:
+def test_a_coroutine_on_the_loop_of_the_pipeline_may_use_its_methods(pipe: Pipeline) -> None:
     expected = pipe(("hello", RED), SHORT)
 
     async def body() -> str:
         assert await pipe.ainfer(("hello", RED), SHORT) == expected
-        pieces = [piece async for piece in pipe.astream_infer(("hello", RED), SHORT)]
-        assert join(pieces) == (expected.text, expected.token_ids)
+        chunks = [chunk async for chunk in pipe.astream_infer(("hello", RED), SHORT)]
+        assert join(chunks) == (expected.text, expected.token_ids)
         return threading.current_thread().name
 
     assert pipe.run(body()) == "vlcore-pipeline"
@@ -515,17 +518,17 @@ def test_a_coroutine_on_the_loop_of_the_pipeline_cannot_close_it(pipe: Pipeline)
     assert pipe("hello", SHORT).generate_token_len == 6
 
 
-def test_requests_of_many_callers_run_beside_each_other(pipe: Pipeline) -> None:
+def test_requests_of_many_callers_run_concurrently(pipe: Pipeline) -> None:
     expected = [pipe((f"question {i}", RED), SHORT).text for i in range(6)]
 
     async def body() -> None:
-        asked = (pipe.ainfer((f"question {i}", RED), SHORT) for i in range(6))
-        assert [response.text for response in await asyncio.gather(*asked)] == expected
+        requests = (pipe.ainfer((f"question {i}", RED), SHORT) for i in range(6))
+        assert [response.text for response in await asyncio.gather(*requests)] == expected
 
     asyncio.run(body())
 
 
-def test_a_cancelled_request_leaves_the_pipeline_working(pipe: Pipeline) -> None:
+def test_a_cancelled_request_does_not_affect_the_pipeline(pipe: Pipeline) -> None:
     async def body() -> None:
         task = asyncio.create_task(pipe.ainfer("hello", {"max_new_tokens": 400}))
         await asyncio.sleep(0.02)
@@ -544,7 +547,7 @@ def vlcore_threads() -> set[threading.Thread]:
     return {t for t in threading.enumerate() if t.name.startswith(("vlcore", "asyncio"))}
 
 
-def test_a_closed_pipeline_leaves_no_thread_and_refuses_work(checkpoint: Path) -> None:
+def test_a_closed_pipeline_has_no_threads_and_rejects_requests(checkpoint: Path) -> None:
     before = vlcore_threads()
     with pipeline(checkpoint, device="cpu") as pipe:
         pipe(("hello", RED), SHORT)
@@ -570,7 +573,9 @@ def test_a_closed_pipeline_leaves_no_thread_and_refuses_work(checkpoint: Path) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("end", ["", "next(pipe.stream_infer('a', {'max_new_tokens': 400}))"])
-def test_a_script_that_does_not_close_its_pipeline_ends_quietly(checkpoint: Path, end: str) -> None:
+def test_a_script_that_does_not_close_its_pipeline_ends_without_errors(
+    checkpoint: Path, end: str
+) -> None:
     script = f"""
 import vlcore
 from PIL import Image
@@ -585,7 +590,7 @@ pipe(("hello", Image.new("RGB", (40, 40))), {{"max_new_tokens": 2}})
     assert "Exception" not in ended.stderr
 
 
-def test_an_asynchronous_context_closes_too(checkpoint: Path) -> None:
+def test_an_asynchronous_context_closes_the_pipeline(checkpoint: Path) -> None:
     async def body() -> Pipeline:
         async with pipeline(checkpoint, device="cpu") as pipe:
             assert (await pipe.ainfer("a", SHORT)).generate_token_len == 6
@@ -598,7 +603,7 @@ def test_an_asynchronous_context_closes_too(checkpoint: Path) -> None:
         closed("a")
 
 
-def test_closing_ends_what_other_threads_wait_for(fresh: Pipeline) -> None:
+def test_closing_ends_the_requests_of_other_threads(fresh: Pipeline) -> None:
     outcomes: list[Any] = []
 
     def call(prompts: Any) -> None:
@@ -650,7 +655,7 @@ def test_closing_ends_what_other_threads_wait_for(fresh: Pipeline) -> None:
         ({"vision_device_map": "far"}, OptionError, "device_map must be one of auto, balanced"),
     ],
 )
-def test_an_option_that_is_wrong_is_named_and_no_thread_is_left(
+def test_an_invalid_option_is_an_error_and_leaves_no_thread(
     checkpoint: Path, options: dict[str, Any], error: type[Exception], reason: str
 ) -> None:
     before = vlcore_threads()
@@ -664,12 +669,12 @@ def test_cuda_where_there_is_none_is_an_error(checkpoint: Path) -> None:
         pipeline(checkpoint, device="cuda")
 
 
-def test_a_model_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_model_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointNotFoundError):
         pipeline(tmp_path / "absent")
 
 
-def test_limits_and_settings_reach_their_stages(checkpoint: Path) -> None:
+def test_limits_and_settings_are_applied(checkpoint: Path) -> None:
     with pipeline(
         checkpoint,
         device="cpu",
@@ -685,41 +690,41 @@ def test_limits_and_settings_reach_their_stages(checkpoint: Path) -> None:
             pipe("hello " * 40)
 
 
-def test_replicas_of_the_vision_model_answer_alike(checkpoint: Path) -> None:
-    pictures = [Image.new("RGB", (30, 20), (20 * number, 0, 0)) for number in range(12)]
-    prompts = [("hello", picture) for picture in pictures]
+def test_replicas_of_the_vision_model_give_the_same_responses(checkpoint: Path) -> None:
+    images = [Image.new("RGB", (30, 20), (20 * number, 0, 0)) for number in range(12)]
+    prompts = [("hello", image) for image in images]
     with pipeline(checkpoint, device="cpu") as pipe:
         expected = [response.token_ids for response in pipe(prompts, SHORT)]
     with pipeline(
         checkpoint, device="cpu", vision_devices=["cpu", "cpu"], max_batch_size=2
     ) as pipe:
         assert [response.token_ids for response in pipe(prompts, SHORT)] == expected
-        assert pipe.encoder_stats().num_encoded == len(pictures)
+        assert pipe.encoder_stats().num_encoded == len(images)
 
 
-def test_a_spread_vision_model_answers_alike(checkpoint: Path) -> None:
+def test_a_split_vision_model_gives_the_same_responses(checkpoint: Path) -> None:
     with pipeline(checkpoint, device="cpu") as pipe:
         expected = pipe(("hello", RED), SHORT).token_ids
     with pipeline(checkpoint, device="cpu", vision_max_memory={"cpu": "1GiB"}) as pipe:
         assert pipe(("hello", RED), SHORT).token_ids == expected
 
 
-def test_preprocessed_pictures_are_gone_while_the_answer_is_written(checkpoint: Path) -> None:
+def test_preprocessed_images_are_freed_before_the_response_is_generated(checkpoint: Path) -> None:
     with pipeline(checkpoint, device="cpu") as pipe:
         inputs: list[weakref.ref[Any]] = []
-        model = pipe._road.encoder.vision_model
+        model = pipe._runner.encoder.vision_model
         preprocess = model.preprocess
 
-        def remembered(image: Image.Image, **options: Any) -> Any:
+        def recorded(image: Image.Image, **options: Any) -> Any:
             inputs.append(weakref.ref(result := preprocess(image, **options)))
             return result
 
-        model.preprocess = remembered  # type: ignore[method-assign]
-        pieces = pipe.stream_infer(("hello", RED), SHORT)
-        next(pieces)
+        model.preprocess = recorded  # type: ignore[method-assign]
+        chunks = pipe.stream_infer(("hello", RED), SHORT)
+        next(chunks)
         gc.collect()
         assert [reference() for reference in inputs] == [None]
-        pieces.close()
+        chunks.close()
 
 
 def test_a_named_template_is_used(checkpoint: Path) -> None:
@@ -729,12 +734,12 @@ def test_a_named_template_is_used(checkpoint: Path) -> None:
         )
 
 
-def test_half_precision_answers(checkpoint: Path) -> None:
+def test_half_precision_generates(checkpoint: Path) -> None:
     with pipeline(checkpoint, device="cpu", dtype="bfloat16") as pipe:
         assert pipe(("hello", RED), SHORT).generate_token_len == 6
 
 
-def test_an_expansion_that_does_not_fit_its_image_is_a_contract_error(checkpoint: Path) -> None:
+def test_an_expansion_of_the_wrong_length_is_a_contract_error(checkpoint: Path) -> None:
     class Wrong(RoleTemplate):
         def expand(self, layout: Any, num_rows: int) -> tuple[Text | Control, ...]:
             return ()
@@ -746,16 +751,16 @@ def test_an_expansion_that_does_not_fit_its_image_is_a_contract_error(checkpoint
         pipe(("hello", RED), SHORT)
 
 
-def test_messages_may_be_ready_made(pipe: Pipeline) -> None:
+def test_a_session_has_message_values(pipe: Pipeline) -> None:
     session = pipe.chat("hello", gen_config=SHORT)
     assert session.messages[0] == Message("user", (Text("hello"),))
 
 
 class SlowServer:
-    """Sends one byte of a picture, and the rest when it is let go."""
+    """Sends one byte of an image, and the rest once it is released."""
 
     def __init__(self) -> None:
-        self.asked = threading.Event()
+        self.requested = threading.Event()
         self.released = threading.Event()
         outer = self
 
@@ -766,7 +771,7 @@ class SlowServer:
                 self.end_headers()
                 self.wfile.write(b"x")
                 self.wfile.flush()
-                outer.asked.set()
+                outer.requested.set()
                 outer.released.wait(10)
                 self.close_connection = True
 
@@ -775,7 +780,7 @@ class SlowServer:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/picture.png"
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/image.png"
         self._thread = threading.Thread(target=self._server.serve_forever)
 
     def __enter__(self) -> Self:
@@ -789,21 +794,21 @@ class SlowServer:
         self._server.server_close()
 
 
-def test_text_does_not_wait_for_slow_pictures(fresh: Pipeline) -> None:
+def test_text_does_not_wait_for_slow_images(fresh: Pipeline) -> None:
     with SlowServer() as server:
         slow: list[Any] = []
         prompts = [("a", server.url)] * 12
         thread = threading.Thread(target=lambda: slow.extend(fresh(prompts, SHORT)))
         thread.start()
-        assert server.asked.wait(10)
+        assert server.requested.wait(10)
         assert fresh("hello", SHORT).text
         assert not slow
         server.released.set()
         thread.join()
-    assert {answer.finish_reason for answer in slow} == {"error"}
+    assert {response.finish_reason for response in slow} == {"error"}
 
 
-def test_closing_does_not_wait_for_slow_pictures_and_leaves_nobody_waiting(
+def test_closing_does_not_wait_for_slow_images_and_ends_all_requests(
     checkpoint: Path,
 ) -> None:
     outcomes: list[str] = []
@@ -825,7 +830,7 @@ def test_closing_does_not_wait_for_slow_pictures_and_leaves_nobody_waiting(
             for stream in (pipe.stream_infer(("a", server.url)), started)
         ]
         threads[0].start()
-        assert server.asked.wait(10)
+        assert server.requested.wait(10)
         pipe.close()
         threads[1].start()
         for thread in threads:
@@ -833,7 +838,7 @@ def test_closing_does_not_wait_for_slow_pictures_and_leaves_nobody_waiting(
         assert outcomes == ["closed", "closed"]
 
 
-def test_a_session_keeps_its_pictures(pipe: Pipeline, tmp_path: Path) -> None:
+def test_a_session_keeps_its_images(pipe: Pipeline, tmp_path: Path) -> None:
     path = tmp_path / "red.png"
     RED.save(path)
     session = pipe.chat(("What is this?", path), gen_config=SHORT)
@@ -842,22 +847,22 @@ def test_a_session_keeps_its_pictures(pipe: Pipeline, tmp_path: Path) -> None:
     assert len(session.messages) == 4
 
 
-def test_a_session_answers_one_question_at_a_time(pipe: Pipeline) -> None:
+def test_a_session_has_one_request_at_a_time(pipe: Pipeline) -> None:
     session = Session()
     first = pipe.stream_chat("hello", session, {"max_new_tokens": 400, "ignore_eos": True})
     next(first)
-    with pytest.raises(PromptError, match="still answering another question"):
+    with pytest.raises(PromptError, match="in use by another request"):
         pipe.chat("and?", session, SHORT)
     first.close()
     assert session.messages == ()
     assert len(pipe.chat("and?", session, SHORT).messages) == 2
 
 
-def test_a_pipeline_that_is_dropped_is_freed_but_not_before_its_streams(checkpoint: Path) -> None:
+def test_an_unreferenced_pipeline_is_freed_after_its_streams(checkpoint: Path) -> None:
     before = set(threading.enumerate())
     stream = pipeline(checkpoint, device="cpu").stream_infer("hello", SHORT)
     gc.collect()
-    assert sum(len(piece.token_ids) for piece in stream) > 0
+    assert sum(len(chunk.token_ids) for chunk in stream) > 0
     del stream
     gc.collect()
     deadline = time.monotonic() + 10
@@ -866,6 +871,6 @@ def test_a_pipeline_that_is_dropped_is_freed_but_not_before_its_streams(checkpoi
     assert set(threading.enumerate()) <= before
 
 
-def test_text_that_is_no_unicode_is_refused(pipe: Pipeline) -> None:
+def test_invalid_unicode_is_rejected(pipe: Pipeline) -> None:
     with pytest.raises(PromptError, match="not valid Unicode"):
         pipe("a\ud800b", SHORT)

@@ -109,8 +109,8 @@ def generate(engine: Engine, request: EngineRequest) -> list[EngineOutput]:
 def requests_of(pipe: vlcore.Pipeline, prompt: Any, **options: Any) -> EngineRequest:
     """The request that a pipeline makes of a prompt."""
     watched = Watched(pipe.engine)
-    road = replace(pipe._road, engine=watched)
-    pipe._loop.run(road.infer(prompt, GenerationConfig(max_new_tokens=1, **options)))
+    runner = replace(pipe._runner, engine=watched)
+    pipe._loop.run(runner.infer(prompt, GenerationConfig(max_new_tokens=1, **options)))
     return watched.asked[-1]
 
 

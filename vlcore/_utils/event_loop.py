@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from vlcore.errors import EngineClosedError
 
 _T = TypeVar("_T")
-_CLOSED = "the pipeline was closed: make a new one"
+_CLOSED = "the pipeline was closed: create a new one"
 
 
 class LoopThread:

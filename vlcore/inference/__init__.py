@@ -1,1 +1,1 @@
-"""The pipeline: from what a user passes as a prompt to the model's response."""
+"""The pipeline: from a prompt with images to the response of the model."""

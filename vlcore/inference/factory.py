@@ -1,4 +1,4 @@
-"""``pipeline()``: loads a model and makes it ready to answer."""
+"""``pipeline()``: loads all stages of a model and connects them."""
 
 from __future__ import annotations
 
@@ -40,59 +40,64 @@ def pipeline(
     progress: bool = False,
     **encoder_options: Unpack[EncoderOptions],
 ) -> Pipeline:
-    """Load a model and make it ready to answer.
+    """Load a model for inference.
 
     Args:
-        model: a checkpoint directory or hub id.
-        engine: ``"turbomind"`` (extra ``vlcore[turbomind]``), ``"transformers"``, or ``"auto"``:
-            TurboMind where CUDA, lmdeploy and the model allow, else transformers.
-        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …; ``"auto"`` is CUDA where there is any.
-        dtype: of weights and rows. ``"auto"`` on a CPU is bfloat16 where the processor has it
-            natively and the checkpoint does not state float32, or else float32; on CUDA it is what
-            the checkpoint states, or else float16.
-        plugin: the distribution to use where several would serve the checkpoint.
-        chat_template: the name of one of the plugin's templates, or a template; ``None`` for the
-            checkpoint's own.
-        revision: of a hub repository.
-        engine_config: settings of the engine: a :class:`TransformersEngineConfig`, or lmdeploy's
-            ``TurbomindEngineConfig``, which is passed on as it is and states TurboMind's dtype and
-            devices. Either one chooses its engine.
-        self_test: let TurboMind prove at start-up that it takes image rows for what they are.
-        max_prompt_tokens: refuse longer prompts, in tokens and image rows together; the engine's
-            context bounds them anyway.
-        max_prompt_chars: refuse longer texts before they are tokenised, counted over the whole
-            conversation.
-        vision_devices: where the vision model goes: one device, or several for a replica on each,
-            which share the pictures of all requests. ``None`` for ``device``.
-        vision_device_map: spreads a vision tower that does not fit on one device, as
-            :func:`load_vision_model` does.
-        vision_max_memory: what it may use of each device.
-        progress: show progress bars while weights load.
-        encoder_options: settings of :class:`ImageEncoder`, such as ``max_batch_size``,
+        model: Checkpoint directory or Hub repo id.
+        engine: Engine that runs the language model: ``"turbomind"`` (needs the extra
+            ``vlcore[turbomind]``), ``"transformers"``, or ``"auto"`` for TurboMind where CUDA,
+            lmdeploy and the model allow it, and transformers otherwise.
+        device: Device of the model, such as ``"cpu"``, ``"cuda"`` or ``"cuda:1"``. ``"auto"``
+            selects CUDA if it is available.
+        dtype: Data type of weights and image embeddings. On CPU, ``"auto"`` selects bfloat16 if the
+            processor supports it natively and the checkpoint does not specify float32, and float32
+            otherwise. On CUDA, it selects the data type of the checkpoint, or float16 if the
+            checkpoint does not specify one.
+        plugin: Name of the plugin's distribution. Only needed if several plugins support the
+            checkpoint.
+        chat_template: Name of one of the plugin's chat templates, or a :class:`ChatTemplate`.
+            ``None`` for the checkpoint's default.
+        revision: Branch, tag or commit of a Hub repository.
+        engine_config: Settings of the engine: a :class:`TransformersEngineConfig`, or lmdeploy's
+            ``TurbomindEngineConfig``, which is passed on unchanged and also determines TurboMind's
+            data type and devices. With ``engine="auto"``, it selects the engine it belongs to.
+        self_test: Whether TurboMind checks at start-up that it computes with image embeddings
+            correctly.
+        max_prompt_tokens: Maximum length of a prompt in tokens, including one for each image
+            embedding. ``None`` for the engine's context length.
+        max_prompt_chars: Maximum number of characters in all texts of a conversation, checked
+            before they are tokenized. ``None`` for no limit.
+        vision_devices: Devices of the vision model. With several devices, each has a replica, and
+            the images of all requests are distributed among them. ``None`` for ``device``.
+        vision_device_map: How to split a vision encoder that does not fit on one device; see
+            :func:`load_vision_model`.
+        vision_max_memory: Maximum memory that the vision encoder may use on each device.
+        progress: Whether to show progress bars while weights are loaded.
+        encoder_options: Settings of :class:`ImageEncoder`, such as ``max_batch_size``,
             ``cache_bytes``, ``image_limits`` and ``image_access``.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read.
-        PluginError: no plugin serves it, or several do.
-        EngineUnavailableError: no engine, or not the one asked for, can run it here.
-        OptionError: an option is unknown or out of range.
-        ViewError: TurboMind's text view cannot be written.
+        CheckpointError: The checkpoint cannot be read.
+        PluginError: No plugin supports the checkpoint, or several do.
+        EngineUnavailableError: The selected engine, or every engine, cannot run the model here.
+        OptionError: An option is unknown or invalid.
+        ViewError: The text view for TurboMind cannot be written.
     """
     if unknown := sorted(encoder_options.keys() - EncoderOptions.__annotations__.keys()):
         raise OptionError(
-            f"unknown option(s) {', '.join(unknown)}; beside its own, pipeline() takes those of "
-            f"ImageEncoder: {', '.join(EncoderOptions.__annotations__)}"
+            f"unknown option(s) {', '.join(unknown)}; in addition to its own options, pipeline() "
+            f"accepts those of ImageEncoder: {', '.join(EncoderOptions.__annotations__)}"
         )
     limits = PromptLimits(max_prompt_tokens, max_prompt_chars)
     stages = ModelStages(model, plugin=plugin, revision=revision)
-    place = as_device(device)
-    precision = choose_dtype(dtype, place, stages.checkpoint.config)
+    main_device = as_device(device)
+    model_dtype = choose_dtype(dtype, main_device, stages.checkpoint.config)
     language_model = stages.language_model()
-    chosen = select_engine(
+    selected = select_engine(
         engine,
         language_model,
-        device=place,
-        dtype=precision,
+        device=main_device,
+        dtype=model_dtype,
         config=engine_config,
         self_test=self_test,
         progress=progress,
@@ -100,34 +105,34 @@ def pipeline(
     if not isinstance(chat_template, ChatTemplate):
         chat_template = stages.chat_template(chat_template)
     tokenizer = language_model.tokenizer()
-    vision_places = [place] if vision_devices is None else _as_devices(vision_devices)
-    if chosen.engine.takes_rows_on_host:
+    replica_devices = [main_device] if vision_devices is None else _as_devices(vision_devices)
+    if selected.engine.takes_rows_on_host:
         encoder_options.setdefault("rows_device", "cpu")
-    elif vision_places != [place]:
-        encoder_options.setdefault("rows_device", place)
+    elif replica_devices != [main_device]:
+        encoder_options.setdefault("rows_device", main_device)
     vision_models = [
         stages.vision_model(
-            of_replica, precision, device_map=vision_device_map, max_memory=vision_max_memory
+            replica_device, model_dtype, device_map=vision_device_map, max_memory=vision_max_memory
         )
-        for of_replica in vision_places
+        for replica_device in replica_devices
     ]
     if vision_models[0].hidden_size != language_model.hidden_size:
         raise PluginContractError(
-            f"{type(vision_models[0]).__name__} gives rows of width "
-            f"{vision_models[0].hidden_size} and the language model of {stages.checkpoint.name} "
-            f"reads {language_model.hidden_size}"
+            f"{type(vision_models[0]).__name__} returns image embeddings of width "
+            f"{vision_models[0].hidden_size}, and the language model of {stages.checkpoint.name} "
+            f"expects {language_model.hidden_size}"
         )
     encoder = ImageEncoder(vision_models, **encoder_options)
     prompt_tokenizer = PromptTokenizer(tokenizer)
-    # Last, because it starts a thread, and because TurboMind takes a share of the memory that is
-    # left for its cache.
-    text_engine = chosen.start(tokenizer)
+    # The engine is started last because it starts a thread, and because TurboMind allocates a share
+    # of the remaining memory for its cache.
+    text_engine = selected.start(tokenizer)
     return Pipeline(RequestRunner(encoder, chat_template, prompt_tokenizer, text_engine, limits))
 
 
 def _as_devices(devices: Sequence[int | str | torch.device]) -> list[torch.device]:
     if isinstance(devices, str) or not devices:
         raise OptionError(
-            f"vision_devices must be a list of devices such as [0, 1]; it is {devices!r}"
+            f"vision_devices must be a list of devices, such as [0, 1]; it is {devices!r}"
         )
-    return [as_device(f"cuda:{one}" if isinstance(one, int) else one) for one in devices]
+    return [as_device(f"cuda:{item}" if isinstance(item, int) else item) for item in devices]

@@ -1,4 +1,4 @@
-"""The public face: loads a model, and answers synchronous and asynchronous callers."""
+"""``Pipeline``: the synchronous and asynchronous interface of a loaded model."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _T = TypeVar("_T")
 
 
 class Pipeline:
-    """A model ready to answer. Thread-safe; made by :func:`pipeline`."""
+    """A loaded model, created by :func:`pipeline`. All methods are thread-safe."""
 
-    def __init__(self, road: RequestRunner) -> None:
-        self._road = road
+    def __init__(self, runner: RequestRunner) -> None:
+        self._runner = runner
         self._loop = LoopThread("vlcore-pipeline")
         self._closed = False
-        # A thread that still computes while the interpreter exits would crash it.
+        # A thread that still computes while the interpreter exits would crash the process.
         self._at_exit = partial(_close_if_alive, weakref.ref(self))
         atexit.register(self._at_exit)
-        self._finalizer = weakref.finalize(self, _free_in_thread, road, self._loop, self._at_exit)
+        self._finalizer = weakref.finalize(self, _free_in_thread, runner, self._loop, self._at_exit)
         self._finalizer.atexit = False
 
     # -- synchronous
@@ -47,37 +47,38 @@ class Pipeline:
         *,
         use_tqdm: bool = False,
     ) -> Any:
-        """Answer a prompt, or each of a list of prompts.
+        """Generate the response to a prompt, or to each prompt of a list.
 
         Args:
-            prompts: a text, ``(text, image or images)`` in either order, OpenAI-style messages, or
-                a list of any of these.
-            gen_config: how answers are generated.
-            use_tqdm: show a progress bar over a list.
+            prompts: A text, a pair ``(text, image or images)`` in either order, OpenAI-style
+                messages, or a list of such prompts.
+            gen_config: Generation options; ``None`` for the defaults of :class:`GenerationConfig`.
+            use_tqdm: Whether to show a progress bar for a list.
 
         Returns:
-            A :class:`Response`; for a list, a list of them in order, in which a prompt that
-            cannot be answered has ``finish_reason="error"`` and the exception in ``error``.
+            A :class:`Response`. For a list, a list of them in the same order, where the response to
+            a prompt that failed has ``finish_reason="error"`` and the exception in ``error``.
 
         Raises:
-            VlcoreError: a single prompt cannot be answered, or an option is wrong.
+            VlcoreError: A single prompt failed, or an option is invalid.
         """
         self._check_open()
         config = as_generation_config(gen_config)
-        return self._loop.run(self._road.infer(prompts, config, shows_progress=use_tqdm))
+        return self._loop.run(self._runner.infer(prompts, config, shows_progress=use_tqdm))
 
     def stream_infer(
         self,
         prompts: Prompt | Sequence[Any],
         gen_config: GenerationConfig | Mapping[str, Any] | None = None,
     ) -> Generator[Response]:
-        """Answer like a call of the pipeline, piece by piece.
+        """Generate responses like a call of the pipeline, as a stream.
 
-        Each :class:`Response` holds the next piece of the answer to prompt ``index``.
+        Yields:
+            A :class:`Response` with the next chunk of the response to prompt ``index``.
         """
         self._check_open()
         config = as_generation_config(gen_config)
-        return self._keep(self._loop.iterate(self._road.stream(prompts, config)))
+        return self._keep(self._loop.iterate(self._runner.stream(prompts, config)))
 
     def chat(
         self,
@@ -85,15 +86,17 @@ class Pipeline:
         session: Session | None = None,
         gen_config: GenerationConfig | Mapping[str, Any] | None = None,
     ) -> Session:
-        """Answer with the history of a session, which grows by question and answer.
+        """Generate the response to a prompt with the history of a session.
+
+        The prompt and the response are appended to the session. After an error, the session is
+        unchanged.
 
         Returns:
-            The session, a new one where none was given; its ``response`` is the answer. After an
-            error the session is as it was.
+            The session, or a new one if none was given. Its ``response`` is the response.
         """
         self._check_open()
         config = as_generation_config(gen_config)
-        return self._loop.run(self._road.chat(prompt, session or Session(), config))
+        return self._loop.run(self._runner.chat(prompt, session or Session(), config))
 
     def stream_chat(
         self,
@@ -101,23 +104,23 @@ class Pipeline:
         session: Session,
         gen_config: GenerationConfig | Mapping[str, Any] | None = None,
     ) -> Generator[Response]:
-        """Answer like :meth:`chat`, piece by piece."""
+        """Generate a response like :meth:`chat`, as a stream."""
         self._check_open()
         config = as_generation_config(gen_config)
-        return self._keep(self._loop.iterate(self._road.stream_chat(prompt, session, config)))
+        return self._keep(self._loop.iterate(self._runner.stream_chat(prompt, session, config)))
 
     def close(self) -> None:
-        """Cancel what runs, and free the threads and the models.
+        """Cancel running requests, stop the threads and free the models.
 
         Raises:
-            RuntimeError: called on the pipeline's own loop, which would wait for itself.
+            RuntimeError: The method is called on the pipeline's own event loop.
         """
         if self._closed:
             return
         self._loop.check_elsewhere()
         self._closed = True
         self._finalizer.detach()
-        _free(self._road, self._loop, self._at_exit)
+        _free(self._runner, self._loop, self._at_exit)
 
     def __enter__(self) -> Self:
         return self
@@ -130,7 +133,7 @@ class Pipeline:
     ) -> None:
         self.close()
 
-    # -- asynchronous twins
+    # -- asynchronous
 
     async def ainfer(
         self,
@@ -139,20 +142,20 @@ class Pipeline:
         *,
         use_tqdm: bool = False,
     ) -> Any:
-        """Await what a call of the pipeline gives."""
+        """Generate responses like a call of the pipeline, asynchronously."""
         self._check_open()
         config = as_generation_config(gen_config)
-        return await self._loop.wait(self._road.infer(prompts, config, shows_progress=use_tqdm))
+        return await self._loop.wait(self._runner.infer(prompts, config, shows_progress=use_tqdm))
 
     def astream_infer(
         self,
         prompts: Prompt | Sequence[Any],
         gen_config: GenerationConfig | Mapping[str, Any] | None = None,
     ) -> AsyncGenerator[Response]:
-        """Iterate asynchronously over what :meth:`stream_infer` gives."""
+        """Generate a stream like :meth:`stream_infer`, asynchronously."""
         self._check_open()
         config = as_generation_config(gen_config)
-        return self._akeep(self._loop.aiterate(self._road.stream(prompts, config)))
+        return self._akeep(self._loop.aiterate(self._runner.stream(prompts, config)))
 
     async def achat(
         self,
@@ -160,10 +163,10 @@ class Pipeline:
         session: Session | None = None,
         gen_config: GenerationConfig | Mapping[str, Any] | None = None,
     ) -> Session:
-        """Await what :meth:`chat` gives."""
+        """Generate a response like :meth:`chat`, asynchronously."""
         self._check_open()
         config = as_generation_config(gen_config)
-        return await self._loop.wait(self._road.chat(prompt, session or Session(), config))
+        return await self._loop.wait(self._runner.chat(prompt, session or Session(), config))
 
     def astream_chat(
         self,
@@ -171,25 +174,30 @@ class Pipeline:
         session: Session,
         gen_config: GenerationConfig | Mapping[str, Any] | None = None,
     ) -> AsyncGenerator[Response]:
-        """Iterate asynchronously over what :meth:`stream_chat` gives."""
+        """Generate a stream like :meth:`stream_chat`, asynchronously."""
         self._check_open()
         config = as_generation_config(gen_config)
-        return self._akeep(self._loop.aiterate(self._road.stream_chat(prompt, session, config)))
+        return self._akeep(self._loop.aiterate(self._runner.stream_chat(prompt, session, config)))
 
     def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
-        """Run a coroutine on the pipeline's own event loop, and wait for its end.
+        """Run a coroutine on the pipeline's own event loop, and wait for its result.
 
-        What it awaits and iterates of this pipeline comes without a change of threads, which a
-        server saves at every token. It must not block, or every caller waits.
+        On this loop, the asynchronous methods of the pipeline need no switch between threads for
+        each token, which is why the server runs on it. A coroutine that blocks holds up all other
+        callers.
 
         Raises:
-            EngineClosedError: the pipeline was closed, before or meanwhile.
-            RuntimeError: called on that loop.
+            EngineClosedError: The pipeline was closed before or during the call.
+            RuntimeError: The method is called on that event loop.
         """
         return self._loop.run(coroutine)
 
     async def aclose(self) -> None:
-        """Close without blocking the caller's event loop, which must not be the pipeline's own."""
+        """Close like :meth:`close`, without blocking the caller's event loop.
+
+        Raises:
+            RuntimeError: The method is called on the pipeline's own event loop.
+        """
         self._loop.check_elsewhere()
         await asyncio.to_thread(self.close)
 
@@ -206,40 +214,40 @@ class Pipeline:
 
     @property
     def template(self) -> ChatTemplate:
-        """What writes the prompts."""
-        return self._road.template
+        """Chat template of the model."""
+        return self._runner.template
 
     @property
     def engine(self) -> Engine:
-        """What continues them."""
-        return self._road.engine
+        """Engine that runs the language model."""
+        return self._runner.engine
 
     @property
     def image_options(self) -> frozenset[str]:
-        """What may be asked of a picture, such as ``detail``."""
-        return self._road.encoder.vision_model.image_options
+        """Names of the options that an image may have, such as ``detail``."""
+        return self._runner.encoder.vision_model.image_options
 
     def token_text(self, token_id: int) -> str:
-        """Write one token as text; one that is a part of a character has U+FFFD."""
-        return self._road.tokenizer.token_text(token_id)
+        """Return the text of a token, with U+FFFD for an incomplete character."""
+        return self._runner.tokenizer.token_text(token_id)
 
     def encoder_stats(self) -> EncoderStats:
-        """Count what the image encoder did so far."""
-        return self._road.encoder.stats()
+        """Return the image encoder's statistics."""
+        return self._runner.encoder.stats()
 
-    def _keep(self, pieces: Generator[Response]) -> Generator[Response]:
-        """Keep the pipeline alive as long as one of its streams."""
-        yield from pieces
+    def _keep(self, chunks: Generator[Response]) -> Generator[Response]:
+        """Iterate with a reference to the pipeline, which keeps it from being freed."""
+        yield from chunks
 
-    async def _akeep(self, pieces: AsyncGenerator[Response]) -> AsyncGenerator[Response]:
-        """Keep the pipeline alive as long as one of its asynchronous streams."""
-        async with aclosing(pieces):
-            async for piece in pieces:
-                yield piece
+    async def _akeep(self, chunks: AsyncGenerator[Response]) -> AsyncGenerator[Response]:
+        """Iterate with a reference to the pipeline, which keeps it from being freed."""
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                yield chunk
 
     def _check_open(self) -> None:
         if self._closed:
-            raise EngineClosedError("the pipeline was closed: make a new one")
+            raise EngineClosedError("the pipeline was closed: create a new one")
 
 
 def _close_if_alive(reference: weakref.ref[Pipeline]) -> None:
@@ -248,12 +256,12 @@ def _close_if_alive(reference: weakref.ref[Pipeline]) -> None:
         pipe.close()
 
 
-def _free(road: RequestRunner, loop: LoopThread, at_exit: Callable[[], None]) -> None:
+def _free(runner: RequestRunner, loop: LoopThread, at_exit: Callable[[], None]) -> None:
     atexit.unregister(at_exit)
-    loop.run(road.close())
+    loop.run(runner.close())
     loop.close()
 
 
-def _free_in_thread(road: RequestRunner, loop: LoopThread, at_exit: Callable[[], None]) -> None:
-    """Free a pipeline that was dropped; the garbage collector may run in a thread to be freed."""
-    threading.Thread(target=_free, args=(road, loop, at_exit), name="vlcore-free").start()
+def _free_in_thread(runner: RequestRunner, loop: LoopThread, at_exit: Callable[[], None]) -> None:
+    """Free a pipeline that was garbage collected, possibly in one of the pipeline's own threads."""
+    threading.Thread(target=_free, args=(runner, loop, at_exit), name="vlcore-free").start()

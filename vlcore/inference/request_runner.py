@@ -1,4 +1,4 @@
-"""Walks the road from a prompt with pictures to text, on the event loop it is called from."""
+"""``RequestRunner``: runs requests through the stages of a model, on the caller's event loop."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from vlcore.prompts.tokenization import ImageLayout, PromptTokenizer, TokenizedP
 from vlcore.vision.encoder import ImageEncoder
 from vlcore.vision.preprocessing import PreparedImage
 
-_MAX_PROMPTS_IN_FLIGHT = 64
-"""Of one list."""
-_MAX_PROMPTS_ENCODING = 64
-"""Of all callers: bounds the preprocessed pictures in memory."""
+_MAX_RUNNING_PROMPTS = 64
+"""Maximum number of prompts of one list that run at a time."""
+_MAX_ENCODING_PROMPTS = 64
+"""Maximum number of prompts, of all callers, whose preprocessed images are in memory."""
 
 
 @dataclass(frozen=True)
 class RequestRunner:
-    """The stages of one model, and how a request passes through them.
+    """Runs requests through the stages of one model.
 
-    Nothing here blocks the loop: prompts are read and tokenised in its executor, and pictures and
-    the models have threads of their own.
+    Nothing blocks the event loop: prompts are parsed and tokenized in its executor, and the image
+    encoder and the engine have their own threads.
     """
 
     encoder: ImageEncoder
@@ -44,49 +44,49 @@ class RequestRunner:
     engine: Engine
     limits: PromptLimits = field(default_factory=PromptLimits)
     _encoding: asyncio.Semaphore = field(
-        default_factory=lambda: asyncio.Semaphore(_MAX_PROMPTS_ENCODING)
+        default_factory=lambda: asyncio.Semaphore(_MAX_ENCODING_PROMPTS)
     )
 
-    async def answer(
+    async def generate(
         self, conversation: Conversation, config: GenerationConfig, index: int = 0
     ) -> AsyncGenerator[Response]:
-        """Walk the road once: pictures, rows, token ids, text."""
+        """Generate the response to a conversation: encode its prompt, and run the engine."""
         async with self._encoding:
             prompt, rows = await self._encode(conversation)
         request = EngineRequest(prompt, rows, config, tuple(self.template.stop))
         num_generated = Counter[int]()
         num_rows = sum(map(len, rows))
-        async with aclosing(self.engine.generate(request)) as pieces:
-            async for piece in pieces:
-                num_generated[piece.choice] += len(piece.token_ids)
+        async with aclosing(self.engine.generate(request)) as outputs:
+            async for output in outputs:
+                num_generated[output.choice] += len(output.token_ids)
                 yield Response(
-                    piece.text,
-                    num_generated[piece.choice],
+                    output.text,
+                    num_generated[output.choice],
                     len(prompt.token_ids),
-                    piece.finish_reason,
-                    piece.token_ids,
+                    output.finish_reason,
+                    output.token_ids,
                     index,
-                    choice=piece.choice,
-                    logprobs=piece.logprobs,
-                    logits=piece.logits,
-                    prompt_logits=piece.prompt_logits,
+                    choice=output.choice,
+                    logprobs=output.logprobs,
+                    logits=output.logits,
+                    prompt_logits=output.prompt_logits,
                     image_token_len=num_rows,
                 )
 
     async def _encode(
         self, conversation: Conversation
     ) -> tuple[TokenizedPrompt, tuple[Tensor, ...]]:
-        """Tokenize a prompt and encode its images."""
+        """Tokenize the prompt of a conversation, and encode its images."""
         self.limits.check_chars(conversation.messages)
         parts = await asyncio.to_thread(write_prompt, self.template, conversation.messages)
         prepared = await self.encoder.prepare(conversation.images, conversation.image_options)
         known = _known_layouts(prepared)
-        if known is not None:  # a prompt that is too long is refused before it costs anything
+        if known is not None:  # a prompt that is too long is rejected before its images are encoded
             prompt = await self._build(parts, known)
             self._check_length(prompt)
         encoded = await self.encoder.encode_prepared(prepared)
         layouts = [ImageLayout(len(image.rows), image.layout) for image in encoded]
-        if known is None or not _same(known, layouts):
+        if known is None or not _are_equal(known, layouts):
             prompt = await self._build(parts, layouts)
             self._check_length(prompt)
         return prompt, tuple(image.rows for image in encoded)
@@ -100,11 +100,11 @@ class RequestRunner:
     ) -> TokenizedPrompt:
         return await asyncio.to_thread(self.tokenizer.build, parts, layouts, self.template)
 
-    async def _whole(
+    async def _generate_whole(
         self, conversation: Conversation, config: GenerationConfig, index: int = 0
     ) -> Response:
-        async with aclosing(self.answer(conversation, config, index)) as pieces:
-            return join_responses([piece async for piece in pieces])
+        async with aclosing(self.generate(conversation, config, index)) as chunks:
+            return join_responses([chunk async for chunk in chunks])
 
     async def infer(
         self,
@@ -113,60 +113,63 @@ class RequestRunner:
         *,
         shows_progress: bool = False,
     ) -> Response | list[Response]:
-        """Answer a prompt, or every prompt of a list; in a list, one that fails fails alone."""
+        """Generate the response to a prompt, or to each prompt of a list.
+
+        In a list, the failure of one prompt does not affect the others.
+        """
         if not is_batch(prompts):
-            return await self._whole(await _parse(prompts), config)
-        slots = asyncio.Semaphore(_MAX_PROMPTS_IN_FLIGHT)
+            return await self._generate_whole(await _parse(prompts), config)
+        permits = asyncio.Semaphore(_MAX_RUNNING_PROMPTS)
         with progress_bar(
-            len(prompts), description="answering", unit="prompt", shown=shows_progress
+            len(prompts), description="generating", unit="prompt", shown=shows_progress
         ) as advance:
 
-            async def answer(index: int, prompt: Prompt) -> Response:
-                async with slots:
+            async def run(index: int, prompt: Prompt) -> Response:
+                async with permits:
                     try:
-                        return await self._whole(await _parse(prompt), config, index)
-                    except Exception as error:  # the others keep their answers
+                        return await self._generate_whole(await _parse(prompt), config, index)
+                    except Exception as error:  # the other prompts are not affected
                         return error_response(error, index)
                     finally:
                         advance()
 
-            return list(await asyncio.gather(*(answer(*item) for item in enumerate(prompts))))
+            return list(await asyncio.gather(*(run(*item) for item in enumerate(prompts))))
 
     async def stream(
         self,
         prompts: Prompt | Sequence[Any],
         config: GenerationConfig,
     ) -> AsyncGenerator[Response]:
-        """Answer like :meth:`infer`, piece by piece as they come."""
+        """Generate responses like :meth:`infer`, as a stream."""
         if not is_batch(prompts):
             conversation = await _parse(prompts)
-            async with aclosing(self.answer(conversation, config)) as pieces:
-                async for piece in pieces:
-                    yield piece
+            async with aclosing(self.generate(conversation, config)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
             return
-        arrived: asyncio.Queue[Response | None] = asyncio.Queue()
-        slots = asyncio.Semaphore(_MAX_PROMPTS_IN_FLIGHT)
+        responses: asyncio.Queue[Response | None] = asyncio.Queue()
+        permits = asyncio.Semaphore(_MAX_RUNNING_PROMPTS)
 
-        async def answer(index: int, prompt: Prompt) -> None:
-            async with slots:
+        async def run(index: int, prompt: Prompt) -> None:
+            async with permits:
                 try:
                     conversation = await _parse(prompt)
-                    async with aclosing(self.answer(conversation, config, index)) as pieces:
-                        async for piece in pieces:
-                            arrived.put_nowait(piece)
-                except Exception as error:  # the others keep their answers
-                    arrived.put_nowait(error_response(error, index))
+                    async with aclosing(self.generate(conversation, config, index)) as chunks:
+                        async for chunk in chunks:
+                            responses.put_nowait(chunk)
+                except Exception as error:  # the other prompts are not affected
+                    responses.put_nowait(error_response(error, index))
                 finally:
-                    arrived.put_nowait(None)
+                    responses.put_nowait(None)
 
-        tasks = [asyncio.create_task(answer(*item)) for item in enumerate(prompts)]
+        tasks = [asyncio.create_task(run(*item)) for item in enumerate(prompts)]
         try:
             num_running = len(tasks)
             while num_running:
-                if (next_piece := await arrived.get()) is None:
+                if (response := await responses.get()) is None:
                     num_running -= 1
                 else:
-                    yield next_piece
+                    yield response
         finally:
             for task in tasks:
                 task.cancel()
@@ -178,9 +181,9 @@ class RequestRunner:
         session: Session,
         config: GenerationConfig,
     ) -> Session:
-        """Answer with a session's history, and add question and answer to it."""
-        async with aclosing(self.stream_chat(prompt, session, config)) as pieces:
-            async for _ in pieces:
+        """Generate a response with the history of a session, and append both messages to it."""
+        async with aclosing(self.stream_chat(prompt, session, config)) as chunks:
+            async for _ in chunks:
                 pass
         return session
 
@@ -190,40 +193,43 @@ class RequestRunner:
         session: Session,
         config: GenerationConfig,
     ) -> AsyncGenerator[Response]:
-        """Answer like :meth:`chat`, piece by piece; a session that fails is left as it was."""
+        """Generate a response like :meth:`chat`, as a stream."""
         if config.n != 1:
-            raise OptionError(f"a session goes on with one answer: n must be 1; it is {config.n}")
-        with session.answering():
-            question = await _parse(prompt)
-            # Kept decoded: a file may change, and a download would be repeated at every turn.
-            question = replace(question, images=tuple(await self.encoder.load(question.images)))
-            conversation = question
+            raise OptionError(
+                f"a session continues with one response: n must be 1; it is {config.n}"
+            )
+        with session.reserved():
+            turn = await _parse(prompt)
+            # The images are kept decoded: a file may change, and a download would be repeated with
+            # every request.
+            turn = replace(turn, images=tuple(await self.encoder.load(turn.images)))
+            conversation = turn
             if session.conversation is not None:
-                conversation = session.conversation + question
-            pieces = []
-            async with aclosing(self.answer(conversation, config)) as answer:
-                async for piece in answer:
-                    pieces.append(piece)
-                    if piece.finish_reason is not None:  # whoever reads may stop here
-                        session.response = join_responses(pieces)
+                conversation = session.conversation + turn
+            chunks = []
+            async with aclosing(self.generate(conversation, config)) as responses:
+                async for chunk in responses:
+                    chunks.append(chunk)
+                    if chunk.finish_reason is not None:  # the caller may stop reading here
+                        session.response = join_responses(chunks)
                         reply = Message("assistant", (Text(session.response.text),))
-                        turns = (*conversation.messages, reply)
-                        session.conversation = replace(conversation, messages=turns)
-                    yield piece
+                        messages = (*conversation.messages, reply)
+                        session.conversation = replace(conversation, messages=messages)
+                    yield chunk
 
     async def close(self) -> None:
-        """Cancel what runs, and free the models."""
+        """Cancel running requests, and free the models."""
         await self.engine.close()
         await self.encoder.close()
 
 
 async def _parse(prompt: Any) -> Conversation:
-    """Read a prompt off the loop: telling a picture from a text may look at the disk."""
+    """Parse a prompt in a thread, because telling an image from a text may access the disk."""
     return await asyncio.to_thread(parse_prompt, prompt)
 
 
 def _known_layouts(images: Sequence[PreparedImage]) -> list[ImageLayout] | None:
-    """Layouts of the images, if the plugin gave every number of rows beforehand."""
+    """Return the layouts of the images, if all of them are known before encoding."""
     layouts = []
     for image in images:
         if image.num_rows is None:
@@ -232,7 +238,7 @@ def _known_layouts(images: Sequence[PreparedImage]) -> list[ImageLayout] | None:
     return layouts
 
 
-def _same(known: Sequence[ImageLayout], actual: Sequence[ImageLayout]) -> bool:
+def _are_equal(known: Sequence[ImageLayout], actual: Sequence[ImageLayout]) -> bool:
     return all(
         before.num_rows == after.num_rows and before.layout is after.layout
         for before, after in zip(known, actual, strict=True)

@@ -1,4 +1,4 @@
-"""What comes back: answers, their pieces, and sessions that remember them."""
+"""``Response``, a response or a chunk of one, and ``Session``, a conversation with its history."""
 
 from __future__ import annotations
 
@@ -21,46 +21,46 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Response:
-    """An answer, or the next piece of one.
+    """The response to a prompt, or the next chunk of it in a stream.
 
     Shapes:
-        logits: [tokens, vocab] float32 on the host, a row for each of ``token_ids``.
+        logits: [tokens, vocab] float32 on the host, one row for each of ``token_ids``.
         prompt_logits: [input_token_len, vocab] float32 on the host.
     """
 
     text: str
     generate_token_len: int
-    """Tokens generated so far."""
+    """Number of tokens generated so far."""
     input_token_len: int
-    """Tokens and image rows of the prompt."""
+    """Number of tokens of the prompt, including one for each image embedding."""
     finish_reason: FinishReason | Literal["error"] | None = None
-    """``None`` while more pieces follow; ``"error"`` where :attr:`error` says why."""
+    """``None`` while more chunks follow; ``"error"`` if the prompt failed with :attr:`error`."""
     token_ids: tuple[int, ...] = ()
     index: int = 0
-    """Which prompt of a list it answers."""
+    """Index of the prompt in a list of prompts."""
     error: Exception | None = None
-    """Why one prompt of a list has no answer; the others have theirs."""
+    """Exception that a prompt of a list failed with."""
     choice: int = 0
-    """Which of the prompt's ``n`` answers it is, or belongs to."""
+    """Index of the response among the ``n`` responses to the prompt."""
     others: tuple[Response, ...] = field(default=(), repr=False)
-    """The rest of the prompt's ``n`` answers."""
+    """The other ``n - 1`` responses to the prompt."""
     logprobs: tuple[Mapping[int, float], ...] = field(default=(), repr=False)
-    """For each of ``token_ids``, if asked for: log-probabilities by token id, its own first, then
-    those of the likeliest tokens."""
+    """Log-probabilities by token id for each of ``token_ids``: its own first, followed by those of
+    the most likely tokens. Empty unless ``logprobs`` is set."""
     logits: Tensor | None = field(default=None, repr=False, compare=False)
-    """If ``output_logits`` asks for them."""
+    """``None`` unless ``output_logits`` is set."""
     prompt_logits: Tensor | None = field(default=None, repr=False, compare=False)
-    """If ``output_logits="all"`` asks for them; in a stream, with an answer's first piece."""
+    """``None`` unless ``output_logits`` is ``"all"``; in a stream, part of the first chunk."""
     image_token_len: int = 0
-    """Image rows among the prompt's ``input_token_len``."""
+    """Number of image embeddings of the prompt, which :attr:`input_token_len` includes."""
 
     @property
     def choices(self) -> tuple[Response, ...]:
-        """All ``n`` answers to the prompt."""
+        """All ``n`` responses to the prompt."""
         return (replace(self, others=()), *self.others)
 
     def raise_for_error(self) -> Self:
-        """Raise :attr:`error` if there is one; otherwise give the response back."""
+        """Raise :attr:`error` if there is one, and return the response otherwise."""
         if self.error is not None:
             raise self.error
         return self
@@ -68,66 +68,67 @@ class Response:
 
 @dataclass
 class Session:
-    """A conversation with its history; hand it to the next call of ``chat``."""
+    """A conversation with its history, for the next call of :meth:`Pipeline.chat`."""
 
     conversation: Conversation | None = None
     response: Response | None = field(default=None, repr=False)
-    """The last answer."""
-    _is_answering: bool = field(default=False, repr=False)
+    """The last response."""
+    _is_reserved: bool = field(default=False, repr=False)
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """Every turn so far, answers included."""
+        """All messages so far, including the responses."""
         return () if self.conversation is None else self.conversation.messages
 
     @contextmanager
-    def answering(self) -> Iterator[None]:
-        """Hold the session while one question is answered.
+    def reserved(self) -> Iterator[None]:
+        """Reserve the session for one request.
 
         Raises:
-            PromptError: another question is still being answered; its turn would be lost.
+            PromptError: The session is in use by another request, whose messages would be lost.
         """
-        if self._is_answering:
+        if self._is_reserved:
             raise PromptError(
-                "the session is still answering another question: wait for that answer, or close "
-                "its stream"
+                "the session is in use by another request: wait for its response, or close its "
+                "stream"
             )
-        self._is_answering = True
+        self._is_reserved = True
         try:
             yield
         finally:
-            self._is_answering = False
+            self._is_reserved = False
 
 
-def join_responses(pieces: Sequence[Response]) -> Response:
-    """Put the pieces of a prompt's answers together."""
-    answers: dict[int, list[Response]] = {}
-    for piece in pieces:
-        answers.setdefault(piece.choice, []).append(piece)
-    first, *others = (_join_one(answers[choice]) for choice in sorted(answers))
+def join_responses(chunks: Sequence[Response]) -> Response:
+    """Join the chunks of all responses to a prompt."""
+    choices: dict[int, list[Response]] = {}
+    for chunk in chunks:
+        choices.setdefault(chunk.choice, []).append(chunk)
+    first, *others = (_join_choice(choices[choice]) for choice in sorted(choices))
     return replace(first, others=tuple(others))
 
 
-def _join_one(pieces: Sequence[Response]) -> Response:
-    logits = [piece.logits for piece in pieces if piece.logits is not None]
+def _join_choice(chunks: Sequence[Response]) -> Response:
+    logits = [chunk.logits for chunk in chunks if chunk.logits is not None]
     return replace(
-        pieces[-1],
-        text="".join(piece.text for piece in pieces),
-        token_ids=tuple(chain.from_iterable(piece.token_ids for piece in pieces)),
-        logprobs=tuple(chain.from_iterable(piece.logprobs for piece in pieces)),
+        chunks[-1],
+        text="".join(chunk.text for chunk in chunks),
+        token_ids=tuple(chain.from_iterable(chunk.token_ids for chunk in chunks)),
+        logprobs=tuple(chain.from_iterable(chunk.logprobs for chunk in chunks)),
         logits=cat(logits) if logits else None,
-        prompt_logits=pieces[0].prompt_logits,
+        prompt_logits=chunks[0].prompt_logits,
     )
 
 
 def error_response(error: Exception, index: int) -> Response:
-    """Say that one prompt of a list has no answer."""
-    logger.warning("prompt %d was not answered: %s", index, _on_one_line(str(error)))
+    """Log the failure of one prompt of a list, and return the response that reports it."""
+    logger.warning("prompt %d failed: %s", index, _on_one_line(str(error)))
     return Response("", 0, 0, "error", index=index, error=error)
 
 
 def _on_one_line(text: str) -> str:
-    """Escape what would begin a new line of a log or steer a terminal."""
+    """Escape characters that would start a new line of a log or control a terminal."""
     return "".join(
-        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
     )

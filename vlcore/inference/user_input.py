@@ -1,4 +1,4 @@
-"""What people pass as a prompt, read as a conversation and its images."""
+"""``parse_prompt``: reads any form of a prompt as a ``Conversation``."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from vlcore.prompts.messages import ImageSlot, Message, Text, parse_messages
 _URL_SCHEMES = ("http://", "https://", "data:", "file:")
 
 Prompt = str | tuple[Any, Any] | Sequence[Mapping[str, Any]]
-"""A text, ``(text, image or images)`` in either order, or OpenAI-style messages."""
+"""A text, a pair ``(text, image or images)`` in either order, or OpenAI-style messages."""
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages, and the pictures that their slots stand for."""
+    """Messages, and the images of their slots."""
 
     messages: tuple[Message, ...]
     images: tuple[ImageSource, ...] = ()
 
     @property
     def image_options(self) -> list[Mapping[str, Any]]:
-        """The options of each picture."""
+        """The options of each image."""
         slots = [part for message in self.messages for part in message.content]
         return [slot.options for slot in slots if isinstance(slot, ImageSlot)]
 
     def __add__(self, other: Conversation) -> Conversation:
-        """Continue this conversation with another one's messages and pictures."""
+        """Append the messages and images of another conversation."""
         shifted = tuple(_shift(message, len(self.images)) for message in other.messages)
         return Conversation(self.messages + shifted, self.images + other.images)
 
@@ -49,18 +49,18 @@ def parse_prompt(prompt: Any) -> Conversation:
     """Read one prompt.
 
     Raises:
-        PromptError: it is none of the forms above.
+        PromptError: The prompt is not a :data:`Prompt`, or its messages are invalid.
     """
     if isinstance(prompt, str):
         return Conversation((Message("user", (Text(prompt),)),))
     if isinstance(prompt, tuple):
         return _parse_pair(prompt)
     if isinstance(prompt, Sequence):
-        given = [item for item in prompt if isinstance(item, Mapping)]
-        if len(given) == len(prompt):
-            return Conversation(parse_messages(given), tuple(_pictures(given)))
+        messages = [item for item in prompt if isinstance(item, Mapping)]
+        if len(messages) == len(prompt):
+            return Conversation(parse_messages(messages), tuple(_images(messages)))
     raise PromptError(
-        "a prompt is a text, a pair (text, image or list of images), or a list of OpenAI-style "
+        "a prompt must be a text, a pair (text, image or list of images) or a list of OpenAI-style "
         f"messages; this one is {describe(prompt)} ({type(prompt).__name__})"
     )
 
@@ -68,15 +68,15 @@ def parse_prompt(prompt: Any) -> Conversation:
 def _parse_pair(pair: tuple[Any, ...]) -> Conversation:
     if len(pair) != 2:
         raise PromptError(
-            f"a pair (text, image or list of images) is expected; it has {len(pair)} items"
+            f"a pair (text, image or list of images) must have 2 items; it has {len(pair)} items"
         )
-    text, given = pair if _is_text_first(*pair) else (pair[1], pair[0])
+    text, images = pair if _is_text_first(*pair) else (pair[1], pair[0])
     if not isinstance(text, str):
         raise PromptError(
-            f"one of the pair must be the text; they are {type(pair[0]).__name__} and "
+            f"one item of a pair must be the text; they are {type(pair[0]).__name__} and "
             f"{type(pair[1]).__name__}"
         )
-    images = tuple(given) if isinstance(given, list | tuple) else (given,)
+    images = tuple(images) if isinstance(images, list | tuple) else (images,)
     slots = tuple(ImageSlot(index) for index in range(len(images)))
     return Conversation((Message("user", (*slots, Text(text))),), images)
 
@@ -92,28 +92,28 @@ def _looks_like_image(text: str) -> bool:
         return True
     try:
         return Path(text).expanduser().is_file()
-    except (OSError, ValueError, RuntimeError):  # too long or no path at all
+    except (OSError, ValueError, RuntimeError):  # it is too long or not a path
         return False
 
 
-def _pictures(messages: Sequence[Mapping[str, Any]]) -> list[ImageSource]:
-    pictures: list[ImageSource] = []
+def _images(messages: Sequence[Mapping[str, Any]]) -> list[ImageSource]:
+    images: list[ImageSource] = []
     for position, message in enumerate(messages):
         content = message["content"]
         for part in content if isinstance(content, Sequence) else ():
             if not isinstance(part, Mapping) or part.get("type") not in ("image", "image_url"):
                 continue
-            picture = part.get("image_url", part.get("image"))
-            if isinstance(picture, Mapping):
-                picture = picture.get("url")
-            if not isinstance(picture, str | Image.Image | Path | bytes | bytearray | memoryview):
+            image = part.get("image_url", part.get("image"))
+            if isinstance(image, Mapping):
+                image = image.get("url")
+            if not isinstance(image, str | Image.Image | Path | bytes | bytearray | memoryview):
                 raise PromptError(
-                    f"the image part in message {position} needs a picture: "
+                    f"the image part in message {position} has no image: expected "
                     '{"type": "image_url", "image_url": {"url": …}} with a URL or a path, or '
                     '{"type": "image", "image": …} with a PIL image'
                 )
-            pictures.append(picture)  # type: ignore[arg-type]
-    return pictures
+            images.append(image)  # type: ignore[arg-type]
+    return images
 
 
 def _shift(message: Message, num_images: int) -> Message:

@@ -55,7 +55,7 @@ def request_of(checkpoint: Path, prompt: Any, monkeypatch: pytest.MonkeyPatch) -
     """What the pipeline hands its engine for a prompt."""
     seen: list[EngineRequest] = []
     with vlcore.pipeline(checkpoint, dtype="float32") as pipe:
-        engine = pipe._road.engine
+        engine = pipe._runner.engine
         generate = engine.generate
 
         def spy(request: EngineRequest) -> Any:
