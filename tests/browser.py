@@ -1,4 +1,4 @@
-"""A headless Chromium, and what is done with the page in it."""
+"""A headless Chromium, and actions on the web page."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _GIVE = """([files, kind]) => {
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """Start a browser; where none is installed, the test is skipped, but not in CI."""
+    """Start a browser; if none is installed, skip the test, but fail in CI."""
     path = next(filter(None, map(shutil.which, _NAMES)), None)
     if path is None:
         reason = f"no browser is installed (one of {', '.join(_NAMES)}): make browser"
@@ -59,7 +59,7 @@ def give(page: Page, kind: str, *paths: Path, media_type: str = "image/png") -> 
     page.evaluate(_GIVE, [files, kind])
 
 
-def ask(page: Page, question: str) -> None:
-    """Type a question and send it."""
-    page.get_by_label("Your question").fill(question)
-    page.get_by_label("Your question").press("Enter")
+def ask(page: Page, prompt: str) -> None:
+    """Enter a prompt and send it."""
+    page.get_by_label("Your prompt").fill(prompt)
+    page.get_by_label("Your prompt").press("Enter")

@@ -15,7 +15,7 @@ IMAGES = Path(__file__).parents[1] / "demo" / "images"
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back until the server closed the connection."""
+    """A response, read until the server closed the connection."""
 
     status: int
     headers: dict[str, str]
@@ -26,43 +26,43 @@ class Reply:
 
 
 def data_url(name: str) -> str:
-    """A picture of the demo."""
+    """Return an image of the demo as a data URL."""
     return f"data:image/png;base64,{base64.b64encode((IMAGES / name).read_bytes()).decode()}"
 
 
-def picture(name: str) -> dict[str, Any]:
+def image_part(name: str) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": data_url(name)}}
 
 
-def text(words: str) -> dict[str, Any]:
-    return {"type": "text", "text": words}
+def text_part(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
 
 
 def chat(*content: Any, **options: Any) -> dict[str, Any]:
-    """The body of a request with one message, which is answered greedily."""
+    """Return the body of a greedy request with one user message."""
     messages = [{"role": "user", "content": list(content)}]
     return {"model": "tiny", "messages": messages, "temperature": 0} | options
 
 
-GOOD = chat(picture("circle_and_square.png"), text("What colour is the circle?"))
-GOOD_ANSWER = "red"
+GOOD = chat(image_part("circle_and_square.png"), text_part("What colour is the circle?"))
+GOOD_COMPLETION = "red"
 
 
 def send(url: str, raw: bytes) -> Reply:
-    """Send bytes on a connection of their own, and read until the server closes it."""
+    """Send bytes over a new connection, and read until the server closes it."""
     address = urlsplit(url)
     assert address.hostname is not None
     with socket.create_connection((address.hostname, address.port or 80), timeout=20) as connection:
         received = bytearray()
         try:
             connection.sendall(raw)
-            while piece := connection.recv(65536):
-                received += piece
-        except (ConnectionResetError, BrokenPipeError):  # refused before all was read
+            while data := connection.recv(65536):
+                received += data
+        except (ConnectionResetError, BrokenPipeError):  # refused before the server read everything
             while not received.endswith(b"}"):
-                piece = connection.recv(65536)
-                assert piece, "the connection was reset without an answer"
-                received += piece
+                data = connection.recv(65536)
+                assert data, "the connection was reset without a response"
+                received += data
     head, _, body = bytes(received).partition(b"\r\n\r\n")
     first, *lines = head.decode("latin-1").split("\r\n")
     headers = {}
@@ -78,7 +78,7 @@ def request(
     body: bytes = b"",
     headers: dict[str, str | bytes] | None = None,
 ) -> bytes:
-    """A request as bytes; a header that is ``""`` is left out."""
+    """Return a request as bytes; a header whose value is ``""`` is left out."""
     fields: dict[str, str | bytes] = {"Host": "127.0.0.1", "Connection": "close"}
     if method == "POST":
         fields |= {"Content-Type": "application/json", "Content-Length": str(len(body))}
@@ -92,6 +92,6 @@ def request(
 
 
 def post(body: object, headers: dict[str, str | bytes] | None = None) -> bytes:
-    """A chat request as bytes."""
+    """Return a chat request as bytes."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     return request("POST", "/v1/chat/completions", data, headers)

@@ -162,7 +162,7 @@ def test_a_port_in_use_is_told_before_the_model_is_loaded(
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
         f"error: 127.0.0.1:{port} cannot be listened on (Address already in use): choose another "
-        "--port, or 0 for one that is free, and as --host an address of this machine"
+        "--port, or 0 for a free one, and as --host an address of this machine"
     )
 
 

@@ -1,4 +1,4 @@
-"""A server of the demo model on a free port, in a thread."""
+"""Fixtures: a server of the demo model on a free port, in a thread."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from vlcore.server.settings import ServerSettings
 
 DEMO = Path(__file__).parents[2] / "demo"
 TIMEOUT_S = 120
-"""Of a wait that only a failing test waits out."""
+"""Upper bound of a wait; only a failing test reaches it."""
 
 
 @contextmanager
 def running(pipe: vlcore.Pipeline, **settings: Any) -> Iterator[Server]:
-    """Serve a pipeline, which is closed with the server."""
+    """Serve a pipeline; it is closed together with the server."""
     options: dict[str, Any] = {"model_name": "tiny", "port": 0} | settings
     server = Server(pipe, ServerSettings(**options))
     thread = threading.Thread(target=lambda: pipe.run(server.serve()), name="server")
@@ -42,7 +42,7 @@ def running(pipe: vlcore.Pipeline, **settings: Any) -> Iterator[Server]:
 
 
 def clock_of(pipe: vlcore.Pipeline) -> LoopClock:
-    """Let the test move the time of a server that runs on the loop of its pipeline."""
+    """Return a clock with which a test moves the time of a pipeline's event loop."""
 
     async def running_loop() -> asyncio.AbstractEventLoop:
         return asyncio.get_running_loop()
@@ -52,21 +52,21 @@ def clock_of(pipe: vlcore.Pipeline) -> LoopClock:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """The demo model, which answers questions about pictures."""
+    """A server of the demo model."""
     with running(vlcore.pipeline(DEMO / "tiny-llava", device="cpu", dtype="float32")) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def url(server: Server) -> str:
-    """Where it is served."""
+    """The base URL of the server."""
     host, port = server.address
     return f"http://{host}:{port}"
 
 
 @pytest.fixture(scope="module")
 def keyed_url() -> Iterator[str]:
-    """Where the demo model is served to those who have a key: ``first`` or ``second``."""
+    """The base URL of a server that requires one of the keys ``first`` and ``second``."""
     pipe = vlcore.pipeline(DEMO / "tiny-llava", device="cpu", dtype="float32")
     with running(pipe, api_keys=("first", "second")) as server:
         host, port = server.address

@@ -1,4 +1,4 @@
-"""The application's paths, and its OpenAPI document."""
+"""The application's routes, and its OpenAPI document."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def test_every_reference_of_the_document_resolves(document: Any) -> None:
     found = references(document)
     assert "#/components/schemas/ChatRequest" in found
     for reference in found:
-        place = document
+        target = document
         for step in reference.removeprefix("#/").split("/"):
-            place = place[step]
+            target = target[step]
     known = {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
     assert found == known
 
@@ -46,7 +46,7 @@ def test_the_document_describes_each_path(document: Any) -> None:
         assert schema.get("description"), name
 
 
-def test_the_document_tells_of_keys_where_there_are_some(keyed_url: str) -> None:
+def test_the_document_describes_the_keys_if_there_are_any(keyed_url: str) -> None:
     document = send(keyed_url, request("GET", "/openapi.json")).json()
     schemes = document["components"]["securitySchemes"]
     assert schemes == {"key": {"type": "http", "scheme": "bearer"}}
@@ -58,7 +58,7 @@ def test_the_document_tells_of_keys_where_there_are_some(keyed_url: str) -> None
     assert secured == {"/v1/chat/completions", "/v1/models", "/v1/models/{name}"}
 
 
-def test_the_reference_loads_nothing_and_runs_nothing(url: str) -> None:
+def test_docs_load_nothing_from_elsewhere_and_run_no_script(url: str) -> None:
     reply = send(url, request("GET", "/docs"))
     assert reply.status == 200
     assert reply.headers["content-type"] == "text/html; charset=utf-8"
@@ -68,17 +68,17 @@ def test_the_reference_loads_nothing_and_runs_nothing(url: str) -> None:
     page = reply.body.decode()
     assert "<script" not in page
     assert not re.search(r"(src|href)=\"?(https?:)?//", page)
-    for words in ("POST /v1/chat/completions", "repetition_penalty", "ErrorResponse"):
-        assert words in page
+    for fragment in ("POST /v1/chat/completions", "repetition_penalty", "ErrorResponse"):
+        assert fragment in page
     assert set(re.findall(r'href="#(\w+)"', page)) <= set(re.findall(r'id="(\w+)"', page))
 
 
-def test_it_lives_and_is_ready(url: str) -> None:
+def test_health_and_readiness(url: str) -> None:
     assert send(url, request("GET", "/health")).json() == {"status": "ok"}
     assert send(url, request("GET", "/ready")).json() == {"status": "ready"}
 
 
-def test_metrics_count(url: str) -> None:
+def test_metrics_are_counted(url: str) -> None:
     def counts() -> dict[str, float]:
         reply = send(url, request("GET", "/metrics"))
         assert reply.headers["content-type"].startswith("text/plain; version=0.0.4")
@@ -90,16 +90,16 @@ def test_metrics_count(url: str) -> None:
     send(url, post(b"{"))
     after = counts()
 
-    def grown(name: str) -> float:
+    def increase(name: str) -> float:
         return after[name] - before.get(name, 0)
 
-    assert grown('vlcore_requests_total{outcome="ok"}') == 1
-    assert grown('vlcore_requests_total{outcome="invalid_json"}') == 1
-    assert grown('vlcore_tokens_total{kind="image"}') == 64
-    assert grown("vlcore_images_total") == 1
+    assert increase('vlcore_requests_total{outcome="ok"}') == 1
+    assert increase('vlcore_requests_total{outcome="invalid_json"}') == 1
+    assert increase('vlcore_tokens_total{kind="image"}') == 64
+    assert increase("vlcore_images_total") == 1
 
 
-def test_no_answer_tells_what_serves_it(url: str) -> None:
+def test_no_response_names_the_server_software(url: str) -> None:
     reply = send(url, request("GET", "/health"))
     assert "server" not in reply.headers
     assert reply.headers["x-content-type-options"] == "nosniff"

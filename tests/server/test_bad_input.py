@@ -1,4 +1,4 @@
-"""Hostile and broken requests over real HTTP: each its status, code and message, and no harm."""
+"""Hostile and broken requests over real HTTP: each has its status, code and message."""
 
 from __future__ import annotations
 
@@ -6,16 +6,26 @@ import json
 from typing import Any
 
 import pytest
-from server_client import GOOD, GOOD_ANSWER, Reply, chat, picture, post, request, send, text
+from server_client import (
+    GOOD,
+    GOOD_COMPLETION,
+    Reply,
+    chat,
+    image_part,
+    post,
+    request,
+    send,
+    text_part,
+)
 
-ASKED = text("What is this?")
+TEXT = text_part("What is this?")
 
 
-def turn(role: str, *content: Any) -> list[dict[str, Any]]:
+def message(role: str, *content: Any) -> list[dict[str, Any]]:
     return [{"role": role, "content": list(content)}]
 
 
-def image(url: Any, **options: Any) -> dict[str, Any]:
+def url_part(url: Any, **options: Any) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url} | options}
 
 
@@ -24,7 +34,7 @@ def nested(depth: int) -> bytes:
 
 
 def with_value(name: str, json_text: str) -> bytes:
-    return json.dumps(chat(ASKED)).encode()[:-1] + f', "{name}": {json_text}}}'.encode()
+    return json.dumps(chat(TEXT)).encode()[:-1] + f', "{name}": {json_text}}}'.encode()
 
 
 JSON = [
@@ -32,7 +42,7 @@ JSON = [
     ("invalid utf-8", b'{"model": "\xff\xfe"}', "invalid_json", "not JSON"),
     ("empty", b"", "invalid_json", "not JSON: EOF"),
     ("a list", b"[]", "invalid_value", "object"),
-    ("a text", b'"hello"', "invalid_value", "object"),
+    ("a string", b'"hello"', "invalid_value", "object"),
     ("null", b"null", "invalid_value", "object"),
     ("two documents", b"{}{}", "invalid_json", "trailing"),
     ("deep nesting", nested(100_000), "invalid_json", "recursion limit"),
@@ -42,27 +52,27 @@ JSON = [
     ("Infinity", with_value("top_p", "Infinity"), "invalid_value", "top_p"),
     ("1e999", with_value("repetition_penalty", "1e999"), "invalid_value", "repetition_penalty"),
     ("many digits", with_value("max_tokens", "9" * 5000), "invalid_json", "out of range"),
-    ("a number as text", with_value("n", '"many"'), "invalid_value", "n: "),
-    ("a truth as number", with_value("stream", "17"), "invalid_value", "stream: "),
+    ("a string as a number", with_value("n", '"many"'), "invalid_value", "n: "),
+    ("a number as a boolean", with_value("stream", "17"), "invalid_value", "stream: "),
 ]
 BODIES = [
     ("nothing", {}, "missing_parameter", "model: Field required"),
     ("no messages", {"model": "tiny"}, "missing_parameter", "messages: Field required"),
     ("empty messages", chat(messages=[]), "invalid_value", "messages: List should have at least 1"),
     ("messages no list", chat(messages="Hi"), "invalid_value", "messages: "),
-    ("unknown role", chat(messages=turn("robot", ASKED)), "invalid_value", "messages.0.role: "),
+    ("unknown role", chat(messages=message("robot", TEXT)), "invalid_value", "messages.0.role: "),
     ("no content", chat(messages=[{"role": "user"}]), "missing_parameter", "messages.0.content: "),
     (
         "content a number",
         chat(messages=[{"role": "user", "content": 3}]),
         "invalid_value",
-        "messages.0.content: a text or a list of parts is expected",
+        "messages.0.content: a string or a list of parts is expected",
     ),
     (
         "content null",
         chat(messages=[{"role": "assistant", "content": None}]),
         "invalid_value",
-        "messages.0.content: a text or a list of parts is expected",
+        "messages.0.content: a string or a list of parts is expected",
     ),
     (
         "unknown part",
@@ -71,12 +81,12 @@ BODIES = [
         "messages.0.content.0: ",
     ),
     ("part without type", chat({"text": "Hi"}), "invalid_value", "messages.0.content.0: "),
-    ("text a number", chat(text(3)), "invalid_value", "messages.0.content.0.text: "),  # type: ignore[arg-type]
-    ("url a number", chat(image(3)), "invalid_value", "messages.0.content.0.image_url.url: "),
-    ("url empty", chat(image("")), "invalid_value", "messages.0.content.0.image_url.url: "),
+    ("text a number", chat(text_part(3)), "invalid_value", "messages.0.content.0.text: "),  # type: ignore[arg-type]
+    ("number as url", chat(url_part(3)), "invalid_value", "messages.0.content.0.image_url.url: "),
+    ("url empty", chat(url_part("")), "invalid_value", "messages.0.content.0.image_url.url: "),
     (
         "unknown detail",
-        chat(ASKED, image("data:,", detail="best")),
+        chat(TEXT, url_part("data:,", detail="best")),
         "invalid_value",
         "messages.0.content.1.image_url.detail: ",
     ),
@@ -88,54 +98,54 @@ BODIES = [
     ),
     (
         "image of the system",
-        chat(messages=[*turn("system", picture("tower.png")), *turn("user", ASKED)]),
+        chat(messages=[*message("system", image_part("tower.png")), *message("user", TEXT)]),
         "invalid_prompt",
         "system",
     ),
     (
         "image of the assistant",
-        chat(messages=[*turn("user", ASKED), *turn("assistant", picture("tower.png")),
-                       *turn("user", ASKED)]),
+        chat(messages=[*message("user", TEXT), *message("assistant", image_part("tower.png")),
+                       *message("user", TEXT)]),
         "invalid_prompt",
         "assistant",
     ),
-    ("wrong base64", chat(image("data:image/png;base64,!!!")), "invalid_image", "damaged base64"),
-    ("no comma", chat(image("data:image/png;base64")), "invalid_image", "data URL"),
-    ("html", chat(image("data:text/html,<p>Hi")), "invalid_image", "picture"),
-    ("svg", chat(image("data:image/svg+xml,<svg/>")), "invalid_image", "picture"),
-    ("unknown option of an image", chat(image("data:,", max_dynamic_patch=3), ASKED), None, ""),
-    ("unknown parameter", chat(ASKED, speed=9), "unknown_parameter", "speed: "),
-    ("n too large", chat(ASKED, n=9, temperature=1), "invalid_value", "at most 8 (max_answers)"),
-    ("n with temperature 0", chat(ASKED, n=2), "invalid_value", "n must be 1"),
-    ("n of 0", chat(ASKED, n=0), "invalid_value", "n: "),
-    ("max_tokens of 0", chat(ASKED, max_tokens=0), "invalid_value", "max_tokens: "),
-    ("temperature of 3", chat(ASKED, temperature=3), "invalid_value", "temperature: "),
-    ("an empty stop", chat(ASKED, stop=""), "invalid_value", "stop: "),
-    ("an empty stop among others", chat(ASKED, stop=["a", ""]), "invalid_value", "stop.1: "),
-    ("too many stops", chat(ASKED, stop=["a"] * 17), "invalid_value", "stop: "),
-    ("top_logprobs alone", chat(ASKED, top_logprobs=1), "invalid_value", "needs logprobs"),
+    ("wrong base64", chat(url_part("data:image/png;base64,!!!")), "invalid_image", "base64"),
+    ("no comma", chat(url_part("data:image/png;base64")), "invalid_image", "data URL"),
+    ("html", chat(url_part("data:text/html,<p>Hi")), "invalid_image", "image"),
+    ("svg", chat(url_part("data:image/svg+xml,<svg/>")), "invalid_image", "image"),
+    ("unknown image option", chat(url_part("data:,", max_dynamic_patch=3), TEXT), None, ""),
+    ("unknown parameter", chat(TEXT, speed=9), "unknown_parameter", "speed: "),
+    ("n too large", chat(TEXT, n=9, temperature=1), "invalid_value", "is 8 (max_answers)"),
+    ("n with temperature 0", chat(TEXT, n=2), "invalid_value", "n must be 1"),
+    ("n of 0", chat(TEXT, n=0), "invalid_value", "n: "),
+    ("max_tokens of 0", chat(TEXT, max_tokens=0), "invalid_value", "max_tokens: "),
+    ("temperature of 3", chat(TEXT, temperature=3), "invalid_value", "temperature: "),
+    ("an empty stop", chat(TEXT, stop=""), "invalid_value", "stop: "),
+    ("an empty stop among others", chat(TEXT, stop=["a", ""]), "invalid_value", "stop.1: "),
+    ("too many stops", chat(TEXT, stop=["a"] * 17), "invalid_value", "stop: "),
+    ("top_logprobs alone", chat(TEXT, top_logprobs=1), "invalid_value", "needs logprobs"),
     (
         "stream_options alone",
-        chat(ASKED, stream_options={"include_usage": True}),
+        chat(TEXT, stream_options={"include_usage": True}),
         "invalid_value",
         "needs stream",
     ),
-    ("tools", chat(ASKED, tools=[{"type": "function"}]), "invalid_value", "tools: "),
+    ("tools", chat(TEXT, tools=[{"type": "function"}]), "invalid_value", "tools: "),
     (
-        "a JSON answer",
-        chat(ASKED, response_format={"type": "json_object"}),
+        "a JSON completion",
+        chat(TEXT, response_format={"type": "json_object"}),
         "invalid_value",
         "response_format.type: ",
     ),
-    ("a penalty", chat(ASKED, presence_penalty=1), "invalid_value", "presence_penalty: "),
-    ("too long", chat(text("word " * 2000)), "context_length_exceeded", "1024"),
+    ("a penalty", chat(TEXT, presence_penalty=1), "invalid_value", "presence_penalty: "),
+    ("too long", chat(text_part("word " * 2000)), "context_length_exceeded", "1024"),
 ]  # fmt: skip
 
 
-def check(reply: Reply, status: int, code: str | None, words: str) -> None:
+def check(reply: Reply, status: int, code: str | None, fragment: str) -> None:
     error = reply.json()["error"]
     assert (reply.status, error["code"]) == (status, code or error["code"]), error
-    assert words.lower() in error["message"].lower()
+    assert fragment.lower() in error["message"].lower()
     assert set(error) == {"message", "type", "param", "code"}
     assert len(error["message"]) < 600
     assert reply.headers["content-type"] == "application/json"
@@ -145,19 +155,19 @@ def check(reply: Reply, status: int, code: str | None, words: str) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _goes_on(url: str) -> Any:
-    """After each, a good request on a connection of its own has its right answer."""
+def _server_still_works(url: str) -> Any:
+    """After each test, a good request over a new connection has the right completion."""
     yield
     reply = send(url, post(GOOD))
-    assert reply.json()["choices"][0]["message"]["content"] == GOOD_ANSWER
+    assert reply.json()["choices"][0]["message"]["content"] == GOOD_COMPLETION
 
 
 @pytest.mark.parametrize(
-    ("body", "code", "words"),
+    ("body", "code", "fragment"),
     [pytest.param(*case, id=name) for name, *case in [*JSON, *BODIES]],
 )
-def test_a_body_that_is_no_request(url: str, body: Any, code: str | None, words: str) -> None:
-    check(send(url, post(body)), 400, code, words)
+def test_an_invalid_body(url: str, body: Any, code: str | None, fragment: str) -> None:
+    check(send(url, post(body)), 400, code, fragment)
 
 
 def test_an_unknown_model(url: str) -> None:
@@ -166,7 +176,7 @@ def test_an_unknown_model(url: str) -> None:
 
 
 def test_text_with_nul_and_control_characters_is_text(url: str) -> None:
-    reply = send(url, post(chat(text("What\0 is\x1b[31m this\u202e?"), max_tokens=2)))
+    reply = send(url, post(chat(text_part("What\0 is\x1b[31m this\u202e?"), max_tokens=2)))
     assert reply.status == 200
 
 
@@ -243,12 +253,12 @@ def test_text_with_nul_and_control_characters_is_text(url: str) -> None:
         pytest.param(b"SSH-2.0-OpenSSH_9.2\r\n\r\n", 400, "invalid_http", id="ssh"),
     ],
 )  # fmt: skip
-def test_http_that_is_no_request(url: str, raw: bytes, status: int, code: str) -> None:
+def test_invalid_http(url: str, raw: bytes, status: int, code: str) -> None:
     check(send(url, raw), status, code, "")
 
 
-def test_a_length_beside_chunks_is_not_believed(url: str) -> None:
-    """The second request that a proxy would not see is none of ours either."""
+def test_a_length_in_addition_to_chunks_closes_the_connection(url: str) -> None:
+    """The bytes that a proxy takes for a body are not handled as a second request."""
     body = b"5\r\nhello\r\n0\r\n\r\nGET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
     raw = post(body, {"Content-Length": "5", "Transfer-Encoding": "chunked", "Connection": ""})
     reply = send(url, raw)

@@ -25,7 +25,7 @@ from vlcore.inference.response import Response
 
 pytestmark = pytest.mark.slow
 
-PICTURES = DEMO / "images"
+IMAGES = DEMO / "images"
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 COLOUR = "What colour is the circle?"
 _REFUSED = re.compile(r"Failed to load resource: the server responded with a status of 400 ")
@@ -41,9 +41,9 @@ def browser() -> Iterator[Browser]:
 
 @contextmanager
 def visiting(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
-    """Open the page; it logs nothing, and no request leaves the server.
+    """Open the page; it must log nothing and send requests to the server alone.
 
-    Of a refused request the browser itself logs that it was refused.
+    The browser itself logs refused requests.
     """
     with browser.new_context(**options) as context:
         page = context.new_page()
@@ -51,15 +51,15 @@ def visiting(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
         faults: list[str] = []
         page.on("console", lambda message: faults.append(message.text))
         page.on("pageerror", lambda error: faults.append(str(error)))
-        asked: list[str] = []
-        page.on("request", lambda request: asked.append(request.url))
+        requested: list[str] = []
+        page.on("request", lambda request: requested.append(request.url))
         page.goto(url)
         expect(page.locator("#model")).to_have_text("tiny")
         yield page
         assert not [fault for fault in faults if not _REFUSED.match(fault)]
-        assert asked
-        strangers = [link for link in asked if not link.startswith((f"{url}/", "data:"))]
-        assert not strangers
+        assert requested
+        external = [link for link in requested if not link.startswith((f"{url}/", "data:"))]
+        assert not external
 
 
 @pytest.fixture
@@ -70,16 +70,16 @@ def page(browser: Browser, url: str) -> Iterator[Page]:
 
 @pytest.fixture
 def slow_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let pieces come far enough apart to be told from each other."""
-    answer = vlcore.Pipeline.astream_infer
+    """Delay each delta, so that the page shows them one by one."""
+    astream_infer = vlcore.Pipeline.astream_infer
 
-    async def slowly(self: vlcore.Pipeline, *given: Any, **more: Any) -> AsyncIterator[Response]:
-        async with aclosing(answer(self, *given, **more)) as pieces:
-            async for piece in pieces:
-                yield piece
+    async def delayed(self: vlcore.Pipeline, *args: Any, **options: Any) -> AsyncIterator[Response]:
+        async with aclosing(astream_infer(self, *args, **options)) as deltas:
+            async for delta in deltas:
+                yield delta
                 await asyncio.sleep(0.25)
 
-    monkeypatch.setattr(vlcore.Pipeline, "astream_infer", slowly)
+    monkeypatch.setattr(vlcore.Pipeline, "astream_infer", delayed)
 
 
 def count_active(url: str) -> int:
@@ -88,44 +88,44 @@ def count_active(url: str) -> int:
     return int(count)
 
 
-def keep(page: Page, name: str) -> None:
+def save_screenshot(page: Page, name: str) -> None:
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=SCREENSHOTS / f"{name}.png")
 
 
-def test_a_picture_is_dropped_and_asked_about_twice(page: Page) -> None:
-    give(page, "drop", PICTURES / "circle_and_square.png")
+def test_two_questions_about_a_dropped_image(page: Page) -> None:
+    give(page, "drop", IMAGES / "circle_and_square.png")
     expect(page.locator("#tray img")).to_have_count(1)
     ask(page, DESCRIBE)
-    answers = page.locator(".answer")
-    expect(answers.locator(".text")).to_have_text(DESCRIPTION)
-    expect(answers.locator(".times")).to_have_text(
+    completions = page.locator(".completion")
+    expect(completions.locator(".text")).to_have_text(DESCRIPTION)
+    expect(completions.locator(".timing")).to_have_text(
         re.compile(r"^\d+ tokens · [\d.]+ tokens/s · first token after \d+ ms$")
     )
     expect(page.locator("#tray img")).to_have_count(0)
-    expect(page.locator(".question img")).to_have_count(1)
+    expect(page.locator(".prompt img")).to_have_count(1)
     ask(page, COLOUR)
-    expect(answers.nth(1).locator(".text")).to_have_text("red")
-    expect(answers.nth(1).locator(".times")).to_contain_text("first token after")
-    keep(page, "conversation")
+    expect(completions.nth(1).locator(".text")).to_have_text("red")
+    expect(completions.nth(1).locator(".timing")).to_contain_text("first token after")
+    save_screenshot(page, "conversation")
     page.get_by_role("button", name="New conversation").click()
-    expect(answers).to_have_count(0)
-    expect(page.get_by_role("heading", name="Ask about a picture")).to_be_visible()
+    expect(completions).to_have_count(0)
+    expect(page.get_by_role("heading", name="Ask about an image")).to_be_visible()
 
 
-def test_pieces_are_seen_as_they_come(page: Page, slow_engine: None) -> None:
-    give(page, "drop", PICTURES / "circle_and_square.png")
+def test_a_completion_is_shown_while_it_is_generated(page: Page, slow_engine: None) -> None:
+    give(page, "drop", IMAGES / "circle_and_square.png")
     page.evaluate(
         """() => {
           window.seen = [];
           new MutationObserver(() => {
-            const text = document.querySelector(".answer .text")?.textContent;
+            const text = document.querySelector(".completion .text")?.textContent;
             if (text && text !== window.seen.at(-1)) window.seen.push(text);
           }).observe(document.body, { subtree: true, childList: true, characterData: true });
         }"""
     )
     ask(page, DESCRIBE)
-    expect(page.locator(".answer .times")).to_contain_text("tokens")
+    expect(page.locator(".completion .timing")).to_contain_text("tokens")
     seen = page.evaluate("window.seen")
     assert len(seen) > 2
     assert all(later.startswith(earlier) for earlier, later in pairwise(seen))
@@ -134,47 +134,47 @@ def test_pieces_are_seen_as_they_come(page: Page, slow_engine: None) -> None:
 
 @pytest.mark.parametrize("way", ["button", "key"])
 def test_stopping_frees_the_request(page: Page, url: str, slow_engine: None, way: str) -> None:
-    give(page, "drop", PICTURES / "circle_and_square.png")
+    give(page, "drop", IMAGES / "circle_and_square.png")
     ask(page, DESCRIBE)
-    expect(page.locator(".answer .text")).not_to_be_empty()
+    expect(page.locator(".completion .text")).not_to_be_empty()
     assert count_active(url) == 1
     if way == "button":
         page.get_by_role("button", name="Stop").click()
     else:
         page.keyboard.press("Escape")
-    expect(page.locator(".answer .times")).to_contain_text("stopped")
+    expect(page.locator(".completion .timing")).to_contain_text("stopped")
     expect(page.get_by_role("button", name="Send")).to_be_visible()
-    text = page.locator(".answer .text").text_content() or ""
+    text = page.locator(".completion .text").text_content() or ""
     assert text
     assert DESCRIPTION.startswith(text)
     assert text != DESCRIPTION
     until = time.monotonic() + 5
     while count_active(url):
-        assert time.monotonic() < until, "the server still answers"
+        assert time.monotonic() < until, "the request is still active"
         time.sleep(0.02)
 
 
-def test_pictures_are_pasted_kept_in_order_and_removed(page: Page) -> None:
+def test_pasted_images_keep_their_order_and_can_be_removed(page: Page) -> None:
     names = ["tower.png", "circle_and_square.png", "triangle.png"]
-    give(page, "paste", *(PICTURES / name for name in names))
+    give(page, "paste", *(IMAGES / name for name in names))
     thumbnails = page.locator("#tray img")
     expect(thumbnails).to_have_count(3)
     assert [thumbnail.get_attribute("alt") for thumbnail in thumbnails.all()] == names
     page.get_by_role("button", name="Remove tower.png").click()
     page.get_by_role("button", name="Remove triangle.png").click()
     ask(page, COLOUR)
-    expect(page.locator(".answer .text")).to_have_text("red")
+    expect(page.locator(".completion .text")).to_have_text("red")
 
 
-def test_files_are_chosen_and_others_refused(page: Page) -> None:
-    page.get_by_label("Pictures", exact=True).set_input_files(PICTURES / "tower.png")
+def test_image_files_are_accepted_and_others_refused(page: Page) -> None:
+    page.get_by_label("Images", exact=True).set_input_files(IMAGES / "tower.png")
     expect(page.locator("#tray img")).to_have_count(1)
-    give(page, "drop", PICTURES / "questions.json", media_type="application/json")
-    expect(page.get_by_role("alert")).to_have_text("Not a picture: questions.json")
+    give(page, "drop", IMAGES / "questions.json", media_type="application/json")
+    expect(page.get_by_role("alert")).to_have_text("Not an image: questions.json")
 
 
-def test_shift_and_enter_break_a_line(page: Page) -> None:
-    field = page.get_by_label("Your question")
+def test_shift_enter_inserts_a_line_break(page: Page) -> None:
+    field = page.get_by_label("Your prompt")
     field.press_sequentially("one")
     field.press("Shift+Enter")
     field.press_sequentially("two")
@@ -182,22 +182,22 @@ def test_shift_and_enter_break_a_line(page: Page) -> None:
     expect(page.locator(".turn")).to_have_count(0)
 
 
-def test_an_error_is_shown_in_place_and_the_question_kept(page: Page, tmp_path: Path) -> None:
+def test_an_error_is_shown_and_the_question_is_kept(page: Page, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"not an image")
     give(page, "drop", broken)
     ask(page, COLOUR)
-    error = page.locator(".answer .error")
+    error = page.locator(".completion .error")
     expect(error).to_be_visible()
-    expect(page.get_by_label("Your question")).to_have_value(COLOUR)
+    expect(page.get_by_label("Your prompt")).to_have_value(COLOUR)
     expect(page.locator("#tray img")).to_have_count(1)
     page.get_by_role("button", name="Remove broken.png").click()
-    give(page, "drop", PICTURES / "circle_and_square.png")
-    page.get_by_label("Your question").press("Enter")
-    expect(page.locator(".answer .text").nth(1)).to_have_text("red")
+    give(page, "drop", IMAGES / "circle_and_square.png")
+    page.get_by_label("Your prompt").press("Enter")
+    expect(page.locator(".completion .text").nth(1)).to_have_text("red")
 
 
-def test_an_answer_with_html_stays_text(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_html_in_a_completion_stays_text(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
     html = "<img src=x onerror=alert(1)><b>bold</b><script>alert(2)</script>"
 
     async def hostile(*_: Any, **__: Any) -> AsyncIterator[Response]:
@@ -207,24 +207,24 @@ def test_an_answer_with_html_stays_text(page: Page, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(vlcore.Pipeline, "astream_infer", hostile)
     ask(page, html)
-    expect(page.locator(".answer .text")).to_have_text(html)
-    expect(page.locator(".question .text")).to_have_text(html)
+    expect(page.locator(".completion .text")).to_have_text(html)
+    expect(page.locator(".prompt .text")).to_have_text(html)
     assert page.locator(".text *").count() == 0
 
 
-def test_what_is_copied_runs(page: Page, url: str) -> None:
+def test_copied_commands_run(page: Page, url: str) -> None:
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     system = 'It\'s a "quoted" $HOME `date` \\ back\\slash, JSON\nand ü.'
     page.get_by_role("button", name="Settings").click()
     page.get_by_label("System message").fill(system)
-    give(page, "drop", PICTURES / "circle_and_square.png")
+    give(page, "drop", IMAGES / "circle_and_square.png")
     ask(page, DESCRIBE)
-    expect(page.locator(".answer .times")).to_contain_text("tokens")
-    expected = page.locator(".answer .text").text_content()
+    expect(page.locator(".completion .timing")).to_contain_text("tokens")
+    expected = page.locator(".completion .text").text_content()
     copied = {}
     for name in ("as curl", "as Python"):
         page.get_by_role("button", name=name).click()
-        expect(page.locator("#code")).to_contain_text("cut for display")
+        expect(page.locator("#code")).to_contain_text("abbreviated")
         page.get_by_role("button", name="Copy").click()
         expect(page.get_by_role("button", name="Copied")).to_be_visible()
         copied[name] = page.evaluate("navigator.clipboard.readText()")
@@ -243,7 +243,7 @@ def test_what_is_copied_runs(page: Page, url: str) -> None:
     assert ran.stdout.strip() == expected
 
 
-def test_code_is_copied_without_a_clipboard_too(browser: Browser, url: str) -> None:
+def test_code_is_copied_without_the_clipboard_api(browser: Browser, url: str) -> None:
     with browser.new_context() as context:
         context.grant_permissions(["clipboard-read", "clipboard-write"])
         page = context.new_page()
@@ -253,7 +253,7 @@ def test_code_is_copied_without_a_clipboard_too(browser: Browser, url: str) -> N
         )
         page.goto(url)
         ask(page, "How many objects are there?")
-        expect(page.locator(".answer .times")).to_contain_text("token")
+        expect(page.locator(".completion .timing")).to_contain_text("token")
         page.get_by_role("button", name="as curl").click()
         page.get_by_role("button", name="Copy").click()
         expect(page.get_by_role("button", name="Copied")).to_be_focused()
@@ -262,47 +262,47 @@ def test_code_is_copied_without_a_clipboard_too(browser: Browser, url: str) -> N
         assert page.locator("dialog textarea").count() == 0
         page.evaluate("document.execCommand = () => false")
         page.get_by_role("button", name="Copied").click()
-        expect(page.get_by_role("button", name="The browser refuses")).to_be_visible()
+        expect(page.get_by_role("button", name="The browser refused to copy")).to_be_visible()
 
 
-def test_an_error_in_the_midst_is_shown_under_what_came(
+def test_an_error_within_a_stream_is_shown_below_the_text(
     page: Page, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def breaks_off(*_: Any, **__: Any) -> AsyncIterator[Response]:
+    async def fails(*_: Any, **__: Any) -> AsyncIterator[Response]:
         yield Response(text="so far", generate_token_len=1, input_token_len=1, index=0)
         raise EngineClosedError("the engine was closed")
 
-    monkeypatch.setattr(vlcore.Pipeline, "astream_infer", breaks_off)
+    monkeypatch.setattr(vlcore.Pipeline, "astream_infer", fails)
     ask(page, COLOUR)
-    expect(page.locator(".answer .error")).to_contain_text("the server is stopping")
-    expect(page.locator(".answer .text")).to_have_text("so far")
-    expect(page.get_by_label("Your question")).to_have_value(COLOUR)
+    expect(page.locator(".completion .error")).to_contain_text("the server is stopping")
+    expect(page.locator(".completion .text")).to_have_text("so far")
+    expect(page.get_by_label("Your prompt")).to_have_value(COLOUR)
     expect(page.get_by_role("button", name="Send")).to_be_visible()
 
 
-def test_boxes_are_drawn_over_the_picture(browser: Browser, tmp_path: Path) -> None:
+def test_boxes_are_drawn_over_the_image(browser: Browser, tmp_path: Path) -> None:
     pipe = vlcore.pipeline(write_pointing_qwen(tmp_path / "pointing"), device="cpu")
     with running(pipe) as server:
         host, port = server.address
         with visiting(browser, f"http://{host}:{port}") as page:
-            give(page, "drop", PICTURES / "circle_and_square.png")
+            give(page, "drop", IMAGES / "circle_and_square.png")
             ask(page, "Where is the dog?")
-            box = page.locator(".pointed .box")
+            box = page.locator(".regions .box")
             expect(box).to_have_text("dog")
-            picture, drawn = page.locator(".pointed img").bounding_box(), box.bounding_box()
-            assert picture
+            image, drawn = page.locator(".regions img").bounding_box(), box.bounding_box()
+            assert image
             assert drawn
             shares = (
-                (drawn["x"] - picture["x"]) / picture["width"],
-                (drawn["y"] - picture["y"]) / picture["height"],
-                drawn["width"] / picture["width"],
-                drawn["height"] / picture["height"],
+                (drawn["x"] - image["x"]) / image["width"],
+                (drawn["y"] - image["y"]) / image["height"],
+                drawn["width"] / image["width"],
+                drawn["height"] / image["height"],
             )
             assert shares == pytest.approx((0.1, 0.2, 0.6, 0.6), abs=0.01)
-            keep(page, "boxes")
+            save_screenshot(page, "boxes")
 
 
-def test_a_key_is_asked_for_and_kept_in_the_tab(browser: Browser) -> None:
+def test_the_key_is_requested_and_kept_in_the_tab(browser: Browser) -> None:
     pipe = vlcore.pipeline(DEMO / "tiny-llava", device="cpu", dtype="float32")
     with running(pipe, api_keys=("open sesame",), max_body_bytes=4096) as server:
         host, port = server.address
@@ -310,21 +310,21 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(browser: Browser) -> None:
             page = context.new_page()
             page.set_default_timeout(10_000)
             page.goto(f"http://{host}:{port}")
-            for key, reason in (("wrong", "a key is needed"), ("open sesame", "is wrong")):
+            for key, reason in (("wrong", "an API key is required"), ("open sesame", "is wrong")):
                 expect(page.locator("#key-reason")).to_contain_text(reason)
                 page.get_by_label("API key").fill(key)
-                page.get_by_role("button", name="Go on").click()
+                page.get_by_role("button", name="Continue").click()
             expect(page.locator("#model")).to_have_text("tiny")
             ask(page, "How many objects are there?")
-            expect(page.locator(".answer .times")).to_contain_text("token")
+            expect(page.locator(".completion .timing")).to_contain_text("token")
             assert page.evaluate("localStorage.length") == 0
             page.get_by_role("button", name="as curl").click()
             expect(page.locator("#code")).to_contain_text("Bearer $VLCORE_API_KEY")
             expect(page.locator("#code")).not_to_contain_text("sesame")
             page.get_by_role("button", name="Close").click()
-            give(page, "drop", PICTURES / "large.png")
+            give(page, "drop", IMAGES / "large.png")
             ask(page, COLOUR)
-            expect(page.locator(".answer .error")).to_contain_text("max_body_bytes")
+            expect(page.locator(".completion .error")).to_contain_text("max_body_bytes")
 
 
 CONTRAST = """(element) => {
@@ -339,41 +339,49 @@ CONTRAST = """(element) => {
   let behind = element;
   while (channels(getComputedStyle(behind).backgroundColor)[3] === 0) behind = behind.parentElement;
   const both = [getComputedStyle(element).color, getComputedStyle(behind).backgroundColor];
-  const [darker, lighter] = both.map(luminance).sort((one, other) => one - other);
+  const [darker, lighter] = both.map(luminance).sort((first, second) => first - second);
   return (lighter + 0.05) / (darker + 0.05);
 }"""
 """The contrast ratio of an element's text, as WCAG 2.2 defines it."""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_text_can_be_read(browser: Browser, url: str, scheme: Any, tmp_path: Path) -> None:
+def test_every_text_has_enough_contrast(
+    browser: Browser, url: str, scheme: Any, tmp_path: Path
+) -> None:
     broken = tmp_path / "broken.png"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"not an image")
     with visiting(browser, url, color_scheme=scheme) as page:
         page.get_by_role("button", name="Settings").click()
         ask(page, COLOUR)
-        expect(page.locator(".answer .times")).to_contain_text("token")
+        expect(page.locator(".completion .timing")).to_contain_text("token")
         give(page, "drop", broken)
         ask(page, COLOUR)
-        expect(page.locator(".answer .error")).to_be_visible()
+        expect(page.locator(".completion .error")).to_be_visible()
         texts = page.locator("body *:visible").filter(has_text=re.compile(r"\S"))
-        leaves = [one for one in texts.all() if one.evaluate("(e) => e.childElementCount") == 0]
+        leaves = [
+            element
+            for element in texts.all()
+            if element.evaluate("(e) => e.childElementCount") == 0
+        ]
         assert len(leaves) > 12
         faint = {
-            one.text_content(): ratio for one in leaves if (ratio := one.evaluate(CONTRAST)) < 4.5
+            element.text_content(): ratio
+            for element in leaves
+            if (ratio := element.evaluate(CONTRAST)) < 4.5
         }
         assert not faint
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_a_phone(browser: Browser, url: str, scheme: Any) -> None:
+def test_the_page_fits_a_phone(browser: Browser, url: str, scheme: Any) -> None:
     size: Any = {"width": 360, "height": 640}
     with visiting(browser, url, viewport=size, color_scheme=scheme) as page:
-        give(page, "drop", PICTURES / "circle_and_square.png")
+        give(page, "drop", IMAGES / "circle_and_square.png")
         page.get_by_role("button", name="Settings").click()
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
         page.get_by_role("button", name="Settings").click()
         ask(page, COLOUR)
-        expect(page.locator(".answer .text")).to_have_text("red")
+        expect(page.locator(".completion .text")).to_have_text("red")
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
-        keep(page, f"phone_{scheme}")
+        save_screenshot(page, f"phone_{scheme}")

@@ -14,15 +14,15 @@ from server.conftest import DEMO, clock_of, running
 from server.wire import (
     LONG,
     TIMEOUT_S,
-    ask,
+    chat_body,
     closing,
     connect,
-    exchange,
     metric,
     outcomes,
     post,
     read_all,
     read_until,
+    send_and_read,
     wait_for,
 )
 
@@ -41,22 +41,22 @@ def pipe() -> Pipeline:
 
 
 @pytest.fixture(scope="module")
-def hasty(pipe: Pipeline) -> Iterator[Server]:
-    """A server with limits, whose times only pass where a test moves its clock."""
+def server(pipe: Pipeline) -> Iterator[Server]:
+    """A server whose time limits pass only when a test moves its clock."""
     limits = {"deadline_s": DEADLINE_S, "body_timeout_s": BODY_TIMEOUT_S, "max_requests": 3}
     with running(pipe, **limits) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def clock(pipe: Pipeline, hasty: Server) -> LoopClock:
-    """The clock of that server."""
+def clock(pipe: Pipeline, server: Server) -> LoopClock:
+    """The clock of the server."""
     return clock_of(pipe)
 
 
 @pytest.fixture(scope="module")
-def narrow() -> Iterator[tuple[Pipeline, Server]]:
-    """A server whose engine answers one at a time, and that fetches from this machine."""
+def narrow_server() -> Iterator[tuple[Pipeline, Server]]:
+    """A server whose engine runs one sequence at a time, and that downloads from this machine."""
     pipe = vlcore.pipeline(
         DEMO / "tiny-llava",
         device="cpu",
@@ -73,39 +73,39 @@ def is_idle(pipe: Pipeline, server: Server) -> bool:
     return not engine._batch.sequences and metric(server, "vlcore_active_requests") == 0
 
 
-def has_to_wait_for_a_client(server: Server) -> bool:
-    """Whether what a client does not read fills every buffer between the server and it."""
+def is_write_paused(server: Server) -> bool:
+    """Return whether every buffer between the server and a client that does not read is full."""
     connections: list[Any] = list(server.server_state.connections)
     return any(connection.flow.write_paused for connection in connections)
 
 
 @pytest.mark.parametrize("streams", [True, False])
-def test_a_client_that_goes_away_frees_its_row_and_its_place(
-    hasty: Server, pipe: Pipeline, streams: bool
+def test_a_disconnected_client_frees_its_batch_slot_and_its_permit(
+    server: Server, pipe: Pipeline, streams: bool
 ) -> None:
-    gone = outcomes(hasty, "disconnected")
+    num_disconnected = outcomes(server, "disconnected")
     with held(pipe.engine, 4) as hold:
-        with connect(hasty) as connection:
-            connection.sendall(post(ask(stream=streams, **LONG)))
+        with connect(server) as connection:
+            connection.sendall(post(chat_body(stream=streams, **LONG)))
             if streams:
                 read_until(connection, b"data: ")
             hold.wait_until_held()
-        wait_for(lambda: outcomes(hasty, "disconnected") == gone + 1)
+        wait_for(lambda: outcomes(server, "disconnected") == num_disconnected + 1)
         started = hold.num_started
         hold.release()
-        wait_for(lambda: is_idle(pipe, hasty))
+        wait_for(lambda: is_idle(pipe, server))
         assert hold.num_started == started
 
 
-def test_a_client_that_goes_away_while_it_waits_for_a_row_waits_no_more(
-    narrow: tuple[Pipeline, Server],
+def test_a_disconnected_client_leaves_the_waiting_queue(
+    narrow_server: tuple[Pipeline, Server],
 ) -> None:
-    pipe, server = narrow
+    pipe, server = narrow_server
     with held(pipe.engine, 4), connect(server) as first:
-        first.sendall(post(ask(stream=True, **LONG)))
+        first.sendall(post(chat_body(stream=True, **LONG)))
         read_until(first, b"data: ")
         with connect(server) as second:
-            second.sendall(post(ask(**LONG)))
+            second.sendall(post(chat_body(**LONG)))
             wait_for(lambda: metric(server, "vlcore_answers_waiting") == 1)
             assert metric(server, "vlcore_answers_running") == 1
         wait_for(lambda: metric(server, "vlcore_answers_waiting") == 0)
@@ -114,17 +114,17 @@ def test_a_client_that_goes_away_while_it_waits_for_a_row_waits_no_more(
     wait_for(lambda: is_idle(pipe, server))
 
 
-def test_a_client_that_goes_away_ends_the_downloads_of_its_pictures(
-    narrow: tuple[Pipeline, Server],
+def test_a_disconnected_client_ends_its_downloads(
+    narrow_server: tuple[Pipeline, Server],
 ) -> None:
-    pipe, server = narrow
-    with socket.create_server(("127.0.0.1", 0)) as pictures:
-        url = f"http://127.0.0.1:{pictures.getsockname()[1]}/never.png"
+    pipe, server = narrow_server
+    with socket.create_server(("127.0.0.1", 0)) as image_server:
+        url = f"http://127.0.0.1:{image_server.getsockname()[1]}/never.png"
         content = [{"type": "image_url", "image_url": {"url": url}}]
         with connect(server) as connection:
-            connection.sendall(post(ask(messages=[{"role": "user", "content": content}])))
-            pictures.settimeout(TIMEOUT_S)
-            download, _ = pictures.accept()
+            connection.sendall(post(chat_body(messages=[{"role": "user", "content": content}])))
+            image_server.settimeout(TIMEOUT_S)
+            download, _ = image_server.accept()
             download.settimeout(TIMEOUT_S)
             assert read_until(download, b"\r\n\r\n").startswith(b"GET /never.png")
         with download:
@@ -132,130 +132,138 @@ def test_a_client_that_goes_away_ends_the_downloads_of_its_pictures(
     wait_for(lambda: is_idle(pipe, server))
 
 
-def test_a_body_in_chunks_ends_at_the_limit_too(narrow: tuple[Pipeline, Server]) -> None:
-    pipe, server = narrow
+def test_a_chunked_body_is_limited_too(narrow_server: tuple[Pipeline, Server]) -> None:
+    pipe, server = narrow_server
     head = post(b"").replace(b"content-length: 0", b"transfer-encoding: chunked")
     chunk = b"1f4\r\n" + b" " * 500 + b"\r\n"
-    status, came = exchange(server, head + 5 * chunk)  # and no end
+    status, received = send_and_read(server, head + 5 * chunk)  # without an end
     assert status == 413
-    assert "max_body_bytes" in came
+    assert "max_body_bytes" in received
     assert is_idle(pipe, server)
 
 
-def test_one_more_request_than_there_are_places_is_told_to_come_again(
-    hasty: Server, pipe: Pipeline
-) -> None:
+def test_a_request_above_the_bound_receives_429(server: Server, pipe: Pipeline) -> None:
     with held(pipe.engine) as hold, ExitStack() as stack:
-        running = [stack.enter_context(connect(hasty)) for _ in range(3)]
+        running = [stack.enter_context(connect(server)) for _ in range(3)]
         for connection in running:
-            connection.sendall(post(ask(stream=True, **LONG)))
+            connection.sendall(post(chat_body(stream=True, **LONG)))
             hold.allow(3)
             read_until(connection, b"data: ")
-        status, came = exchange(hasty, post(ask()))
+        status, received = send_and_read(server, post(chat_body()))
         assert status == 429
-        assert "\r\nretry-after: 1\r\n" in came.lower()
-        assert "max_requests" in came
+        assert "\r\nretry-after: 1\r\n" in received.lower()
+        assert "max_requests" in received
         running[0].close()
-        wait_for(lambda: metric(hasty, "vlcore_active_requests") == 2)
+        wait_for(lambda: metric(server, "vlcore_active_requests") == 2)
         hold.release()
-        assert exchange(hasty, post(ask()))[0] == 200
-    wait_for(lambda: is_idle(pipe, hasty))
+        assert send_and_read(server, post(chat_body()))[0] == 200
+    wait_for(lambda: is_idle(pipe, server))
 
 
-def test_a_client_that_goes_away_in_mid_body_frees_its_place(hasty: Server, pipe: Pipeline) -> None:
-    gone = outcomes(hasty, "disconnected")
-    with connect(hasty) as connection:
+def test_a_client_that_disconnects_in_its_body_frees_its_permit(
+    server: Server, pipe: Pipeline
+) -> None:
+    num_disconnected = outcomes(server, "disconnected")
+    with connect(server) as connection:
         connection.sendall(post(b'{"model"', length=1000))
-        wait_for(lambda: metric(hasty, "vlcore_active_requests") == 1)
-    wait_for(lambda: outcomes(hasty, "disconnected") == gone + 1)
-    assert is_idle(pipe, hasty)
+        wait_for(lambda: metric(server, "vlcore_active_requests") == 1)
+    wait_for(lambda: outcomes(server, "disconnected") == num_disconnected + 1)
+    assert is_idle(pipe, server)
 
 
 @pytest.mark.parametrize("streams", [True, False])
-def test_the_deadline_has_its_status_before_the_first_piece(
-    hasty: Server, pipe: Pipeline, clock: LoopClock, streams: bool
+def test_the_deadline_before_the_first_token_is_a_status(
+    server: Server, pipe: Pipeline, clock: LoopClock, streams: bool
 ) -> None:
-    with held(pipe.engine) as hold, connect(hasty) as connection:
-        connection.sendall(post(ask(stream=streams, **LONG)))
+    with held(pipe.engine) as hold, connect(server) as connection:
+        connection.sendall(post(chat_body(stream=streams, **LONG)))
         hold.wait_until_held()
         clock.advance(DEADLINE_S)
-        came = read_all(connection)
-    assert came.startswith(b"HTTP/1.1 504 ")
-    assert b"deadline_exceeded" in came
-    wait_for(lambda: is_idle(pipe, hasty))
+        received = read_all(connection)
+    assert received.startswith(b"HTTP/1.1 504 ")
+    assert b"deadline_exceeded" in received
+    wait_for(lambda: is_idle(pipe, server))
 
 
-def test_the_deadline_is_an_event_after_the_first_piece(
-    hasty: Server, pipe: Pipeline, clock: LoopClock
+def test_the_deadline_after_the_first_token_is_an_event(
+    server: Server, pipe: Pipeline, clock: LoopClock
 ) -> None:
-    with held(pipe.engine, 4), connect(hasty) as connection:
-        connection.sendall(closing(post(ask(stream=True, **LONG))))
-        came = read_until(connection, b"data: ")
+    with held(pipe.engine, 4), connect(server) as connection:
+        connection.sendall(closing(post(chat_body(stream=True, **LONG))))
+        received = read_until(connection, b"data: ")
         clock.advance(DEADLINE_S)
-        came += read_all(connection)
-    assert came.startswith(b"HTTP/1.1 200 ")
-    assert b'"code":"deadline_exceeded"' in came
-    assert b"[DONE]" not in came
-    wait_for(lambda: is_idle(pipe, hasty))
+        received += read_all(connection)
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert b'"code":"deadline_exceeded"' in received
+    assert b"[DONE]" not in received
+    wait_for(lambda: is_idle(pipe, server))
 
 
-def test_a_client_that_never_reads_is_cut_off_at_the_deadline(
-    hasty: Server, pipe: Pipeline, clock: LoopClock, caplog: pytest.LogCaptureFixture
+def test_a_client_that_never_reads_is_disconnected_at_the_deadline(
+    server: Server, pipe: Pipeline, clock: LoopClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for listening in hasty.servers[0].sockets:  # what lies between the two is soon full
+    for listening in server.servers[0].sockets:  # the buffers between the two fill up soon
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2048)
     with socket.socket() as reader, caplog.at_level(logging.WARNING):
         reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-        reader.connect(hasty.address)
-        # Many long events, so that the server's own buffer is full in time too.
-        many = LONG | {"temperature": 1, "n": 4, "logprobs": True, "top_logprobs": 20}
-        reader.sendall(post(ask(stream=True, **many)))
-        wait_for(lambda: has_to_wait_for_a_client(hasty))
-        assert exchange(hasty, post(ask()))[0] == 200  # nobody else is held up
+        reader.connect(server.address)
+        # Many long events fill the server's own buffer too.
+        options = LONG | {"temperature": 1, "n": 4, "logprobs": True, "top_logprobs": 20}
+        reader.sendall(post(chat_body(stream=True, **options)))
+        wait_for(lambda: is_write_paused(server))
+        assert send_and_read(server, post(chat_body()))[0] == 200  # other clients are served
         clock.advance(DEADLINE_S)
-        wait_for(lambda: is_idle(pipe, hasty))
-        wait_for(lambda: "a client did not read its answer in time" in caplog.messages)
-        came = b""
+        wait_for(lambda: is_idle(pipe, server))
+        wait_for(lambda: "a client did not read its response in time" in caplog.messages)
+        received = b""
         with suppress(ConnectionResetError):
-            came = read_until(reader, b"[DONE]")
-    assert b"deadline_exceeded" not in came
-    assert not came.endswith(b"0\r\n\r\n")  # which would be the end of an answer
+            received = read_until(reader, b"[DONE]")
+    assert b"deadline_exceeded" not in received
+    assert not received.endswith(b"0\r\n\r\n")  # the end of a complete response
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-def test_a_slow_body_is_told_so(hasty: Server, clock: LoopClock) -> None:
-    with connect(hasty) as connection:
+def test_a_slow_body_receives_408(server: Server, clock: LoopClock) -> None:
+    with connect(server) as connection:
         connection.sendall(post(b'{"model"', length=1000))
-        wait_for(lambda: metric(hasty, "vlcore_active_requests") == 1)
+        wait_for(lambda: metric(server, "vlcore_active_requests") == 1)
         clock.advance(BODY_TIMEOUT_S)
-        came = read_all(connection)
-    assert came.startswith(b"HTTP/1.1 408 ")
-    assert b"body_timeout" in came
+        received = read_all(connection)
+    assert received.startswith(b"HTTP/1.1 408 ")
+    assert b"body_timeout" in received
 
 
-def test_no_task_is_left_by_good_bad_or_broken_requests(hasty: Server, pipe: Pipeline) -> None:
+def test_no_task_is_left_after_good_bad_or_aborted_requests(server: Server, pipe: Pipeline) -> None:
     async def num_tasks() -> int:
         return len(asyncio.all_tasks())
 
-    wait_for(lambda: is_idle(pipe, hasty))
+    wait_for(lambda: is_idle(pipe, server))
     before = pipe.run(num_tasks())
-    for body in (ask(), ask(stream=True), b"{", ask(temperature=9)):
-        exchange(hasty, post(body))
-    for body in (ask(), ask(stream=True), b"{", ask(temperature=9), ask(**LONG)):
-        with connect(hasty) as connection:
+    for body in (chat_body(), chat_body(stream=True), b"{", chat_body(temperature=9)):
+        send_and_read(server, post(body))
+    for body in (
+        chat_body(),
+        chat_body(stream=True),
+        b"{",
+        chat_body(temperature=9),
+        chat_body(**LONG),
+    ):
+        with connect(server) as connection:
             connection.sendall(post(body)[:-3])
-        with connect(hasty) as connection:
+        with connect(server) as connection:
             connection.sendall(post(body))
-    wait_for(lambda: is_idle(pipe, hasty))
+    wait_for(lambda: is_idle(pipe, server))
     wait_for(lambda: pipe.run(num_tasks()) <= before)
 
 
-def test_a_bad_request_leaves_the_good_ones_beside_it_alone(hasty: Server) -> None:
-    alone = exchange(hasty, post(ask(max_tokens=24, ignore_eos=True)))[1]
-    with connect(hasty) as connection:
-        connection.sendall(post(ask(max_tokens=24, ignore_eos=True)))
-        for body in (b"{", ask(model="another"), ask(temperature=9)):
-            assert exchange(hasty, post(body))[0] in (400, 404)
-        came = read_until(connection, b'"cached_tokens":0}}}').decode()
-    said = '"message":{'
-    assert came.partition(said)[2].partition("}")[0] == alone.partition(said)[2].partition("}")[0]
+def test_a_bad_request_does_not_affect_concurrent_ones(server: Server) -> None:
+    alone = send_and_read(server, post(chat_body(max_tokens=24, ignore_eos=True)))[1]
+    with connect(server) as connection:
+        connection.sendall(post(chat_body(max_tokens=24, ignore_eos=True)))
+        for body in (b"{", chat_body(model="another"), chat_body(temperature=9)):
+            assert send_and_read(server, post(body))[0] in (400, 404)
+        received = read_until(connection, b'"cached_tokens":0}}}').decode()
+    mark = '"message":{'
+    assert (
+        received.partition(mark)[2].partition("}")[0] == alone.partition(mark)[2].partition("}")[0]
+    )

@@ -1,4 +1,4 @@
-"""Answers in the making, by a pipeline that gives what it is told."""
+"""Completions of a fake pipeline."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from vlcore.server.request_parsing import ParsedRequest
 from vlcore.vision.stats import EncoderStats
 
 
-def piece(text: str, number: int, finish_reason: Any = None, **more: Any) -> Response:
+def delta(text: str, number: int, finish_reason: Any = None, **more: Any) -> Response:
     return Response(text, number, 10, finish_reason, image_token_len=4, **more)
 
 
-class Told:
-    """A pipeline that gives these pieces, and regions if there are any."""
+class FakePipeline:
+    """A pipeline that generates the given deltas, and regions if there are any."""
 
-    def __init__(self, *pieces: Response, regions: Any = None) -> None:
-        self._pieces = pieces
+    def __init__(self, *deltas: Response, regions: Any = None) -> None:
+        self._deltas = deltas
         self.is_closed = False
         self.template = SimpleNamespace(finds_regions=regions is not None, regions=regions)
 
     async def astream_infer(self, *_: Any) -> AsyncGenerator[Response]:
         try:
-            for piece in self._pieces:
-                yield piece
+            for delta in self._deltas:
+                yield delta
         finally:
             self.is_closed = True
 
@@ -45,23 +45,23 @@ class Told:
         return {1: "red", 2: "\ufffd"}[token_id]
 
 
-def asked(pipeline: Told, **options: Any) -> tuple[Completion, Metrics]:
+def completion_of(pipeline: FakePipeline, **options: Any) -> tuple[Completion, Metrics]:
     metrics = Metrics(EncoderStats, lambda: EngineStats(0, 0), lambda: 0)
     defaults: dict[str, Any] = {
-        "messages": [], "config": GenerationConfig(), "streams": False, "wants_usage": False,
+        "messages": [], "config": GenerationConfig(), "stream": False, "include_usage": False,
         "num_top_logprobs": None, "warnings": (), "has_images": True,
     }  # fmt: skip
-    question = ParsedRequest(**defaults | options)
-    return Completion(cast("Pipeline", pipeline), question, "tiny", metrics), metrics
+    request = ParsedRequest(**defaults | options)
+    return Completion(cast("Pipeline", pipeline), request, "tiny", metrics), metrics
 
 
-def whole(pipeline: Told, **options: Any) -> dict[str, Any]:
-    return asyncio.run(asked(pipeline, **options)[0].whole())
+def create(pipeline: FakePipeline, **options: Any) -> dict[str, Any]:
+    return asyncio.run(completion_of(pipeline, **options)[0].create())
 
 
-def stream(pipeline: Told, **options: Any) -> list[Any]:
+def stream(pipeline: FakePipeline, **options: Any) -> list[Any]:
     async def read() -> bytes:
-        return b"".join([chunk async for chunk in asked(pipeline, **options)[0].chunks()])
+        return b"".join([chunk async for chunk in completion_of(pipeline, **options)[0].stream()])
 
     *events, end = asyncio.run(read()).decode().split("\n\n")
     assert end == ""
@@ -69,8 +69,10 @@ def stream(pipeline: Told, **options: Any) -> list[Any]:
     return [json.loads(event.removeprefix("data: ")) for event in events]
 
 
-def test_a_stream_is_a_role_then_texts_then_an_end() -> None:
-    chunks = stream(Told(piece("a ", 1), piece("", 2), piece("b", 3, "stop")), wants_usage=True)
+def test_a_stream_is_the_role_then_the_deltas_then_the_finish_reason() -> None:
+    chunks = stream(
+        FakePipeline(delta("a ", 1), delta("", 2), delta("b", 3, "stop")), include_usage=True
+    )
     *chunks, usage = chunks
     choices = [chunk["choices"][0] for chunk in chunks]
     assert [choice["delta"] for choice in choices] == [
@@ -84,13 +86,13 @@ def test_a_stream_is_a_role_then_texts_then_an_end() -> None:
     }  # fmt: skip
 
 
-def test_the_tokens_of_all_answers_are_counted() -> None:
-    answers = Told(
-        piece("a", 1, choice=0), piece("b", 1, choice=1),
-        piece("c", 2, "stop", choice=1), piece("d", 2, "length", choice=0),
+def test_the_tokens_of_all_completions_are_counted() -> None:
+    pipeline = FakePipeline(
+        delta("a", 1, choice=0), delta("b", 1, choice=1),
+        delta("c", 2, "stop", choice=1), delta("d", 2, "length", choice=0),
     )  # fmt: skip
-    answer, metrics = asked(answers)
-    body = asyncio.run(answer.whole())
+    completion, metrics = completion_of(pipeline)
+    body = asyncio.run(completion.create())
     assert [choice["message"]["content"] for choice in body["choices"]] == ["ad", "bc"]
     assert [choice["finish_reason"] for choice in body["choices"]] == ["length", "stop"]
     assert body["usage"]["completion_tokens"] == 4
@@ -98,39 +100,41 @@ def test_the_tokens_of_all_answers_are_counted() -> None:
     assert b"vlcore_time_to_first_token_seconds_count 1.0" in metrics.text()
 
 
-def test_regions_are_fractions_of_the_picture() -> None:
+def test_regions_are_fractions_of_the_image() -> None:
     def regions(text: str, size: tuple[int, int]) -> list[Region]:
         assert (text, size) == ("a cat", (10_000, 10_000))
         return [Region("cat", (0, 2500, 5000, 10_000))]
 
-    pieces = (piece("a ", 1), piece("cat", 2, "stop"))
+    deltas = (delta("a ", 1), delta("cat", 2, "stop"))
     expected = [{"label": "cat", "box": [0.0, 0.25, 0.5, 1.0]}]
-    assert whole(Told(*pieces, regions=regions))["choices"][0]["regions"] == expected
-    chunks = stream(Told(*pieces, regions=regions))
+    assert create(FakePipeline(*deltas, regions=regions))["choices"][0]["regions"] == expected
+    chunks = stream(FakePipeline(*deltas, regions=regions))
     assert chunks[-1]["choices"][0]["regions"] == expected
     assert not any("regions" in chunk["choices"][0] for chunk in chunks[:-1])
-    for told in (
-        whole(Told(*pieces)),
-        whole(Told(*pieces, regions=lambda *_: [])),
-        whole(Told(*pieces, regions=regions), has_images=False),
+    for body in (
+        create(FakePipeline(*deltas)),
+        create(FakePipeline(*deltas, regions=lambda *_: [])),
+        create(FakePipeline(*deltas, regions=regions), has_images=False),
     ):
-        assert "regions" not in told["choices"][0]
+        assert "regions" not in body["choices"][0]
 
 
-def test_a_fault_in_regions_leaves_the_answer(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_in_regions_does_not_affect_the_completion(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     def regions(*_: Any) -> Any:
         raise ValueError("no box")
 
-    body = whole(Told(piece("a cat", 1, "stop"), regions=regions))
+    body = create(FakePipeline(delta("a cat", 1, "stop"), regions=regions))
     assert body["choices"][0]["message"]["content"] == "a cat"
     assert "regions" not in body["choices"][0]
     assert "regions failed" in caplog.text
 
 
-def test_logprobs_are_json_whatever_they_are() -> None:
+def test_infinite_logprobs_and_partial_characters_are_valid_json() -> None:
     values = {2: -math.inf, 1: -0.5}
-    body = whole(
-        Told(piece("x", 1, "stop", token_ids=(2,), logprobs=(values,))), num_top_logprobs=1
+    body = create(
+        FakePipeline(delta("x", 1, "stop", token_ids=(2,), logprobs=(values,))), num_top_logprobs=1
     )
     (token,) = body["choices"][0]["logprobs"]["content"]
     assert (token["token"], token["logprob"], token["bytes"]) == ("\ufffd", -9999.0, None)
@@ -138,22 +142,26 @@ def test_logprobs_are_json_whatever_they_are() -> None:
     json.dumps(body, allow_nan=False)
 
 
-def test_a_warning_comes_once() -> None:
-    assert whole(Told(piece("a", 1, "stop")), warnings=("careful",))["warnings"] == ["careful"]
-    first, *more = stream(Told(piece("a", 1), piece("b", 2, "stop")), warnings=("careful",))
-    assert first["warnings"] == ["careful"]
-    assert not any("warnings" in chunk for chunk in more)
+def test_a_warning_is_sent_once() -> None:
+    assert create(FakePipeline(delta("a", 1, "stop")), warnings=("a warning",))["warnings"] == [
+        "a warning"
+    ]
+    first, *others = stream(
+        FakePipeline(delta("a", 1), delta("b", 2, "stop")), warnings=("a warning",)
+    )
+    assert first["warnings"] == ["a warning"]
+    assert not any("warnings" in chunk for chunk in others)
 
 
-def test_a_stream_that_is_given_up_gives_the_pipeline_up() -> None:
-    told = Told(piece("a", 1), piece("b", 2, "stop"))
-    answer, metrics = asked(told)
+def test_closing_a_stream_closes_the_generator_of_the_pipeline() -> None:
+    pipeline = FakePipeline(delta("a", 1), delta("b", 2, "stop"))
+    completion, metrics = completion_of(pipeline)
 
-    async def give_up() -> None:
-        chunks = answer.chunks()
-        await anext(chunks)
-        await chunks.aclose()
+    async def close_early() -> None:
+        events = completion.stream()
+        await anext(events)
+        await events.aclose()
 
-    asyncio.run(give_up())
-    assert told.is_closed
+    asyncio.run(close_early())
+    assert pipeline.is_closed
     assert b'vlcore_tokens_total{kind="answer"} 1.0' in metrics.text()

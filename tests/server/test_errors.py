@@ -27,26 +27,26 @@ from vlcore.server.errors import ApiError, as_api_error
         (OptionError("out of range"), 400, "invalid_option"),
     ],
 )
-def test_what_the_client_did_is_told(error: VlcoreError, status: int, code: str) -> None:
-    found = as_api_error(error)
-    assert (found.status, found.code, found.message) == (status, code, str(error))
-    assert found.body["error"]["type"] == "invalid_request_error"
+def test_an_error_of_the_client_is_reported(error: VlcoreError, status: int, code: str) -> None:
+    api_error = as_api_error(error)
+    assert (api_error.status, api_error.code, api_error.message) == (status, code, str(error))
+    assert api_error.body["error"]["type"] == "invalid_request_error"
 
 
-def test_a_server_that_stops_says_when_to_come_again() -> None:
-    found = as_api_error(EngineClosedError("closed"))
-    assert (found.status, found.code) == (503, "stopping")
-    assert found.response().headers["retry-after"] == "10"
+def test_a_stopping_server_sends_retry_after() -> None:
+    api_error = as_api_error(EngineClosedError("closed"))
+    assert (api_error.status, api_error.code) == (503, "stopping")
+    assert api_error.response().headers["retry-after"] == "10"
 
 
 @pytest.mark.parametrize("error", [RuntimeError("/secret/path"), VlcoreError("/secret/path")])
-def test_our_own_fault_goes_to_the_log_alone(
+def test_an_internal_error_is_logged_and_not_disclosed(
     error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.ERROR):
-        found = as_api_error(error)
-    assert (found.status, found.code) == (500, "internal_error")
-    assert b"secret" not in bytes(found.response().body)
+        api_error = as_api_error(error)
+    assert (api_error.status, api_error.code) == (500, "internal_error")
+    assert b"secret" not in bytes(api_error.response().body)
     assert "/secret/path" in caplog.text
 
 
@@ -62,7 +62,7 @@ def test_our_own_fault_goes_to_the_log_alone(
         (504, "server_error"),
     ],
 )
-def test_the_shape(status: int, kind: str) -> None:
+def test_the_shape_of_an_error(status: int, kind: str) -> None:
     response = ApiError(status, "code", "message", "param", {"Retry-After": "3"}).response()
     assert response.status_code == status
     assert response.headers["retry-after"] == "3"

@@ -7,11 +7,11 @@ import pytest
 
 from vlcore.server.log_config import LogFormatter
 
-FORGED = "a\nINFO: all is well\r\x1b[2J\u2028b"
+FORGED = "a\nINFO: started\r\x1b[2J\u2028b"
 
 
 @pytest.fixture
-def written() -> tuple[logging.Logger, io.StringIO]:
+def log() -> tuple[logging.Logger, io.StringIO]:
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(LogFormatter("%(levelname)s: %(message)s"))
@@ -20,18 +20,18 @@ def written() -> tuple[logging.Logger, io.StringIO]:
     return logger, stream
 
 
-def test_a_message_stays_in_its_line(written: tuple[logging.Logger, io.StringIO]) -> None:
-    logger, stream = written
+def test_a_message_stays_on_its_line(log: tuple[logging.Logger, io.StringIO]) -> None:
+    logger, stream = log
     logger.warning("refused: %s, ü and 图", FORGED)
     assert stream.getvalue() == (
-        "WARNING: refused: a\\nINFO: all is well\\r\\x1b[2J\\u2028b, ü and 图\n"
+        "WARNING: refused: a\\nINFO: started\\r\\x1b[2J\\u2028b, ü and 图\n"
     )
 
 
-def test_no_line_of_a_traceback_looks_like_one_of_the_log(
-    written: tuple[logging.Logger, io.StringIO],
+def test_no_line_of_a_traceback_looks_like_a_log_line(
+    log: tuple[logging.Logger, io.StringIO],
 ) -> None:
-    logger, stream = written
+    logger, stream = log
     try:
         raise ValueError(FORGED)
     except ValueError:
@@ -39,5 +39,5 @@ def test_no_line_of_a_traceback_looks_like_one_of_the_log(
     first, *traceback = stream.getvalue().split("\n")[:-1]
     assert first == "ERROR: a request failed"
     assert all(line.startswith("    ") for line in traceback)
-    assert "    INFO: all is well" in traceback
+    assert "    INFO: started" in traceback
     assert "\x1b" not in stream.getvalue()

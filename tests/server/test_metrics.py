@@ -1,26 +1,26 @@
 from __future__ import annotations
 
-from server.wire import ask, exchange, metric, outcomes, post
+from server.wire import chat_body, metric, outcomes, post, send_and_read
 
 from vlcore.server.serving import Server
 
 
 def test_requests_and_tokens_are_counted(server: Server) -> None:
-    names = ("prompt", "image", "answer")
+    kinds = ("prompt", "image", "answer")
 
     def tokens() -> list[float]:
-        return [metric(server, f'vlcore_tokens_total{{kind="{name}"}}') for name in names]
+        return [metric(server, f'vlcore_tokens_total{{kind="{kind}"}}') for kind in kinds]
 
     good, bad, before = outcomes(server, "ok"), outcomes(server, "invalid_json"), tokens()
-    firsts = metric(server, "vlcore_time_to_first_token_seconds_count")
-    assert exchange(server, post(ask(max_tokens=5, ignore_eos=True)))[0] == 200
-    assert exchange(server, post(b"{"))[0] == 400
-    prompt, image, answer = (
+    num_first_tokens = metric(server, "vlcore_time_to_first_token_seconds_count")
+    assert send_and_read(server, post(chat_body(max_tokens=5, ignore_eos=True)))[0] == 200
+    assert send_and_read(server, post(b"{"))[0] == 400
+    prompt, image, completion = (
         after - earlier for after, earlier in zip(tokens(), before, strict=True)
     )
-    assert (image, answer) == (0, 5)
+    assert (image, completion) == (0, 5)
     assert prompt > 5
     assert outcomes(server, "ok") == good + 1
     assert outcomes(server, "invalid_json") == bad + 1
-    assert metric(server, "vlcore_time_to_first_token_seconds_count") == firsts + 1
+    assert metric(server, "vlcore_time_to_first_token_seconds_count") == num_first_tokens + 1
     assert metric(server, "vlcore_active_requests") == 0

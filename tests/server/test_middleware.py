@@ -1,11 +1,11 @@
-"""Who may ask."""
+"""The checks on host names, keys and media types."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-from server_client import GOOD, GOOD_ANSWER, post, request, send
+from server_client import GOOD, GOOD_COMPLETION, post, request, send
 
 
 @pytest.mark.parametrize(
@@ -15,7 +15,7 @@ from server_client import GOOD, GOOD_ANSWER, post, request, send
         pytest.param("Bearer", id="no key"),
         pytest.param("Bearer ", id="an empty key"),
         pytest.param("Bearer third", id="a wrong key"),
-        pytest.param("Bearer firs", id="a part of a key"),
+        pytest.param("Bearer firs", id="a prefix of a key"),
         pytest.param("Bearer first second", id="two keys"),
         pytest.param("Bearer FIRST", id="in capitals"),
         pytest.param("Basic first", id="a wrong scheme"),
@@ -25,7 +25,7 @@ from server_client import GOOD, GOOD_ANSWER, post, request, send
         pytest.param("Bearer " + "x" * 10_000, id="a long one"),
     ],
 )
-def test_no_answer_without_a_key(keyed_url: str, authorization: Any) -> None:
+def test_no_access_without_a_key(keyed_url: str, authorization: Any) -> None:
     for raw in (
         post(GOOD, {"Authorization": authorization}),
         request("GET", "/v1/models", headers={"Authorization": authorization}),
@@ -40,32 +40,32 @@ def test_no_answer_without_a_key(keyed_url: str, authorization: Any) -> None:
 
 
 @pytest.mark.parametrize("authorization", ["Bearer first", "Bearer second", "bearer  first"])
-def test_any_key_opens_the_api(keyed_url: str, authorization: str) -> None:
+def test_every_key_gives_access(keyed_url: str, authorization: str) -> None:
     reply = send(keyed_url, post(GOOD, {"Authorization": authorization}))
-    assert reply.json()["choices"][0]["message"]["content"] == GOOD_ANSWER
+    assert reply.json()["choices"][0]["message"]["content"] == GOOD_COMPLETION
 
 
 @pytest.mark.parametrize(
     "path", ["/v1", "/v1/", "//v1/models", "/v1%2fmodels", "/V1/models", "/./v1/models"]
 )
-def test_no_other_way_of_writing_a_path_opens_it(keyed_url: str, path: str) -> None:
+def test_no_other_spelling_of_a_path_gives_access(keyed_url: str, path: str) -> None:
     assert send(keyed_url, request("GET", path)).status in (401, 404)
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready", "/metrics", "/docs", "/openapi.json"])
-def test_what_needs_no_key(keyed_url: str, path: str) -> None:
+def test_paths_that_need_no_key(keyed_url: str, path: str) -> None:
     assert send(keyed_url, request("GET", path)).status == 200
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:23333", "127.0.0.1:1", "[::1]:80"])
-def test_the_names_of_the_loopback(url: str, host: str) -> None:
+def test_host_names_of_the_loopback_are_accepted(url: str, host: str) -> None:
     assert send(url, request("GET", "/health", headers={"Host": host})).status == 200
 
 
 @pytest.mark.parametrize(
     "host", ["evil.example", "127.0.0.1.evil.example", "evil.example:23333", "[::2]", "localhost."]
 )
-def test_a_page_of_a_name_that_leads_to_the_loopback_is_refused(url: str, host: str) -> None:
+def test_other_host_names_are_refused(url: str, host: str) -> None:
     for path in ("/health", "/docs", "/v1/models", "/metrics"):
         reply = send(url, request("GET", path, headers={"Host": host}))
         assert reply.status == 421
@@ -75,21 +75,21 @@ def test_a_page_of_a_name_that_leads_to_the_loopback_is_refused(url: str, host: 
 @pytest.mark.parametrize(
     "media_type", ["application/json", "Application/JSON; charset=utf-8", "application/json ;x"]
 )
-def test_json_by_any_writing(url: str, media_type: str) -> None:
+def test_spellings_of_the_json_media_type_are_accepted(url: str, media_type: str) -> None:
     assert send(url, post(GOOD, {"Content-Type": media_type})).status == 200
 
 
 @pytest.mark.parametrize(
     "media_type", ["", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data"]
 )
-def test_what_a_form_of_another_site_can_send_is_refused(url: str, media_type: str) -> None:
+def test_media_types_that_html_forms_can_send_are_refused(url: str, media_type: str) -> None:
     reply = send(url, post(GOOD, {"Content-Type": media_type}))
     assert reply.status == 415
     assert "Content-Type: application/json is expected" in reply.json()["error"]["message"]
 
 
-def test_a_page_of_another_site_gets_no_leave(url: str) -> None:
-    asking = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
-    reply = send(url, request("OPTIONS", "/v1/chat/completions", headers=dict(asking)))
+def test_a_preflight_of_another_origin_is_refused(url: str) -> None:
+    headers = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
+    reply = send(url, request("OPTIONS", "/v1/chat/completions", headers=dict(headers)))
     assert reply.status == 405
     assert not any(name.startswith("access-control") for name in reply.headers)

@@ -10,32 +10,32 @@ from vlcore.server.request_parsing import ParsedRequest, parse_request
 from vlcore.server.settings import ServerSettings
 
 SETTINGS = ServerSettings(model_name="tiny", default_max_tokens=100, max_answers=4)
-PICTURE = {"type": "image_url", "image_url": {"url": "data:,"}}
+IMAGE_PART = {"type": "image_url", "image_url": {"url": "data:,"}}
 
 
-def read(*, image_options: frozenset[str] = frozenset(), **options: Any) -> ParsedRequest:
+def parse(*, image_options: frozenset[str] = frozenset(), **options: Any) -> ParsedRequest:
     body = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]} | options
     return parse_request(json.dumps(body).encode(), SETTINGS, image_options, 1000)
 
 
-def refused(**options: Any) -> ApiError:
+def parse_error(**options: Any) -> ApiError:
     with pytest.raises(ApiError) as caught:
-        read(**options)
+        parse(**options)
     return caught.value
 
 
-def test_what_is_asked_where_nothing_is_said() -> None:
-    question = read()
-    assert question.messages == [{"role": "user", "content": "Hi"}]
-    config = question.config
+def test_the_defaults() -> None:
+    parsed = parse()
+    assert parsed.messages == [{"role": "user", "content": "Hi"}]
+    config = parsed.config
     assert (config.do_sample, config.temperature, config.top_k, config.top_p) == (True, 1.0, 0, 1.0)
     assert (config.max_new_tokens, config.n, config.random_seed) == (100, 1, None)
-    assert not question.streams
-    assert question.num_top_logprobs is None
-    assert not question.has_images
+    assert not parsed.stream
+    assert parsed.num_top_logprobs is None
+    assert not parsed.has_images
 
 
-def test_null_says_nothing() -> None:
+def test_null_is_the_same_as_absent() -> None:
     names = (
         "stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature", "top_p",
         "n", "stop", "seed", "logprobs", "top_logprobs", "top_k", "min_p", "repetition_penalty",
@@ -43,13 +43,13 @@ def test_null_says_nothing() -> None:
         "tools", "tool_choice", "logit_bias", "user", "metadata", "store", "service_tier",
     )  # fmt: skip
     options: dict[str, Any] = dict.fromkeys(names)
-    assert read(**options) == read()
+    assert parse(**options) == parse()
 
 
 @pytest.mark.parametrize("temperature", [0, 1e-6, 1e-300])
-def test_temperature_0_takes_the_likeliest_token(temperature: float) -> None:
-    assert read(temperature=temperature, top_k=3, top_p=0.5).config.do_sample is False
-    assert refused(temperature=temperature, n=2).param == "n"
+def test_temperature_0_is_greedy(temperature: float) -> None:
+    assert parse(temperature=temperature, top_k=3, top_p=0.5).config.do_sample is False
+    assert parse_error(temperature=temperature, n=2).param == "n"
 
 
 @pytest.mark.parametrize(
@@ -68,15 +68,15 @@ def test_temperature_0_takes_the_likeliest_token(temperature: float) -> None:
         ({"n": 3}, "n", 3),
         ({"seed": 5}, "random_seed", 5),
         ({"seed": -1}, "random_seed", 2**64 - 1),
-        ({"stop": "a text of more than sixteen characters"}, "stop_words",
-         ("a text of more than sixteen characters",)),
+        ({"stop": "a string of more than sixteen characters"}, "stop_words",
+         ("a string of more than sixteen characters",)),
         ({"stop": ["a", "b"]}, "stop_words", ("a", "b")),
         ({"logprobs": True}, "logprobs", 0),
         ({"logprobs": True, "top_logprobs": 5}, "logprobs", 5),
     ],
 )  # fmt: skip
 def test_an_option_reaches_the_engine(option: dict[str, Any], field: str, value: Any) -> None:
-    assert getattr(read(**option).config, field) == value
+    assert getattr(parse(**option).config, field) == value
 
 
 @pytest.mark.parametrize(
@@ -87,10 +87,10 @@ def test_an_option_reaches_the_engine(option: dict[str, Any], field: str, value:
         {"user": "me"}, {"metadata": {"a": [1]}}, {"store": True}, {"service_tier": "auto"},
     ],
 )  # fmt: skip
-def test_what_means_nothing_here_is_taken_where_it_asks_for_nothing(
+def test_neutral_values_of_unsupported_fields_are_accepted(
     neutral: dict[str, Any],
 ) -> None:
-    assert read(**neutral) == read()
+    assert parse(**neutral) == parse()
 
 
 @pytest.mark.parametrize(
@@ -104,35 +104,35 @@ def test_what_means_nothing_here_is_taken_where_it_asks_for_nothing(
         ({"stream_options": {"x": 1}, "stream": True}, "stream_options.x"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]},
          "messages.0.content.0.text"),
-        ({"messages": [{"role": "user", "content": [PICTURE, PICTURE | {"x": 1}]}]},
+        ({"messages": [{"role": "user", "content": [IMAGE_PART, IMAGE_PART | {"x": 1}]}]},
          "messages.0.content.1.x"),
         ({"stop": ["a", 3]}, "stop.1"),
         ({"stop": {}}, "stop"),
     ],
 )  # fmt: skip
-def test_the_place_of_a_fault(option: dict[str, Any], param: str) -> None:
-    error = refused(**option)
+def test_an_error_names_its_field(option: dict[str, Any], param: str) -> None:
+    error = parse_error(**option)
     assert (error.status, error.param) == (400, param)
     assert error.message.startswith(f"{param}: ")
 
 
 def test_values_are_not_repeated() -> None:
-    error = refused(temperature="x" * 10_000)
+    error = parse_error(temperature="x" * 10_000)
     assert len(error.message) < 200
 
 
 def test_a_model_of_another_name() -> None:
-    error = refused(model="other")
+    error = parse_error(model="other")
     assert (error.status, error.code) == (404, "model_not_found")
-    assert error.message == "the model 'other' is not served here; this one is: 'tiny'"
+    assert error.message == "the model 'other' is not served here; the served one is 'tiny'"
 
 
-def test_pictures_keep_their_place_and_options() -> None:
+def test_images_keep_their_position_and_options() -> None:
     image = {"url": "data:,", "max_tiles": 3, "detail": "auto"}
     content = [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": image}]
-    question = read(messages=[{"role": "user", "content": content}])
-    assert question.has_images
-    assert question.messages[0]["content"] == [
+    parsed = parse(messages=[{"role": "user", "content": content}])
+    assert parsed.has_images
+    assert parsed.messages[0]["content"] == [
         {"type": "text", "text": "a"},
         {"type": "image_url", "image_url": {"url": "data:,", "max_tiles": 3}},
     ]
@@ -141,27 +141,27 @@ def test_pictures_keep_their_place_and_options() -> None:
 def test_detail_is_passed_on_or_reported() -> None:
     image = {"type": "image_url", "image_url": {"url": "data:,", "detail": "low"}}
     messages = [{"role": "user", "content": [image, image]}]
-    reported = read(messages=messages)
-    assert len(reported.warnings) == 1
-    assert "detail has no effect" in reported.warnings[0]
-    assert reported.messages[0]["content"][0]["image_url"] == {"url": "data:,"}
-    passed = read(messages=messages, image_options=frozenset({"detail"}))
-    assert passed.warnings == ()
-    assert passed.messages[0]["content"][0]["image_url"]["detail"] == "low"
+    parsed = parse(messages=messages)
+    assert len(parsed.warnings) == 1
+    assert "detail has no effect" in parsed.warnings[0]
+    assert parsed.messages[0]["content"][0]["image_url"] == {"url": "data:,"}
+    supported = parse(messages=messages, image_options=frozenset({"detail"}))
+    assert supported.warnings == ()
+    assert supported.messages[0]["content"][0]["image_url"]["detail"] == "low"
 
 
-def test_the_developer_speaks_as_the_system() -> None:
+def test_the_developer_role_is_the_system_role() -> None:
     messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
-    assert [turn["role"] for turn in read(messages=messages).messages] == ["system", "user"]
+    assert [message["role"] for message in parse(messages=messages).messages] == ["system", "user"]
 
 
-def test_an_answer_may_come_back_as_it_was_given() -> None:
-    given = {
+def test_the_message_of_a_completion_is_accepted_back() -> None:
+    reply = {
         "role": "assistant", "content": "red", "refusal": None, "audio": None,
         "function_call": None, "tool_calls": None, "annotations": [], "regions": [{"label": "x"}],
     }  # fmt: skip
-    messages = [{"role": "user", "content": "Hi"}, given, {"role": "user", "content": "Hi"}]
-    assert read(messages=messages).messages[1] == {"role": "assistant", "content": "red"}
-    tool = given | {"tool_calls": [{"id": "1"}]}
-    error = refused(messages=[messages[0], tool, messages[2]])
+    messages = [{"role": "user", "content": "Hi"}, reply, {"role": "user", "content": "Hi"}]
+    assert parse(messages=messages).messages[1] == {"role": "assistant", "content": "red"}
+    tool = reply | {"tool_calls": [{"id": "1"}]}
+    error = parse_error(messages=[messages[0], tool, messages[2]])
     assert error.message == "message 1 holds 'tool_calls', which is not supported"

@@ -8,7 +8,7 @@ from server_client import GOOD, post, send
 
 from vlcore.server.schema import ChatCompletion, ChatRequest, ErrorResponse, ModelList
 
-TURN = {"role": "user", "content": "Hi"}
+MESSAGE = {"role": "user", "content": "Hi"}
 
 
 @pytest.mark.parametrize(
@@ -22,19 +22,19 @@ TURN = {"role": "user", "content": "Hi"}
         {"top_logprobs": 21}, {"stop": ["a"] * 17}, {"messages": []},
     ],
 )  # fmt: skip
-def test_a_value_out_of_its_range_is_refused(option: dict[str, Any]) -> None:
+def test_a_value_out_of_range_is_refused(option: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        ChatRequest.model_validate({"model": "tiny", "messages": [TURN]} | option)
+        ChatRequest.model_validate({"model": "tiny", "messages": [MESSAGE]} | option)
 
 
-def test_answers_have_the_documented_shape(url: str) -> None:
-    asked = GOOD | {"logprobs": True, "top_logprobs": 2}
-    answer = send(url, post(asked)).json()
-    read = ChatCompletion.model_validate(answer, extra="forbid")
-    assert read.model_dump(exclude_unset=True) == answer
+def test_responses_have_the_documented_shape(url: str) -> None:
+    request = GOOD | {"logprobs": True, "top_logprobs": 2}
+    body = send(url, post(request)).json()
+    completion = ChatCompletion.model_validate(body, extra="forbid")
+    assert completion.model_dump(exclude_unset=True) == body
     ErrorResponse.model_validate(send(url, post(b"")).json(), extra="forbid")
 
 
-def test_the_list_of_models_has_the_documented_shape() -> None:
-    listed = {"data": [{"id": "tiny", "created": 1}]}
-    assert ModelList.model_validate(listed).data[0].object == "model"
+def test_the_model_list_has_the_documented_shape() -> None:
+    data = {"data": [{"id": "tiny", "created": 1}]}
+    assert ModelList.model_validate(data).data[0].object == "model"

@@ -13,12 +13,12 @@ from server.conftest import DEMO, clock_of, running
 from server.wire import (
     LONG,
     TIMEOUT_S,
-    ask,
+    chat_body,
     connect,
-    exchange,
     post,
     read_all,
     read_until,
+    send_and_read,
     wait_for,
 )
 
@@ -30,7 +30,7 @@ def pipeline() -> Pipeline:
     return vlcore.pipeline(DEMO / "tiny-llava", device="cpu", dtype="float32")
 
 
-# ``vlcore serve`` with an engine that computes five tokens a second.
+# ``vlcore serve`` with an engine that generates five tokens per second.
 SLOW_SERVE = """
 import sys, time
 from vlcore.cli import main
@@ -46,31 +46,33 @@ Batch.decode = decode_slowly
 sys.argv[1:1] = ["serve"]
 main()
 """
-READY = b"GET /ready HTTP/1.1\r\nhost: localhost\r\n\r\n"
+READY_REQUEST = b"GET /ready HTTP/1.1\r\nhost: localhost\r\n\r\n"
 
 
-def test_what_runs_may_finish_while_new_requests_are_refused() -> None:
+def test_running_requests_finish_while_new_ones_are_refused() -> None:
     pipe = pipeline()
     with running(pipe, shutdown_timeout_s=TIMEOUT_S) as server, held(pipe.engine, 4) as hold:
         tokens = {"max_tokens": 50, "ignore_eos": True, "stream": True}
-        with connect(server) as running_one, connect(server) as kept:
-            running_one.sendall(post(ask(**tokens)))
-            read_until(running_one, b"data: ")
-            kept.sendall(READY)
+        with connect(server) as streaming, connect(server) as kept:
+            streaming.sendall(post(chat_body(**tokens)))
+            read_until(streaming, b"data: ")
+            kept.sendall(READY_REQUEST)
             assert b"200 OK" in read_until(kept, b'"ready"}')
             server._admission.is_stopping = True
-            assert exchange(server, READY)[0] == 503
-            status, came = exchange(server, post(ask()))
+            assert send_and_read(server, READY_REQUEST)[0] == 503
+            status, received = send_and_read(server, post(chat_body()))
             assert status == 503
-            assert "retry-after" in came.lower()
-            kept.sendall(READY)
+            assert "retry-after" in received.lower()
+            kept.sendall(READY_REQUEST)
             assert b"503" in read_until(kept, b"stopping")
             server.stop()
             hold.release()
-            assert b"[DONE]" in read_until(running_one, b"[DONE]")
+            assert b"[DONE]" in read_until(streaming, b"[DONE]")
 
 
-def test_what_does_not_finish_is_cancelled_and_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unfinished_request_is_cancelled_with_an_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level(logging.INFO)
     pipe = pipeline()
     limit_s = 5000.0
@@ -80,28 +82,28 @@ def test_what_does_not_finish_is_cancelled_and_told(caplog: pytest.LogCaptureFix
         connect(server) as connection,
     ):
         clock = clock_of(pipe)
-        connection.sendall(post(ask(stream=True, **LONG)))
+        connection.sendall(post(chat_body(stream=True, **LONG)))
         read_until(connection, b"data: ")
         server.stop()
-        wait_for(lambda: "Waiting for connections to close" in caplog.text)  # uvicorn says so
+        wait_for(lambda: "Waiting for connections to close" in caplog.text)  # logged by uvicorn
         clock.advance(limit_s)
         assert b'"code":"stopping"' in read_all(connection)
 
 
 @pytest.mark.slow
-def test_the_command_stops_cleanly_and_at_once_when_told_twice() -> None:
+def test_the_command_stops_cleanly_and_at_once_on_a_second_signal() -> None:
     command = [sys.executable, "-c", SLOW_SERVE, str(DEMO / "tiny-llava"), "--port", "0"]
     command += ["--model-name", "tiny", "--device", "cpu", "--shutdown-timeout-s", "5000"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         port = next(
-            int(found[1])
+            int(match[1])
             for line in process.stderr
-            if (found := re.search(r"http://127\.0\.0\.1:(\d+)", line))
+            if (match := re.search(r"http://127\.0\.0\.1:(\d+)", line))
         )
         try:
             with connect_to(port) as connection:
-                connection.sendall(post(ask(stream=True, **LONG)))
+                connection.sendall(post(chat_body(stream=True, **LONG)))
                 read_until(connection, b"data: ")
                 process.send_signal(signal.SIGTERM)
                 wait_for(lambda: refuses_connections(port))

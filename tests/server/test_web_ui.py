@@ -29,20 +29,20 @@ POLICY = {
 
 @pytest.mark.parametrize("path", ["/", *(f"/page/{name}" for name in FILES)])
 def test_every_file_is_served_under_a_strict_policy(url: str, path: str) -> None:
-    answer = httpx2.get(url + path)
-    assert answer.status_code == 200
-    directives = answer.headers["content-security-policy"].split("; ")
+    response = httpx2.get(url + path)
+    assert response.status_code == 200
+    directives = response.headers["content-security-policy"].split("; ")
     assert dict(directive.split(" ", 1) for directive in directives) == POLICY
-    assert answer.headers["x-content-type-options"] == "nosniff"
-    assert answer.headers["referrer-policy"] == "no-referrer"
-    assert answer.headers["cache-control"] == "no-cache"
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert response.headers["referrer-policy"] == "no-referrer"
+    assert response.headers["cache-control"] == "no-cache"
     expected = "text/html; charset=utf-8" if path == "/" else TYPES[Path(path).suffix]
-    assert answer.headers["content-type"] == expected
+    assert response.headers["content-type"] == expected
     if path != "/":
-        assert answer.content == (STATIC / Path(path).name).read_bytes()
+        assert response.content == (STATIC / Path(path).name).read_bytes()
 
 
-def test_the_page_has_no_inline_code_and_nothing_of_another_place(url: str) -> None:
+def test_the_page_has_no_inline_code_and_loads_nothing_from_elsewhere(url: str) -> None:
     html = httpx2.get(url).text
     assert not re.search(r"<script(?![^>]*\ssrc=)|<style|\sstyle=|\son\w+=|javascript:", html)
     links = re.findall(r'(?:src|href)="([^"]*)"', html)
@@ -59,18 +59,18 @@ def test_the_page_has_no_inline_code_and_nothing_of_another_place(url: str) -> N
         ), path
 
 
-def test_the_page_knows_the_limit_of_a_body(url: str) -> None:
+def test_the_page_contains_the_maximum_body_size(url: str) -> None:
     assert '<meta name="max-body-bytes" content="33554432">' in httpx2.get(url).text
 
 
 @pytest.mark.parametrize("name", ["../page.py", "..%2fpage.py", "%2e%2e/page.py", "index.html", ""])
-def test_nothing_else_is_served(url: str, name: str) -> None:
-    answer = httpx2.get(f"{url}/page/{name}")
-    assert answer.status_code == 404
-    assert answer.json()["error"]["code"] == "not_found"
+def test_no_other_file_is_served(url: str, name: str) -> None:
+    response = httpx2.get(f"{url}/page/{name}")
+    assert response.status_code == 404
+    assert response.json()["error"]["code"] == "not_found"
 
 
-def test_the_page_is_no_part_of_the_api(url: str) -> None:
+def test_the_page_is_not_part_of_the_openapi_document(url: str) -> None:
     assert not [
         path for path in httpx2.get(f"{url}/openapi.json").json()["paths"] if "page" in path
     ]

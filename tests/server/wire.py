@@ -1,4 +1,4 @@
-"""A client that can do what a good one would not: stop in mid-request, never read, or go away."""
+"""A raw HTTP client: it can stop in the middle of a request, never read, or disconnect."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 from vlcore.server.serving import Server
 
 LONG: dict[str, Any] = {"max_tokens": 100_000, "ignore_eos": True, "temperature": 0}
-"""As many tokens as the context holds: with the engine held, an answer without an end."""
+"""As many tokens as the context holds: with the engine held, a completion without an end."""
 TIMEOUT_S = 120
-"""Of a wait that only a failing test waits out."""
+"""Upper bound of a wait; only a failing test reaches it."""
 
 
-def ask(**more: Any) -> bytes:
-    """Write the body of a request."""
-    question = {"model": "tiny", "messages": [{"role": "user", "content": "Describe it."}]}
-    return json.dumps(question | {"max_tokens": 4, "temperature": 0} | more).encode()
+def chat_body(**options: Any) -> bytes:
+    """Return the body of a chat request."""
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "Describe it."}]}
+    return json.dumps(body | {"max_tokens": 4, "temperature": 0} | options).encode()
 
 
 def post(body: bytes, length: int | None = None) -> bytes:
-    """Write a request, whose head may promise more of a body than comes."""
+    """Return a chat request; its Content-Length may claim more than the body has."""
     length = len(body) if length is None else length
     return (
         b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n"
@@ -32,51 +32,51 @@ def post(body: bytes, length: int | None = None) -> bytes:
 
 
 def closing(request: bytes) -> bytes:
-    """Ask the server to close the connection after its response."""
+    """Return a request that asks the server to close the connection after its response."""
     return request.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1)
 
 
 def connect(server: Server) -> socket.socket:
-    """Open a connection; what does not come in time fails the test."""
+    """Open a connection; a read that times out fails the test."""
     return socket.create_connection(server.address, timeout=TIMEOUT_S)
 
 
 def read_until(connection: socket.socket, mark: bytes) -> bytes:
-    """Read up to a mark, or to the end."""
-    came = b""
-    while mark not in came and (more := connection.recv(65536)):
-        came += more
-    return came
+    """Read until a mark is received, or the connection ends."""
+    received = b""
+    while mark not in received and (data := connection.recv(65536)):
+        received += data
+    return received
 
 
 def read_all(connection: socket.socket) -> bytes:
     """Read to the end of the connection."""
-    return read_until(connection, b"nothing ends it but its end")
+    return read_until(connection, b"a mark that no response contains")
 
 
-def exchange(server: Server, request: bytes) -> tuple[int, str]:
-    """Send a request over a connection of its own: the status, and all that came."""
+def send_and_read(server: Server, request: bytes) -> tuple[int, str]:
+    """Send a request over a new connection; return the status and all received bytes."""
     with connect(server) as connection:
         connection.sendall(closing(request))
-        came = read_all(connection).decode()
-    return int(came.split(" ", 2)[1]), came
+        received = read_all(connection).decode()
+    return int(received.split(" ", 2)[1]), received
 
 
 def metric(server: Server, name: str) -> float:
-    """Read one of the server's metrics; 0 where it has not been counted yet."""
-    _, text = exchange(server, b"GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n")
+    """Return one of the server's metrics; 0 if it has not been counted yet."""
+    _, text = send_and_read(server, b"GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n")
     values = [line.rpartition(" ")[2] for line in text.splitlines() if line.startswith(f"{name} ")]
     return float(values[0]) if values else 0.0
 
 
 def outcomes(server: Server, outcome: str) -> float:
-    """Count the requests that ended in one way."""
+    """Return the number of requests with an outcome."""
     return metric(server, f'vlcore_requests_total{{outcome="{outcome}"}}')
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    """Wait until it is so."""
+    """Wait until a condition holds."""
     until = time.monotonic() + TIMEOUT_S
     while not condition():
-        assert time.monotonic() < until, "it did not come about"
+        assert time.monotonic() < until, "the condition did not become true"
         time.sleep(0.01)

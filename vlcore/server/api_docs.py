@@ -1,4 +1,4 @@
-"""The OpenAPI document of the application, and ``/docs``, a page of it for people."""
+"""The OpenAPI document of the application, and ``/docs``, its human-readable form."""
 
 from __future__ import annotations
 
@@ -14,51 +14,51 @@ from starlette.responses import HTMLResponse
 from vlcore.server.schema import ChatRequest, ErrorResponse
 from vlcore.server.settings import ServerSettings
 
-_PAGE = Path(__file__).with_name("openapi.html")
+_TEMPLATE = Path(__file__).with_name("openapi.html")
 
-ERRORS: dict[int | str, dict[str, Any]] = {
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": text}
     for status, text in {
-        400: "The request cannot be answered.",
-        401: "A key is missing or wrong.",
-        404: "There is no such model.",
-        408: "The body came too slowly.",
+        400: "The request is invalid.",
+        401: "The API key is missing or wrong.",
+        404: "The model does not exist.",
+        408: "The body took too long to arrive.",
         413: "The body is too large.",
-        415: "The body is no JSON.",
+        415: "The body is not JSON.",
         421: "The Host header names another server.",
-        429: "Too many requests.",
-        431: "The request's line and headers are too large.",
+        429: "There are too many requests.",
+        431: "The request line and headers are too large.",
         500: "The server failed.",
         503: "The server is stopping.",
-        504: "The answer took too long.",
+        504: "The request exceeded its deadline.",
     }.items()
 }
 
 
-def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Take some of ``ERRORS``."""
-    return {status: ERRORS[status] for status in statuses}
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Select entries of ``ERROR_RESPONSES``."""
+    return {status: ERROR_RESPONSES[status] for status in statuses}
 
 
-def add_reference(app: FastAPI, settings: ServerSettings) -> None:
-    """Complete the document of an application, and show it at ``/docs``.
+def add_api_docs(app: FastAPI, settings: ServerSettings) -> None:
+    """Complete the OpenAPI document of an application, and serve it as HTML at ``/docs``.
 
     Args:
-        app: has all its paths.
-        settings: whether there are keys.
+        app: The application, with all its routes.
+        settings: The server's settings; they decide whether the document mentions API keys.
     """
-    write = app.openapi
+    generate = app.openapi
 
-    def document() -> dict[str, Any]:
-        return app.openapi_schema or _complete(write(), has_keys=bool(settings.api_keys))
+    def openapi() -> dict[str, Any]:
+        return app.openapi_schema or _complete(generate(), has_keys=bool(settings.api_keys))
 
-    app.openapi = document  # type: ignore[method-assign]
+    app.openapi = openapi  # type: ignore[method-assign]
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
-        """Show the document, with nothing from elsewhere and no script."""
-        page = Environment(autoescape=True).from_string(_PAGE.read_text("utf-8"))
-        html = page.render(document=app.openapi())
+        """Render the document, without scripts and without resources from other servers."""
+        template = Environment(autoescape=True).from_string(_TEMPLATE.read_text("utf-8"))
+        html = template.render(document=app.openapi())
         style = html.partition("<style>")[2].partition("</style>")[0]
         digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
         policy = (
@@ -69,7 +69,7 @@ def add_reference(app: FastAPI, settings: ServerSettings) -> None:
 
 
 def _complete(document: dict[str, Any], *, has_keys: bool) -> dict[str, Any]:
-    """Say what FastAPI does not know: the body, which is read later, and who checks the keys."""
+    """Add what FastAPI cannot know: the request body, which is read later, and the API keys."""
     schema = ChatRequest.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas = document["components"]["schemas"]
     schemas |= schema.pop("$defs")
@@ -81,7 +81,7 @@ def _complete(document: dict[str, Any], *, has_keys: bool) -> dict[str, Any]:
     }
     for path, operations in document["paths"].items():
         for operation in operations.values():
-            operation["responses"].pop("422", None)  # FastAPI's own error; here it is 400
+            operation["responses"].pop("422", None)  # FastAPI's default; this server returns 400
             if has_keys and path.startswith("/v1/"):
                 operation["security"] = [{"key": []}]
     for name in ("HTTPValidationError", "ValidationError"):

@@ -1,4 +1,4 @@
-"""The application: its paths, and what they share."""
+"""The ASGI application: its routes, and the state that they share."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from vlcore import _version
 from vlcore.inference.pipeline import Pipeline
 from vlcore.server.admission import Admission
-from vlcore.server.api_docs import ERRORS, add_reference, errors
+from vlcore.server.api_docs import ERROR_RESPONSES, add_api_docs, error_responses
 from vlcore.server.chat_handler import ChatHandler
-from vlcore.server.errors import ApiError, as_api_error, stopping
+from vlcore.server.errors import ApiError, as_api_error, stopping_error
 from vlcore.server.metrics import Metrics
 from vlcore.server.middleware import RequestGuardMiddleware
 from vlcore.server.schema import ChatCompletion, Model, ModelList
 from vlcore.server.settings import ServerSettings
-from vlcore.server.web_ui import add_page
+from vlcore.server.web_ui import add_web_ui
 
 
 def create_app(
     pipeline: Pipeline, settings: ServerSettings, admission: Admission | None = None
 ) -> FastAPI:
-    """Make the application that serves a model.
+    """Create the application that serves a model.
 
     Args:
-        pipeline: the model.
-        settings: how it is served.
-        admission: counts the requests; whoever stops the server tells it.
+        pipeline: The model.
+        settings: The server's settings.
+        admission: Counts the requests; its ``is_stopping`` is set when the server stops.
     """
     admission = Admission(settings.max_requests) if admission is None else admission
     metrics = Metrics(pipeline.encoder_stats, pipeline.engine.stats, lambda: admission.num_requests)
 
     app = FastAPI(
         title="vlcore",
-        summary=f"OpenAI's chat API for {settings.model_name}.",
+        summary=f"OpenAI-compatible chat API for {settings.model_name}.",
         version=_version.__version__,
-        docs_url=None,  # both load scripts from elsewhere
+        docs_url=None,  # FastAPI's own pages load scripts from other servers
         redoc_url=None,
     )
     _add_api(app, pipeline, settings, admission, metrics)
     _add_probes(app, admission, metrics)
-    add_page(app, settings.max_body_bytes)
+    add_web_ui(app, settings.max_body_bytes)
     _add_error_handlers(app)
-    add_reference(app, settings)
+    add_api_docs(app, settings)
     if settings.allowed_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -66,88 +66,89 @@ def _add_api(
     admission: Admission,
     metrics: Metrics,
 ) -> None:
-    model = Model(id=settings.model_name, created=int(time.time()))
+    served_model = Model(id=settings.model_name, created=int(time.time()))
 
     @app.post(
         "/v1/chat/completions",
         response_model=ChatCompletion,
         responses={
             200: {
-                "description": "The answers; with stream: true as server-sent events.",
+                "description": "The completion; with stream: true as server-sent events.",
                 "content": {"text/event-stream": {}},
             },
-            **ERRORS,
+            **ERROR_RESPONSES,
         },
         tags=["chat"],
     )
     async def chat_completions(request: Request) -> Response:
-        """Go on with a conversation."""
+        """Generate the next message of a conversation."""
         return ChatHandler(request, pipeline, settings, admission, metrics)
 
-    @app.get("/v1/models", responses=errors(401, 421, 431), tags=["models"])
+    @app.get("/v1/models", responses=error_responses(401, 421, 431), tags=["models"])
     async def models() -> ModelList:
-        """List the model that is served."""
-        return ModelList(data=[model])
+        """List the served model."""
+        return ModelList(data=[served_model])
 
     @app.get(
         "/v1/models/{name:path}",
-        responses=errors(400, 401, 404, 421, 431),
+        responses=error_responses(400, 401, 404, 421, 431),
         tags=["models"],
     )
-    async def one_model(name: str) -> Model:
-        """Describe the model that is served."""
+    async def model(name: str) -> Model:
+        """Describe the served model."""
         if name != settings.model_name:
             raise ApiError(
                 404, "model_not_found", f"the model {name[:200]!r} is not served here", "model"
             )
-        return model
+        return served_model
 
 
 def _add_probes(app: FastAPI, admission: Admission, metrics: Metrics) -> None:
-    @app.get("/health", responses=errors(421, 431), tags=["probes"])
+    @app.get("/health", responses=error_responses(421, 431), tags=["probes"])
     async def health() -> dict[str, str]:
-        """Say that the server lives."""
+        """Report that the process is alive."""
         return {"status": "ok"}
 
-    @app.get("/ready", responses=errors(421, 431, 503), tags=["probes"])
+    @app.get("/ready", responses=error_responses(421, 431, 503), tags=["probes"])
     async def ready() -> dict[str, str]:
-        """Say whether it takes requests."""
+        """Report whether the server accepts requests."""
         if admission.is_stopping:
-            raise stopping()
+            raise stopping_error()
         return {"status": "ready"}
 
     @app.get(
         "/metrics",
         response_class=PlainTextResponse,
-        responses=errors(421, 431),
+        responses=error_responses(421, 431),
         tags=["probes"],
     )
-    async def prometheus() -> Response:
-        """Count, for Prometheus."""
+    async def prometheus_metrics() -> Response:
+        """Return the metrics in Prometheus' text format."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
-    async def failure(_: Request, error: ApiError) -> JSONResponse:
+    async def api_error(_: Request, error: ApiError) -> JSONResponse:
         return error.response()
 
     @app.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> JSONResponse:
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        path = request.url.path[:200]
         message = {
-            404: f"there is nothing at {request.url.path[:200]!r}: /docs lists what there is",
-            405: f"{request.method} is not for {request.url.path[:200]!r}",
+            404: f"the path {path!r} does not exist: /docs lists those that do",
+            405: f"the method {request.method} is not allowed for {path!r}",
         }.get(error.status_code, str(error.detail))
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
         headers = dict(error.headers or {})
         return ApiError(error.status_code, code, message, headers=headers).response()
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def validation_error(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        return ApiError(400, "invalid_value", f"{place}: {first['msg']}", place).response()
+        param = ".".join(map(str, first["loc"]))
+        return ApiError(400, "invalid_value", f"{param}: {first['msg']}", param).response()
 
     @app.exception_handler(Exception)
-    async def unexpected(_: Request, error: Exception) -> JSONResponse:
+    async def internal_error(_: Request, error: Exception) -> JSONResponse:
         return as_api_error(error).response()

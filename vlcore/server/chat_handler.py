@@ -1,4 +1,4 @@
-"""One chat request from its first byte to its last, within its deadline."""
+"""Handles one chat request from its first byte to its last, within its deadline."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 from vlcore.inference.pipeline import Pipeline
 from vlcore.server.admission import Admission
 from vlcore.server.completion import Completion, error_event
-from vlcore.server.errors import ApiError, as_api_error, stopping
+from vlcore.server.errors import ApiError, as_api_error, stopping_error
 from vlcore.server.http_protocol import ABORT
 from vlcore.server.metrics import Metrics
 from vlcore.server.request_parsing import parse_request
@@ -24,25 +24,25 @@ from vlcore.server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 
-_LAST_WORD_S = 1.0
-"""For a client to take in why it gets no answer, or no more of it."""
-_LONG_BODY = 64 * 1024
-"""Bytes that take long enough to parse to hold other requests up."""
+_ERROR_TIMEOUT_S = 1.0
+"""Time that a client has to read an error."""
+_LARGE_BODY_BYTES = 64 * 1024
+"""Size above which parsing a body takes long enough to delay other requests."""
 
 
 class _DisconnectedError(Exception):
-    """The client has gone: there is nobody to tell."""
+    """The client has disconnected."""
 
 
 class ChatHandler(Response):
-    """Reads the request and writes its answer; whatever ends it frees all that it holds.
+    """Reads a chat request and sends its response; however it ends, its resources are released.
 
     Args:
-        request: the request, its body unread.
-        pipeline: answers it.
-        settings: the server's limits.
-        admission: gives it a place.
-        metrics: counts it.
+        request: The request, its body unread.
+        pipeline: The model.
+        settings: The server's limits.
+        admission: Admits the request.
+        metrics: Counts the request.
     """
 
     def __init__(
@@ -62,67 +62,67 @@ class ChatHandler(Response):
         self._has_started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or say why not."""
+        """Send the completion, or an error."""
 
-        async def note_and_send(message: Message) -> None:
+        async def record_and_send(message: Message) -> None:
             self._has_started = True
             await send(message)
 
         started = time.perf_counter()
         outcome = "ok"
         try:
-            with self._admission.place():
-                await self._within_deadline(self._answer(scope, receive, note_and_send))
+            with self._admission.permit():
+                await self._within_deadline(self._handle(scope, receive, record_and_send))
         except _DisconnectedError:
             outcome = "disconnected"
         except Exception as error:
-            failure = as_api_error(error)
-            outcome = failure.code
-            await self._tell(failure, scope, receive, send)
-        except asyncio.CancelledError:  # the server's time to finish is over; so is the task
-            failure = stopping()
-            outcome = failure.code
-            await self._tell(failure, scope, receive, send)
+            api_error = as_api_error(error)
+            outcome = api_error.code
+            await self._send_error(api_error, scope, receive, send)
+        except asyncio.CancelledError:  # the shutdown timeout is over, and so is this task
+            api_error = stopping_error()
+            outcome = api_error.code
+            await self._send_error(api_error, scope, receive, send)
         finally:
             self._metrics.count_outcome(outcome)
             self._metrics.request_seconds.observe(time.perf_counter() - started)
 
-    async def _within_deadline(self, answer: Coroutine[Any, Any, None]) -> None:
+    async def _within_deadline(self, work: Coroutine[Any, Any, None]) -> None:
         deadline_s = self._settings.deadline_s
         try:
             async with asyncio.timeout(deadline_s) as deadline:
-                await answer
+                await work
         except TimeoutError:
             if not deadline.expired():
                 raise
             raise ApiError(
                 504,
                 "deadline_exceeded",
-                f"the answer took longer than {deadline_s:g} s (deadline_s)",
+                f"the request took longer than {deadline_s:g} s (deadline_s)",
             ) from None
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._check_type()
-        body = await self._read(receive)
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._check_content_type()
+        body = await self._read_body(receive)
         arguments = (
             body,
             self._settings,
             self._pipeline.image_options,
             self._pipeline.engine.context_length,
         )
-        if len(body) > _LONG_BODY:
-            question = await asyncio.to_thread(parse_request, *arguments)
+        if len(body) > _LARGE_BODY_BYTES:
+            parsed = await asyncio.to_thread(parse_request, *arguments)
         else:
-            question = parse_request(*arguments)
-        answer = Completion(self._pipeline, question, self._settings.model_name, self._metrics)
-        if question.streams:
-            await _unless_gone(receive, lambda: self._stream(answer, send))
+            parsed = parse_request(*arguments)
+        completion = Completion(self._pipeline, parsed, self._settings.model_name, self._metrics)
+        if parsed.stream:
+            await _until_disconnected(receive, lambda: self._send_events(completion, send))
             return
-        whole = await _unless_gone(receive, answer.whole)
-        await JSONResponse(whole)(scope, receive, send)
+        response = await _until_disconnected(receive, completion.create)
+        await JSONResponse(response)(scope, receive, send)
 
-    def _check_type(self) -> None:
-        """Take nothing but JSON: a browser asks leave before it sends that for another site."""
+    def _check_content_type(self) -> None:
+        """Accept JSON alone: browsers send it to another site only after a CORS preflight."""
         media_type = self._request.headers.get("content-type", "").partition(";")[0]
         if media_type.strip().lower() != "application/json":
             raise ApiError(
@@ -131,14 +131,14 @@ class ChatHandler(Response):
                 "the body must be JSON: Content-Type: application/json is expected",
             )
 
-    async def _read(self, receive: Receive) -> bytes:
-        """Read the body, as long as it keeps to its limits."""
+    async def _read_body(self, receive: Receive) -> bytes:
+        """Read the body within its limits on size and time."""
         timeout_s, limit = self._settings.body_timeout_s, self._settings.max_body_bytes
         too_large = ApiError(
-            413, "body_too_large", f"the request is larger than {limit} bytes (max_body_bytes)"
+            413, "body_too_large", f"the request body is larger than {limit} bytes (max_body_bytes)"
         )
-        stated = self._request.headers.get("content-length", "")
-        if stated.isdigit() and int(stated[:20]) > limit:
+        content_length = self._request.headers.get("content-length", "")
+        if content_length.isdigit() and int(content_length[:20]) > limit:
             raise too_large
         body = bytearray()
         try:
@@ -154,13 +154,15 @@ class ChatHandler(Response):
                         return bytes(body)
         except TimeoutError:
             raise ApiError(
-                408, "body_timeout", f"the body took longer than {timeout_s:g} s (body_timeout_s)"
+                408,
+                "body_timeout",
+                f"the request body took longer than {timeout_s:g} s (body_timeout_s)",
             ) from None
 
-    async def _stream(self, answer: Completion, send: Send) -> None:
-        async with aclosing(answer.chunks()) as chunks:
-            async for chunk in chunks:
-                if not self._has_started:  # an error before the first piece still has its status
+    async def _send_events(self, completion: Completion, send: Send) -> None:
+        async with aclosing(completion.stream()) as events:
+            async for event in events:
+                if not self._has_started:  # an error before the first token still has its status
                     await send(
                         {
                             "type": "http.response.start",
@@ -172,46 +174,50 @@ class ChatHandler(Response):
                             ],
                         }
                     )
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                await send({"type": "http.response.body", "body": event, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _tell(self, failure: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
-        """Say why there is no answer; a client that does not even read this is cut off."""
+    async def _send_error(
+        self, error: ApiError, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Send an error; a client that does not read it is disconnected."""
         try:
-            async with asyncio.timeout(_LAST_WORD_S):
+            async with asyncio.timeout(_ERROR_TIMEOUT_S):
                 if self._has_started:
-                    event = error_event(failure.body)
+                    event = error_event(error.body)
                     await send({"type": "http.response.body", "body": event, "more_body": True})
                     await send({"type": "http.response.body", "body": b"", "more_body": False})
                 else:
-                    response = failure.response()
+                    response = error.response()
                     response.headers["connection"] = "close"  # the body may not have been read
                     await response(scope, receive, send)
         except TimeoutError:
-            logger.warning("a client did not read its answer in time")
+            logger.warning("a client did not read its response in time")
             scope[ABORT]()
-            await asyncio.sleep(0)  # the connection learns of it
+            await asyncio.sleep(0)  # lets the connection process the abort
 
 
-async def _unless_gone(receive: Receive, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-    """Do the work; give it up where the client goes away first.
+async def _until_disconnected(
+    receive: Receive, work: Callable[[], Coroutine[Any, Any, Any]]
+) -> Any:
+    """Run a coroutine function, and cancel it if the client disconnects first.
 
     Raises:
-        _DisconnectedError: it did.
+        _DisconnectedError: The client disconnected.
     """
-    working = asyncio.create_task(work())
-    watching = asyncio.create_task(_gone(receive))
+    work_task = asyncio.create_task(work())
+    disconnect_task = asyncio.create_task(_wait_for_disconnect(receive))
     try:
-        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
+        await asyncio.wait((work_task, disconnect_task), return_when=asyncio.FIRST_COMPLETED)
+        if not work_task.done():
             raise _DisconnectedError
-        return working.result()
+        return work_task.result()
     finally:
-        for task in (working, watching):
+        for task in (work_task, disconnect_task):
             task.cancel()
-        await asyncio.gather(working, watching, return_exceptions=True)
+        await asyncio.gather(work_task, disconnect_task, return_exceptions=True)
 
 
-async def _gone(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

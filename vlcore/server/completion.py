@@ -1,4 +1,4 @@
-"""From the pipeline's pieces to the answers of OpenAI's chat API, whole and in chunks."""
+"""Converts the pipeline's responses to OpenAI's chat completions, whole and as a stream."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from vlcore.server.request_parsing import ParsedRequest
 
 logger = logging.getLogger(__name__)
 
-_GRID = 10_000
-"""Regions are read on a picture of this width and height, and given as fractions of it."""
-_LEAST_LOGPROB = -9999.0
-"""JSON has no infinity."""
+_REGION_GRID = 10_000
+"""Width and height of the image in which regions are read, before they become fractions."""
+_MIN_LOGPROB = -9999.0
+"""Replaces minus infinity, which JSON does not have."""
 
 
 @dataclass
 class Completion:
-    """The answer to one request in the making.
+    """The completion of one request.
 
     Args:
-        pipeline: gives it.
-        question: what is asked.
-        model_name: what the client calls the model.
-        metrics: counts tokens and times.
+        pipeline: Generates the completion.
+        request: The request.
+        model_name: The name of the model in the response.
+        metrics: Counts tokens and measures the time to the first one.
     """
 
     pipeline: Pipeline
-    question: ParsedRequest
+    request: ParsedRequest
     model_name: str
     metrics: Metrics
     id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
     _has_warned: bool = False
 
-    async def whole(self) -> dict[str, Any]:
-        """Give the whole answer."""
-        async with aclosing(self._pieces()) as pieces:
-            answer = join_responses([piece async for piece in pieces])
+    async def create(self) -> dict[str, Any]:
+        """Generate the whole completion and return it as JSON."""
+        async with aclosing(self._generate()) as deltas:
+            joined = join_responses([delta async for delta in deltas])
         choices = []
-        for response in answer.choices:
+        for response in joined.choices:
             choice: dict[str, Any] = {
                 "index": response.choice,
                 "message": {"role": "assistant", "content": response.text, "refusal": None},
@@ -56,52 +56,52 @@ class Completion:
                 "logprobs": self._logprobs(response),
             }
             choices.append(choice | self._regions(response.text))
-        num_generated = sum(response.generate_token_len for response in answer.choices)
-        return self._body("chat.completion", choices) | {"usage": _usage(answer, num_generated)}
+        num_generated = sum(response.generate_token_len for response in joined.choices)
+        return self._body("chat.completion", choices) | {"usage": _usage(joined, num_generated)}
 
-    async def chunks(self) -> AsyncGenerator[bytes]:
-        """Give the answer as server-sent events."""
+    async def stream(self) -> AsyncGenerator[bytes]:
+        """Generate the completion and yield it as server-sent events."""
         texts: dict[int, list[str]] = {}
         num_generated: dict[int, int] = {}
-        piece = None
-        async with aclosing(self._pieces()) as pieces:
-            async for piece in pieces:
+        delta = None
+        async with aclosing(self._generate()) as deltas:
+            async for delta in deltas:
                 event = b""
-                if piece.choice not in texts:
-                    texts[piece.choice] = []
-                    event = self._chunk(piece.choice, {"role": "assistant", "content": ""})
-                texts[piece.choice].append(piece.text)
-                num_generated[piece.choice] = piece.generate_token_len
-                if piece.text or piece.logprobs:
-                    delta = {"content": piece.text}
-                    event += self._chunk(piece.choice, delta, logprobs=self._logprobs(piece))
-                if piece.finish_reason is not None:
-                    regions = self._regions("".join(texts[piece.choice]))
-                    event += self._chunk(piece.choice, {}, piece.finish_reason, **regions)
+                if delta.choice not in texts:
+                    texts[delta.choice] = []
+                    event = self._chunk(delta.choice, {"role": "assistant", "content": ""})
+                texts[delta.choice].append(delta.text)
+                num_generated[delta.choice] = delta.generate_token_len
+                if delta.text or delta.logprobs:
+                    message = {"content": delta.text}
+                    event += self._chunk(delta.choice, message, logprobs=self._logprobs(delta))
+                if delta.finish_reason is not None:
+                    regions = self._regions("".join(texts[delta.choice]))
+                    event += self._chunk(delta.choice, {}, delta.finish_reason, **regions)
                 if event:
                     yield event
-        if self.question.wants_usage and piece is not None:
-            usage = _usage(piece, sum(num_generated.values()))
+        if self.request.include_usage and delta is not None:
+            usage = _usage(delta, sum(num_generated.values()))
             yield _event(self._body("chat.completion.chunk", []) | {"usage": usage})
         yield b"data: [DONE]\n\n"
 
-    async def _pieces(self) -> AsyncGenerator[Response]:
-        """Iterate over the pipeline's pieces, and measure."""
+    async def _generate(self) -> AsyncGenerator[Response]:
+        """Yield the pipeline's deltas, and record the metrics."""
         started = time.perf_counter()
-        answered = self.pipeline.astream_infer(self.question.messages, self.question.config)
+        generator = self.pipeline.astream_infer(self.request.messages, self.request.config)
         num_generated: dict[int, int] = {}
-        piece = None
+        delta = None
         try:
-            async with aclosing(answered) as pieces:
-                async for piece in pieces:
+            async with aclosing(generator) as deltas:
+                async for delta in deltas:
                     if not num_generated:
                         self.metrics.time_to_first_token.observe(time.perf_counter() - started)
-                    num_generated[piece.choice] = piece.generate_token_len
-                    yield piece
+                    num_generated[delta.choice] = delta.generate_token_len
+                    yield delta
         finally:
-            if piece is not None:
+            if delta is not None:
                 self.metrics.count_tokens(
-                    piece.input_token_len, piece.image_token_len, sum(num_generated.values())
+                    delta.input_token_len, delta.image_token_len, sum(num_generated.values())
                 )
 
     def _chunk(
@@ -111,7 +111,7 @@ class Completion:
         finish_reason: str | None = None,
         *,
         logprobs: Mapping[str, Any] | None = None,
-        **more: Any,
+        **extra: Any,
     ) -> bytes:
         choice = {
             "index": index,
@@ -119,58 +119,58 @@ class Completion:
             "finish_reason": finish_reason,
             "logprobs": logprobs,
         }
-        return _event(self._body("chat.completion.chunk", [choice | more]))
+        return _event(self._body("chat.completion.chunk", [choice | extra]))
 
-    def _body(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    def _body(self, object_type: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         body = {
             "id": self.id,
-            "object": kind,
+            "object": object_type,
             "created": self.created,
             "model": self.model_name,
             "choices": choices,
         }
-        if self.question.warnings and not self._has_warned:  # in a stream, once
+        if self.request.warnings and not self._has_warned:  # in a stream: the first chunk alone
             self._has_warned = True
-            body["warnings"] = list(self.question.warnings)
+            body["warnings"] = list(self.request.warnings)
         return body
 
     def _regions(self, text: str) -> dict[str, Any]:
         template = self.pipeline.template
-        if not (self.question.has_images and template.finds_regions):
+        if not (self.request.has_images and template.finds_regions):
             return {}
         try:
-            found = template.regions(text, (_GRID, _GRID))
-        except Exception:  # of a plugin; the answer itself is good
+            found = template.regions(text, (_REGION_GRID, _REGION_GRID))
+        except Exception:  # a plugin's fault; the completion itself is valid
             logger.exception("%s.regions failed", type(template).__name__)
             return {}
         regions = [
-            {"label": region.label, "box": [edge / _GRID for edge in region.box]}
+            {"label": region.label, "box": [edge / _REGION_GRID for edge in region.box]}
             for region in found
         ]
         return {"regions": regions} if regions else {}
 
     def _logprobs(self, response: Response) -> dict[str, Any] | None:
-        num_top = self.question.num_top_logprobs
+        num_top = self.request.num_top_logprobs
         if num_top is None:
             return None
         content = []
-        for token_id, values in zip(response.token_ids, response.logprobs, strict=True):
-            likeliest = sorted(values.items(), key=lambda item: -item[1])[:num_top]
-            chosen = self._logprob(token_id, values[token_id])
-            content.append(chosen | {"top_logprobs": [self._logprob(*item) for item in likeliest]})
+        for token_id, logprobs in zip(response.token_ids, response.logprobs, strict=True):
+            top = sorted(logprobs.items(), key=lambda item: -item[1])[:num_top]
+            sampled = self._logprob(token_id, logprobs[token_id])
+            content.append(sampled | {"top_logprobs": [self._logprob(*item) for item in top]})
         return {"content": content}
 
     def _logprob(self, token_id: int, logprob: float) -> dict[str, Any]:
         token = self.pipeline.token_text(token_id)
         return {
             "token": token,
-            "logprob": max(logprob, _LEAST_LOGPROB),
+            "logprob": max(logprob, _MIN_LOGPROB),
             "bytes": None if "\ufffd" in token else list(token.encode()),
         }
 
 
 def error_event(body: Mapping[str, Any]) -> bytes:
-    """Tell in the midst of a stream that no more will come."""
+    """Return the event that ends a stream with an error."""
     return _event(body)
 
 

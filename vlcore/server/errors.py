@@ -1,4 +1,4 @@
-"""``ApiError``: what a request is told that has no answer, in the shape of OpenAI's API."""
+"""``ApiError``: a request that is not served, in the error shape of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class ApiError(Exception):
-    """A request that is not answered.
+    """A request that is not served.
 
     Args:
-        status: the HTTP status.
-        code: a word for programs.
-        message: a sentence for people.
-        param: the part of the request that is at fault.
-        headers: of the response.
+        status: The HTTP status code.
+        code: A machine-readable identifier of the error.
+        message: A sentence for people.
+        param: The field of the request that is at fault.
+        headers: Additional headers of the response.
     """
 
     status: int
@@ -48,19 +48,19 @@ class ApiError(Exception):
         return {
             "error": {
                 "message": self.message,
-                "type": _kind(self.status),
+                "type": _error_type(self.status),
                 "param": self.param,
                 "code": self.code,
             }
         }
 
     def response(self) -> JSONResponse:
-        """The error as an answer."""
+        """Return the error as an HTTP response."""
         return JSONResponse(self.body, self.status, dict(self.headers))
 
 
 def as_api_error(error: BaseException) -> ApiError:
-    """Say of any error what the client may know; what is our own fault goes to the log."""
+    """Convert any error into one for the client; an internal error is logged and not disclosed."""
     match error:
         case ApiError():
             return error
@@ -75,27 +75,27 @@ def as_api_error(error: BaseException) -> ApiError:
         case OptionError():
             return ApiError(400, "invalid_option", str(error))
         case EngineClosedError():
-            return stopping()
+            return stopping_error()
     logger.error("a request failed", exc_info=error)
-    return ApiError(500, "internal_error", "the server failed; its log says why")
+    return ApiError(500, "internal_error", "the server failed; its log has the details")
 
 
-def stopping() -> ApiError:
-    """Say that the server is about to end."""
+def stopping_error() -> ApiError:
+    """Return the error for a request that arrives while the server stops."""
     return ApiError(
-        503, "stopping", "the server is stopping: ask again later", headers={"Retry-After": "10"}
+        503, "stopping", "the server is stopping: retry later", headers={"Retry-After": "10"}
     )
 
 
-def head_too_large(limit: int) -> ApiError:
-    """Say that a request's line and headers are too long."""
+def head_too_large_error(limit: int) -> ApiError:
+    """Return the error for a request line and headers of more than ``limit`` bytes."""
     return ApiError(
         431,
         "head_too_large",
-        f"the request's line and headers are larger than {limit} bytes (max_head_bytes)",
+        f"the request line and headers are larger than {limit} bytes (max_head_bytes)",
     )
 
 
-def _kind(status: int) -> str:
-    kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
-    return kinds.get(status, "server_error" if status >= 500 else "invalid_request_error")
+def _error_type(status: int) -> str:
+    types = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+    return types.get(status, "server_error" if status >= 500 else "invalid_request_error")

@@ -1,4 +1,4 @@
-"""The server's log, in which no client can write a line of its own."""
+"""The server's log, into which no client can write a line of its own."""
 
 from __future__ import annotations
 
@@ -9,35 +9,37 @@ from types import TracebackType
 
 
 class LogFormatter(logging.Formatter):
-    """Keeps a message in its line, and indents a traceback; control characters are escaped."""
+    """Keeps a message on its line, indents a traceback, and escapes control characters."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        """Write the line."""
-        return _escaped(super().formatMessage(record))
+        """Format the message on one line."""
+        return _escape(super().formatMessage(record))
 
     def formatException(  # noqa: N802
         self,
         ei: tuple[type[BaseException], BaseException, TracebackType | None]
         | tuple[None, None, None],
     ) -> str:
-        """Write a traceback, further in than any line begins."""
+        """Format a traceback, indented further than any line of the log."""
         lines = super().formatException(ei).splitlines()
-        return textwrap.indent("\n".join(map(_escaped, lines)), "    ")
+        return textwrap.indent("\n".join(map(_escape, lines)), "    ")
 
 
 def set_up_log() -> None:
-    """Log what the server does to stderr, and nothing of each picture that clients send or name.
+    """Log the server's events to stderr, without a line for each image of a request.
 
-    What Pillow warns of holds numbers out of the file, and each new text would be kept as well.
+    Pillow's warnings contain numbers read from the file, and Python keeps each new text in memory.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(LogFormatter("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     logging.getLogger("PIL").setLevel(logging.ERROR)
-    logging.getLogger("torchao").setLevel(logging.ERROR)  # it misses Triton wherever no GPU is
+    logging.getLogger("torchao").setLevel(logging.ERROR)  # warns of missing Triton without a GPU
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def _escaped(text: str) -> str:
-    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+def _escape(text: str) -> str:
+    return "".join(
+        character if character.isprintable() else repr(character)[1:-1] for character in text
+    )

@@ -1,4 +1,4 @@
-"""Who may ask: the key, and the name of the host."""
+"""Access checks before a request is handled: the size of its head, its host and its API key."""
 
 from __future__ import annotations
 
@@ -8,44 +8,44 @@ import hmac
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from vlcore.server.errors import ApiError, head_too_large
+from vlcore.server.errors import ApiError, head_too_large_error
 from vlcore.server.settings import ServerSettings
 
-_API = "/v1"
+_API_PREFIX = "/v1"
 
 
 class RequestGuardMiddleware:
-    """Lets requests through that may ask, before any of their body is read.
+    """Refuses requests that are not allowed, before any of their body is read.
 
-    A page of another site can make a browser send requests to a server on the same machine. By a
-    name of its own that leads to the loopback it cannot pass the check of the host's name.
+    A web page can make a browser send requests to a server on the same machine. If it uses a DNS
+    name of its own that resolves to the loopback address, the check of the ``Host`` header fails.
 
     Args:
-        app: what is guarded.
-        settings: keys and names.
+        app: The guarded application.
+        settings: The server's settings: API keys and host names.
     """
 
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self._app = app
         self._settings = settings
-        self._keys = [_digest(key) for key in settings.api_keys]
+        self._key_digests = [_digest(key) for key in settings.api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or refuse it."""
+        """Forward a request, or refuse it."""
         if scope["type"] == "http":
             try:
                 self._check(scope)
-            except ApiError as failure:
-                await failure.response()(scope, receive, send)
+            except ApiError as error:
+                await error.response()(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
-        # A head that comes in one piece is read whole, however long.
+        # h11 accepts a head of any size if it arrives in one read.
         num_bytes = len(scope["raw_path"]) + len(scope["query_string"])
         num_bytes += sum(len(name) + len(value) + 4 for name, value in scope["headers"])
         if num_bytes > self._settings.max_head_bytes:
-            raise head_too_large(self._settings.max_head_bytes)
+            raise head_too_large_error(self._settings.max_head_bytes)
         headers = Headers(scope=scope)
         names = self._settings.host_names
         if names and _host_name(headers.get("host", "")) not in names:
@@ -56,21 +56,21 @@ class RequestGuardMiddleware:
                 f"{', '.join(sorted(names))} (allowed_hosts)",
             )
         path: str = scope["path"]
-        if not (path == _API or path.startswith(f"{_API}/")):
+        if not (path == _API_PREFIX or path.startswith(f"{_API_PREFIX}/")):
             return
-        if self._keys:
+        if self._key_digests:
             self._check_key(headers.get("authorization"))
 
     def _check_key(self, header: str | None) -> None:
         scheme, _, key = (header or "").partition(" ")
-        came = _digest(key.strip())
-        # All are compared, each in constant time, so that the time tells nothing.
-        matches = [hmac.compare_digest(came, known) for known in self._keys]
+        digest = _digest(key.strip())
+        # All are compared, each in constant time, so that the duration discloses nothing.
+        matches = [hmac.compare_digest(digest, known) for known in self._key_digests]
         if scheme.lower() != "bearer" or not any(matches):
             raise ApiError(
                 401,
                 "invalid_api_key",
-                "a key is needed: Authorization: Bearer KEY"
+                "an API key is required: Authorization: Bearer KEY"
                 if header is None
                 else "the API key is wrong",
                 headers={"WWW-Authenticate": "Bearer"},
@@ -82,7 +82,7 @@ def _digest(key: str) -> bytes:
 
 
 def _host_name(host: str) -> str:
-    """Take the port off a ``Host`` header."""
+    """Return a ``Host`` header without its port."""
     if host.startswith("["):
         return host[1:].partition("]")[0].lower()
     return host.partition(":")[0].lower()

@@ -1,4 +1,4 @@
-"""From a chat request to what the pipeline is asked: messages, and how to answer."""
+"""Parses a chat request into the pipeline's messages and generation config."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ from vlcore.server.errors import ApiError
 from vlcore.server.schema import ChatMessage, ChatRequest, ImagePart, Part, TextPart
 from vlcore.server.settings import ServerSettings
 
-_ECHOED = frozenset({"annotations", "regions"})
-"""Fields of an answer that clients send back with it."""
+_ECHOED_FIELDS = frozenset({"annotations", "regions"})
+"""Fields of a completion's message that clients send back with it."""
 
-_LEAST_TEMPERATURE = 1e-5
-"""Below it the likeliest token is as good as certain, and the smallest numbers overflow."""
+_MIN_TEMPERATURE = 1e-5
+"""Below it decoding is greedy: the most likely token is practically certain, and small temperatures
+overflow."""
 
 
 @dataclass(frozen=True)
 class ParsedRequest:
-    """What the pipeline is asked, and what the client wants to know beside the answer."""
+    """The arguments of the pipeline, and the options of the response."""
 
     messages: list[dict[str, Any]]
     config: GenerationConfig
-    streams: bool
-    wants_usage: bool
-    """At the end of a stream."""
+    stream: bool
+    include_usage: bool
+    """Whether a stream ends with the token counts."""
     num_top_logprobs: int | None
+    """Alternatives per token; ``None`` if no log-probabilities are requested."""
     warnings: tuple[str, ...]
     has_images: bool
 
@@ -37,34 +39,34 @@ class ParsedRequest:
 def parse_request(
     body: bytes, settings: ServerSettings, image_options: frozenset[str], context_length: int
 ) -> ParsedRequest:
-    """Read the body of a request.
+    """Parse and validate the body of a request.
 
     Args:
-        body: JSON.
-        settings: the server's limits.
-        image_options: what may be asked of a picture.
-        context_length: the most tokens an answer can have.
+        body: The body, as JSON.
+        settings: The server's limits.
+        image_options: Options of an image that the model supports.
+        context_length: The engine's context length, in tokens.
 
     Raises:
-        ApiError: it is no request that this server answers.
-        OptionError: options of the answer contradict each other.
+        ApiError: The request is invalid or not supported.
+        OptionError: The generation options contradict each other.
     """
     try:
         request = ChatRequest.model_validate_json(body)
     except ValidationError as error:
-        raise _explain(error) from error
+        raise _as_api_error(error) from error
     if request.model != settings.model_name:
         raise ApiError(
             404,
             "model_not_found",
-            f"the model {request.model[:200]!r} is not served here; this one is: "
+            f"the model {request.model[:200]!r} is not served here; the served one is "
             f"{settings.model_name!r}",
             "model",
         )
     warnings: list[str] = []
     messages = [
         {"role": _role(message), "content": _content(message, image_options, warnings)}
-        for message in _checked(request.messages)
+        for message in _check_fields(request.messages)
     ]
     has_images = any(
         isinstance(part, ImagePart)
@@ -88,19 +90,19 @@ def parse_request(
     )
 
 
-def _checked(messages: list[ChatMessage]) -> list[ChatMessage]:
+def _check_fields(messages: list[ChatMessage]) -> list[ChatMessage]:
     for position, message in enumerate(messages):
-        odd = [
+        unknown = [
             key
             for key, value in (message.model_extra or {}).items()
-            if value is not None and key not in _ECHOED
+            if value is not None and key not in _ECHOED_FIELDS
         ]
-        if odd:
+        if unknown:
             raise ApiError(
                 400,
                 "unknown_parameter",
-                f"message {position} holds {odd[0][:100]!r}, which is not supported",
-                f"messages.{position}.{odd[0][:100]}",
+                f"message {position} holds {unknown[0][:100]!r}, which is not supported",
+                f"messages.{position}.{unknown[0][:100]}",
             )
     return messages
 
@@ -125,58 +127,64 @@ def _part(part: Part, image_options: frozenset[str], warnings: list[str]) -> dic
         if "detail" in image_options:
             options["detail"] = part.image_url.detail
         else:
-            warnings.append("detail has no effect: this model sees every picture in one way")
+            warnings.append("detail has no effect: this model encodes every image in the same way")
     return {"type": "image_url", "image_url": {**options, "url": part.image_url.url}}
 
 
 def _config(
     request: ChatRequest, settings: ServerSettings, context_length: int
 ) -> GenerationConfig:
-    num_answers = request.n or 1
-    if num_answers > settings.max_answers:
+    num_completions = request.n or 1
+    if num_completions > settings.max_answers:
         raise ApiError(
             400,
             "invalid_value",
-            f"n is {num_answers}; this server gives at most {settings.max_answers} (max_answers)",
+            f"n is {num_completions}; the maximum is {settings.max_answers} (max_answers)",
             "n",
         )
     temperature = 1.0 if request.temperature is None else request.temperature
-    is_greedy = temperature < _LEAST_TEMPERATURE
-    if is_greedy and num_answers > 1:
+    is_greedy = temperature < _MIN_TEMPERATURE
+    if is_greedy and num_completions > 1:
         raise ApiError(
-            400, "invalid_value", "with temperature 0 all answers are the same: n must be 1", "n"
+            400,
+            "invalid_value",
+            "with temperature 0 all completions are the same: n must be 1",
+            "n",
         )
-    asked = request.max_completion_tokens or request.max_tokens or settings.default_max_tokens
-    options: dict[str, Any] = {"max_new_tokens": min(asked, context_length), "n": num_answers}
+    max_tokens = request.max_completion_tokens or request.max_tokens or settings.default_max_tokens
+    options: dict[str, Any] = {
+        "max_new_tokens": min(max_tokens, context_length),
+        "n": num_completions,
+    }
     if not is_greedy:
         options |= {"do_sample": True, "temperature": temperature, "top_k": request.top_k or 0}
     if request.seed is not None:
         options["random_seed"] = request.seed % 2**64
     if request.logprobs:
         options["logprobs"] = request.top_logprobs or 0
-    stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
-    options["stop_words"] = tuple(stop)
+    stop_strings = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    options["stop_words"] = tuple(stop_strings)
     for name in ("top_p", "min_p", "repetition_penalty", "ignore_eos"):
         if (value := getattr(request, name)) is not None:
             options[name] = value
     return GenerationConfig(**options)
 
 
-def _explain(error: ValidationError) -> ApiError:
-    """Tell of the first fault; values are not repeated, for they can be long."""
+def _as_api_error(error: ValidationError) -> ApiError:
+    """Describe the first fault; values are not repeated, because they can be long."""
     first: Mapping[str, Any] = error.errors(include_url=False, include_input=False)[0]
     if first["type"] == "json_invalid":
         return ApiError(400, "invalid_json", f"the body is not JSON: {first['ctx']['error']}")
-    place = ".".join(str(step)[:100] for step in _keys(first["loc"]))
+    param = ".".join(str(step)[:100] for step in _field_path(first["loc"]))
     code = "unknown_parameter" if first["type"] == "extra_forbidden" else "invalid_value"
     if first["type"] == "missing":
         code = "missing_parameter"
-    return ApiError(400, code, f"{place}: {first['msg']}", place or None)
+    return ApiError(400, code, f"{param}: {first['msg']}", param or None)
 
 
-def _keys(steps: tuple[int | str, ...]) -> list[int | str]:
-    """Leave the keys of the request, without the names of the alternatives that were tried."""
-    keys = list(steps)
+def _field_path(location: tuple[int | str, ...]) -> list[int | str]:
+    """Drop the names of union members from the location of a validation error."""
+    keys = list(location)
     if keys[0:1] == ["stop"]:
         del keys[1:2]
     elif keys[0:1] == ["messages"] and keys[2:3] == ["content"]:

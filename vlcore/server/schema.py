@@ -1,4 +1,4 @@
-"""The requests and answers of OpenAI's chat API, as far as they mean something here."""
+"""The supported subset of OpenAI's chat API: requests, responses and errors."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-_MAX_STOP_WORDS = 16
-_UNSUPPORTED = "Not supported: anything but its neutral value is refused."
+_MAX_STOP_STRINGS = 16
+_UNSUPPORTED = "Not supported: only its neutral value is accepted."
 
 
 class TextPart(BaseModel):
-    """A piece of text."""
+    """Text within a message."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     type: Literal["text"]
@@ -19,7 +19,7 @@ class TextPart(BaseModel):
 
 
 class ImageUrl(BaseModel):
-    """Where a picture lies; options of the model's own beside it are passed on."""
+    """The URL of an image; additional fields are passed on as options of the model."""
 
     model_config = ConfigDict(extra="allow", strict=True)
     __pydantic_extra__: dict[str, str | int | float | bool] = Field(init=False)
@@ -28,7 +28,7 @@ class ImageUrl(BaseModel):
 
 
 class ImagePart(BaseModel):
-    """A picture."""
+    """An image part of a message."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     type: Literal["image_url"]
@@ -42,29 +42,29 @@ def _text_or_list(value: Any) -> str | None:
     return "text" if isinstance(value, str) else "list" if isinstance(value, list) else None
 
 
-# An error then is about the alternative that was meant.
+# With a discriminator, an error is about the member of the union that was meant.
 Content = Annotated[
     Annotated[str, Tag("text")] | Annotated[list[Part], Tag("list")],
     Discriminator(
         _text_or_list,
         custom_error_type="text_or_list",
-        custom_error_message="a text or a list of parts is expected",
+        custom_error_message="a string or a list of parts is expected",
     ),
 ]
-StopWord = Annotated[str, Field(min_length=1)]
-StopWords = Annotated[
-    Annotated[StopWord, Tag("text")]
-    | Annotated[list[StopWord], Field(max_length=_MAX_STOP_WORDS), Tag("list")],
+StopString = Annotated[str, Field(min_length=1)]
+StopStrings = Annotated[
+    Annotated[StopString, Tag("text")]
+    | Annotated[list[StopString], Field(max_length=_MAX_STOP_STRINGS), Tag("list")],
     Discriminator(
         _text_or_list,
         custom_error_type="text_or_list",
-        custom_error_message="a text or a list of texts is expected",
+        custom_error_message="a string or a list of strings is expected",
     ),
 ]
 
 
 class ChatMessage(BaseModel):
-    """One turn. What clients echo of earlier answers (``refusal: null`` and the like) is taken."""
+    """A message. Fields of earlier completions that clients send back are accepted."""
 
     model_config = ConfigDict(extra="allow", strict=True)
     role: Literal["system", "developer", "user", "assistant"]
@@ -73,7 +73,7 @@ class ChatMessage(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    """What a stream holds beside the answer."""
+    """Options of a stream."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     include_usage: bool | None = None
@@ -81,14 +81,14 @@ class StreamOptions(BaseModel):
 
 
 class ResponseFormat(BaseModel):
-    """Free text is the only format."""
+    """The format of the completion; free text is the only one."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     type: Literal["text"]
 
 
 class ChatRequest(BaseModel):
-    """A conversation to go on with. Unknown fields are refused, so that none is silently lost."""
+    """A conversation to continue. Unknown fields are refused, so that none is silently lost."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     model: str
@@ -98,20 +98,20 @@ class ChatRequest(BaseModel):
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(
-        None, ge=0, le=2, description="0 (or less than 0.00001) takes the likeliest token."
+        None, ge=0, le=2, description="0 (or less than 0.00001) selects the most likely token."
     )
     top_p: float | None = Field(None, gt=0, le=1)
     n: int | None = Field(None, ge=1)
-    stop: StopWords | None = None
+    stop: StopStrings | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    top_k: int | None = Field(None, ge=0, description="Not of OpenAI's API.")
-    min_p: float | None = Field(None, ge=0, le=1, description="Not of OpenAI's API.")
+    top_k: int | None = Field(None, ge=0, description="An extension of OpenAI's API.")
+    min_p: float | None = Field(None, ge=0, le=1, description="An extension of OpenAI's API.")
     repetition_penalty: float | None = Field(
-        None, ge=0.01, le=100, description="Not of OpenAI's API."
+        None, ge=0.01, le=100, description="An extension of OpenAI's API."
     )
-    ignore_eos: bool | None = Field(None, description="Not of OpenAI's API.")
+    ignore_eos: bool | None = Field(None, description="An extension of OpenAI's API.")
 
     frequency_penalty: float | None = Field(None, ge=0, le=0, description=_UNSUPPORTED)
     presence_penalty: float | None = Field(None, ge=0, le=0, description=_UNSUPPORTED)
@@ -120,43 +120,43 @@ class ChatRequest(BaseModel):
     tools: list[Any] | None = Field(None, max_length=0, description=_UNSUPPORTED)
     tool_choice: Literal["none", "auto"] | None = Field(None, description=_UNSUPPORTED)
     logit_bias: dict[str, float] | None = Field(None, max_length=0, description=_UNSUPPORTED)
-    user: str | None = Field(None, description="Without effect.")
-    metadata: dict[str, Any] | None = Field(None, description="Without effect.")
-    store: bool | None = Field(None, description="Without effect.")
-    service_tier: str | None = Field(None, description="Without effect.")
+    user: str | None = Field(None, description="Has no effect.")
+    metadata: dict[str, Any] | None = Field(None, description="Has no effect.")
+    store: bool | None = Field(None, description="Has no effect.")
+    service_tier: str | None = Field(None, description="Has no effect.")
 
 
 class TokenLogprob(BaseModel):
-    """How likely a token was."""
+    """The log-probability of a token."""
 
     token: str
     logprob: float
     bytes: list[int] | None
-    """``None`` where the token is a part of a character."""
+    """The token's UTF-8 bytes; ``None`` if the token is a part of a character."""
 
 
-class ChosenLogprob(TokenLogprob):
-    """How likely the answer's token was, and the likeliest ones."""
+class GeneratedTokenLogprob(TokenLogprob):
+    """The log-probabilities of a generated token and of its most likely alternatives."""
 
     top_logprobs: list[TokenLogprob]
 
 
 class Logprobs(BaseModel):
-    """Of each token of an answer."""
+    """The log-probabilities of each token of a completion."""
 
-    content: list[ChosenLogprob]
+    content: list[GeneratedTokenLogprob]
 
 
 class CompletionRegion(BaseModel):
-    """A rectangle of the last picture that an answer points at."""
+    """A rectangle of the last image that a completion refers to."""
 
     label: str
     box: tuple[float, float, float, float]
-    """Left, top, right and bottom, as fractions of its width and height."""
+    """Left, top, right and bottom, as fractions of the image's width and height."""
 
 
 class CompletionMessage(BaseModel):
-    """An answer."""
+    """The generated message."""
 
     role: Literal["assistant"] = "assistant"
     content: str
@@ -164,7 +164,7 @@ class CompletionMessage(BaseModel):
 
 
 class Choice(BaseModel):
-    """One of the answers to a request."""
+    """One of the completions of a request."""
 
     index: int
     message: CompletionMessage
@@ -174,15 +174,15 @@ class Choice(BaseModel):
 
 
 class PromptDetails(BaseModel):
-    """What a prompt's tokens are."""
+    """The kinds of tokens in a prompt."""
 
     image_tokens: int
-    """Rows of pictures."""
+    """Number of image embeddings in the prompt."""
     cached_tokens: int = 0
 
 
 class Usage(BaseModel):
-    """How many tokens a request took."""
+    """The token counts of a request."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -191,7 +191,7 @@ class Usage(BaseModel):
 
 
 class ChatCompletion(BaseModel):
-    """The answers to a request."""
+    """The response to a chat request."""
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
@@ -200,11 +200,11 @@ class ChatCompletion(BaseModel):
     choices: list[Choice]
     usage: Usage
     warnings: list[str] | None = None
-    """What of the request had no effect."""
+    """Parts of the request that had no effect."""
 
 
 class Model(BaseModel):
-    """The model that is served."""
+    """The served model."""
 
     id: str
     object: Literal["model"] = "model"
@@ -213,14 +213,14 @@ class Model(BaseModel):
 
 
 class ModelList(BaseModel):
-    """The models that are served: one."""
+    """The list of served models, which is the one model."""
 
     object: Literal["list"] = "list"
     data: list[Model]
 
 
 class ErrorBody(BaseModel):
-    """Why a request has no answer."""
+    """Describes why a request failed."""
 
     message: str
     type: str
@@ -229,6 +229,6 @@ class ErrorBody(BaseModel):
 
 
 class ErrorResponse(BaseModel):
-    """The shape of every error."""
+    """The body of every error response."""
 
     error: ErrorBody

@@ -1,4 +1,4 @@
-"""Serves a model until it is told to stop."""
+"""Runs the HTTP server until it is stopped."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from vlcore.server.settings import ServerSettings
 logger = logging.getLogger(__name__)
 
 _BACKLOG = 2048
-"""Connections that wait to be taken."""
+"""Maximum number of connections that wait to be accepted."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Server(uvicorn.Server):
     """A server of one model.
 
-    A first signal stops it: what runs may finish for ``shutdown_timeout_s`` seconds, new requests
-    are refused, and ``/ready`` says so. A second one ends it at once.
+    A first signal stops it: running requests have ``shutdown_timeout_s`` seconds to finish, new
+    ones are refused, and ``/ready`` returns 503. A second signal ends it at once.
 
     Args:
-        pipeline: the model, on whose loop ``serve`` runs best.
-        settings: how it is served.
+        pipeline: The model. The server runs best on its event loop (``Pipeline.run``).
+        settings: The server's settings.
     """
 
     def __init__(self, pipeline: Pipeline, settings: ServerSettings) -> None:
@@ -67,58 +67,58 @@ class Server(uvicorn.Server):
 
     @property
     def address(self) -> tuple[str, int]:
-        """Where it listens, once it has started."""
+        """The host and port that the server listens on, once it has started."""
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         return host, port
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """Refuse new requests from now on; end at once where that was said before.
+        """Refuse new requests from now on; on a second signal, end at once.
 
-        uvicorn's own would raise the signal again at the end, so that a clean stop looks like a
-        process that was killed.
+        uvicorn's own handler raises the signal again at the end, which makes a clean stop look like
+        a killed process.
         """
         self.force_exit = self.should_exit
         self.stop()
 
     def stop(self) -> None:
-        """Stop as a signal does."""
+        """Stop as a first signal does."""
         self._admission.is_stopping = True
         self.should_exit = True
 
 
 def serve(pipeline: Pipeline, settings: ServerSettings, bound: socket.socket) -> None:
-    """Serve a model until the process is told to stop (SIGINT, SIGTERM).
+    """Serve a model until the process receives SIGINT or SIGTERM.
 
     Args:
-        pipeline: the model; closed at the end.
-        settings: how it is served.
-        bound: the socket of ``bind``.
+        pipeline: The model; closed at the end.
+        settings: The server's settings.
+        bound: The socket returned by ``bind``.
     """
     server = Server(pipeline, settings)
     host, port = bound.getsockname()[:2]
     name = f"[{host}]" if ":" in host else host
-    bound.listen(_BACKLOG)  # who reads the line can connect
+    bound.listen(_BACKLOG)  # clients can connect as soon as the address is logged
     logger.info("%s is served at http://%s:%d", settings.model_name, name, port)
-    with _told_by_signals(server), pipeline:
+    with _stopped_by_signals(server), pipeline:
         pipeline.run(server.serve([bound]))
 
 
 @contextmanager
-def _told_by_signals(server: Server) -> Iterator[None]:
-    """Let signals stop the server; they come to the main thread, and it runs in another."""
-    before = {kind: signal.signal(kind, server.handle_exit) for kind in _SIGNALS}
+def _stopped_by_signals(server: Server) -> Iterator[None]:
+    """Let signals, which arrive in the main thread, stop a server that runs in another."""
+    handlers = {kind: signal.signal(kind, server.handle_exit) for kind in _SIGNALS}
     try:
         yield
     finally:
-        for kind, handler in before.items():
+        for kind, handler in handlers.items():
             signal.signal(kind, handler)
 
 
 def bind(settings: ServerSettings) -> socket.socket:
-    """Take the address, before a model is loaded for nothing.
+    """Bind the server's address; done first, so that no model is loaded in vain.
 
     Raises:
-        OptionError: it cannot be had.
+        OptionError: The address cannot be bound.
     """
     host, port = settings.host, settings.port
     try:
@@ -127,7 +127,7 @@ def bind(settings: ServerSettings) -> socket.socket:
         )[0]
         bound = socket.socket(family, kind, protocol)
         try:
-            # Connections of a server that ended a minute ago do not hold the port.
+            # Connections of a server that ended a minute ago do not block the port.
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.bind(address)
         except BaseException:
@@ -136,6 +136,6 @@ def bind(settings: ServerSettings) -> socket.socket:
     except (OSError, UnicodeError) as error:
         raise OptionError(
             f"{host}:{port} cannot be listened on ({getattr(error, 'strerror', error)}): choose "
-            "another --port, or 0 for one that is free, and as --host an address of this machine"
+            "another --port, or 0 for a free one, and as --host an address of this machine"
         ) from error
     return bound

@@ -1,4 +1,4 @@
-"""``ServerSettings``: what the server takes on, and for how long."""
+"""``ServerSettings``: the limits and options of the HTTP server."""
 
 from __future__ import annotations
 
@@ -10,43 +10,46 @@ from vlcore.errors import OptionError
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
-    """How a model is served.
+    """Limits and options of the HTTP server.
 
     Raises:
-        OptionError: a setting is out of range.
+        OptionError: A setting is out of range.
     """
 
     model_name: str
-    """What requests call the model."""
+    """Name of the model in requests and responses."""
     host: str = "127.0.0.1"
+    """Address to listen on."""
     port: int = 23333
-    """0 for one that is free."""
+    """Port to listen on; 0 selects a free one."""
     api_keys: tuple[str, ...] = ()
-    """Any one of them opens ``/v1``; none leaves it open."""
+    """Keys that give access to ``/v1``; if there are none, no key is needed."""
     allowed_hosts: tuple[str, ...] = ()
-    """Names that the ``Host`` header may state; none given, any name, or only the loopback's own
-    where the server listens there, so that no page of another site reaches it by its own name."""
+    """Names accepted in the ``Host`` header. By default any name is accepted, except where the
+    server listens on a loopback address: there only the loopback's own names are, so that no web
+    page can reach the server through a DNS name of its own."""
     allowed_origins: tuple[str, ...] = ()
-    """Pages of other sites that may ask (CORS)."""
+    """Origins whose web pages may send requests (CORS)."""
     max_requests: int = 64
-    """Requests that are answered or wait at a time; one more is told to come again."""
+    """Maximum number of requests that run or wait; a further one receives 429 with Retry-After."""
     max_connections: int = 1024
+    """Maximum number of open connections."""
     max_body_bytes: int = 32 * 1024**2
-    """Of one request, pictures in data URLs included."""
+    """Maximum size of a request body, images in data URLs included."""
     body_timeout_s: float = 30.0
-    """For the body of a request to arrive."""
+    """Time within which the body of a request must arrive."""
     max_head_bytes: int = 32 * 1024
-    """Of the line and the headers that a request begins with."""
+    """Maximum size of a request line and headers."""
     header_timeout_s: float = 10.0
-    """For the head of a request to arrive."""
+    """Time within which the request line and headers must arrive."""
     deadline_s: float = 300.0
-    """For a request as a whole, its reading by the client included."""
+    """Time within which a request must be complete, including the client's reading."""
     shutdown_timeout_s: float = 30.0
-    """For running requests to finish once the server is told to stop; then they are cancelled."""
+    """Time that running requests have to finish once the server stops; then they are cancelled."""
     max_answers: int = 8
-    """The most answers to one request (``n``)."""
+    """Maximum number of completions of one request (``n``)."""
     default_max_tokens: int = 1024
-    """Of an answer whose request states no limit."""
+    """Maximum number of tokens of a completion whose request states no limit."""
 
     def __post_init__(self) -> None:
         for setting in fields(self):
@@ -63,7 +66,7 @@ class ServerSettings:
 
     @property
     def host_names(self) -> frozenset[str]:
-        """Names that the ``Host`` header may state; empty for any."""
+        """Names accepted in the ``Host`` header; empty if every name is."""
         if self.allowed_hosts:
             return frozenset(name.lower() for name in self.allowed_hosts)
         if is_loopback(self.host):
@@ -72,7 +75,7 @@ class ServerSettings:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address to listen on is reached from this machine alone."""
+    """Return whether an address to listen on is reachable from this machine alone."""
     if host == "localhost":
         return True
     try:

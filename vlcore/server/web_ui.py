@@ -1,4 +1,4 @@
-"""The page at ``/`` to try the model in a browser."""
+"""The web page at ``/`` to try the model in a browser."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from vlcore.server.errors import ApiError
 
-_FOLDER = Path(__file__).with_name("static")
+_STATIC = Path(__file__).with_name("static")
 _MEDIA_TYPES = {
     ".css": "text/css; charset=utf-8",
     ".html": "text/html; charset=utf-8",
@@ -35,16 +35,18 @@ _HEADERS = {
 }
 
 
-def add_page(app: FastAPI, max_body_bytes: int) -> None:
-    """Serve the page at ``/`` and its files below ``/page``; no path of a request is opened.
+def add_web_ui(app: FastAPI, max_body_bytes: int) -> None:
+    """Serve the page at ``/`` and its files below ``/page``.
+
+    The files are read once, here: no path of a request is opened.
 
     Args:
-        app: serves the API too.
-        max_body_bytes: of one request; the page tells before it sends more.
+        app: The application to extend.
+        max_body_bytes: The server's bound on a request body, which the page checks before it sends.
     """
-    files = {path.name: path for path in _FOLDER.iterdir() if path.suffix in _MEDIA_TYPES}
-    answers = {name: (path.read_bytes(), _MEDIA_TYPES[path.suffix]) for name, path in files.items()}
-    html, html_type = answers.pop("index.html")
+    paths = [path for path in _STATIC.iterdir() if path.suffix in _MEDIA_TYPES]
+    files = {path.name: (path.read_bytes(), _MEDIA_TYPES[path.suffix]) for path in paths}
+    html, html_type = files.pop("index.html")
     html = html.replace(b"{max_body_bytes}", str(max_body_bytes).encode())
 
     @app.get("/", include_in_schema=False)
@@ -52,8 +54,8 @@ def add_page(app: FastAPI, max_body_bytes: int) -> None:
         return Response(html, media_type=html_type, headers=_HEADERS)
 
     @app.get("/page/{name}", include_in_schema=False)
-    async def file(name: str) -> Response:
-        if name not in answers:
+    async def static_file(name: str) -> Response:
+        if name not in files:
             raise ApiError(404, "not_found", f"the page has no file {name[:200]!r}")
-        content, media_type = answers[name]
+        content, media_type = files[name]
         return Response(content, media_type=media_type, headers=_HEADERS)

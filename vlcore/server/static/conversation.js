@@ -1,33 +1,33 @@
-// The turns so far, as the server wants them.
+// The conversation so far, in the form of the API.
 
 export class Conversation {
   #turns = [];
 
-  /** The messages of all turns, and of one more question. */
-  messages(system, question, pictures) {
+  /** Return the messages of all turns and of a further prompt. */
+  messages(system, prompt, images) {
     const messages = this.#turns.flatMap((turn) => [
-      { role: "user", content: content(turn.question, turn.pictures) },
-      { role: "assistant", content: turn.answer },
+      { role: "user", content: content(turn.prompt, turn.images) },
+      { role: "assistant", content: turn.completion },
     ]);
     if (system) messages.unshift({ role: "system", content: system });
-    messages.push({ role: "user", content: content(question, pictures) });
+    messages.push({ role: "user", content: content(prompt, images) });
     return messages;
   }
 
-  /** Keep a turn. */
-  add(question, pictures, answer) {
-    this.#turns.push({ question, pictures, answer });
+  /** Add a turn. */
+  add(prompt, images, completion) {
+    this.#turns.push({ prompt, images, completion });
   }
 
-  /** The last picture that the model was shown: boxes are meant on it. */
-  get lastPicture() {
-    return this.#turns.flatMap((turn) => turn.pictures).at(-1);
+  /** The last image of the conversation, to which regions refer. */
+  get lastImage() {
+    return this.#turns.flatMap((turn) => turn.images).at(-1);
   }
 }
 
-function content(question, pictures) {
-  if (!pictures.length) return question;
-  const parts = pictures.map(({ url }) => ({ type: "image_url", image_url: { url } }));
-  if (question) parts.push({ type: "text", text: question });
+function content(prompt, images) {
+  if (!images.length) return prompt;
+  const parts = images.map(({ url }) => ({ type: "image_url", image_url: { url } }));
+  if (prompt) parts.push({ type: "text", text: prompt });
   return parts;
 }

@@ -1,27 +1,27 @@
-// The key of the API, which this tab alone keeps.
+// The API key, which is stored for this tab alone.
 
-const PLACE = "vlcore-api-key";
+const STORAGE_KEY = "vlcore-api-key";
 const dialog = document.getElementById("key-dialog");
 const input = document.getElementById("key");
 
 document.getElementById("key-cancel").addEventListener("click", () => dialog.close(""));
 document.getElementById("key-form").addEventListener("submit", () => {
-  sessionStorage.setItem(PLACE, input.value);
-  dialog.returnValue = "given";
+  sessionStorage.setItem(STORAGE_KEY, input.value);
+  dialog.returnValue = "entered";
 });
 
-/** The key, or null. */
+/** Return the stored key, or null. */
 export function storedKey() {
-  return sessionStorage.getItem(PLACE);
+  return sessionStorage.getItem(STORAGE_KEY);
 }
 
-/** Ask for the key; gives whether one was given. */
+/** Ask for the key; resolves to whether one was entered. */
 export function askForKey(reason) {
   document.getElementById("key-reason").textContent = reason;
   input.value = "";
   dialog.returnValue = "";
   dialog.showModal();
   return new Promise((resolve) => {
-    dialog.addEventListener("close", () => resolve(dialog.returnValue === "given"), { once: true });
+    dialog.addEventListener("close", () => resolve(dialog.returnValue === "entered"), { once: true });
   });
 }

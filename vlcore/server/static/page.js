@@ -1,25 +1,25 @@
-// The page: from what a person does to a request, and from its answer to what is seen.
+// The page: turns user actions into requests, and shows their completions.
 
-import { Answer } from "/page/answer.js";
+import { Completion } from "/page/completion.js";
 import { showCode } from "/page/code.js";
 import { Conversation } from "/page/conversation.js";
 import { askForKey, storedKey } from "/page/key.js";
-import { Pictures, image } from "/page/pictures.js";
+import { Images, imageElement } from "/page/images.js";
 import { asCurl, asPython, body } from "/page/request.js";
-import { ask, chunks } from "/page/stream.js";
+import { chunks, fetchApi } from "/page/stream.js";
 
-const at = (id) => document.getElementById(id);
+const byId = (id) => document.getElementById(id);
 const maxBodyBytes = Number(document.querySelector("meta[name=max-body-bytes]").content);
-const pictures = new Pictures(at("tray"));
+const images = new Images(byId("tray"));
 let conversation = new Conversation();
 let running = null;
 let model = null;
 
-/** Ask the server, and for the key where it wants one. */
-async function askWithKey(path, options) {
+/** Send a request, and ask the user for the key if the server requires one. */
+async function fetchWithKey(path, options) {
   for (;;) {
     try {
-      return await ask(path, { key: storedKey(), ...options });
+      return await fetchApi(path, { key: storedKey(), ...options });
     } catch (error) {
       if (error.status !== 401 || !(await askForKey(error.message))) throw error;
     }
@@ -28,95 +28,95 @@ async function askWithKey(path, options) {
 
 async function findModel() {
   if (!model) {
-    const listed = await (await askWithKey("/v1/models", {})).json();
-    model = listed.data[0].id;
-    at("model").textContent = model;
+    const models = await (await fetchWithKey("/v1/models", {})).json();
+    model = models.data[0].id;
+    byId("model").textContent = model;
     document.title = `${model} · vlcore`;
   }
   return model;
 }
 
 async function send() {
-  const question = at("question").value.trim();
-  if (running || (!question && !pictures.length)) return;
-  if (!at("settings").checkValidity()) {
+  const prompt = byId("prompt").value.trim();
+  if (running || (!prompt && !images.length)) return;
+  if (!byId("settings").checkValidity()) {
     showSettings(true);
-    at("settings").reportValidity();
+    byId("settings").reportValidity();
     return;
   }
-  const shown = pictures.take();
-  at("question").value = "";
-  fit();
-  notice("");
-  at("welcome").hidden = true;
+  const sentImages = images.take();
+  byId("prompt").value = "";
+  fitPromptHeight();
+  showNotice("");
+  byId("welcome").hidden = true;
   const turn = document.createElement("section");
   turn.className = "turn";
-  const answer = new Answer(article("answer", "Answer"));
-  turn.append(asked(question, shown), answer.element);
-  at("conversation").append(turn);
+  const completion = new Completion(article("completion", "Completion"));
+  turn.append(promptElement(prompt, sentImages), completion.element);
+  byId("conversation").append(turn);
   const controller = new AbortController();
   setRunning(controller);
   const current = conversation;
   try {
-    await fill(answer, current, question, shown, controller.signal);
-    current.add(question, shown, answer.text);
-    answer.point(current.lastPicture);
+    await generate(completion, current, prompt, sentImages, controller.signal);
+    current.add(prompt, sentImages, completion.text);
+    completion.drawRegions(current.lastImage);
   } catch (error) {
     if (controller.signal.aborted) {
-      answer.note = "stopped";
-      if (answer.text) current.add(question, shown, answer.text);
+      completion.note = "stopped";
+      if (completion.text) current.add(prompt, sentImages, completion.text);
     } else {
-      answer.fail(error.message);
+      completion.fail(error.message);
     }
-    if (current === conversation && (!controller.signal.aborted || !answer.text)) {
-      putBack(question, shown);
-      turn.classList.add("forgotten");
+    if (current === conversation && (!controller.signal.aborted || !completion.text)) {
+      restoreInput(prompt, sentImages);
+      turn.classList.add("discarded");
     }
   }
-  answer.end();
+  completion.finish();
   if (running === controller) setRunning(null);
-  follow();
+  scrollToEnd();
 }
 
-async function fill(answer, current, question, shown, signal) {
+async function generate(completion, current, prompt, sentImages, signal) {
   const request = body(
     await findModel(),
-    current.messages(at("system").value.trim(), question, shown),
-    { maxTokens: at("max-tokens").valueAsNumber, temperature: at("temperature").valueAsNumber },
+    current.messages(byId("system").value.trim(), prompt, sentImages),
+    { maxTokens: byId("max-tokens").valueAsNumber, temperature: byId("temperature").valueAsNumber },
   );
   const hasKey = Boolean(storedKey());
-  answer.offer("as curl", () => showCode("As curl", asCurl(location.origin, request, hasKey)));
-  answer.offer("as Python", () =>
+  completion.addButton("as curl", () => showCode("As curl", asCurl(location.origin, request, hasKey)));
+  completion.addButton("as Python", () =>
     showCode("As Python", asPython(location.origin, request, hasKey)),
   );
-  follow();
+  scrollToEnd();
   const bytes = new Blob([JSON.stringify(request)]);
   if (bytes.size > maxBodyBytes) {
     throw new Error(
-      `The conversation with its pictures is ${mebibytes(bytes.size)}; this server takes ` +
-        `${mebibytes(maxBodyBytes)} (max_body_bytes). Send fewer or smaller pictures, or begin a ` +
+      `The conversation with its images is ${mebibytes(bytes.size)}; the maximum is ` +
+        `${mebibytes(maxBodyBytes)} (max_body_bytes). Send fewer or smaller images, or start a ` +
         "new conversation.",
     );
   }
-  const response = await askWithKey("/v1/chat/completions", { body: bytes, signal });
+  const response = await fetchWithKey("/v1/chat/completions", { body: bytes, signal });
   for await (const chunk of chunks(response)) {
-    answer.take(chunk);
-    follow();
+    completion.append(chunk);
+    scrollToEnd();
   }
 }
 
-function asked(question, shown) {
-  const element = article("question", "Question");
-  if (shown.length) {
+function promptElement(prompt, sentImages) {
+  const element = article("prompt", "Prompt");
+  if (sentImages.length) {
     const row = document.createElement("div");
-    row.className = "pictures";
-    row.append(...shown.map(image));
+    row.className = "images";
+    row.append(...sentImages.map(imageElement));
     element.append(row);
   }
-  if (question) {
+  if (prompt) {
     const text = document.createElement("div");
     text.className = "text";
-    text.textContent = question;
+    text.textContent = prompt;
     element.append(text);
   }
   return element;
@@ -129,85 +129,85 @@ function article(kind, label) {
   return element;
 }
 
-function putBack(question, shown) {
-  pictures.restore(shown);
-  at("question").value ||= question;
-  fit();
+function restoreInput(prompt, sentImages) {
+  images.restore(sentImages);
+  byId("prompt").value ||= prompt;
+  fitPromptHeight();
 }
 
 function setRunning(controller) {
   running = controller;
-  at("stop").hidden = !controller;
-  at("send").hidden = Boolean(controller);
+  byId("stop").hidden = !controller;
+  byId("send").hidden = Boolean(controller);
 }
 
-function notice(text) {
-  at("notice").textContent = text;
-  at("notice").hidden = !text;
+function showNotice(text) {
+  byId("notice").textContent = text;
+  byId("notice").hidden = !text;
 }
 
 function mebibytes(count) {
   return `${(count / 2 ** 20).toFixed(1)} MiB`;
 }
 
-/** Stay at the end, unless somebody reads further up. */
-function follow() {
+/** Stay at the end, unless the user has scrolled up. */
+function scrollToEnd() {
   const { scrollHeight, scrollTop, clientHeight } = document.scrollingElement;
   if (scrollHeight - scrollTop - clientHeight < 300) scrollTo(0, scrollHeight);
 }
 
-function fit() {
-  const field = at("question");
+function fitPromptHeight() {
+  const field = byId("prompt");
   field.style.height = "auto";
   field.style.height = `${field.scrollHeight}px`;
 }
 
 function showSettings(visible) {
-  at("settings").hidden = !visible;
-  at("show-settings").setAttribute("aria-expanded", String(visible));
+  byId("settings").hidden = !visible;
+  byId("show-settings").setAttribute("aria-expanded", String(visible));
 }
 
 async function add(files) {
   try {
-    const others = await pictures.add(files);
-    notice(others.length ? `Not a picture: ${others.join(", ")}` : "");
+    const otherNames = await images.add(files);
+    showNotice(otherNames.length ? `Not an image: ${otherNames.join(", ")}` : "");
   } catch (error) {
-    notice(error.message);
+    showNotice(error.message);
   }
-  at("question").focus();
+  byId("prompt").focus();
 }
 
 function hasFiles(event) {
   return event.dataTransfer?.types.includes("Files");
 }
 
-at("composer").addEventListener("submit", (event) => {
+byId("composer").addEventListener("submit", (event) => {
   event.preventDefault();
   send();
 });
-at("settings").addEventListener("submit", (event) => event.preventDefault());
-at("question").addEventListener("input", fit);
-at("question").addEventListener("keydown", (event) => {
+byId("settings").addEventListener("submit", (event) => event.preventDefault());
+byId("prompt").addEventListener("input", fitPromptHeight);
+byId("prompt").addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
   send();
 });
-at("stop").addEventListener("click", () => running?.abort());
-at("add").addEventListener("click", () => at("files").click());
-at("files").addEventListener("change", async () => {
-  await add(at("files").files);
-  at("files").value = "";
+byId("stop").addEventListener("click", () => running?.abort());
+byId("add").addEventListener("click", () => byId("files").click());
+byId("files").addEventListener("change", async () => {
+  await add(byId("files").files);
+  byId("files").value = "";
 });
-at("show-settings").addEventListener("click", () => showSettings(at("settings").hidden));
-at("renew").addEventListener("click", () => {
+byId("show-settings").addEventListener("click", () => showSettings(byId("settings").hidden));
+byId("new-conversation").addEventListener("click", () => {
   running?.abort();
   setRunning(null);
   conversation = new Conversation();
-  pictures.take();
-  notice("");
-  at("conversation").replaceChildren();
-  at("welcome").hidden = false;
-  at("question").focus();
+  images.take();
+  showNotice("");
+  byId("conversation").replaceChildren();
+  byId("welcome").hidden = false;
+  byId("prompt").focus();
 });
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && !document.querySelector("dialog[open]")) running?.abort();
@@ -232,4 +232,4 @@ document.addEventListener("drop", (event) => {
   add(event.dataTransfer.files);
 });
 
-findModel().catch((error) => notice(error.message));
+findModel().catch((error) => showNotice(error.message));

@@ -2,7 +2,7 @@
 
 const KEY = "VLCORE_API_KEY";
 
-/** The body of a request. */
+/** Return the body of a request. */
 export function body(model, messages, { maxTokens, temperature }) {
   return {
     model,
@@ -14,16 +14,16 @@ export function body(model, messages, { maxTokens, temperature }) {
   };
 }
 
-/** A command for the shell. The body comes by a here-document, which needs no quoting at all, and
- * has room for pictures where an argument has not. */
+/** Return a shell command. The body is a here-document, which needs no quoting and, unlike an
+ * argument, has room for images. */
 export function asCurl(origin, request, hasKey) {
-  const lines = [`curl --no-buffer ${quoted(`${origin}/v1/chat/completions`)}`];
+  const lines = [`curl --no-buffer ${quote(`${origin}/v1/chat/completions`)}`];
   if (hasKey) lines.push(`--header "Authorization: Bearer $${KEY}"`);
   lines.push("--header 'Content-Type: application/json'", "--data-binary @- <<'JSON'");
   return `${lines.join(" \\\n  ")}\n${JSON.stringify(request, null, 2)}\nJSON\n`;
 }
 
-/** A program for the openai package. */
+/** Return a program that uses the openai package. */
 export function asPython(origin, request, hasKey) {
   const key = hasKey ? `os.environ["${KEY}"]` : '"unused"';
   const options = Object.entries(request).map(([name, value]) => {
@@ -41,12 +41,12 @@ print()
 `;
 }
 
-/** Shorten data URLs, for reading. */
+/** Abbreviate data URLs for display. */
 export function abbreviated(code) {
-  return code.replace(/(data:[\w./+-]*;base64,[\w+/]{12})[\w+/=]{24,}/g, "$1… cut for display …");
+  return code.replace(/(data:[\w./+-]*;base64,[\w+/]{12})[\w+/=]{24,}/g, "$1… abbreviated …");
 }
 
-function quoted(text) {
+function quote(text) {
   return `'${text.replaceAll("'", "'\\''")}'`;
 }
 
@@ -54,7 +54,7 @@ function literal(value, indent) {
   const inner = `${indent}    `;
   if (value === null) return "None";
   if (typeof value === "boolean") return value ? "True" : "False";
-  if (typeof value !== "object") return JSON.stringify(value); // Python reads JSON's strings
+  if (typeof value !== "object") return JSON.stringify(value); // a JSON string is a valid Python literal
   const isList = Array.isArray(value);
   const items = Object.entries(value).map(([name, item]) => {
     return `${inner}${isList ? "" : `${JSON.stringify(name)}: `}${literal(item, inner)},\n`;

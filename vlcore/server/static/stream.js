@@ -1,6 +1,6 @@
-// The chunks of a streamed answer.
+// Requests to the API, and the chunks of a streamed completion.
 
-/** An answer that the server refused, or broke off. */
+/** A request that the server refused, or whose stream failed. */
 export class ServerError extends Error {
   constructor(message, status) {
     super(message);
@@ -8,8 +8,8 @@ export class ServerError extends Error {
   }
 }
 
-/** Send a request; gives the response, or throws what the server said against it. */
-export async function ask(path, { key, body, signal }) {
+/** Send a request; resolves to the response, or throws the error that the server returned. */
+export async function fetchApi(path, { key, body, signal }) {
   const headers = {};
   if (key) headers.Authorization = `Bearer ${key}`;
   if (body) headers["Content-Type"] = "application/json";
@@ -19,18 +19,18 @@ export async function ask(path, { key, body, signal }) {
   try {
     message = (await response.json()).error.message;
   } catch {
-    // Something between here and the server answered in its own words.
+    // The body is not an error of this server; a proxy may have sent it.
   }
   throw new ServerError(message, response.status);
 }
 
-/** Iterate over the JSON values of server-sent events, to the end that the server states. */
+/** Iterate over the JSON values of server-sent events, until the server ends the stream. */
 export async function* chunks(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
     const { value, done } = await reader.read();
-    if (done) throw new ServerError("The connection ended in the midst of the answer.", 0);
+    if (done) throw new ServerError("The connection was closed before the completion ended.", 0);
     const events = (rest + value).split("\n\n");
     rest = events.pop();
     for (const event of events) {

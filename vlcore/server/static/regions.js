@@ -1,12 +1,12 @@
-// Boxes over a picture, where an answer points.
+// The regions of a completion, drawn over an image.
 
-import { image } from "/page/pictures.js";
+import { imageElement } from "/page/images.js";
 
-/** Show a picture with regions: a label and a box of fractions, left, top, right and bottom. */
-export function pointed(picture, regions) {
+/** Return a figure of an image with regions: a label, and a box of left, top, right and bottom as fractions. */
+export function imageWithRegions(image, regions) {
   const figure = document.createElement("figure");
-  figure.className = "pointed";
-  figure.append(image(picture), ...regions.map(box));
+  figure.className = "regions";
+  figure.append(imageElement(image), ...regions.map(box));
   return figure;
 }
 
