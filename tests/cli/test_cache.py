@@ -26,18 +26,18 @@ def cache(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["cache", *arguments], env={"COLUMNS": "200"})
 
 
-def test_none_are_kept(views: Path) -> None:
-    assert cache().stdout == f"no views are kept in {views}\n"
+def test_an_empty_cache_is_reported(views: Path) -> None:
+    assert cache().stdout == f"no text views in {views}\n"
     assert json.loads(cache("--json").stdout) == []
 
 
-def test_the_table_lists_them(views: Path, tmp_path: Path) -> None:
+def test_the_table_lists_cached_views(views: Path, tmp_path: Path) -> None:
     view = keep_view(tmp_path / "model")
     result = cache()
     assert result.exit_code == 0, result.output
     heading, _, columns, line = result.stdout.splitlines()
-    assert heading == f"{views} keeps"
-    assert columns.split() == ["view", "size", "made", "of"]
+    assert heading == f"Text views in {views}"
+    assert columns.split() == ["view", "size", "created", "model"]
     assert line.split()[0] == view.name
     assert line.split()[1:3] == [line.split()[1], "KiB"]
     assert line.split()[-1] == str(tmp_path / "model")
@@ -60,23 +60,7 @@ def test_one_is_cleared_by_its_name_and_all_without(views: Path, tmp_path: Path)
     assert cache("--clear").stdout == f"removed 0 view(s), 0 bytes, from {views}\n"
 
 
-def test_a_name_that_is_not_there_is_told() -> None:
+def test_an_unknown_name_is_an_error() -> None:
     result = cache("nope")
     assert isinstance(result.exception, OptionError)
     assert "holds no view named 'nope'" in str(result.exception)
-
-
-@pytest.mark.parametrize(
-    ("num_bytes", "expected"),
-    [
-        (0, "0 bytes"),
-        (1023, "1023 bytes"),
-        (2048, "2 KiB"),
-        (5 * 2**20, "5 MiB"),
-        (2**32, "4.0 GiB"),
-    ],
-)
-def test_sizes_are_written_for_people(num_bytes: int, expected: str) -> None:
-    from vlcore.cli.cache import _size
-
-    assert _size(num_bytes) == expected

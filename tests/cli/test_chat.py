@@ -158,7 +158,7 @@ def test_a_conversation_draws_on_its_last_picture(
     result = draw(pointing, file, typed=typed)
     assert result.exit_code == 0
     assert f"the conversation has no image: {file} was not written" in result.stderr
-    assert result.stderr.count("shows what the answer points at") == 3
+    assert result.stderr.count("shows the regions of the response") == 3
     with Image.open(file) as drawn:
         assert drawn.size == (400, 300)
 

@@ -95,9 +95,9 @@ def test_the_checks_are_listed() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("vl-plugin-none",), "'vl-plugin-none' is no installed plugin (vl-plugin-"),
-        (("vl-plugin-none", "--model", "x"), "'vl-plugin-none' is no installed plugin"),
-        (("vl-plugin-yi", "--plugin", "vl-plugin-yi"), "is a plugin already"),
+        (("vl-plugin-none",), "'vl-plugin-none' is not an installed plugin (vl-plugin-"),
+        (("vl-plugin-none", "--model", "x"), "'vl-plugin-none' is not an installed plugin"),
+        (("vl-plugin-yi", "--plugin", "vl-plugin-yi"), "is a plugin: remove"),
         (("vl-plugin-yi", "--excuse", "hooks"), "hooks is excused without a reason"),
         (("vl-plugin-yi", "--only", "hook"), "there is no check named hook"),
     ],
@@ -111,7 +111,7 @@ def test_what_cannot_be_checked_is_an_error(arguments: tuple[str, ...], message:
 def test_without_a_target_the_usage_is_shown() -> None:
     result = check()
     assert result.exit_code == 2
-    assert "name an installed plugin or a model" in result.stderr
+    assert "expected an installed plugin or a model" in result.stderr
 
 
 def test_the_help_needs_no_torch() -> None:

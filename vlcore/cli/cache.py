@@ -1,4 +1,4 @@
-"""``vlcore cache``: the text views that are kept."""
+"""``vlcore cache``: list and remove cached text views."""
 
 from __future__ import annotations
 
@@ -14,30 +14,33 @@ if TYPE_CHECKING:
 
 def cache(
     name: Annotated[
-        str | None, typer.Argument(help="One view by its name, or those of a model.")
+        str | None, typer.Argument(help="Name of one view, or of a model whose views to select.")
     ] = None,
-    clear: Annotated[bool, typer.Option("--clear", help="Remove them.")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove the selected views.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the text views that are kept, or remove them.
+    """List or remove cached text views.
 
-    A checkpoint's own files, which views link to, are never removed.
+    The files of the checkpoint itself, which views link to, are never removed.
     """
+    from vlcore._utils.sizes import readable_size
     from vlcore.language.view_cache import ViewCache
 
-    kept = ViewCache()
-    views = kept.clear(name) if clear else kept.views(name)
+    view_cache = ViewCache()
+    views = view_cache.clear(name) if clear else view_cache.views(name)
     if as_json:
         listed = [asdict(view) | {"path": str(view.path)} for view in views]
         typer.echo(json.dumps(listed, indent=2))
     elif clear:
         num_bytes = sum(view.num_bytes for view in views)
-        typer.echo(f"removed {len(views)} view(s), {_size(num_bytes)}, from {kept.root}")
+        typer.echo(
+            f"removed {len(views)} view(s), {readable_size(num_bytes)}, from {view_cache.root}"
+        )
     elif views:
-        typer.echo(f"{kept.root} keeps\n")
+        typer.echo(f"Text views in {view_cache.root}\n")
         _print_table(views)
     else:
-        typer.echo(f"no views are kept in {kept.root}")
+        typer.echo(f"no text views in {view_cache.root}")
 
 
 def _print_table(views: list[CachedView]) -> None:
@@ -45,21 +48,16 @@ def _print_table(views: list[CachedView]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from vlcore._utils.sizes import readable_size
+
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("view", overflow="fold")
     table.add_column("size", justify="right", no_wrap=True)
-    table.add_column("made", no_wrap=True)
-    table.add_column("of", overflow="fold")
+    table.add_column("created", no_wrap=True)
+    table.add_column("model", overflow="fold")
     for view in views:
-        made = view.made[:16].replace("T", " ") or "unfinished"
-        table.add_row(Text(view.name), _size(view.num_bytes), made, Text(view.model or "?"))
+        created = view.made[:16].replace("T", " ") or "incomplete"
+        table.add_row(
+            Text(view.name), readable_size(view.num_bytes), created, Text(view.model or "?")
+        )
     Console().print(table)
-
-
-def _size(num_bytes: int) -> str:
-    size = float(num_bytes)
-    for unit in ("bytes", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"

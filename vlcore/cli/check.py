@@ -1,4 +1,4 @@
-"""``vlcore check``: whether a plugin keeps the contract, check by check."""
+"""``vlcore check``: run the conformance kit on a plugin."""
 
 from __future__ import annotations
 
@@ -21,37 +21,43 @@ def check(
         str | None,
         typer.Argument(
             metavar="PACKAGE_OR_MODEL",
-            help="An installed plugin, or else a checkpoint directory or hub id.",
+            help="Installed plugin, or checkpoint directory or Hub repo id.",
         ),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="The checkpoint to check PACKAGE with; without one, the package alone."),
+        typer.Option(help="Checkpoint to check the plugin with. Default: check the package only."),
     ] = None,
     plugin: Plugin = None,
     only: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Run this check; may be repeated.")
+        list[str] | None, typer.Option(metavar="NAME", help="Run only this check. May be repeated.")
     ] = None,
     excuse: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=REASON", help="A check that may fail; may be repeated."),
+        typer.Option(
+            metavar="NAME=REASON", help="Check that is expected to fail, and why. May be repeated."
+        ),
     ] = None,
     serves: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="A known model that the plugin serves; may be repeated."),
+        typer.Option(metavar="NAME", help="Known model that the plugin serves. May be repeated."),
     ] = None,
     reference: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Values of another implementation to compare with."),
+        typer.Option(
+            metavar="FILE", help="Recorded values of the reference implementation to compare with."
+        ),
     ] = None,
     device: Device = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="Data type: float32, float16 or bfloat16.")
+    ] = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    list_checks: Annotated[bool, typer.Option("--list", help="List the checks and stop.")] = False,
+    list_checks: Annotated[bool, typer.Option("--list", help="List the checks and exit.")] = False,
 ) -> None:
-    """Check a plugin: its package alone, or with a checkpoint, best a tiny one.
+    """Check a plugin: its package only, or also with a checkpoint, preferably a tiny one.
 
-    Ends with exit code 1 if a check fails.
+    The exit code is 1 if a check fails.
     """
     from vlcore.testing import CHECKS, check_plugin
 
@@ -59,13 +65,13 @@ def check(
         _print_list(CHECKS, as_json=as_json)
         return
     if target is None:
-        raise typer.BadParameter("name an installed plugin or a model (or --list)")
+        raise typer.BadParameter("expected an installed plugin or a model (or --list)")
     package, model = _read_target(target, model, plugin)
     with _progress(len(CHECKS), shown=sys.stderr.isatty()) as advance:
         report = check_plugin(
             model,
             plugin=package,
-            excused=_read_excuses(excuse or ()),
+            excused=_read_expected_failures(excuse or ()),
             only=only or (),
             reference=reference,
             serves=serves or (),
@@ -84,10 +90,10 @@ def check(
 def _read_target(
     target: str, model: str | None, plugin: str | None
 ) -> tuple[str | None, str | None]:
-    """Tell a plugin's distribution from a model; give the plugin and the model.
+    """Return the plugin and the model that the argument and the options name.
 
     Raises:
-        OptionError: it is neither, or two plugins or models are named.
+        OptionError: the argument is neither a plugin nor a model, or two of a kind are named.
     """
     from packaging.utils import canonicalize_name
 
@@ -97,19 +103,19 @@ def _read_target(
     installed = [info.distribution for info in installed_plugins()]
     if canonicalize_name(target) in map(canonicalize_name, installed):
         if plugin is not None:
-            raise OptionError(f"{target} is a plugin already: leave --plugin {plugin} out")
+            raise OptionError(f"{target} is a plugin: remove --plugin {plugin}")
         return target, model
     if model is not None or not ("/" in target or Path(target).is_dir()):
         raise OptionError(
-            f"{target!r} is no installed plugin ({', '.join(installed) or 'none is installed'})"
-            + ("" if model is not None else ", and neither a directory nor a hub id")
+            f"{target!r} is not an installed plugin ({', '.join(installed) or 'none is installed'})"
+            + ("" if model is not None else ", nor a checkpoint directory or a Hub repo id")
         )
     return plugin, target
 
 
-def _read_excuses(excuses: Sequence[str]) -> dict[str, str]:
-    """Read ``NAME=REASON``; what is missing, the kit says."""
-    return {name: reason for name, _, reason in (one.partition("=") for one in excuses)}
+def _read_expected_failures(values: Sequence[str]) -> dict[str, str]:
+    """Read ``NAME=REASON``. The kit reports a missing reason."""
+    return {name: reason for name, _, reason in (value.partition("=") for value in values)}
 
 
 def _progress(total: int, *, shown: bool) -> Any:
@@ -121,13 +127,14 @@ def _progress(total: int, *, shown: bool) -> Any:
 def _print_list(checks: Sequence[Any], *, as_json: bool) -> None:
     if as_json:
         values = [
-            {"name": one.name, "about": one.about, "needs_model": one.needs_model} for one in checks
+            {"name": check.name, "about": check.about, "needs_model": check.needs_model}
+            for check in checks
         ]
         typer.echo(json.dumps(values, indent=2))
         return
-    width = max(len(one.name) for one in checks)
-    for one in checks:
-        typer.echo(f"{one.name:{width}}  {one.about}")
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        typer.echo(f"{check.name:{width}}  {check.about}")
 
 
 def _print(report: Report) -> None:
@@ -142,13 +149,13 @@ def _print(report: Report) -> None:
     console.print(f"{title} with {report.model}\n" if report.model else f"{title}\n")
     table = Table(box=None, show_header=False, pad_edge=False)
     for result in report.results:
-        style, mark = _look(result)
-        table.add_row(Text(mark, style), result.name, Text(result.about, "dim"))
+        style, symbol = _style(result)
+        table.add_row(Text(symbol, style), result.name, Text(result.about, "dim"))
     console.print(table, soft_wrap=False)
     for result in report.results:
         if result.failure is None and result.outcome != "not run":
             continue
-        style, _ = _look(result)
+        style, _ = _style(result)
         console.print(Text(f"\n{result.name} {result.outcome}", style))
         console.print(f"  {result.message}".replace("\n", "\n  "))
     console.print()
@@ -156,8 +163,8 @@ def _print(report: Report) -> None:
         console.print(line)
 
 
-def _look(result: Result) -> tuple[str, str]:
-    """The colour and the mark of an outcome."""
+def _style(result: Result) -> tuple[str, str]:
+    """The colour and the symbol of an outcome."""
     return {
         "passed": ("green", "✓"),
         "failed": ("bold red", "✗"),

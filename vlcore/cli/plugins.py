@@ -1,4 +1,4 @@
-"""``vlcore plugins``: what is installed, and in which state."""
+"""``vlcore plugins``: the installed plugins and their states."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def plugins(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     load: Annotated[
         bool,
-        typer.Option("--load", help="Import each, to find the broken ones and the slow ones."),
+        typer.Option("--load", help="Import each plugin, to find broken and slow ones."),
     ] = False,
 ) -> None:
     """List the installed plugins, without importing them."""
@@ -38,7 +38,7 @@ def plugins(
     elif found:
         _print_table(found, shared, shows_times=load)
     else:
-        typer.echo("no plugins are installed: pip install a package named vl-plugin-…")
+        typer.echo("no plugins are installed. Install one, such as: pip install vl-plugin-llava")
 
 
 def _as_json(info: PluginInfo, shared: Mapping[str, Sequence[str]]) -> dict[str, object]:
@@ -90,7 +90,7 @@ def _print_table(
 
 
 def _architectures(info: PluginInfo, shared: Mapping[str, Sequence[str]]) -> Text:
-    """List them, each with the plugins that register the same name."""
+    """The architectures, each with the other plugins that register the same name."""
     from rich.text import Text
 
     lines = Text("\n")

@@ -1,4 +1,4 @@
-"""``vlcore view``: a checkpoint's text part as a directory that other engines read."""
+"""``vlcore view``: write the language model as a text model that other engines read."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ def view(
     model: Model,
     directory: Annotated[
         Path | None,
-        typer.Argument(metavar="[DIR]", help="Its place, empty or absent; by default the cache."),
+        typer.Argument(
+            metavar="[DIR]", help="Directory to write to, empty or absent. Default: the cache."
+        ),
     ] = None,
     plugin: Plugin = None,
     revision: Revision = None,
 ) -> None:
-    """Write the text part of a model as an ordinary text model, and print where it lies."""
+    """Write the language model of MODEL as an ordinary text model, and print its path."""
     from vlcore.language.view_cache import ViewCache
     from vlcore.plugins.stages import load_language_model
 

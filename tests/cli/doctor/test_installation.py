@@ -10,7 +10,6 @@ import pytest
 import torch
 from distributions import Site, make_site, plugin_source
 
-from vlcore._utils.sizes import readable_size
 from vlcore._version import __version__
 from vlcore.cli.doctor import installation
 from vlcore.cli.doctor.installation import Finding, Verdict, diagnose
@@ -158,17 +157,3 @@ def test_the_disk(
     found = finding("disk")
     assert found.verdict is verdict
     assert words in found.text
-
-
-@pytest.mark.parametrize(
-    ("num_bytes", "text"),
-    [
-        (0, "0 bytes"),
-        (1023, "1023 bytes"),
-        (1536, "2 KiB"),
-        (2**20, "1 MiB"),
-        (2**41, "2048.0 GiB"),
-    ],
-)
-def test_a_size_is_readable(num_bytes: int, text: str) -> None:
-    assert readable_size(num_bytes) == text

@@ -43,17 +43,17 @@ def rows_of(checkpoint: Path, pictures: list[Path]) -> list[torch.Tensor]:
     return asyncio.run(body())
 
 
-def test_every_picture_of_a_folder_and_those_named(checkpoint: Path, folder: Path) -> None:
+def test_images_of_a_directory_and_named_images_are_encoded(checkpoint: Path, folder: Path) -> None:
     out, named = folder / "rows.safetensors", folder / "green.png"
     Image.new("RGB", (30, 40), "green").save(named)
     result = encode(checkpoint, out, named, folder, folder / "red.png")
     assert result.exit_code == 0, result.output
-    assert result.stdout == f"{out} holds the rows of 4 image(s)\n"
-    assert "3 encoded" in result.stderr  # two are the same picture
+    assert result.stdout == f"{out} contains the embeddings of 4 image(s)\n"
+    assert "3 encoded" in result.stderr  # two are the same image
     rows = load_file(out)
-    pictures = [folder / n for n in ("green.png", "red.png", "blue.JPG", "more/red_too.png")]
-    assert set(rows) == set(map(str, pictures))
-    for picture, expected in zip(pictures, rows_of(checkpoint, pictures), strict=True):
+    images = [folder / n for n in ("green.png", "red.png", "blue.JPG", "more/red_too.png")]
+    assert set(rows) == set(map(str, images))
+    for picture, expected in zip(images, rows_of(checkpoint, images), strict=True):
         torch.testing.assert_close(rows[str(picture)], expected, rtol=1e-5, atol=1e-5)
 
 
@@ -122,7 +122,7 @@ def test_rows_of_another_model_are_not_mixed_in(
     encode(checkpoint, out, folder)
     held = out.read_bytes()
     result = encode(write_llava(tmp_path / "other", seed=1), out, folder)
-    assert "holds rows of another model or dtype" in str(result.exception)
+    assert "contains embeddings of another model or dtype" in str(result.exception)
     assert "another model" in str(encode(checkpoint, out, folder, "--dtype", "float16").exception)
     assert out.read_bytes() == held
 
@@ -132,16 +132,16 @@ def test_a_file_of_something_else_is_left_alone(checkpoint: Path, folder: Path) 
     out.write_text("something else")
     result = encode(checkpoint, out, folder)
     assert isinstance(result.exception, vlcore.OptionError)
-    assert "is no file of rows: give --out another name" in str(result.exception)
+    assert "is not a file of image embeddings" in str(result.exception)
     assert out.read_text() == "something else"
 
 
-def test_what_cannot_work_is_told_before_the_model_loads(tmp_path: Path) -> None:
+def test_bad_arguments_are_errors_before_the_model_loads(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     nowhere = encode(tmp_path, tmp_path / "nowhere" / "rows.safetensors", tmp_path)
-    assert "--out needs the name of a file" in str(nowhere.exception)
+    assert "--out expects a file" in str(nowhere.exception)
     empty = encode(tmp_path, tmp_path / "rows.safetensors", tmp_path / "empty")
-    assert f"there are no pictures in {tmp_path / 'empty'}" in str(empty.exception)
+    assert f"no images found in {tmp_path / 'empty'}" in str(empty.exception)
 
 
 def test_what_is_done_is_kept_when_somebody_interrupts(

@@ -37,17 +37,17 @@ def test_the_table_of_the_demo_model() -> None:
     assert lines[2] == "position token kind text"
     assert lines[3] == "0 1 control <s>"
     assert lines[4] == "1 292 text ␣A"
-    rows = lines.index("33–96 image 0 rows 0–63 of 64")
+    rows = lines.index("33–96 image 0 embeddings 0–63 of 64")
     assert lines[rows + 1 : rows + 3] == ["97 520 text ␣", "98 13 text \\n"]
     shown = [line.split()[-1] for line in lines[rows + 3 : lines.index("", rows)]]
     assert shown == ["Is", "␣", "<0xC3>", "<0xA9>", "\\t", "red", "?", "␣ASSISTANT", ":"]
-    assert f"image 0 {PICTURE}, 400 x 300, 64 rows" in lines
-    assert "ends at </s> (2)" in lines
+    assert f"image 0 {PICTURE}, 400 x 300, 64 embeddings" in lines
+    assert "stops at </s> (2)" in lines
     assert re.fullmatch(
-        r"length (\d+) = 1 control tokens \+ \d+ text tokens \+ 64 image rows", lines[-2]
+        r"length (\d+) = 1 special tokens \+ \d+ text tokens \+ 64 image embeddings", lines[-2]
     )
     length = int(lines[-2].split()[1])
-    assert lines[-1] == f"context 1024, leaves {1024 - length} for the answer"
+    assert lines[-1] == f"context 1024, {1024 - length} left for the response"
 
 
 def test_json_has_the_fields_that_are_documented() -> None:

@@ -14,7 +14,13 @@ from weight_files import ReadSpy
 
 import vlcore
 from vlcore import ChatTemplate, Control, ImageInputs, ImageSlot, Rows, TensorSource, Text
-from vlcore.cli.explain.explanation import Explanation, Pieces, RowsLine, TokenLine, explain
+from vlcore.cli.explain.explanation import (
+    Explanation,
+    RowsLine,
+    TokenLine,
+    VocabularyEntries,
+    explain,
+)
 from vlcore.engines.base import EngineRequest
 from vlcore.errors import ImageError, OptionError, PluginContractError, PromptError
 from vlcore.plugins.stages import ModelStages
@@ -82,7 +88,7 @@ def test_it_is_the_prompt_that_the_engine_gets(
     assert token_ids(explanation) == expected
     assert explanation.length == len(request.prompt.token_ids)
     assert explanation.stop_token_ids == {2: "</s>"}
-    assert explanation.stop_texts == ()
+    assert explanation.stop_strings == ()
 
 
 def test_images_are_runs_of_rows(stages: ModelStages) -> None:
@@ -119,13 +125,13 @@ def test_tokens_between_the_rows_of_an_image_stand_where_they_are(stages: ModelS
     assert (between.position, between.kind, between.text) == (2, "control", "</s>")
     assert explanation.template == "Split"
     assert explanation.stop_token_ids == {2: "</s>"}
-    assert explanation.stop_texts == ("USER:",)
-    assert explanation.num_control_tokens == 3  # BOS, the one between, the last
+    assert explanation.stop_strings == ("USER:",)
+    assert explanation.num_special_tokens == 3  # BOS, the one between, the last
 
 
 def test_what_a_user_types_is_text(stages: ModelStages) -> None:
     explanation = explain(stages, "</s>")
-    assert explanation.num_control_tokens == 1
+    assert explanation.num_special_tokens == 1
     assert kinds(explanation)["<s>"] == "control"
     assert set(kinds(explanation).values()) == {"control", "text"}
     assert explanation.num_text_tokens == len(explanation.lines) - 1
@@ -253,7 +259,7 @@ def sentencepiece() -> PreTrainedTokenizerBase:
 
 
 def lines(tokenizer: PreTrainedTokenizerBase, text: str) -> list[TokenLine]:
-    pieces = Pieces(tokenizer, {tokenizer.convert_tokens_to_ids("<s>")})  # type: ignore[arg-type]
+    pieces = VocabularyEntries(tokenizer, {tokenizer.convert_tokens_to_ids("<s>")})  # type: ignore[arg-type]
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return [pieces.line(position, token_id) for position, token_id in enumerate(ids)]
 

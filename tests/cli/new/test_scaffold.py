@@ -25,9 +25,9 @@ from vlcore.cli.new.scaffold import PluginNames, render, write_plugin
 from vlcore.errors import OptionError
 
 ROOT = Path(__file__).parents[3]
-NAMES = PluginNames.of("vl-plugin-mosaic", "MosaicForConditionalGeneration")
-LONG = PluginNames.of(f"vl-plugin-{'x' * 50}", "M" * 60)
-SHORT = PluginNames.of("q", "Q")
+NAMES = PluginNames.parse("vl-plugin-mosaic", "MosaicForConditionalGeneration")
+LONG = PluginNames.parse(f"vl-plugin-{'x' * 50}", "M" * 60)
+SHORT = PluginNames.parse("q", "Q")
 
 
 def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -54,7 +54,7 @@ def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_the_module_follows_from_the_name(name: str, distribution: str, module: str) -> None:
-    names = PluginNames.of(name, "Mosaic")
+    names = PluginNames.parse(name, "Mosaic")
     assert (names.distribution, names.module) == (distribution, module)
 
 
@@ -69,45 +69,45 @@ def test_the_module_follows_from_the_name(name: str, distribution: str, module: 
     ],
 )
 def test_the_family_follows_from_the_architecture(architecture: str, family: str) -> None:
-    assert PluginNames.of("vl-plugin-mosaic", architecture).family == family
+    assert PluginNames.parse("vl-plugin-mosaic", architecture).family == family
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("", "'' is no name of a distribution"),
-        ("vl plugin", "'vl plugin' is no name of a distribution"),
-        ("vl-plugin-", "'vl-plugin-' is no name"),
-        ("../outside", "no name of a distribution"),
-        ("vl-plugin-ü", "no name of a distribution"),
-        ("vl-plugin-a\n", "no name of a distribution"),
+        ("", "'' is not a distribution name"),
+        ("vl plugin", "'vl plugin' is not a distribution name"),
+        ("vl-plugin-", "'vl-plugin-' is not a distribution name"),
+        ("../outside", "not a distribution name"),
+        ("vl-plugin-ü", "not a distribution name"),
+        ("vl-plugin-a\n", "not a distribution name"),
         ("3d", "would be '3d', which Python cannot import"),
         ("class", "would be 'class', which Python cannot import"),
-        ("json", "would be 'json', which is taken already: choose another .* vl-plugin-json"),
-        ("vlcore", "is taken already"),
-        ("vl-plugin-" + "x" * 60, "name must have at most 60 letters; it has 70"),
+        ("json", "would be 'json', which is taken: choose another .* vl-plugin-json"),
+        ("vlcore", "is taken"),
+        ("vl-plugin-" + "x" * 60, "name must have at most 60 characters; it has 70"),
     ],
 )
 def test_a_bad_name(name: str, message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        PluginNames.of(name, "Mosaic")
+        PluginNames.parse(name, "Mosaic")
 
 
 @pytest.mark.parametrize(
     ("architecture", "message"),
     [
-        ("", "must be the name of a class, .*; it is ''"),
-        ("Mosaic-7B", "it is 'Mosaic-7B'"),
-        ("7BMosaic", "it is '7BMosaic'"),
-        ("Mosaic Model", "it is 'Mosaic Model'"),
-        ('M" = "os"\nX', "it is "),
-        ("class", "it is 'class'"),
-        ("M" * 61, "--architecture must have at most 60 letters"),
+        ("", "expects a class name, .*; received ''"),
+        ("Mosaic-7B", "received 'Mosaic-7B'"),
+        ("7BMosaic", "received '7BMosaic'"),
+        ("Mosaic Model", "received 'Mosaic Model'"),
+        ('M" = "os"\nX', "received "),
+        ("class", "received 'class'"),
+        ("M" * 61, "--architecture must have at most 60 characters"),
     ],
 )
 def test_a_bad_architecture(architecture: str, message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        PluginNames.of("vl-plugin-mosaic", architecture)
+        PluginNames.parse("vl-plugin-mosaic", architecture)
 
 
 # -- the folder

@@ -1,4 +1,4 @@
-"""``vlcore encode``: the image rows of many pictures, in a file."""
+"""``vlcore encode``: the image embeddings of many images, in a file."""
 
 from __future__ import annotations
 
@@ -25,22 +25,25 @@ def encode(
     model: Model,
     images: Annotated[
         list[str],
-        typer.Argument(help="Pictures (paths or URLs), and folders to search for pictures."),
+        typer.Argument(help="Images (paths or URLs), and directories to search for images."),
     ],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the rows go, as safetensors.")],
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="safetensors file to write the image embeddings to."),
+    ],
     plugin: Plugin = None,
     device: Annotated[
         list[str] | None,
-        typer.Option(help="auto, cpu, cuda, cuda:1, …; several times for a copy on each."),
+        typer.Option(help="auto, cpu, cuda, cuda:1, … Repeat to load a copy on each device."),
     ] = None,
     dtype: Dtype = "auto",
     revision: Revision = None,
-    max_batch_size: Annotated[int, typer.Option(help="Pictures in one forward.")] = 8,
+    max_batch_size: Annotated[int, typer.Option(help="Maximum number of images in a batch.")] = 8,
     shrink_on_load: ShrinkOnLoad = False,
 ) -> None:
-    """Encode pictures into FILE: for each a tensor of rows, under the picture's name.
+    """Encode images into FILE: for each image, a tensor of embeddings under the image's name.
 
-    A picture that cannot be encoded is listed at the end. Pictures that FILE holds already are not
+    Images that cannot be encoded are listed at the end. Images that FILE contains already are not
     encoded again.
     """
     from vlcore._utils.device import as_device, choose_dtype
@@ -52,17 +55,15 @@ def encode(
     from vlcore.vision.encoder import ImageEncoder
 
     if not out.parent.is_dir() or out.is_dir():
-        raise OptionError(
-            f"--out needs the name of a file in a directory that is there; it is {str(out)!r}"
-        )
-    names = _find_pictures(images)
+        raise OptionError(f"--out expects a file in an existing directory; received {str(out)!r}")
+    names = _find_images(images)
     stages = ModelStages(model, plugin=plugin, revision=revision)
-    places = [as_device(name) for name in device or ["auto"]]
-    precision = choose_dtype(dtype, places[0], stages.checkpoint.config)
-    replicas = [stages.vision_model(place, precision) for place in places]
-    file = RowFile(out, model_key(replicas[0]))
+    devices = [as_device(name) for name in device or ["auto"]]
+    precision = choose_dtype(dtype, devices[0], stages.checkpoint.config)
+    vision_models = [stages.vision_model(one_device, precision) for one_device in devices]
+    file = RowFile(out, model_key(vision_models[0]))
     encoder = ImageEncoder(
-        replicas,
+        vision_models,
         max_batch_size=max_batch_size,
         rows_device="cpu",
         shrink_on_load=shrink_on_load,
@@ -72,9 +73,9 @@ def encode(
             len(names), description="encoding", unit="image", shown=sys.stderr.isatty()
         ) as advance:
             failures = asyncio.run(_encode_all(encoder, names, file, advance))
-    finally:  # what is done is kept, also when somebody interrupts
+    finally:  # keep what is done, also on Ctrl-C
         file.save()
-    typer.echo(f"{out} holds the rows of {len(file)} image(s)")
+    typer.echo(f"{out} contains the embeddings of {len(file)} image(s)")
     typer.echo(f"[{encoder.stats()}]", err=True)
     for name, error in failures.items():
         typer.echo(f"not encoded: {name}: {error}", err=True)
@@ -82,8 +83,8 @@ def encode(
         raise typer.Exit(1)
 
 
-def _find_pictures(images: Sequence[str]) -> list[str]:
-    """List the pictures, those of a folder in alphabetical order."""
+def _find_images(images: Sequence[str]) -> list[str]:
+    """List the images, those of a directory in alphabetical order."""
     from PIL import Image
 
     from vlcore.errors import OptionError
@@ -98,7 +99,7 @@ def _find_pictures(images: Sequence[str]) -> list[str]:
         else:
             found[image] = None
     if not found:
-        raise OptionError(f"there are no pictures in {', '.join(images)}")
+        raise OptionError(f"no images found in {', '.join(images)}")
     return list(found)
 
 
@@ -115,11 +116,11 @@ async def _encode_all(
         model=encoder.vision_model,
         shrink_on_load=encoder.shrink_on_load,
     )
-    places, saving = asyncio.Semaphore(_MAX_FILES_IN_MEMORY), asyncio.Lock()
+    in_memory, saving = asyncio.Semaphore(_MAX_FILES_IN_MEMORY), asyncio.Lock()
     failures: dict[str, VlcoreError] = {}
 
     async def encode_one(name: str) -> None:
-        async with places:
+        async with in_memory:
             try:
                 data = await asyncio.to_thread(read_image, name)
                 key = await asyncio.to_thread(key_of, data)

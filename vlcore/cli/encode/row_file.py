@@ -1,4 +1,4 @@
-"""The rows of many images in one safetensors file, which a later run goes on with."""
+"""The embeddings of many images in one safetensors file, which a later run can extend."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from vlcore.errors import OptionError
 
 
 class RowFile:
-    """Rows by the name of their image, each with the key of the content they were made from.
+    """Image embeddings by image name, each with the key of the image's content.
 
     Args:
-        path: the file; what it holds already is read.
-        model: the key of the model that makes the rows.
+        path: the file. If it exists, it is read.
+        model: the key of the vision model that computes the embeddings.
 
     Raises:
-        OptionError: the file cannot be used, or holds rows of another model.
+        OptionError: the file cannot be used, or contains embeddings of another model.
     """
 
     def __init__(self, path: Path, model: str) -> None:
         self.path = path
         self._model = model
         self._rows: dict[str, tuple[str, Tensor]] = {}
-        """The key and the rows of each name."""
+        """The content key and the embeddings of each image name."""
         self._num_saved = 0
         if path.exists():
             self._read()
@@ -37,34 +37,37 @@ class RowFile:
         return len(self._rows)
 
     def has(self, name: str, key: str) -> bool:
-        """Tell whether an image with this content is there."""
+        """Whether the file contains an image with this name and content."""
         return name in self._rows and self._rows[name][0] == key
 
     def put(self, name: str, key: str, rows: Tensor) -> None:
-        """Add the rows of an image, in place of earlier ones."""
-        self._rows[name] = key, rows.to("cpu", copy=True)  # equal images must not share memory
+        """Add the embeddings of an image, replacing earlier ones."""
+        self._rows[name] = (
+            key,
+            rows.to("cpu", copy=True),
+        )  # safetensors refuses tensors that share memory
 
     def save(self) -> None:
-        """Write the file whole, or leave it as it was. Rows may be added meanwhile.
+        """Replace the file atomically. Embeddings may be added at the same time.
 
         Raises:
-            OptionError: it cannot be written.
+            OptionError: the file cannot be written.
         """
-        held = dict(self._rows)
-        keys = {name: key for name, (key, _) in held.items()}
+        entries = dict(self._rows)
+        keys = {name: key for name, (key, _) in entries.items()}
         metadata = {"format": "pt", "model": self._model, "keys": json.dumps(keys)}
         partial = self.path.with_name(f"{self.path.name}.partial")
         try:
-            save_file({name: rows for name, (_, rows) in held.items()}, partial, metadata)
+            save_file({name: rows for name, (_, rows) in entries.items()}, partial, metadata)
             os.replace(partial, self.path)
         except (OSError, SafetensorError) as error:
             partial.unlink(missing_ok=True)
             raise OptionError(f"{str(self.path)!r} cannot be written: {error}") from error
-        self._num_saved = len(held)
+        self._num_saved = len(entries)
 
     @property
     def is_due(self) -> bool:
-        """Whether half of it would be lost: writing then costs little beside what was done."""
+        """Whether so many embeddings are unsaved that saving is worth its cost."""
         return len(self._rows) >= max(2 * self._num_saved, 64)
 
     def _read(self) -> None:
@@ -74,15 +77,15 @@ class RowFile:
                 keys = json.loads(metadata["keys"])
                 if metadata["model"] != self._model:
                     raise OptionError(
-                        f"{str(self.path)!r} holds rows of another model or dtype: give --out "
-                        "another name"
+                        f"{str(self.path)!r} contains embeddings of another model or dtype: choose "
+                        "another --out"
                     )
                 self._rows = {name: (key, opened.get_tensor(name)) for name, key in keys.items()}
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             if isinstance(error, OptionError):
                 raise
             raise OptionError(
-                f"{str(self.path)!r} is there and is no file of rows: give --out another name "
+                f"{str(self.path)!r} is not a file of image embeddings: choose another --out "
                 f"({type(error).__name__}: {error})"
             ) from error
         self._num_saved = len(self._rows)

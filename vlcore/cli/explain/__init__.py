@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 def explain(
     model: Model,
-    prompt: Annotated[str, typer.Argument(help="A question.")],
+    prompt: Annotated[str, typer.Argument(help="Message to explain.")],
     image: Images = None,
     plugin: Plugin = None,
     chat_template: TemplateName = None,
     revision: Revision = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show a prompt token by token; the language model's weights are not loaded."""
+    """Show a prompt token by token, without loading the weights of the language model."""
     from vlcore.cli.explain.explanation import explain
     from vlcore.plugins.stages import ModelStages
 
-    asked: Any = (prompt, image) if image else prompt
+    user_prompt: Any = (prompt, image) if image else prompt
     stages = ModelStages(model, plugin=plugin, revision=revision)
-    explanation = explain(stages, asked, chat_template=chat_template)
+    explanation = explain(stages, user_prompt, chat_template=chat_template)
     if as_json:
         typer.echo(json.dumps(_as_json(explanation), indent=2))
     else:
@@ -54,9 +54,9 @@ def _as_json(explanation: Explanation) -> dict[str, object]:
         ],
         "stop": {
             "token_ids": list(explanation.stop_token_ids),
-            "texts": list(explanation.stop_texts),
+            "texts": list(explanation.stop_strings),
         },
-        "num_control_tokens": explanation.num_control_tokens,
+        "num_control_tokens": explanation.num_special_tokens,
         "num_text_tokens": explanation.num_text_tokens,
         "num_image_rows": explanation.num_image_rows,
         "length": explanation.length,
@@ -97,21 +97,21 @@ def _print(explanation: Explanation) -> None:
     console.print(_table(explanation), soft_wrap=False)
     console.print()
     for index, image in enumerate(explanation.images):
-        encoded = ", encoded to count them" if image.was_encoded else ""
+        encoded = ", encoded to determine their number" if image.was_encoded else ""
         console.print(
             f"image {index}  {image.source}, {image.width} x {image.height}, "
-            f"{image.num_rows} rows{encoded}"
+            f"{image.num_rows} embeddings{encoded}"
         )
     ends = [f"{text} ({token_id})" for token_id, text in explanation.stop_token_ids.items()]
-    ends += [f"the text {text!r}" for text in explanation.stop_texts]
-    console.print(f"ends at  {', '.join(ends) or 'nothing but the limit of tokens'}")
+    ends += [f"the string {text!r}" for text in explanation.stop_strings]
+    console.print(f"stops at {', '.join(ends) or 'the maximum number of tokens only'}")
     console.print(
-        f"length   {explanation.length} = {explanation.num_control_tokens} control tokens + "
-        f"{explanation.num_text_tokens} text tokens + {explanation.num_image_rows} image rows"
+        f"length   {explanation.length} = {explanation.num_special_tokens} special tokens + "
+        f"{explanation.num_text_tokens} text tokens + {explanation.num_image_rows} image embeddings"
     )
-    left = f"leaves {explanation.num_left} for the answer"
+    left = f"{explanation.num_left} left for the response"
     if not explanation.num_left:
-        left = "the prompt is TOO LONG: shorten the text, or give fewer images"
+        left = "the prompt is TOO LONG: shorten the text, or remove images"
     console.print(f"context  {explanation.context_length}, {left}")
 
 
@@ -137,13 +137,13 @@ def _table(explanation: Explanation) -> Any:
                 f"{line.start}–{line.stop - 1}",
                 "",
                 Text(f"image {line.image}", "bold green"),
-                Text(f"rows {line.first_row}–{line.last_row} of {image.num_rows}", "green"),
+                Text(f"embeddings {line.first_row}–{line.last_row} of {image.num_rows}", "green"),
             )
     return table
 
 
 def _visible(line: TokenLine) -> str:
-    """Write a token's text so that blanks, line breaks and lone bytes can be seen."""
+    """A token's text with visible spaces, line breaks and incomplete UTF-8 bytes."""
     if line.text is None:
         return "".join(f"<0x{byte:02X}>" for byte in line.raw)
     return "".join(

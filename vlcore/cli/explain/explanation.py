@@ -1,7 +1,7 @@
-"""A prompt as its plugin makes it: every token and every run of image rows, with its place.
+"""A prompt as its plugin builds it: every token and every run of image embeddings.
 
-The language model is described, never loaded. The vision model is loaded where there are
-pictures, and runs only on those whose number of rows its ``preprocess`` does not give.
+The language model is never loaded. The vision model is loaded if there are images, and encodes
+only those for which its ``preprocess`` does not state the number of embeddings.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TokenKind = Literal["text", "control", "unknown"]
-"""``"unknown"`` stands where text has no token of its own."""
+"""``"unknown"`` is text that the vocabulary has no token for."""
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -43,13 +43,13 @@ class TokenLine:
     token_id: int
     kind: TokenKind
     piece: str
-    """The vocabulary's own entry."""
+    """The entry of the vocabulary."""
     raw: bytes
-    """What it stands for, in UTF-8."""
+    """The bytes of the token's text, in UTF-8."""
 
     @property
     def text(self) -> str | None:
-        """What it stands for; ``None`` of a part of a character that takes several tokens."""
+        """The token's text; ``None`` if the token is only a part of a character."""
         try:
             return self.raw.decode("utf-8")
         except UnicodeDecodeError:
@@ -58,7 +58,7 @@ class TokenLine:
 
 @dataclass(frozen=True)
 class RowsLine:
-    """A run of an image's rows at positions ``start <= i < stop``."""
+    """A run of image embeddings at positions ``start <= i < stop``."""
 
     start: int
     stop: int
@@ -67,30 +67,30 @@ class RowsLine:
 
     @property
     def num_rows(self) -> int:
-        """How many rows it has."""
+        """The number of embeddings in the run."""
         return self.stop - self.start
 
     @property
     def last_row(self) -> int:
-        """The image's row at its end; ``first_row - 1`` of a run without rows."""
+        """Index of the last embedding; ``first_row - 1`` if the run is empty."""
         return self.first_row + self.num_rows - 1
 
 
 @dataclass(frozen=True)
 class ExplainedImage:
-    """A picture, as it was loaded."""
+    """An image as it was loaded."""
 
     source: str
     width: int
     height: int
     num_rows: int
     was_encoded: bool
-    """Whether the vision model had to run to tell the number of rows."""
+    """Whether the image had to be encoded to determine the number of embeddings."""
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """A prompt, line by line, and what ends its answer."""
+    """A prompt, line by line, and what stops its response."""
 
     model: str
     plugin: str
@@ -99,34 +99,34 @@ class Explanation:
     lines: tuple[TokenLine | RowsLine, ...]
     images: tuple[ExplainedImage, ...]
     stop_token_ids: Mapping[int, str]
-    """The tokens that end an answer, each with its text."""
-    stop_texts: tuple[str, ...]
-    """Stop texts of the template that are no tokens, and are looked for in the answer's text."""
+    """The tokens that end a response, each with its text."""
+    stop_strings: tuple[str, ...]
+    """Stop strings of the template that are not single tokens."""
     context_length: int
 
     @property
-    def num_control_tokens(self) -> int:
-        """Tokens of the template that are special, and those before every text, such as BOS."""
+    def num_special_tokens(self) -> int:
+        """Number of special tokens, such as BOS and those of the template."""
         return sum(isinstance(ln, TokenLine) and ln.kind == "control" for ln in self.lines)
 
     @property
     def num_text_tokens(self) -> int:
-        """All other tokens."""
+        """Number of all other tokens."""
         return sum(isinstance(ln, TokenLine) and ln.kind != "control" for ln in self.lines)
 
     @property
     def num_image_rows(self) -> int:
-        """Rows of all images."""
+        """Number of embeddings of all images."""
         return sum(line.num_rows for line in self.lines if isinstance(line, RowsLine))
 
     @property
     def length(self) -> int:
-        """Tokens and rows: how much of the context the prompt takes."""
-        return self.num_control_tokens + self.num_text_tokens + self.num_image_rows
+        """Length of the prompt in tokens and image embeddings."""
+        return self.num_special_tokens + self.num_text_tokens + self.num_image_rows
 
     @property
     def num_left(self) -> int:
-        """How many tokens the context leaves for the answer; none of a prompt that is too long."""
+        """Number of tokens left for the response; 0 if the prompt is too long."""
         return max(0, self.context_length - self.length)
 
 
@@ -137,19 +137,19 @@ def explain(
     chat_template: str | ChatTemplate | None = None,
     image_limits: ImageLimits = DEFAULT_LIMITS,
 ) -> Explanation:
-    """Lay a prompt out as the model would read it, without the language model's weights.
+    """Build a prompt as the model would read it, without the weights of the language model.
 
     Args:
         stages: the checkpoint and its plugin.
         prompt: a text, ``(text, image or images)``, or OpenAI-style messages.
         chat_template: the name of one of the plugin's templates, or a template; ``None`` for the
             checkpoint's own.
-        image_limits: what a picture may cost.
+        image_limits: limits of each image.
 
     Raises:
         PromptError: the prompt cannot be read or does not suit the template.
-        ImageError: a picture cannot be loaded or preprocessed.
-        PluginError: the plugin does not keep its contract.
+        ImageError: an image cannot be loaded or preprocessed.
+        PluginError: the plugin breaks its contract.
     """
     conversation = parse_prompt(prompt)
     language_model = stages.language_model()
@@ -160,93 +160,101 @@ def explain(
     )
     parts = write_prompt(template, conversation.messages)
     tokenizer = language_model.tokenizer()
-    pictures = [load_image(source, image_limits) for source in conversation.images]
-    laid_out: list[tuple[ImageLayout, bool]] = []
-    if pictures:  # a prompt without any needs no vision model
+    images = [load_image(source, image_limits) for source in conversation.images]
+    layouts_and_encoded: list[tuple[ImageLayout, bool]] = []
+    if images:  # a prompt without images needs no vision model
         vision_model = stages.vision_model()
-        laid_out = asyncio.run(_lay_out(vision_model, pictures, conversation.image_options))
-    layouts = [layout for layout, _ in laid_out]
+        layouts_and_encoded = asyncio.run(
+            _layouts(vision_model, images, conversation.image_options)
+        )
+    layouts = [layout for layout, _ in layouts_and_encoded]
     prompt_tokenizer = PromptTokenizer(tokenizer)
     built = prompt_tokenizer.build(parts, layouts, template)
-    control = {token_id for token_id, _ in prompt_tokenizer.special_tokens.values()}
-    pieces = Pieces(tokenizer, control)
+    special = {token_id for token_id, _ in prompt_tokenizer.special_tokens.values()}
+    vocabulary = VocabularyEntries(tokenizer, special)
     token_stops, text_stops = _stops(template, tokenizer, language_model.end_token_ids)
     return Explanation(
         model=stages.checkpoint.name,
         plugin=stages.plugin.info.distribution,
         plugin_version=stages.plugin.info.version,
         template=type(template).__name__,
-        lines=tuple(_lines(built, pieces)),
+        lines=tuple(_lines(built, vocabulary)),
         images=tuple(
-            ExplainedImage(_name(source), *picture.size, layout.num_rows, was_encoded)
-            for source, picture, (layout, was_encoded) in zip(
-                conversation.images, pictures, laid_out, strict=True
+            ExplainedImage(_name(source), *image.size, layout.num_rows, was_encoded)
+            for source, image, (layout, was_encoded) in zip(
+                conversation.images, images, layouts_and_encoded, strict=True
             )
         ),
         stop_token_ids=token_stops,
-        stop_texts=text_stops,
+        stop_strings=text_stops,
         context_length=language_model.context_length,
     )
 
 
-async def _lay_out(
-    vision_model: VisionModel, pictures: Sequence[Image.Image], options: list[Mapping[str, Any]]
+async def _layouts(
+    vision_model: VisionModel, images: Sequence[Image.Image], options: list[Mapping[str, Any]]
 ) -> list[tuple[ImageLayout, bool]]:
-    """Tell each picture's layout, and whether it had to be encoded for it."""
-    laid_out = []
+    """Each image's layout, and whether the image had to be encoded to determine it."""
+    layouts_and_encoded = []
     async with ImageEncoder(vision_model, cache_bytes=0) as encoder:
-        for prepared in await encoder.prepare(pictures, options):
+        for prepared in await encoder.prepare(images, options):
             if isinstance(prepared.inputs, ImageInputs) and prepared.num_rows is not None:
-                laid_out.append((ImageLayout(prepared.num_rows, prepared.inputs.layout), False))
+                layouts_and_encoded.append(
+                    (ImageLayout(prepared.num_rows, prepared.inputs.layout), False)
+                )
             else:
                 (encoded,) = await encoder.encode_prepared([prepared])
-                laid_out.append((ImageLayout(len(encoded.rows), encoded.layout), True))
-    return laid_out
+                layouts_and_encoded.append((ImageLayout(len(encoded.rows), encoded.layout), True))
+    return layouts_and_encoded
 
 
 def _name(source: Any) -> str:
     return str(source) if isinstance(source, str) and len(source) <= 200 else describe(source)
 
 
-def _lines(prompt: TokenizedPrompt, pieces: Pieces) -> Iterator[TokenLine | RowsLine]:
+def _lines(
+    prompt: TokenizedPrompt, vocabulary: VocabularyEntries
+) -> Iterator[TokenLine | RowsLine]:
     position = 0
     for span in prompt.spans:
-        yield from _token_lines(prompt.token_ids, range(position, span.start), pieces)
+        yield from _token_lines(prompt.token_ids, range(position, span.start), vocabulary)
         yield RowsLine(span.start, span.stop, span.image, span.first_row)
         position = span.stop
-    yield from _token_lines(prompt.token_ids, range(position, len(prompt.token_ids)), pieces)
+    yield from _token_lines(prompt.token_ids, range(position, len(prompt.token_ids)), vocabulary)
 
 
-def _token_lines(token_ids: Sequence[int], positions: range, pieces: Pieces) -> Iterator[TokenLine]:
+def _token_lines(
+    token_ids: Sequence[int], positions: range, vocabulary: VocabularyEntries
+) -> Iterator[TokenLine]:
     for position in positions:
-        yield pieces.line(position, token_ids[position])
+        yield vocabulary.line(position, token_ids[position])
 
 
 def _stops(
     template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, end_token_ids: Sequence[int]
 ) -> tuple[dict[int, str], tuple[str, ...]]:
-    """Tell the end tokens, with their texts, from the stop texts that are no tokens."""
+    """Separate the end tokens, with their texts, from the stop strings that are not tokens."""
     added = {token.content: int(i) for i, token in tokenizer.added_tokens_decoder.items()}
     ids = [*end_token_ids, tokenizer.eos_token_id, *map(added.get, template.stop)]
     tokens = {i: str(tokenizer.convert_ids_to_tokens(i)) for i in ids if isinstance(i, int)}
     return tokens, tuple(text for text in template.stop if text not in added)
 
 
-class Pieces:
-    """The entries of a tokenizer's vocabulary, and the text that each stands for.
+class VocabularyEntries:
+    """The entries of a tokenizer's vocabulary, and the text of each.
 
     Args:
-        tokenizer: whose vocabulary it is.
-        control: the ids of its control tokens.
+        tokenizer: the tokenizer whose vocabulary is described.
+        special: the ids of its special tokens.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, control: set[int]) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, special: set[int]) -> None:
         self._tokenizer = tokenizer
-        self._control = control
+        self._special = special
         self._added = {int(i): t.content for i, t in tokenizer.added_tokens_decoder.items()}
         spec = json.loads(tokenizer.backend_tokenizer.to_str())
         self._is_byte_level = "ByteLevel" in json.dumps(spec["decoder"])
-        # What the model behind the tokenizer gives for text that it has no token for.
+        # The id that the tokenizer gives text without a token of its own.
         unknown = spec["model"].get("unk_id")
         if unk_token := spec["model"].get("unk_token"):
             unknown = tokenizer.backend_tokenizer.token_to_id(unk_token)
@@ -258,7 +266,7 @@ class Pieces:
         kind: TokenKind = "text"
         if token_id == self._unknown:
             kind = "unknown"
-        elif token_id in self._control:
+        elif token_id in self._special:
             kind = "control"
         return TokenLine(position, token_id, kind, piece, self._bytes(token_id, piece))
 
@@ -273,7 +281,7 @@ class Pieces:
 
     @cached_property
     def _byte_of_character(self) -> dict[str, int]:
-        """The characters that stand for bytes in a byte-level vocabulary.
+        """The byte of each character in a byte-level vocabulary.
 
         Source: GPT-2's ``bytes_to_unicode``.
         """

@@ -1,4 +1,4 @@
-"""``vlcore new``: a plugin package to start from."""
+"""``vlcore new``: write a new plugin package."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ import typer
 
 
 def new(
-    name: Annotated[str, typer.Argument(help="Of the distribution, best vl-plugin-…")],
+    name: Annotated[str, typer.Argument(help="Distribution name, preferably vl-plugin-…")],
     architecture: Annotated[
         str,
-        typer.Option(
-            help="The model class in config.json, such as SomeModelForConditionalGeneration."
-        ),
+        typer.Option(help="Model class in config.json, such as SomeModelForConditionalGeneration."),
     ],
     directory: Annotated[
-        Path | None, typer.Option(help="Where; by default, a new folder of that name.")
+        Path | None,
+        typer.Option(
+            help="Directory to write to. Default: a new one named after the distribution."
+        ),
     ] = None,
 ) -> None:
-    """Write a plugin package that works, to be filled with a model of your own."""
+    """Write a working plugin package as a starting point for a new model."""
     from vlcore.cli.new.scaffold import PluginNames, write_plugin
 
-    written = write_plugin(PluginNames.of(name, architecture), directory)
+    written = write_plugin(PluginNames.parse(name, architecture), directory)
     folder = written[0].parent
     for path in written:
         typer.echo(f"  {path}")
-    typer.echo("\nIt works as it is. Install it, and run its tests:\n")
+    typer.echo("\nThe package works as it is. Install it and run its tests:\n")
     typer.echo(f"  pip install --editable {shlex.quote(f'{folder}[test]')}")
     typer.echo(f"  pytest {shlex.quote(str(folder))}")

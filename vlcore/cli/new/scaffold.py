@@ -1,6 +1,6 @@
-"""A new plugin package, written from the templates in ``package``.
+"""A new plugin package, rendered from the templates in ``package``.
 
-What is written works as it is: a small model of its own, whose tests run the conformance kit.
+The package works as it is: a small model, whose tests run the conformance kit.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vlcore.errors import OptionError
 
 _SUFFIX = ".jinja"
 _MODULE = "MODULE"
-"""Stands for the plugin's module in the templates' paths."""
+"""Placeholder for the plugin's module in the paths of the templates."""
 _ENDINGS = re.compile(r"(For(ConditionalGeneration|CausalLM)|LMHeadModel|Model)$")
 _MAX_LENGTH = 60
 _PYTHON = "3.11"
@@ -31,54 +31,54 @@ _PYTHON = "3.11"
 
 @dataclass(frozen=True)
 class PluginNames:
-    """What a new plugin is called, everywhere."""
+    """The names of a new plugin."""
 
     distribution: str
     module: str
     architecture: str
 
     @classmethod
-    def of(cls, name: str, architecture: str) -> PluginNames:
-        """Read the names that a person gave.
+    def parse(cls, name: str, architecture: str) -> PluginNames:
+        """Check and normalize the names.
 
         Args:
-            name: of the distribution, best ``vl-plugin-…``.
+            name: the distribution name, preferably ``vl-plugin-…``.
             architecture: a string of ``architectures`` in config.json, such as
                 ``"SomeModelForConditionalGeneration"``.
 
         Raises:
-            OptionError: one cannot be such a name.
+            OptionError: a name is not valid.
         """
         try:
             distribution = canonicalize_name(name, validate=True)
         except InvalidName:
             raise OptionError(
-                f"{name!r} is no name of a distribution: letters, digits and single -, _ or . "
-                "between them, such as vl-plugin-some"
+                f"{name!r} is not a distribution name: expected letters and digits, separated "
+                "by single -, _ or ., such as vl-plugin-some"
             ) from None
         module = distribution.replace("-", "_")
-        taken = module in sys.stdlib_module_names or module == "vlcore"
-        if not module.isidentifier() or keyword.iskeyword(module) or taken:
-            why = "is taken already" if taken else "Python cannot import"
+        is_taken = module in sys.stdlib_module_names or module == "vlcore"
+        if not module.isidentifier() or keyword.iskeyword(module) or is_taken:
+            why = "is taken" if is_taken else "Python cannot import"
             raise OptionError(
                 f"the module of {name!r} would be {module!r}, which {why}: choose another name, "
                 f"such as vl-plugin-{distribution}"
             )
         if not architecture.isidentifier() or keyword.iskeyword(architecture):
             raise OptionError(
-                f"--architecture must be the name of a class, as in architectures of config.json "
-                f"(SomeModelForConditionalGeneration); it is {architecture!r}"
+                f"--architecture expects a class name, as in architectures of config.json "
+                f"(SomeModelForConditionalGeneration); received {architecture!r}"
             )
         for what, given in (("name", distribution), ("--architecture", architecture)):
             if len(given) > _MAX_LENGTH:
                 raise OptionError(
-                    f"{what} must have at most {_MAX_LENGTH} letters; it has {len(given)}"
+                    f"{what} must have at most {_MAX_LENGTH} characters; it has {len(given)}"
                 )
         return cls(distribution, module, architecture)
 
     @property
     def family(self) -> str:
-        """What the model is called in texts."""
+        """The name of the model family in prose."""
         return _ENDINGS.sub("", self.architecture) or self.architecture
 
 
@@ -86,15 +86,15 @@ def write_plugin(names: PluginNames, directory: str | Path | None = None) -> lis
     """Write a package that installs, passes its own tests, and is listed by ``vlcore plugins``.
 
     Args:
-        names: what it is called.
-        directory: where; by default, a new folder of the distribution's name.
+        names: the names of the plugin.
+        directory: where to write it. Default: a new directory named after the distribution.
 
     Returns:
-        The files that were written, the first of which lies in the folder itself.
+        The files that were written; the first one is at the top of the directory.
 
     Raises:
-        OptionError: the folder is a file, is not empty, or cannot be written. Before that,
-            nothing is.
+        OptionError: the directory is a file, is not empty, or cannot be written. Nothing is
+            written in the first two cases.
     """
     folder = Path(names.distribution if directory is None else directory).expanduser()
     texts = render(names)
@@ -113,7 +113,7 @@ def write_plugin(names: PluginNames, directory: str | Path | None = None) -> lis
 
 
 def render(names: PluginNames) -> dict[str, str]:
-    """Give the text of each file of the package, by its path in the folder."""
+    """Render the text of each file of the package, by its path in the directory."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
