@@ -1,3 +1,5 @@
+from ._utils.device_map import DeviceMap as DeviceMap
+from ._utils.device_map import MaxMemory as MaxMemory
 from ._version import __version__ as __version__
 from .checkpoint.checkpoint import Checkpoint as Checkpoint
 from .checkpoint.checkpoint import renamed as renamed
@@ -45,11 +47,16 @@ from .prompts.jinja_template import JinjaTemplate as JinjaTemplate
 from .prompts.messages import Control as Control
 from .prompts.messages import ImageSlot as ImageSlot
 from .prompts.messages import Message as Message
+from .prompts.messages import PromptPart as PromptPart
 from .prompts.messages import Rows as Rows
 from .prompts.messages import Text as Text
 from .prompts.messages import parse_messages as parse_messages
 from .prompts.regions import Region as Region
 from .prompts.regions import draw_regions as draw_regions
+from .prompts.tokenization import ImageLayout as ImageLayout
+from .prompts.tokenization import PromptTokenizer as PromptTokenizer
+from .prompts.tokenization import Span as Span
+from .prompts.tokenization import TokenizedPrompt as TokenizedPrompt
 from .vision.encoder import ImageEncoder as ImageEncoder
 from .vision.model import ImageInputs as ImageInputs
 from .vision.model import ImageRows as ImageRows

@@ -26,6 +26,29 @@
 Every message says what was expected, what came, where, and what to do next.
 """
 
+__all__ = [
+    "CheckpointError",
+    "CheckpointNotFoundError",
+    "ConfigError",
+    "ContextLengthError",
+    "EngineClosedError",
+    "EngineError",
+    "EngineUnavailableError",
+    "ImageError",
+    "ImageLimitError",
+    "IncompatiblePluginError",
+    "NoPluginError",
+    "OptionError",
+    "PluginConflictError",
+    "PluginContractError",
+    "PluginError",
+    "PluginImportError",
+    "PromptError",
+    "TensorError",
+    "ViewError",
+    "VlcoreError",
+]
+
 
 class VlcoreError(Exception):
     """Base class of every exception that vlcore raises on purpose."""

@@ -20,6 +20,8 @@ from vlcore.vocabulary import follow_sentencepiece
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+__all__ = ["PROJECTOR_PREFIX", "FlatLanguageModel", "FlatVisionPart"]
+
 PROJECTOR_PREFIX = "model.mm_projector."
 _TOWER_PREFIXES = (
     "model.vision_tower.vision_tower.vision_model.",

@@ -31,6 +31,18 @@ if TYPE_CHECKING:
     from vlcore.prompts.chat_template import ChatTemplate
     from vlcore.vision.model import VisionModel
 
+__all__ = [
+    "ENTRY_POINT_GROUP",
+    "PROJECT_NAME",
+    "SERVES_GROUP",
+    "hookimpl",
+    "hookspec",
+    "vl_chat_template",
+    "vl_language_model",
+    "vl_match",
+    "vl_vision_model",
+]
+
 PROJECT_NAME = "vlcore"
 ENTRY_POINT_GROUP = "vlcore.architectures"
 SERVES_GROUP = "vlcore.serves"

@@ -10,6 +10,8 @@ from typing import Any
 
 from vlcore.errors import ConfigError
 
+__all__ = ["integer", "one_of"]
+
 
 def integer(config: Mapping[str, Any], key: str, where: str, *, default: int | None = None) -> int:
     """Read an integer.

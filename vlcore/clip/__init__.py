@@ -6,6 +6,7 @@
 ``ClipTower``             the tower, up to a hidden state; ``ClipConfig`` its sizes
 ``mlp_projector``         linear layers from a tower's width to a language model's
 ``ClipProcessor``         a view → pixels, as ``preprocessor_config.json`` says
+``Size``                  a width and a height in pixels
 ``pad_to_square``         a picture in the middle of a square
 ``best_canvas``           the canvas of several that suits a picture
 ``fit_on_canvas``         a picture in the middle of a canvas
@@ -19,6 +20,7 @@ Unlike ``vlcore`` itself, this package imports torch: import it inside the hooks
 
 from vlcore.clip.images import (
     ClipProcessor,
+    Size,
     best_canvas,
     cut_tiles,
     fit_on_canvas,
@@ -36,6 +38,7 @@ __all__ = [
     "ClipSource",
     "ClipTower",
     "ClipVisionModel",
+    "Size",
     "best_canvas",
     "cut_tiles",
     "fit_on_canvas",

@@ -1,4 +1,4 @@
-"""Installed plugins: their metadata, the one that serves a checkpoint, and its stages."""
+"""What plugins are installed, and which of them serves a checkpoint."""
 
 import lazy_loader
 

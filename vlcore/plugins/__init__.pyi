@@ -4,7 +4,3 @@ from .metadata import installed_plugins as installed_plugins
 from .registry import Plugin as Plugin
 from .registry import find_plugin as find_plugin
 from .registry import load_plugin as load_plugin
-from .stages import ModelStages as ModelStages
-from .stages import load_chat_template as load_chat_template
-from .stages import load_language_model as load_language_model
-from .stages import load_vision_model as load_vision_model

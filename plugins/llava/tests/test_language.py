@@ -16,10 +16,19 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 from weight_files import LAYOUTS, read_all
 
 import vlcore
-from vlcore import Checkpoint, ConfigError, EngineUnavailableError, ImageSlot, TensorError
+from vlcore import (
+    Checkpoint,
+    ConfigError,
+    Control,
+    EngineUnavailableError,
+    ImageLayout,
+    ImageSlot,
+    PromptPart,
+    PromptTokenizer,
+    TensorError,
+    Text,
+)
 from vlcore.flat_layout import FlatLanguageModel
-from vlcore.prompts.messages import Control, PromptPart, Text
-from vlcore.prompts.tokenization import ImageLayout, PromptTokenizer
 
 CASES = (
     "llava15",

@@ -8,7 +8,7 @@ from golden_cases import GOLDEN
 from vl_plugin_llava import vl_match
 
 from vlcore import CheckpointFiles, NoPluginError
-from vlcore.plugins.registry import find_plugin
+from vlcore.plugins import find_plugin
 
 ORIGINAL: dict[str, Any] = {
     "architectures": ["LlavaLlamaForCausalLM"],

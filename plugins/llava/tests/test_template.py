@@ -10,8 +10,7 @@ from golden_cases import GOLDEN, read_lines
 from vl_plugin_llava.template import TEMPLATES
 
 import vlcore
-from vlcore import JinjaTemplate, OptionError
-from vlcore.prompts.messages import Control, ImageSlot, Text
+from vlcore import Control, ImageSlot, JinjaTemplate, OptionError, Text
 
 NAMES = ("vicuna_v1", "llava_v1", "mistral_instruct", "chatml_direct", "llava_llama_2")
 FILES = {name: f"llava_{name}.jsonl" for name in NAMES} | {"llava_llama_2": "llava_llama_2.jsonl"}

@@ -11,8 +11,15 @@ from vlcore import hookimpl
 if TYPE_CHECKING:
     import torch
 
-    from vlcore import ChatTemplate, Checkpoint, CheckpointFiles, LanguageModel, VisionModel
-    from vlcore._utils.device_map import DeviceMap, MaxMemory
+    from vlcore import (
+        ChatTemplate,
+        Checkpoint,
+        CheckpointFiles,
+        DeviceMap,
+        LanguageModel,
+        MaxMemory,
+        VisionModel,
+    )
 
 _PROJECTOR = re.compile(r"linear|identity|mlp[1-9]\d?x_gelu")
 _OTHER_TOWERS = re.compile(

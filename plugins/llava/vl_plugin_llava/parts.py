@@ -9,8 +9,7 @@ from typing import Any
 from torch import nn
 
 from vlcore import Checkpoint, ConfigError, empty_weights
-from vlcore.clip import ClipSource, mlp_projector, read_pinpoints
-from vlcore.clip.images import Size
+from vlcore.clip import ClipSource, Size, mlp_projector, read_pinpoints
 from vlcore.flat_layout import PROJECTOR_PREFIX, FlatVisionPart
 from vlcore.settings import integer, one_of
 

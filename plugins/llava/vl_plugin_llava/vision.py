@@ -12,8 +12,7 @@ from torch import Tensor
 
 from vl_plugin_llava.parts import TileSettings, read_parts
 from vlcore import Checkpoint, ConfigError, ImageInputs
-from vlcore.clip import ClipVisionModel, best_canvas, cut_tiles, fit_on_canvas
-from vlcore.clip.images import Size
+from vlcore.clip import ClipVisionModel, Size, best_canvas, cut_tiles, fit_on_canvas
 
 
 @dataclass(frozen=True)

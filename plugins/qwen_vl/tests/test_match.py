@@ -13,7 +13,7 @@ from golden_cases import GOLDEN
 
 import vlcore
 from vlcore import NoPluginError
-from vlcore.plugins.registry import find_plugin
+from vlcore.plugins import find_plugin
 
 
 @pytest.mark.parametrize("case", ["qwen_vl", "qwen_vl_vision"])

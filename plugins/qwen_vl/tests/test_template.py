@@ -10,9 +10,7 @@ from qwen_checkpoints import write_qwen
 from vl_plugin_qwen.template import TEMPLATES
 
 import vlcore
-from vlcore import OptionError, Region
-from vlcore.prompts.chat_template import ChatTemplate
-from vlcore.prompts.messages import Control, ImageSlot, Text
+from vlcore import ChatTemplate, Control, ImageSlot, OptionError, Region, Text
 
 LINES = read_lines(GOLDEN / "prompts" / "qwen_vl_chat.jsonl")
 QUESTION: dict[str, Any] = {

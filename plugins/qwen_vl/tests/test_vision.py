@@ -11,6 +11,7 @@ import pytest
 import torch
 from checkpoints import write_json
 from golden_cases import GOLDEN, GoldenCase, load_case
+from image_rows import encode_images
 from PIL import Image
 from qwen_checkpoints import write_qwen
 from torch import Tensor
@@ -19,7 +20,6 @@ from weight_files import LAYOUTS, ReadSpy, read_all
 
 import vlcore
 from vlcore import Checkpoint, ConfigError, ImageEncoder, ImageRows, TensorError, VisionModel
-from vlcore.vision.model import encode_batch
 
 FEATURES = {"qwen_vl": "vision_features", "qwen_vl_vision": "features"}
 
@@ -39,7 +39,7 @@ def model(case: GoldenCase) -> VisionModel:
 
 def encode(model: VisionModel, images: Sequence[Image.Image]) -> list[Tensor]:
     return [
-        image.rows for image in encode_batch(model, [model.preprocess(image) for image in images])
+        image.rows for image in encode_images(model, [model.preprocess(image) for image in images])
     ]
 
 
@@ -110,7 +110,7 @@ def test_every_shape_gives_256_rows(tiny: Path, size: tuple[int, int]) -> None:
     model = vlcore.load_vision_model(tiny)
     inputs = model.preprocess(Image.new("RGB", size, "blue"))
     assert inputs.num_rows == 256
-    assert encode_batch(model, [inputs])[0].rows.shape == (256, 128)
+    assert encode_images(model, [inputs])[0].rows.shape == (256, 128)
 
 
 def test_the_square_is_what_is_needed(tiny: Path) -> None:

@@ -13,8 +13,13 @@ from transformers import PreTrainedTokenizerFast
 from vl_plugin_qwen.vocabulary import CONTROL, IMAGE, NOTATION, load_tokenizer, read_tokens
 
 import vlcore
-from vlcore import CheckpointError, CheckpointNotFoundError
-from vlcore.prompts.tokenization import ImageLayout, PromptTokenizer, TokenizedPrompt
+from vlcore import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    ImageLayout,
+    PromptTokenizer,
+    TokenizedPrompt,
+)
 
 RELEASED = Path(__file__).parents[4] / "shared" / "golden" / "qwen.tiktoken"
 LINES = read_lines(GOLDEN / "prompts" / "qwen_vl_chat.jsonl")

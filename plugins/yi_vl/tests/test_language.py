@@ -16,9 +16,15 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from weight_files import LAYOUTS, read_all
 
 import vlcore
-from vlcore import ConfigError, EngineError, TensorError
-from vlcore.prompts.messages import ImageSlot, Text
-from vlcore.prompts.tokenization import ImageLayout, PromptTokenizer
+from vlcore import (
+    ConfigError,
+    EngineError,
+    ImageLayout,
+    ImageSlot,
+    PromptTokenizer,
+    TensorError,
+    Text,
+)
 
 IN_PLACE = -200
 

@@ -8,7 +8,7 @@ from golden_cases import GOLDEN
 from vl_plugin_yi import vl_match
 
 from vlcore import CheckpointFiles, NoPluginError
-from vlcore.plugins.registry import find_plugin
+from vlcore.plugins import find_plugin
 
 CONFIG: dict[str, Any] = json.loads((GOLDEN / "yi_vl" / "config.json").read_text())
 

@@ -6,8 +6,7 @@ import pytest
 from golden_cases import GOLDEN, read_lines
 
 import vlcore
-from vlcore import OptionError
-from vlcore.prompts.messages import Control, ImageSlot, Text
+from vlcore import Control, ImageSlot, OptionError, Text
 
 LINES = read_lines(GOLDEN / "prompts" / "yi_vl.jsonl")
 TEMPLATE = vlcore.load_chat_template(GOLDEN / "yi_vl")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from checkpoints import write_json, write_yi
 from golden_cases import GoldenCase, load_case
+from image_rows import encode_images
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,7 +25,6 @@ from vlcore import (
     TensorError,
     VisionModel,
 )
-from vlcore.vision.model import encode_batch
 
 PICTURE = Image.effect_noise((50, 90), 80).convert("RGB")
 OWN_TOWER = "model.vision_tower.vision_tower."
@@ -57,7 +57,7 @@ def tower_of(directory: Path) -> Path:
 
 def rows_of(model: Any) -> Tensor:
     loaded = vlcore.load_vision_model(model)
-    return encode_batch(loaded, [loaded.preprocess(PICTURE)])[0].rows
+    return encode_images(loaded, [loaded.preprocess(PICTURE)])[0].rows
 
 
 def set_json(path: Path, **values: Any) -> None:
@@ -80,7 +80,7 @@ def test_pixels_are_the_releases(case: GoldenCase, inputs: list[ImageInputs]) ->
 def test_features_are_the_releases(
     case: GoldenCase, model: VisionModel, inputs: list[ImageInputs]
 ) -> None:
-    rows = [image.rows for image in encode_batch(model, inputs)]
+    rows = [image.rows for image in encode_images(model, inputs)]
     assert [len(image) for image in rows] == case.facts["n_features"]
     assert [image.num_rows for image in inputs] == case.facts["n_features"]
     for position, image in enumerate(rows):
@@ -94,7 +94,7 @@ def test_the_norms_epsilon_is_the_releases(case: GoldenCase, inputs: list[ImageI
         for module in vars(model)["_projector"]:
             if isinstance(module, nn.LayerNorm):
                 module.eps = epsilon
-        (image,) = encode_batch(model, inputs[:1])
+        (image,) = encode_images(model, inputs[:1])
         return float(np.abs(image.rows.numpy() - case.expected["features_0"]).max())
 
     assert error(1e-5) < error(1e-6) / 3

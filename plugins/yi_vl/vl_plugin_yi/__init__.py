@@ -11,8 +11,15 @@ from vlcore import hookimpl
 if TYPE_CHECKING:
     import torch
 
-    from vlcore import ChatTemplate, Checkpoint, CheckpointFiles, LanguageModel, VisionModel
-    from vlcore._utils.device_map import DeviceMap, MaxMemory
+    from vlcore import (
+        ChatTemplate,
+        Checkpoint,
+        CheckpointFiles,
+        DeviceMap,
+        LanguageModel,
+        MaxMemory,
+        VisionModel,
+    )
 
 _CLIP_MODEL_TYPES = ("clip", "clip_vision_model")
 _PROJECTOR = re.compile(r"mlp[1-9]\d?x_gelu_Norm")

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vlcore import Message, OptionError, RoleTemplate, Text, parse_messages
-from vlcore.prompts.messages import PromptPart
+from vlcore import Message, OptionError, PromptPart, RoleTemplate, Text, parse_messages
 
 NAME = "mm_default"
 

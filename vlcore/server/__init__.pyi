@@ -1,0 +1,2 @@
+from .serving import Server as Server
+from .settings import ServerSettings as ServerSettings
