@@ -45,7 +45,7 @@ def test_every_exception_is_caught_as_vlcore_error(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_every_exception_says_what_it_is_for(name: str) -> None:
+def test_every_exception_is_documented(name: str) -> None:
     docstring = CLASSES[name].__doc__
     assert docstring is not None
     assert docstring.endswith(".")

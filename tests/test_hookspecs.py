@@ -27,7 +27,7 @@ def test_the_contract_is_four_hooks() -> None:
     )
 
 
-def test_the_first_answer_counts() -> None:
+def test_the_first_result_is_used() -> None:
     assert all(spec.vlcore_spec["firstresult"] for spec in specs().values())
 
 

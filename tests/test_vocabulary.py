@@ -17,7 +17,7 @@ def test_a_sentencepiece_model_is_loaded() -> None:
     assert tokenizer.eos_token == "</s>"
 
 
-def test_a_directory_without_one_is_reported(tmp_path: Path) -> None:
+def test_a_directory_without_a_tokenizer_is_reported(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has no tokenizer: expected one of tokenizer\.json"):
         load_tokenizer(tmp_path)
 
@@ -35,7 +35,7 @@ def test_a_damaged_vocabulary_is_reported(tmp_path: Path, content: bytes) -> Non
         (TOKENIZER / "tokenizer_config.json").read_bytes()
     )
     (tmp_path / "tokenizer.model").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"tokenizer\.model .*no sentencepiece model|special"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model .*not a sentencepiece model|special"):
         load_tokenizer(tmp_path)
 
 
@@ -60,7 +60,7 @@ def test_without_a_sentencepiece_model_there_is_a_dummy_prefix(tmp_path: Path) -
     assert tokenizer.tokenize(" a")[0] == "▁"
 
 
-def test_another_step_is_left_alone(tmp_path: Path) -> None:
+def test_another_pre_tokenizer_is_unchanged(tmp_path: Path) -> None:
     directory = write_tokenizer(tmp_path, has_dummy_prefix=False, legacy=False)
     tokenizer = load_tokenizer(directory, LlamaConfig())
     before = tokenizer.backend_tokenizer.to_str()

@@ -10,8 +10,8 @@
     │   ├── IncompatiblePluginError   the plugin asks for another vlcore
     │   └── PluginContractError       a hook or model breaks the plugin contract
     ├── CheckpointError
-    │   ├── CheckpointNotFoundError   no such directory, hub id or file
-    │   ├── ConfigError               a JSON file is absent, not JSON, or says what cannot be
+    │   ├── CheckpointNotFoundError   no such directory, Hub repository or file
+    │   ├── ConfigError               a JSON file is absent, malformed or contradictory
     │   ├── TensorError               a tensor is missing, unexpected, damaged or misshapen
     │   └── ViewError                 a text view cannot be written, or has changed since
     ├── ImageError (ValueError)
@@ -23,7 +23,7 @@
         ├── EngineUnavailableError    the engine cannot run this model here
         └── EngineClosedError         the engine or pipeline was closed
 
-Every message says what was expected, what came, where, and what to do next.
+Every message states what was expected, what was received, where, and what to do next.
 """
 
 __all__ = [

@@ -1,7 +1,7 @@
-"""The flat layout: settings of the text part and of the vision part side by side in config.json.
+"""The flat layout: config.json holds the settings of the language model and the vision model.
 
-Vision settings begin with ``mm_``, the tower is named in ``mm_vision_tower``, and the text part's
-tensors have the names of its standard architecture already.
+The keys of vision settings begin with ``mm_``. ``mm_vision_tower`` names the vision encoder. The
+tensors of the language model already have the names of its standard architecture.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TOWER_PREFIXES = (
     "model.vision_tower.vision_tower.vision_model.",
     "model.vision_tower.vision_tower.",
 )
-# Keys that say nothing of the text part.
+# Prefixes of keys that do not concern the language model.
 _VISION_KEYS = ("mm_", "tune_mm", "freeze_mm", "unfreeze_mm", "use_mm", "image_", "tokenizer_")
 _TEXT_KEYS = (
     "hidden_size",
@@ -40,35 +40,37 @@ _TEXT_KEYS = (
 
 @dataclass(frozen=True)
 class FlatVisionPart:
-    """What config.json says of the vision part; no tensor has been read."""
+    """The vision settings of config.json, before any tensor is read."""
 
     source: ClipSource
     layer: int
-    """Index into the tower's hidden states; 0 is the embeddings, negative counts from the end."""
+    """Index of the encoder's hidden state; 0 is the embeddings, negative counts from the end."""
     keep_class_token: bool
     aspect: str
-    """How a picture becomes square, in the words of ``image_aspect_ratio``."""
+    """How an image is made square: a value of ``image_aspect_ratio``."""
     hidden_size: int
 
     @classmethod
     def read(cls, checkpoint: Checkpoint, *, aspects: Sequence[str] = ("square", "pad")) -> Self:
-        """Read a checkpoint's files.
+        """Read the vision settings of a checkpoint.
 
         Args:
-            checkpoint: in the flat layout.
-            aspects: the values of ``image_aspect_ratio`` that are known; without one it is
+            checkpoint: a checkpoint in the flat layout.
+            aspects: the supported values of ``image_aspect_ratio``. The default value is
                 ``"square"``, which resizes and crops.
 
         Raises:
-            CheckpointNotFoundError: the tower that is named is not there.
-            ConfigError: values are missing, unknown, or do not fit each other.
-            TensorError: no file holds the tower.
+            CheckpointNotFoundError: the named vision encoder does not exist.
+            ConfigError: values are missing, unknown or inconsistent.
+            TensorError: no file holds the vision encoder.
         """
         config = checkpoint.config
         where = f"config.json of {checkpoint.name}"
         tower = config.get("mm_vision_tower")
         if not isinstance(tower, str) or not tower:
-            raise ConfigError(f"{where}: mm_vision_tower must name the tower; it is {tower!r}")
+            raise ConfigError(
+                f"{where}: mm_vision_tower must name the vision encoder; it is {tower!r}"
+            )
         feature = one_of(
             config, "mm_vision_select_feature", ("patch", "cls_patch"), where, default="patch"
         )
@@ -82,30 +84,30 @@ class FlatVisionPart:
         width = part.source.config.hidden_size
         if (stated := integer(config, "mm_hidden_size", where, default=width)) != width:
             raise ConfigError(
-                f"{where}: mm_hidden_size is {stated}, and the tower {tower!r} is {width} wide: "
-                "does the tower belong to this checkpoint?"
+                f"{where}: mm_hidden_size is {stated}, but the hidden size of the vision encoder "
+                f"{tower!r} is {width}: does it belong to this checkpoint?"
             )
         return part
 
 
 class FlatLanguageModel(LanguageModel):
-    """The text part of the flat layout, tokenised as sentencepiece does it.
+    """The language model of the flat layout, with text tokenised as by sentencepiece.
 
-    Source: released code of this layout splits a prompt at its images and gives each piece to
-    transformers' slow tokenizer, which is sentencepiece's own.
+    Source: the reference implementation of this layout splits a prompt at its images, and tokenises
+    each chunk with transformers' slow tokenizer, which uses sentencepiece.
     """
 
     @classmethod
     def read(cls, checkpoint: Checkpoint, *, model_type: str, architecture: str) -> Self:
-        """Describe the text part; no weights are read.
+        """Describe the language model; no weights are read.
 
         Args:
-            checkpoint: in the flat layout.
-            model_type: of the standard architecture, such as ``"llama"``.
-            architecture: its name, such as ``"LlamaForCausalLM"``.
+            checkpoint: a checkpoint in the flat layout.
+            model_type: the model type of the standard architecture, such as ``"llama"``.
+            architecture: the name of the standard architecture, such as ``"LlamaForCausalLM"``.
 
         Raises:
-            ConfigError: config.json lacks what every text part states.
+            ConfigError: config.json lacks a required key.
         """
         config = checkpoint.config
         if missing := [key for key in _TEXT_KEYS if key not in config]:
@@ -120,7 +122,7 @@ class FlatLanguageModel(LanguageModel):
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer."""
-        # Not as config.json says: its model_type may mean another model to transformers.
+        # Not by config.json: its model_type can mean another model to transformers.
         tokenizer = self.checkpoint.tokenizer(self.transformers_config)
         follow_sentencepiece(tokenizer, self.checkpoint.directory)
         return tokenizer

@@ -8,10 +8,10 @@ plugin module::
     SomeModelForConditionalGeneration = "vl_plugin_some"
 
 The module implements every hook below, each marked with :data:`hookimpl`. It imports torch only
-inside the hooks, so that looking at plugins stays cheap. A hook may leave out arguments it does
-not need.
+inside the hooks, so that plugins can be listed quickly. A hook may leave out arguments that it
+does not need.
 
-What may change, and how it is announced, is in ``docs/contract.md``.
+``docs/contract.md`` states what may change, and how changes are announced.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ __all__ = [
 PROJECT_NAME = "vlcore"
 ENTRY_POINT_GROUP = "vlcore.architectures"
 SERVES_GROUP = "vlcore.serves"
-"""Entry points whose names are known models of the conformance kit that the package serves too."""
+"""Entry points of this group name further known models of the conformance kit that are served."""
 
 hookspec = pluggy.HookspecMarker(PROJECT_NAME)
 hookimpl = pluggy.HookimplMarker(PROJECT_NAME)
@@ -56,18 +56,19 @@ hookimpl = pluggy.HookimplMarker(PROJECT_NAME)
 def vl_match(  # type: ignore[empty-body]
     config: Mapping[str, Any], files: CheckpointFiles
 ) -> Literal[True] | str:
-    """Say whether a checkpoint belongs to this plugin.
+    """Return whether a checkpoint belongs to this plugin.
 
-    Two families can share one ``architectures`` name, so a match is positive evidence (a known
-    projector *and* a known tower), never "not the others". The directory's name is no evidence.
+    Two families can share one ``architectures`` name, so a match needs positive evidence (a known
+    projector *and* a known vision encoder), never "not the others". The name of the directory is
+    not evidence.
 
     Args:
         config: the checkpoint's ``config.json`` as plain JSON.
         files: the checkpoint's other small files, such as the configuration of a vision encoder
-            in a folder of its own. There are none where only a configuration is known.
+            in a folder of its own. It is empty if there is only a configuration.
 
     Returns:
-        ``True``, or the reason why not in words that are shown to the user.
+        ``True``, or the reason why it does not, which is shown to the user.
     """
 
 
@@ -79,39 +80,40 @@ def vl_vision_model(  # type: ignore[empty-body]
     device_map: DeviceMap | None,
     max_memory: MaxMemory | None,
 ) -> VisionModel:
-    """Load the vision part: tower, projector and whatever turns an image into rows.
+    """Load the vision model: encoder, projector and everything else that image embeddings need.
 
-    It reads none of the language model's tensors and needs no tokenizer.
+    It reads no tensors of the language model and needs no tokenizer.
 
     Args:
         checkpoint: the opened checkpoint.
-        device: where the weights go.
-        dtype: the floating dtype of weights and rows.
-        device_map: how to spread a tower that does not fit on one device, as accelerate knows it,
-            or ``None``. A plugin whose hook leaves this out refuses one by leaving it out.
-        max_memory: what the tower may use of each device, or ``None``; goes with ``device_map``.
-            Where the hook leaves this out, vlcore refuses one.
+        device: the device of the weights.
+        dtype: the floating-point dtype of weights and image embeddings.
+        device_map: how to distribute a vision encoder that does not fit on one device, as in
+            accelerate, or ``None``. If the hook leaves this argument out, vlcore rejects a
+            ``device_map``.
+        max_memory: the maximum memory of the encoder on each device, or ``None``; used with
+            ``device_map``. If the hook leaves this argument out, vlcore rejects a ``max_memory``.
     """
 
 
 @hookspec(firstresult=True)
 def vl_chat_template(checkpoint: Checkpoint, name: str | None) -> ChatTemplate:  # type: ignore[empty-body]
-    """Give the chat template of the checkpoint.
+    """Return the chat template of the checkpoint.
 
-    Where answers can point at regions of a picture, the template may also find these
+    If completions can refer to regions of an image, the template can also parse these
     (:meth:`~vlcore.ChatTemplate.regions`).
 
     Args:
         checkpoint: the opened checkpoint.
-        name: the one of several templates that the user chose, or ``None`` to pick the
-            checkpoint's own. An unknown name is an :class:`~vlcore.OptionError` that lists the
-            known ones. Where the hook leaves this out, vlcore refuses every name.
+        name: the name of the template that the user chose, or ``None`` for the checkpoint's own.
+            For an unknown name, raise an :class:`~vlcore.OptionError` that lists the known names.
+            If the hook leaves this argument out, vlcore rejects every name.
     """
 
 
 @hookspec(firstresult=True)
 def vl_language_model(checkpoint: Checkpoint) -> LanguageModel:  # type: ignore[empty-body]
-    """Describe the text part as a standard architecture. Reads no weights yet.
+    """Describe the language model as a standard architecture. No weights are read yet.
 
     Args:
         checkpoint: the opened checkpoint.

@@ -1,6 +1,7 @@
-"""Single values out of a configuration, or an error that says what was expected there.
+"""Typed values from a configuration.
 
-For plugins: a value of the wrong kind is told with its key and its file, before anything is built.
+Plugins use these functions, so that a value of the wrong type is reported with its key and file
+before anything is built.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ def integer(config: Mapping[str, Any], key: str, where: str, *, default: int | N
     """Read an integer.
 
     Args:
-        config: the JSON object that holds it.
-        key: its name there.
-        where: what messages call the object, such as ``"config.json of …"``.
-        default: stands in where the key is absent; ``None`` where it must be there.
+        config: the JSON object that holds the value.
+        key: the key of the value.
+        where: the description of the object in messages, such as ``"config.json of …"``.
+        default: the value if the key is absent; ``None`` if the key is required.
 
     Raises:
-        ConfigError: it is absent or no integer.
+        ConfigError: the value is absent or is not an integer.
     """
     value = config.get(key, default)
     if not isinstance(value, int) or isinstance(value, bool):
@@ -39,17 +40,17 @@ def one_of(
     *,
     default: str | None = None,
 ) -> str:
-    """Read one of a few words.
+    """Read a string that must be one of several known values.
 
     Args:
-        config: the JSON object that holds it.
-        key: its name there.
-        known: the words.
-        where: what messages call the object, such as ``"config.json of …"``.
-        default: stands in where the key is absent or null; ``None`` where it must be there.
+        config: the JSON object that holds the value.
+        key: the key of the value.
+        known: the known values.
+        where: the description of the object in messages, such as ``"config.json of …"``.
+        default: the value if the key is absent or null; ``None`` if the key is required.
 
     Raises:
-        ConfigError: it is absent or another word.
+        ConfigError: the value is absent or unknown.
     """
     value = config.get(key)
     value = default if value is None else value

@@ -1,4 +1,4 @@
-"""A tokenizer out of its files, or an error where transformers would make one of nothing."""
+"""Loads tokenizers, with errors for files from which transformers would load an empty one."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ def load_tokenizer(
     """Load the tokenizer of a directory, without remote code.
 
     Args:
-        directory: where its files lie.
-        config: says the tokenizer's class where its own files do not, instead of ``config.json``.
+        directory: the directory of the tokenizer's files.
+        config: determines the tokenizer's class instead of ``config.json``, if the tokenizer's
+            own files do not.
 
     Raises:
-        CheckpointError: its vocabulary is missing, damaged or empty, or it cannot be read.
+        CheckpointError: the vocabulary is missing, damaged or empty, or the tokenizer cannot be
+            read.
     """
     from transformers import AutoTokenizer
 
@@ -47,7 +49,7 @@ def load_tokenizer(
 
 
 def _check_vocabulary(directory: Path) -> None:
-    """Refuse a missing or damaged vocabulary, which transformers takes for an empty one."""
+    """Raise for a missing or damaged vocabulary, which transformers would read as an empty one."""
     if not any((directory / file).is_file() for file in _VOCABULARY_FILES):
         raise CheckpointError(
             f"{directory} has no tokenizer: expected one of {', '.join(_VOCABULARY_FILES)}"
@@ -61,7 +63,7 @@ def _check_vocabulary(directory: Path) -> None:
         SentencePieceProcessor(model_file=str(path))
     except (OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(
-            f"{path} ({path.stat().st_size} bytes) is no sentencepiece model: {error}. The "
+            f"{path} ({path.stat().st_size} bytes) is not a sentencepiece model: {error}. The "
             "download may be incomplete, or a Git LFS pointer"
         ) from error
 
@@ -69,13 +71,15 @@ def _check_vocabulary(directory: Path) -> None:
 def follow_sentencepiece(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """Make a tokenizer split text as sentencepiece itself does with ``tokenizer.model``.
 
-    Code that tokenises with sentencepiece has its dummy prefix before every text. The Metaspace
-    step that transformers builds leaves it out before a text that begins with a space, and puts
-    it there also where the model asks for none.
+    Sentencepiece adds a dummy prefix to every text if the model asks for one. The Metaspace step
+    that transformers builds omits it before a text that begins with a space, and adds it even if
+    the model does not ask for it.
 
     Args:
-        tokenizer: changed in place; left alone where transformers built another step.
-        directory: where ``tokenizer.model`` lies; without one, a dummy prefix is taken for asked.
+        tokenizer: the tokenizer, changed in place; it is unchanged if transformers built another
+            pre-tokenizer.
+        directory: the directory of ``tokenizer.model``; without that file, a dummy prefix is
+            assumed.
     """
     from tokenizers import normalizers, pre_tokenizers
 

@@ -25,7 +25,7 @@ CANVASES = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 BICUBIC = Image.Resampling.BICUBIC
 
 
-def picture(width: int, height: int) -> Image.Image:
+def make_image(width: int, height: int) -> Image.Image:
     noise = np.random.default_rng(width * 1000 + height).integers(0, 256, (height, width, 3))
     return Image.fromarray(noise.astype(np.uint8))
 
@@ -47,7 +47,7 @@ def picture(width: int, height: int) -> Image.Image:
     ids=str,
 )
 def test_pixels_are_those_of_transformers(size: tuple[int, int], config: dict[str, Any]) -> None:
-    image = picture(*size)
+    image = make_image(*size)
     ours = ClipProcessor.from_json(config, 28, "preprocessor_config.json")(image)
     full = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}} | config
     for key in ("size", "crop_size"):
@@ -77,9 +77,9 @@ def test_a_long_strip_is_not_resized_whole(
 
 
 @pytest.mark.parametrize("size", ["large", {}, {"width": 3}, None, {"shortest_edge": "3"}])
-def test_a_size_that_cannot_be_read_is_reported(size: object) -> None:
+def test_a_malformed_size_is_reported(size: object) -> None:
     with pytest.raises(
-        ConfigError, match=r"^the processor: a size is an integer, shortest_edge, or"
+        ConfigError, match=r"^the processor: a size must be an integer, shortest_edge, or"
     ):
         ClipProcessor.from_json({"size": size}, 28, "the processor")
 
@@ -96,7 +96,7 @@ def test_a_size_that_cannot_be_read_is_reported(size: object) -> None:
     ],
     ids=str,
 )
-def test_a_processor_that_cannot_work_is_reported(config: dict[str, Any]) -> None:
+def test_an_impossible_processor_is_reported(config: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"^the processor"):
         ClipProcessor.from_json(config, 28, "the processor")
 
@@ -157,7 +157,7 @@ def test_the_best_canvas(size: tuple[int, int], canvas: tuple[int, int]) -> None
     assert best_canvas(size, CANVASES) == canvas
 
 
-def test_the_best_canvas_is_that_of_the_release() -> None:
+def test_the_best_canvas_is_that_of_the_reference() -> None:
     def release(size: tuple[int, int]) -> tuple[int, int] | None:
         best, most, least = None, 0, float("inf")
         for width, height in CANVASES:
@@ -176,7 +176,7 @@ def test_the_best_canvas_is_that_of_the_release() -> None:
 
 @pytest.mark.parametrize("size", [(200, 90), (75, 210), (151, 140), (1, 500), (500, 1), (56, 56)])
 def test_a_fitted_image_is_that_of_transformers(size: tuple[int, int]) -> None:
-    image, canvas, edge = picture(*size), (56, 112), 28
+    image, canvas, edge = make_image(*size), (56, 112), 28
     fitted = fit_on_canvas(image, canvas, BICUBIC)
     tiles = np.stack([np.asarray(tile).transpose(2, 0, 1) for tile in cut_tiles(fitted, edge)])
     reference = LlavaNextImageProcessorPil(
@@ -205,10 +205,10 @@ def test_tiles_are_cut_row_by_row() -> None:
 @pytest.mark.parametrize(
     ("size", "corner"), [((4, 7), (1, 0)), ((7, 4), (0, 1)), ((1, 2), (0, 0)), ((3, 3), (0, 0))]
 )
-def test_the_square_holds_the_picture_in_its_middle(
+def test_the_image_is_in_the_middle_of_the_square(
     size: tuple[int, int], corner: tuple[int, int]
 ) -> None:
-    image = picture(*size)
+    image = make_image(*size)
     square = np.asarray(pad_to_square(image, (1, 2, 3))).copy()
     edge = max(size)
     assert square.shape == (edge, edge, 3)

@@ -12,7 +12,7 @@ NOISE = np.random.default_rng(0).integers(0, 256, (700, 1100, 3), dtype=np.uint8
 Box = tuple[int, int, int, int]
 
 
-def picture(width: int, height: int) -> Image.Image:
+def make_image(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(NOISE[:height, :width]))
 
 
@@ -29,11 +29,11 @@ def differing(image: Image.Image, size: tuple[int, int], box: Box, how: Image.Re
     return int((result != expected).sum())
 
 
-def test_the_middle_of_pictures_of_any_shape_is_that_of_pillow() -> None:
+def test_the_middle_of_images_of_any_shape_equals_pillows() -> None:
     draw = np.random.default_rng(1)
     for number in range(300):
         width, height = (int(length) for length in draw.integers(1, (1101, 701)))
-        if number % 3 == 0:  # sides with common divisors, as most pictures have them
+        if number % 3 == 0:  # sides with common divisors, as most images have them
             unit = int(draw.integers(2, 60))
             width, height = max(width // unit, 1) * unit, max(height // unit, 1) * unit
             width, height = min(width, 1100), min(height, 700)
@@ -42,14 +42,14 @@ def test_the_middle_of_pictures_of_any_shape_is_that_of_pillow() -> None:
         if size[0] * size[1] > 10**6:
             continue
         how = Image.Resampling(int(draw.choice([BILINEAR, BICUBIC])))
-        image = picture(width, height)
+        image = make_image(width, height)
         assert not differing(image, size, middle(size, (edge, edge)), how), (image.size, size, how)
 
 
-def test_any_part_is_that_of_pillow() -> None:
+def test_any_part_equals_pillows() -> None:
     draw = np.random.default_rng(2)
     for _ in range(200):
-        image = picture(*(int(length) for length in draw.integers(1, (1101, 701))))
+        image = make_image(*(int(length) for length in draw.integers(1, (1101, 701))))
         size = int(draw.integers(1, 400)), int(draw.integers(1, 400))
         crop = int(draw.integers(1, size[0] + 1)), int(draw.integers(1, size[1] + 1))
         left = int(draw.integers(0, size[0] - crop[0] + 1))
@@ -70,7 +70,7 @@ def test_any_part_is_that_of_pillow() -> None:
         (1280, 720, 597),  # no common divisor: float32 holds no narrower box
     ],
 )
-def test_columns_that_the_crop_drops_are_left_out_where_it_changes_no_weight(
+def test_columns_outside_the_crop_are_left_out_if_no_weight_changes(
     width: int, height: int, num_columns: int, how: Image.Resampling
 ) -> None:
     size = 336 * width // height, 336
@@ -90,7 +90,7 @@ def test_columns_that_the_crop_drops_are_left_out_where_it_changes_no_weight(
         (Image.Resampling.NEAREST, (5, 0, 35, 30)),
         (BICUBIC, (0, 0, 40, 30)),
     ],
-    ids=["around", "beside", "lanczos", "nearest", "whole"],
+    ids=["around", "next to", "lanczos", "nearest", "whole"],
 )
-def test_what_cannot_be_narrowed_is_left_to_pillow(how: Image.Resampling, box: Box) -> None:
-    assert not differing(picture(400, 300), (40, 30), box, how)
+def test_other_filters_are_left_to_pillow(how: Image.Resampling, box: Box) -> None:
+    assert not differing(make_image(400, 300), (40, 30), box, how)

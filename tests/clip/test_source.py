@@ -18,12 +18,12 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Checkpoint:
-    """A checkpoint with its tower inside; ``clip`` describes it and holds no weights."""
+    """A checkpoint with its encoder inside; ``clip`` has its configuration and no weights."""
     return Checkpoint.open(write_llava(tmp_path))
 
 
-def move_beside(checkpoint: Checkpoint, prefix: str) -> dict[str, Tensor]:
-    """Move the tower's tensors to ``clip``, and give them."""
+def move_encoder(checkpoint: Checkpoint, prefix: str) -> dict[str, Tensor]:
+    """Move the encoder's tensors to ``clip``, and return them."""
     stored = read_all(checkpoint.directory)
     tower = {name: stored.pop(name) for name in [*stored] if name.startswith(INSIDE)}
     tower = {prefix + name.removeprefix(INSIDE): tensor for name, tensor in tower.items()}
@@ -42,31 +42,31 @@ def assert_same(tower: ClipTower, other: ClipTower) -> None:
     assert all(torch.equal(tensor, state[name]) for name, tensor in tower.state_dict().items())
 
 
-def test_a_tower_inside_the_checkpoint_that_names_it(checkpoint: Checkpoint) -> None:
+def test_an_encoder_inside_the_checkpoint_that_refers_to_it(checkpoint: Checkpoint) -> None:
     source = ClipSource.named(checkpoint, "clip", ("elsewhere.", INSIDE))
     assert (source.checkpoint, source.prefix) == (checkpoint, INSIDE)
     assert source.config.image_size == source.processor.edge == 28
 
 
 @pytest.mark.parametrize("prefix", ["vision_model.", ""])
-def test_a_tower_beside_it(checkpoint: Checkpoint, prefix: str) -> None:
+def test_an_encoder_in_another_directory(checkpoint: Checkpoint, prefix: str) -> None:
     expected = load(ClipSource.named(checkpoint, "clip", (INSIDE,)))
-    move_beside(checkpoint, prefix)
+    move_encoder(checkpoint, prefix)
     source = ClipSource.named(Checkpoint.open(checkpoint.directory), "clip", (INSIDE,))
     assert source.checkpoint.directory == checkpoint.directory / "clip"
     assert source.prefix == prefix
     assert_same(load(source), expected)
 
 
-def test_the_tower_inside_wins(checkpoint: Checkpoint) -> None:
+def test_the_encoder_inside_takes_precedence(checkpoint: Checkpoint) -> None:
     stored = read_all(checkpoint.directory)
-    move_beside(checkpoint, "vision_model.")
+    move_encoder(checkpoint, "vision_model.")
     single_safetensors(checkpoint.directory, stored)
     source = ClipSource.named(Checkpoint.open(checkpoint.directory), "clip", (INSIDE,))
     assert source.checkpoint.directory == checkpoint.directory
 
 
-def test_a_tower_that_the_config_describes(checkpoint: Checkpoint) -> None:
+def test_an_encoder_that_the_config_describes(checkpoint: Checkpoint) -> None:
     clip = json.loads((checkpoint.directory / "clip" / "config.json").read_text())
     source = ClipSource.inside(checkpoint, clip, {"crop_size": 28}, ("", INSIDE))
     assert_same(load(source), load(ClipSource.named(checkpoint, "clip", (INSIDE,))))
@@ -89,25 +89,27 @@ def test_the_first_and_the_last_hidden_state(checkpoint: Checkpoint, layer: int)
 
 
 @pytest.mark.parametrize("layer", [-5, 4])
-def test_a_hidden_state_that_is_not_there_is_reported(checkpoint: Checkpoint, layer: int) -> None:
+def test_an_unknown_hidden_state_is_reported(checkpoint: Checkpoint, layer: int) -> None:
     source = ClipSource.named(checkpoint, "clip", (INSIDE,))
-    with pytest.raises(ConfigError, match=f"hidden state {layer} of the tower is asked for, which"):
+    with pytest.raises(
+        ConfigError, match=f"hidden state {layer} of the vision encoder is requested"
+    ):
         load(source, layer)
 
 
-def test_a_tower_that_is_nowhere_is_reported(checkpoint: Checkpoint) -> None:
+def test_a_missing_encoder_is_reported(checkpoint: Checkpoint) -> None:
     with pytest.raises(CheckpointNotFoundError, match=r"refers to '\./gone'"):
         ClipSource.named(checkpoint, "./gone", (INSIDE,))
     with pytest.raises(TensorError, match=r"clip holds no weights"):
         ClipSource.named(checkpoint, "clip", ("elsewhere.",))
     single_safetensors(checkpoint.directory / "clip", {"x": torch.zeros(1)})
-    with pytest.raises(TensorError, match=r"neither .* nor the tower that it names holds CLIP"):
+    with pytest.raises(TensorError, match=r"neither .* nor the vision encoder .* holds CLIP"):
         ClipSource.named(checkpoint, "clip", ("elsewhere.",))
     with pytest.raises(TensorError, match=r"holds no CLIP vision weights \(elsewhere\.embeddings"):
         ClipSource.inside(checkpoint, {}, {}, ("elsewhere.", "nowhere."))
 
 
-def test_a_modules_sources_are_what_it_asks_for_and_what_is_there(checkpoint: Checkpoint) -> None:
+def test_a_modules_sources_are_its_own_tensors_and_the_stored_ones(checkpoint: Checkpoint) -> None:
     module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2, bias=False))
     sources = module_sources(module, checkpoint, {"model.mm_projector.": ""})
     names = {

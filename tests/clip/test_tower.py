@@ -57,22 +57,25 @@ def test_defaults_are_those_of_transformers() -> None:
         {"model_type": "clip", "vision_config": None, "vision_config_dict": SIZES},
     ],
 )
-def test_a_tower_is_read_from_each_kind_of_configuration(config: dict[str, Any]) -> None:
+def test_an_encoder_is_read_from_each_kind_of_configuration(config: dict[str, Any]) -> None:
     assert ClipConfig.from_json(config, "config.json") == ClipConfig(**SIZES)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "siglip_vision_model"}, "must describe a CLIP vision tower, not a 'siglip"),
+        (
+            {"model_type": "siglip_vision_model"},
+            "must describe a CLIP vision encoder, not a 'siglip",
+        ),
         ({"hidden_act": "relu"}, "has hidden_act 'relu'; known: quick_gelu, gelu"),
-        ({"num_attention_heads": 5}, "hidden_size 24 is no multiple of num_attention_heads 5"),
+        ({"num_attention_heads": 5}, "hidden_size 24 is not a multiple of num_attention_heads 5"),
         ({"hidden_size": "wide"}, "hidden_size must be a positive integer; it is 'wide'"),
         ({"patch_size": 0}, "patch_size must be a positive integer; it is 0"),
         ({"num_hidden_layers": -1}, "num_hidden_layers must be a positive integer; it is -1"),
         ({"image_size": [28, 28]}, r"image_size must be a positive integer; it is \[28, 28\]"),
     ],
 )
-def test_another_or_an_impossible_tower_is_reported(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=f"^the tower.* {message}"):
-        ClipConfig.from_json(SIZES | change, "the tower")
+def test_another_or_an_impossible_encoder_is_reported(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^the encoder.* {message}"):
+        ClipConfig.from_json(SIZES | change, "the encoder")

@@ -24,7 +24,7 @@ PROCESSOR = ClipProcessor.from_json({}, 28, "the processor")
 
 
 class TiledVisionModel(ClipVisionModel):
-    """Sees a picture as two by two tiles."""
+    """Splits an image into two by two tiles."""
 
     def views(self, image: Image.Image) -> tuple[Sequence[Image.Image], Any]:
         return cut_tiles(image.resize((2 * self.edge, 2 * self.edge)), self.edge), image.size
@@ -41,7 +41,7 @@ def make(kind: type[ClipVisionModel] = ClipVisionModel, **options: Any) -> ClipV
     return kind(tower.eval(), nn.Linear(12, 8), PROCESSOR, hidden_size=8, **options)
 
 
-def picture(width: int, height: int) -> Image.Image:
+def make_image(width: int, height: int) -> Image.Image:
     noise = np.random.default_rng(width * 1000 + height).integers(0, 256, (height, width, 3))
     return Image.fromarray(noise.astype(np.uint8))
 
@@ -68,23 +68,23 @@ def tower_and_projector(model: ClipVisionModel, pixels: Tensor) -> Tensor:
         (True, (301, 400), (22, 28)),
     ],
 )
-def test_the_needed_size_is_that_of_the_picture_in_its_view(
+def test_the_needed_size_is_that_of_the_image_in_its_view(
     pads: bool, size: tuple[int, int], needed: tuple[int, int]
 ) -> None:
     assert make(pads=pads).needed_size(size) == needed
 
 
 @pytest.mark.parametrize("keeps", [False, True])
-def test_a_row_for_each_patch_and_the_class_token_before_them(keeps: bool) -> None:
+def test_an_embedding_for_each_patch_after_that_of_the_class_token(keeps: bool) -> None:
     model = make(keep_class_token=keeps)
-    image = picture(40, 30)
+    image = make_image(40, 30)
     expected = tower_and_projector(model, PROCESSOR(image)[None])[0]
     assert model.rows_per_view == (5 if keeps else 4)
     torch.testing.assert_close(rows_of(model, image), expected if keeps else expected[1:])
 
 
-def test_a_picture_is_cropped_or_padded() -> None:
-    image = picture(40, 30)
+def test_an_image_is_cropped_or_padded() -> None:
+    image = make_image(40, 30)
     assert torch.equal(make().preprocess(image).pixels, PROCESSOR(image)[None])
     padded = Image.new("RGB", (40, 40), PROCESSOR.background)
     padded.paste(image, (0, 5))
@@ -92,20 +92,20 @@ def test_a_picture_is_cropped_or_padded() -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "1", "CMYK"])
-def test_pictures_of_any_mode_are_read_as_rgb(mode: str) -> None:
-    image = picture(40, 30).convert(mode)
+def test_images_of_any_mode_are_read_as_rgb(mode: str) -> None:
+    image = make_image(40, 30).convert(mode)
     expected = make().preprocess(image.convert("RGB")).pixels
     assert torch.equal(make().preprocess(image).pixels, expected)
 
 
-def test_options_are_refused() -> None:
+def test_unknown_options_are_refused() -> None:
     with pytest.raises(TypeError, match="unexpected image options: detail"):
-        make().preprocess(picture(3, 3), detail="low")
+        make().preprocess(make_image(3, 3), detail="low")
 
 
-def test_a_subclass_shows_the_tower_several_views() -> None:
+def test_a_subclass_encodes_several_views() -> None:
     model = make(TiledVisionModel)
-    image = picture(56, 56)
+    image = make_image(56, 56)
     inputs = model.preprocess(image)
     assert inputs.layout == (56, 56)
     tiles = [PROCESSOR(tile) for tile in cut_tiles(image, 28)]
@@ -114,15 +114,15 @@ def test_a_subclass_shows_the_tower_several_views() -> None:
     torch.testing.assert_close(rows_of(model, image), expected)
 
 
-def test_tiles_of_several_pictures_share_a_batch() -> None:
+def test_tiles_of_several_images_share_a_batch() -> None:
     model = make(TiledVisionModel)
-    images = [picture(56, 56), picture(30, 90)]
+    images = [make_image(56, 56), make_image(30, 90)]
     encoded = encode_batch(model, [model.preprocess(image) for image in images])
     for image, rows in zip(images, encoded, strict=True):
         torch.testing.assert_close(rows.rows, rows_of(model, image))
 
 
-def test_the_settings_of_preprocessing_tell_models_apart() -> None:
+def test_models_differ_by_the_settings_of_their_preprocessing() -> None:
     settings = repr(make().preprocess_settings)
     assert settings == repr(make().preprocess_settings)
     padding = make(pads=True)

@@ -64,7 +64,7 @@ def write(directory: Path, tensors: dict[str, Tensor]) -> Checkpoint:
 
 @pytest.fixture
 def whole(tmp_path: Path, reference: PreTrainedModel) -> LanguageModel:
-    """The text part under its own names, with other tensors beside it."""
+    """The language model under names of its own, next to other tensors."""
     checkpoint = write(tmp_path / "model", stored_tensors(reference))
     return LanguageModel(checkpoint, CONFIG, renamed(checkpoint, TEXT))
 
@@ -82,9 +82,9 @@ def fused(tmp_path: Path, reference: PreTrainedModel) -> LanguageModel:
         parts = [tensors.pop(f"text.{stem}{part}_proj.weight") for part in "kv"]
         tensors[f"text.{stem}kv.weight"] = torch.cat(parts)
         rows = len(parts[0])
-        for place, part in enumerate("kv"):
+        for index, part in enumerate("kv"):
             sources[f"{stem}{part}_proj.weight"] = TensorSource(
-                f"text.{stem}kv.weight", slice(place * rows, (place + 1) * rows)
+                f"text.{stem}kv.weight", slice(index * rows, (index + 1) * rows)
             )
     return LanguageModel(write(checkpoint, tensors), CONFIG, sources)
 
@@ -92,7 +92,7 @@ def fused(tmp_path: Path, reference: PreTrainedModel) -> LanguageModel:
 # -- configuration
 
 
-def test_the_text_part_is_described_without_reading_weights(
+def test_the_language_model_is_described_without_reading_weights(
     whole: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spy = ReadSpy(monkeypatch)
@@ -143,7 +143,7 @@ def test_rotary_settings_of_older_configurations_are_kept(
 # -- renaming
 
 
-def test_names_are_listed_by_the_first_prefix_that_fits(whole: LanguageModel) -> None:
+def test_the_first_matching_prefix_renames_a_tensor(whole: LanguageModel) -> None:
     sources = renamed(whole.checkpoint, {"model.layers.0.": "first.", "model.": "", "none.": "x."})
     assert sources["first.mlp.up_proj.weight"] == TensorSource("model.layers.0.mlp.up_proj.weight")
     assert sources["norm.weight"] == TensorSource("model.norm.weight")
@@ -167,7 +167,7 @@ def test_the_model_computes_the_same(
     assert all(tensor.device.type == "cpu" for tensor in [*model.parameters(), *model.buffers()])
 
 
-def test_the_models_dtype_is_the_one_asked_for_or_stored(whole: LanguageModel) -> None:
+def test_the_models_dtype_is_the_requested_or_the_stored_one(whole: LanguageModel) -> None:
     assert whole.to_transformers("cpu", torch.bfloat16).dtype == torch.bfloat16
     assert whole.to_transformers().dtype == torch.float32
 
@@ -199,7 +199,7 @@ def test_a_missing_head_is_reported(tmp_path: Path, reference: PreTrainedModel) 
         language.to_transformers()
 
 
-def test_too_many_layers_and_too_few_are_reported(whole: LanguageModel) -> None:
+def test_too_many_or_too_few_layers_are_reported(whole: LanguageModel) -> None:
     short = LanguageModel(whole.checkpoint, CONFIG | {"num_hidden_layers": 1}, whole.tensors)
     with pytest.raises(TensorError, match=r"does not use: model\.layers\.1\."):
         short.to_transformers()
@@ -251,7 +251,7 @@ def load(view: Path) -> PreTrainedModel:
     return model
 
 
-def test_a_view_of_tensors_as_they_are_copies_none(
+def test_a_view_of_unchanged_tensors_copies_none(
     tmp_path: Path, whole: LanguageModel, reference: PreTrainedModel
 ) -> None:
     view = whole.write_view(tmp_path / "views" / "text")
@@ -263,7 +263,7 @@ def test_a_view_of_tensors_as_they_are_copies_none(
     assert torch.equal(logits(load(view)), logits(reference))
 
 
-def test_a_view_links_the_shards_that_hold_text_only_once(
+def test_a_view_links_each_shard_of_the_language_model_once(
     tmp_path: Path, reference: PreTrainedModel
 ) -> None:
     directory = tmp_path / "model"
@@ -295,7 +295,7 @@ def test_a_view_copies_tensors_that_are_renamed_or_cut(
     assert torch.equal(logits(load(view)), logits(reference))
 
 
-def test_a_view_copies_only_what_does_not_fit(
+def test_a_view_copies_only_changed_tensors(
     tmp_path: Path, whole: LanguageModel, reference: PreTrainedModel
 ) -> None:
     tensors = stored_tensors(reference)
@@ -378,8 +378,8 @@ def test_a_view_links_the_tokenizers_files(tmp_path: Path) -> None:
         "generation_config.json",
         "linked-00001.safetensors",
     }
-    ids = [Checkpoint(place).tokenizer()("a picture")["input_ids"] for place in (view,)]
-    assert ids == [language.tokenizer()("a picture")["input_ids"]]
+    ids = [Checkpoint(path).tokenizer()("an image")["input_ids"] for path in (view,)]
+    assert ids == [language.tokenizer()("an image")["input_ids"]]
 
 
 def test_a_view_needs_an_empty_directory(tmp_path: Path, whole: LanguageModel) -> None:
@@ -391,13 +391,13 @@ def test_a_view_needs_an_empty_directory(tmp_path: Path, whole: LanguageModel) -
     assert [path.name for path in taken.iterdir()] == ["notes.md"]
 
 
-def test_a_view_does_not_take_a_files_place(tmp_path: Path, whole: LanguageModel) -> None:
+def test_a_view_does_not_replace_a_file(tmp_path: Path, whole: LanguageModel) -> None:
     (tmp_path / "view").write_text("mine")
     with pytest.raises(CheckpointError, match=r"needs a directory; .*view is a file"):
         whole.write_view(tmp_path / "view")
 
 
-def test_a_view_survives_relative_paths(
+def test_a_view_works_with_relative_paths(
     tmp_path: Path,
     whole: LanguageModel,
     reference: PreTrainedModel,
@@ -411,12 +411,12 @@ def test_a_view_survives_relative_paths(
     assert torch.equal(logits(load(view)), logits(reference))
 
 
-def test_the_view_of_a_hub_checkpoint_links_files_that_are_there(
+def test_the_view_of_a_hub_checkpoint_links_existing_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = FakeHub(tmp_path / "cache", monkeypatch)
-    hub.repositories["somebody/llava"] = write_llava(tmp_path / "repository")
-    view = vlcore.load_language_model("somebody/llava").write_view(tmp_path / "view")
+    hub.repositories["maker/llava"] = write_llava(tmp_path / "repository")
+    view = vlcore.load_language_model("maker/llava").write_view(tmp_path / "view")
     links = [path for path in view.iterdir() if path.is_symlink()]
     assert links
     assert all(path.exists() for path in links)
@@ -433,7 +433,7 @@ def test_values_that_transformers_cannot_use_are_reported(
         language_model.to_transformers()
 
 
-def test_an_end_token_that_is_no_id_is_reported(tmp_path: Path) -> None:
+def test_an_end_token_that_is_not_an_id_is_reported(tmp_path: Path) -> None:
     write_llava(tmp_path)
     write_json(tmp_path / "generation_config.json", {"eos_token_id": "x"})
     with pytest.raises(ConfigError, match="eos_token_id must be an integer"):

@@ -48,25 +48,25 @@ def test_a_relative_path_leads_to_the_same_view(
     assert get(cache, ".") == get(cache, directory) == get(cache, "../model")
 
 
-def test_a_hub_checkpoint_has_one_view_whatever_is_fetched_of_it(
+def test_a_hub_checkpoint_has_one_view_whatever_has_been_downloaded(
     cache: ViewCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = FakeHub(tmp_path / "hub", monkeypatch)
-    hub.repositories["somebody/llava"] = write_llava(tmp_path / "repository")
-    first = get(cache, "somebody/llava")
+    hub.repositories["maker/llava"] = write_llava(tmp_path / "repository")
+    first = get(cache, "maker/llava")
     assert first.name.startswith("llava-")
-    checkpoint = Checkpoint.open("somebody/llava")
+    checkpoint = Checkpoint.open("maker/llava")
     checkpoint.fingerprint  # noqa: B018
-    assert get(cache, "somebody/llava") == first
-    (view,) = cache.views("somebody/llava")
-    assert view.model == "somebody/llava"
+    assert get(cache, "maker/llava") == first
+    (view,) = cache.views("maker/llava")
+    assert view.model == "maker/llava"
 
 
 @pytest.mark.parametrize(
     ("variable", "expected"),
     [("VLCORE_CACHE", "mine/views"), ("XDG_CACHE_HOME", "mine/vlcore/views")],
 )
-def test_the_place_is_the_users_choice(
+def test_the_directory_is_configurable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, expected: str
 ) -> None:
     monkeypatch.delenv("VLCORE_CACHE")
@@ -87,18 +87,20 @@ def test_views_are_listed(cache: ViewCache, tmp_path: Path) -> None:
 
 
 def test_the_views_of_a_name_or_model_are_cleared(cache: ViewCache, tmp_path: Path) -> None:
-    places = [get(cache, write_llava(tmp_path / f"model{i}")) for i in range(3)]
-    assert [view.path for view in cache.clear(places[0].name)] == [places[0]]
-    assert [view.path for view in cache.clear(str(tmp_path / "model1"))] == [places[1]]
-    assert [view.path for view in cache.views()] == [places[2]]
+    paths = [get(cache, write_llava(tmp_path / f"model{i}")) for i in range(3)]
+    assert [view.path for view in cache.clear(paths[0].name)] == [paths[0]]
+    assert [view.path for view in cache.clear(str(tmp_path / "model1"))] == [paths[1]]
+    assert [view.path for view in cache.views()] == [paths[2]]
     cache.clear()
     assert list(cache.root.iterdir()) == []
     assert all((tmp_path / f"model{i}" / "model.safetensors").is_file() for i in range(3))
 
 
-def test_a_name_that_is_not_there_is_reported(cache: ViewCache, tmp_path: Path) -> None:
+def test_an_unknown_name_is_reported(cache: ViewCache, tmp_path: Path) -> None:
     kept = get(cache, write_llava(tmp_path / "model"))
-    with pytest.raises(OptionError, match=rf"no view named 'nope', nor one of it: {kept.name}"):
+    with pytest.raises(
+        OptionError, match=rf"no view with the name or model 'nope'. Its views: {kept.name}"
+    ):
         cache.clear("nope")
     assert kept.is_dir()
 
@@ -110,7 +112,7 @@ def test_a_damaged_view_is_reported_with_the_command_that_clears_it(
     view = get(cache, directory)
     (view / "config.json").write_text("{}")
     command = f"vlcore cache --clear {view.name}"
-    with pytest.raises(ViewError, match=rf"config\.json has 2 bytes .*`{command}`, and it is made"):
+    with pytest.raises(ViewError, match=rf"config\.json has 2 bytes .*`{command}`; it is written again"):
         get(cache, directory)
     cache.clear(view.name)
     assert get(cache, directory) == view
@@ -155,7 +157,7 @@ def test_a_view_that_is_being_written_is_not_cleared(cache: ViewCache, tmp_path:
     assert view.is_dir()
 
 
-def test_a_progress_bar_is_drawn_when_asked_for(
+def test_a_progress_bar_is_shown_on_request(
     cache: ViewCache, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     language_model = vlcore.load_language_model(write_qwen(tmp_path / "model"))
@@ -163,7 +165,9 @@ def test_a_progress_bar_is_drawn_when_asked_for(
     assert "writing the text view" in capsys.readouterr().err
 
 
-def test_the_index_of_a_cached_view_lists_the_text_alone(cache: ViewCache, tmp_path: Path) -> None:
+def test_the_index_of_a_cached_view_lists_only_the_language_model(
+    cache: ViewCache, tmp_path: Path
+) -> None:
     view = get(cache, write_llava(tmp_path / "model"))
     index = json.loads((view / "model.safetensors.index.json").read_text())["weight_map"]
     assert not any("vision" in name or "mm_projector" in name for name in index)

@@ -1,18 +1,18 @@
-"""What plugins for models with a CLIP-style tower share.
+"""Shared parts of plugins for models with a CLIP vision encoder.
 
 ========================  ==========================================================
-``ClipVisionModel``       a whole vision model: views of a picture, tower, projector
-``ClipSource``            where a tower lies, inside a checkpoint or beside it
-``ClipTower``             the tower, up to a hidden state; ``ClipConfig`` its sizes
-``mlp_projector``         linear layers from a tower's width to a language model's
-``ClipProcessor``         a view → pixels, as ``preprocessor_config.json`` says
+``ClipVisionModel``       a whole vision model: views of an image, encoder, projector
+``ClipSource``            where an encoder is stored: in a checkpoint or next to it
+``ClipTower``             the encoder up to a hidden state; ``ClipConfig``: its sizes
+``mlp_projector``         linear layers from the encoder to the language model
+``ClipProcessor``         a view → pixels, as in ``preprocessor_config.json``
 ``Size``                  a width and a height in pixels
-``pad_to_square``         a picture in the middle of a square
-``best_canvas``           the canvas of several that suits a picture
-``fit_on_canvas``         a picture in the middle of a canvas
+``pad_to_square``         an image in the middle of a square
+``best_canvas``           the best canvas for an image
+``fit_on_canvas``         an image in the middle of a canvas
 ``cut_tiles``             a canvas as a grid of square tiles
 ``read_pinpoints``        the canvases that a configuration lists
-``module_sources``        a module's tensors under a checkpoint's names
+``module_sources``        where the tensors of a module are stored
 ========================  ==========================================================
 
 Unlike ``vlcore`` itself, this package imports torch: import it inside the hooks.

@@ -1,7 +1,7 @@
-"""Image processing for CLIP towers: squares, padding and grids of tiles, from a PIL image.
+"""Image processing for CLIP vision encoders: squares, padding and grids of tiles.
 
-Pixels equal those of transformers' ``CLIPImageProcessor``, which released code builds on: Pillow
-resizes, then values are scaled and normalised in float32.
+Pixels equal those of transformers' ``CLIPImageProcessor``, which the reference implementations use:
+Pillow resizes, then values are scaled and normalised in float32.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ MAX_SQUARE_PIXELS = 2**27
 MAX_RESIZED_PIXELS = 2**26
 
 Size = tuple[int, int]
-"""(width, height), as Pillow has it."""
+"""(width, height), as in Pillow."""
 
 
 @dataclass(frozen=True)
 class ClipProcessor:
-    """What a ``preprocessor_config.json`` asks for: resize, crop, scale, normalise."""
+    """The steps of a ``preprocessor_config.json``: resize, crop, scale, normalise."""
 
     shortest_edge: int | None
-    """The shorter side after resizing; ``None`` where ``resize_to`` says both."""
+    """Length of the shorter side after resizing; ``None`` if ``resize_to`` gives both sides."""
     resize_to: Size | None
     crop_to: Size | None
     resample: Image.Resampling = Image.Resampling.BICUBIC
@@ -46,10 +46,10 @@ class ClipProcessor:
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any], image_size: int, where: str) -> ClipProcessor:
-        """Read a preprocessor configuration; what it leaves out is CLIP's default.
+        """Read a preprocessor configuration; absent keys have CLIP's defaults.
 
         Raises:
-            ConfigError: a value cannot be read, or cannot work.
+            ConfigError: a value is malformed or impossible.
         """
         size = config.get("size", {"shortest_edge": image_size})
         shortest_edge, resize_to = _read_size(size, where)
@@ -68,14 +68,14 @@ class ClipProcessor:
 
     @property
     def edge(self) -> int:
-        """The side of the square view, in pixels."""
+        """The side length of the square view, in pixels."""
         if self.shortest_edge is not None:
             return self.shortest_edge
         return min(self.resize_to or self.crop_to or (0, 0))
 
     @property
     def background(self) -> tuple[int, ...]:
-        """The mean colour, as released code pads with it."""
+        """The mean colour, with which the reference implementation pads."""
         return tuple(int(channel * 255) for channel in self.mean or CLIP_MEAN)
 
     def __call__(self, image: Image.Image) -> Tensor:
@@ -92,7 +92,7 @@ class ClipProcessor:
 
     @cached_property
     def _values(self) -> NDArray[np.float32]:
-        """What each of the 256 levels becomes, scaled and normalised, in each channel."""
+        """The scaled and normalised value of each of the 256 levels, in each channel."""
         levels = np.arange(256, dtype=np.float64)[:, None]
         values = (levels if self.scale is None else levels * self.scale).astype(np.float32)
         if self.mean is not None and self.std is not None:
@@ -101,7 +101,7 @@ class ClipProcessor:
         return np.ascontiguousarray(np.broadcast_to(values, (256, 3)).T)
 
     def resized(self, size: Size) -> Size:
-        """Give the size to which a picture is resized, before it is cropped."""
+        """Return the size to which an image is resized, before it is cropped."""
         if self.shortest_edge is not None:
             return _scaled_to_edge(size, self.shortest_edge)
         return self.resize_to or size
@@ -111,9 +111,9 @@ class ClipProcessor:
         crop = self.crop_to or size
         left, top = (size[0] - crop[0]) // 2, (size[1] - crop[1]) // 2
         if size[0] * size[1] <= MAX_RESIZED_PIXELS or left < 0 or top < 0:
-            kept = (left, top, left + crop[0], top + crop[1])
-            return resize_and_crop(image, size, kept, self.resample)
-        # A long thin strip: resize what the crop keeps, which rounds differently at most.
+            kept_box = (left, top, left + crop[0], top + crop[1])
+            return resize_and_crop(image, size, kept_box, self.resample)
+        # A long thin strip: resize only the part that the crop keeps, which can round differently.
         x_scale, y_scale = image.width / size[0], image.height / size[1]
         box = (
             left * x_scale,
@@ -125,15 +125,15 @@ class ClipProcessor:
 
 
 def read_pinpoints(value: Any, where: str, *, height_first: bool = False) -> tuple[Size, ...]:
-    """Read grid pinpoints: a list of pairs, or the same written as a string.
+    """Read grid pinpoints: a list of pairs, or the same as a string.
 
     Args:
-        value: the configuration's value.
-        where: the file it comes from, for messages.
+        value: the value in the configuration.
+        where: the description of the file in messages.
         height_first: whether the pairs are (height, width).
 
     Raises:
-        ConfigError: it is no list of pairs of positive integers.
+        ConfigError: the value is not a list of pairs of positive integers.
     """
     try:
         pairs = ast.literal_eval(value) if isinstance(value, str) else value
@@ -149,18 +149,18 @@ def read_pinpoints(value: Any, where: str, *, height_first: bool = False) -> tup
 
 
 def best_canvas(size: Size, canvases: Sequence[Size]) -> Size:
-    """Choose the canvas that keeps most of the image and, among those, wastes least; first wins."""
+    """Choose the canvas that keeps most of the image; then the smallest; then the first."""
 
-    def merit(canvas: Size) -> tuple[int, int]:
+    def score(canvas: Size) -> tuple[int, int]:
         scale = min(canvas[0] / size[0], canvas[1] / size[1])
         kept = min(int(size[0] * scale) * int(size[1] * scale), size[0] * size[1])
         return kept, kept - canvas[0] * canvas[1]
 
-    return max(canvases, key=merit)
+    return max(canvases, key=score)
 
 
 def fit_on_canvas(image: Image.Image, canvas: Size, resample: Image.Resampling) -> Image.Image:
-    """Resize to touch two sides of a black canvas, in its middle."""
+    """Resize an image to the largest size that fits a black canvas, and centre it there."""
     width, height = image.size
     if canvas[0] / width < canvas[1] / height:
         resized = (canvas[0], min(math.ceil(height * (canvas[0] / width)), canvas[1]))
@@ -173,7 +173,7 @@ def fit_on_canvas(image: Image.Image, canvas: Size, resample: Image.Resampling) 
 
 
 def cut_tiles(image: Image.Image, edge: int) -> list[Image.Image]:
-    """Cut an image into squares, row by row."""
+    """Cut an image into square tiles, row by row."""
     width, height = image.size
     return [
         image.crop((left, top, left + edge, top + edge))
@@ -183,7 +183,7 @@ def cut_tiles(image: Image.Image, edge: int) -> list[Image.Image]:
 
 
 def pad_to_square(image: Image.Image, background: tuple[int, ...]) -> Image.Image:
-    """Put an image in the middle of a square, offsets rounded down.
+    """Centre an image in a square, with offsets rounded down.
 
     Raises:
         ImageLimitError: the square would have more than ``MAX_SQUARE_PIXELS`` pixels.
@@ -194,8 +194,8 @@ def pad_to_square(image: Image.Image, background: tuple[int, ...]) -> Image.Imag
     edge = max(width, height)
     if edge * edge > MAX_SQUARE_PIXELS:
         raise ImageLimitError(
-            f"a picture of {width} x {height} pixels is too long and thin: padded to a square it "
-            f"has {edge * edge} pixels and {MAX_SQUARE_PIXELS} are allowed. Crop or shrink it"
+            f"an image of {width} x {height} pixels is too long and thin: padded to a square it "
+            f"has {edge * edge} pixels, and {MAX_SQUARE_PIXELS} are allowed. Crop or shrink it"
         )
     square = Image.new("RGB", (edge, edge), background)
     square.paste(image, ((edge - width) // 2, (edge - height) // 2))
@@ -211,7 +211,7 @@ def _read_size(size: Any, where: str, *, square: bool = False) -> tuple[int | No
         case {"height": int(height), "width": int(width)} if min(height, width) > 0:
             return None, (width, height)
     raise ConfigError(
-        f"{where}: a size is an integer, shortest_edge, or height and width; it is {size!r}"
+        f"{where}: a size must be an integer, shortest_edge, or height and width; it is {size!r}"
     )
 
 
@@ -219,7 +219,7 @@ def _read_resample(value: Any, where: str) -> Image.Resampling:
     try:
         return Image.Resampling(value)
     except ValueError as error:
-        raise ConfigError(f"{where}: Pillow knows no resample filter {value!r}") from error
+        raise ConfigError(f"{where}: Pillow has no resampling filter {value!r}") from error
 
 
 def _read_channels(

@@ -1,4 +1,4 @@
-"""A projector of linear layers, from a tower's width to the language model's."""
+"""A projector of linear layers, from the vision encoder to the language model."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from vlcore.checkpoint.weights import empty_weights
 def mlp_projector(
     width: int, hidden_size: int, depth: int, *, bias: bool = True, norms: bool = False
 ) -> nn.Sequential:
-    """Build linear layers with an exact GELU between each two, for ``load_module`` to fill.
+    """Build linear layers with an exact GELU between them, to be filled by ``load_module``.
 
-    Its keys count the layers, GELU and norms included, as ``nn.Sequential`` does.
+    Its keys number all layers, including GELU and norms, as in ``nn.Sequential``.
 
     Args:
-        width: of the tower.
-        hidden_size: of the language model, and between the layers.
-        depth: how many linear layers.
-        bias: whether they have one.
-        norms: a ``LayerNorm`` (epsilon 1e-5) stands after each.
+        width: the hidden size of the vision encoder.
+        hidden_size: the hidden size of the language model, and between the layers.
+        depth: the number of linear layers.
+        bias: whether the linear layers have a bias.
+        norms: whether a ``LayerNorm`` (epsilon 1e-5) follows each linear layer.
     """
     layers: list[nn.Module] = []
     with empty_weights():

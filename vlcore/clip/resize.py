@@ -1,9 +1,9 @@
-"""Resize and crop in one, bit for bit what Pillow gives in two steps.
+"""Resizing and cropping in one step, with the same bits as Pillow in two steps.
 
-Pillow resizes along rows, rounds to 8 bits, and then along columns. Here it does the same for less:
-rows that the crop does not need are left out of the first pass, and columns of both. A narrower box
-changes the weights of its columns by rounding, as Pillow takes its edges in float32; so a box is
-used only where the weights that Pillow will compute were found to be the same.
+Pillow resizes along rows, rounds to 8 bits, and then resizes along columns. Here it does the same
+for a smaller box: the first pass omits rows that the crop does not need, and both passes omit
+columns. A narrower box can change the rounding of the weights of its columns, because Pillow
+stores its edges as float32; so a box is used only if Pillow will compute equal weights for it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from PIL import Image
 Floats = NDArray[np.float64]
 
 _MAX_TRIES = 8
-"""Boxes whose weights are compared before all columns are resized."""
+"""The number of boxes whose weights are compared before all columns are resized instead."""
 
 
 @dataclass(frozen=True)
 class _Kernel:
     reach: int
-    """How far it reaches, in pixels of the result."""
+    """The support of the kernel, in pixels of the result."""
     weigh: Callable[[Floats], Floats]
 
 
@@ -48,16 +48,16 @@ _KERNELS: Mapping[Image.Resampling, _Kernel] = {
 
 
 class _Columns(NamedTuple):
-    """Columns of a picture from which a run of columns of the result is made."""
+    """The columns of an image from which a range of columns of the result is computed."""
 
     left: int
     right: int
     box_left: float
-    """Counted from ``left``."""
+    """Relative to ``left``."""
     box_right: float
     num_resized: int
     num_before: int
-    """Resized columns before the first that is wanted."""
+    """Number of resized columns before the first that is needed."""
 
 
 def resize_and_crop(
@@ -66,7 +66,7 @@ def resize_and_crop(
     box: tuple[int, int, int, int],
     resample: Image.Resampling,
 ) -> Image.Image:
-    """Give ``image.resize(size, resample).crop(box)`` for an RGB image."""
+    """Return ``image.resize(size, resample).crop(box)`` for an RGB image."""
     left, top, right, bottom = box
     is_part = 0 <= left < right <= size[0] and 0 <= top < bottom <= size[1] and box != (0, 0, *size)
     if not is_part or resample not in _KERNELS or not _rows_come_first(image.size, size):
@@ -79,14 +79,14 @@ def resize_and_crop(
         box=(columns.box_left, 0, columns.box_right, last - first),
     )
     strip = _crop(strip, (columns.num_before, 0, columns.num_before + right - left, strip.height))
-    if strip.height < image.height:  # the second pass weighs as if all rows were there
+    if strip.height < image.height:  # the second pass needs the full height for its weights
         rows, strip = strip, Image.new(image.mode, (strip.width, image.height))
         strip.paste(rows, (0, first))
     return _crop(strip.resize((strip.width, size[1]), resample), (0, top, strip.width, bottom))
 
 
 def _rows_come_first(source: tuple[int, int], size: tuple[int, int]) -> bool:
-    """Tell whether every version of Pillow resizes along rows first; 13 does not for tall ones."""
+    """Whether every version of Pillow resizes along rows first; 13 does not for tall images."""
     shrinks = source[1] - size[1]
     return shrinks <= 0 or shrinks <= 2 * (source[0] - size[0])
 
@@ -98,7 +98,7 @@ def _crop(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
 def _source(
     length: int, num_resized: int, first: int, last: int, resample: Image.Resampling
 ) -> tuple[int, int]:
-    """Give the range of pixels that a range of resized ones depends on, and a few more."""
+    """Return the range of pixels on which a range of resized pixels depends, and a few more."""
     step = length / num_resized
     reach = _KERNELS[resample].reach * max(step, 1) + 1
     return max(math.floor(first * step - reach), 0), min(math.ceil(last * step + reach), length)
@@ -108,14 +108,14 @@ def _source(
 def _narrowest(
     length: int, num_resized: int, first: int, last: int, resample: Image.Resampling
 ) -> _Columns:
-    """Find the narrowest box that gives the columns from ``first`` to ``last`` as they are."""
+    """Find the narrowest box that gives the same columns from ``first`` to ``last``."""
     divisor = math.gcd(length, num_resized)
     period, source_period = num_resized // divisor, length // divisor
-    # Only whole periods have a width in pixels that float32 holds.
+    # Only whole periods have a width in pixels that float32 can represent.
     num_periods = -(-(last - first) // period)
     num_columns, width = num_periods * period, num_periods * source_period
     source = _source(length, num_resized, first, last, resample)
-    wanted = _weights(length, 0, length / num_resized, first, last, resample)
+    expected = _weights(length, 0, length / num_resized, first, last, resample)
     starts = np.arange(max(last - num_columns, 0), min(first, num_resized - num_columns) + 1)
     edges = starts * source_period
     lefts = np.where(edges % period, np.minimum(edges // period, source[0]), 0)
@@ -129,7 +129,7 @@ def _narrowest(
         weights = _weights(
             right - left, float(box_left), step, first - start, last - start, resample
         )
-        if _are_equal(weights, wanted, left):
+        if _are_equal(weights, expected, left):
             return _Columns(
                 left, right, float(box_left), float(box_right), num_columns, first - start
             )
@@ -142,7 +142,7 @@ def _weights(
     """Compute the weights of resized pixels as Pillow does, in units of 2**-22.
 
     Shapes:
-        results: [last - first], the first pixel that each is made from; and [last - first, k].
+        results: [last - first], the first source pixel of each; and [last - first, k].
 
     Source: ``precompute_coeffs`` in Pillow's ``Resample.c``.
     """
@@ -160,7 +160,9 @@ def _weights(
 
 def _are_equal(
     weights: tuple[NDArray[np.int64], NDArray[np.int64]],
-    wanted: tuple[NDArray[np.int64], NDArray[np.int64]],
+    expected: tuple[NDArray[np.int64], NDArray[np.int64]],
     shift: int,
 ) -> bool:
-    return np.array_equal(weights[0] + shift, wanted[0]) and np.array_equal(weights[1], wanted[1])
+    return np.array_equal(weights[0] + shift, expected[0]) and np.array_equal(
+        weights[1], expected[1]
+    )

@@ -1,4 +1,4 @@
-"""Where a CLIP tower lies: its sizes, its image processor and its tensors."""
+"""Where a CLIP vision encoder is stored: its sizes, image processor and tensors."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from vlcore.errors import ConfigError, TensorError
 
 _TOWER_KEYS = re.compile(r"embeddings\.|pre_layrnorm\.|encoder\.layers\.")
 _PREFIXES = ("vision_model.", "")
-"""Before the names in a tower's own file; transformers 5 drops a level that releases have."""
+"""Prefixes of names in the file of an encoder alone; transformers 5 omits one that others have."""
 
 
 @dataclass(frozen=True)
 class ClipSource:
-    """A CLIP tower of which no tensor has been read yet."""
+    """A CLIP vision encoder of which no tensor has been read yet."""
 
     config: ClipConfig
     processor: ClipProcessor
     checkpoint: Checkpoint
-    """Holds the tower's tensors."""
+    """The checkpoint that holds the encoder's tensors."""
     prefix: str
-    """Stands before the tower's names there."""
+    """The prefix of the encoder's tensor names in that checkpoint."""
 
     @classmethod
     def inside(
@@ -42,17 +42,17 @@ class ClipSource:
         processor: Mapping[str, Any],
         prefixes: Sequence[str],
     ) -> Self:
-        """Find a tower among the tensors of a checkpoint.
+        """Find a vision encoder among the tensors of a checkpoint.
 
         Args:
-            checkpoint: holds the tower.
-            config: describes it, as a CLIP or CLIP vision configuration.
-            processor: describes its image processor.
-            prefixes: what may stand before its names; the first that does is taken.
+            checkpoint: the checkpoint that holds the encoder.
+            config: its CLIP or CLIP vision configuration.
+            processor: the configuration of its image processor.
+            prefixes: possible prefixes of its tensor names; the first one that exists applies.
 
         Raises:
-            ConfigError: it is another kind of tower, or an impossible one.
-            TensorError: the checkpoint holds none under these prefixes.
+            ConfigError: the configuration is of another kind of encoder, or impossible.
+            TensorError: the checkpoint holds no encoder under these prefixes.
         """
         clip = ClipConfig.from_json(config, f"config.json of {checkpoint.name}")
         prefix = _prefix_of(checkpoint, prefixes)
@@ -65,28 +65,29 @@ class ClipSource:
 
     @classmethod
     def named(cls, checkpoint: Checkpoint, reference: str, prefixes: Sequence[str]) -> Self:
-        """Find the tower that a checkpoint names; a copy inside the checkpoint wins.
+        """Find the vision encoder to which a checkpoint refers; a copy inside it takes precedence.
 
         Args:
-            checkpoint: names the tower.
-            reference: a directory relative to it, or a hub id; its files describe the tower.
-            prefixes: what may stand before the tower's names in the checkpoint itself.
+            checkpoint: the checkpoint that refers to the encoder.
+            reference: a directory relative to the checkpoint, or a Hub repo id, whose files
+                describe the encoder.
+            prefixes: possible prefixes of the encoder's tensor names in the checkpoint itself.
 
         Raises:
             CheckpointNotFoundError: ``reference`` is neither.
-            ConfigError: it is another kind of tower, or an impossible one.
-            TensorError: neither place holds the tensors.
+            ConfigError: the configuration is of another kind of encoder, or impossible.
+            TensorError: neither checkpoint holds the tensors.
         """
-        beside = checkpoint.related(reference)
-        clip = ClipConfig.from_json(beside.config, f"the tower {beside.name}")
-        processor = _processor(beside.read_json("preprocessor_config.json") or {}, clip, beside)
-        for place, names in ((checkpoint, prefixes), (beside, _PREFIXES)):
-            prefix = _prefix_of(place, names)
+        related = checkpoint.related(reference)
+        clip = ClipConfig.from_json(related.config, f"the vision encoder {related.name}")
+        processor = _processor(related.read_json("preprocessor_config.json") or {}, clip, related)
+        for holder, names in ((checkpoint, prefixes), (related, _PREFIXES)):
+            prefix = _prefix_of(holder, names)
             if prefix is not None:
-                return cls(clip, processor, place, prefix)
+                return cls(clip, processor, holder, prefix)
         raise TensorError(
-            f"neither {checkpoint.name} nor the tower that it names holds CLIP vision weights "
-            "(…embeddings.class_embedding)"
+            f"neither {checkpoint.name} nor the vision encoder {related.name} holds CLIP vision "
+            "weights (…embeddings.class_embedding)"
         )
 
     def load_tower(
@@ -98,24 +99,24 @@ class ClipSource:
         device_map: DeviceMap | None = None,
         max_memory: MaxMemory | None = None,
     ) -> ClipTower:
-        """Load the tower up to a hidden state; what lies above it is not read.
+        """Load the vision encoder up to a hidden state; later layers are not read.
 
         Args:
             layer: index of the hidden state; 0 is the embeddings, negative counts from the end.
-            device: where the tower goes.
-            dtype: of its weights.
-            device_map: spreads the tower over several devices.
-            max_memory: what it may use of each.
+            device: the device of the encoder.
+            dtype: the dtype of its weights.
+            device_map: distributes the encoder over several devices.
+            max_memory: the maximum memory of the encoder on each device.
 
         Raises:
-            ConfigError: the tower has no such layer.
-            OptionError: it cannot be spread so.
+            ConfigError: the encoder has no such hidden state.
+            OptionError: the encoder cannot be distributed as requested.
             TensorError: tensors are missing, unexpected or misshapen.
         """
         num_layers = layer if layer >= 0 else layer + self.config.num_hidden_layers + 1
         if not 0 <= num_layers <= self.config.num_hidden_layers:
             raise ConfigError(
-                f"{self.checkpoint.name}: hidden state {layer} of the tower is asked for, "
+                f"{self.checkpoint.name}: hidden state {layer} of the vision encoder is requested, "
                 f"which has {self.config.num_hidden_layers} layers"
             )
         with empty_weights():
@@ -131,7 +132,7 @@ class ClipSource:
 
     def _sources(self, tower: ClipTower, num_layers: int) -> dict[str, TensorSource]:
         sources = module_sources(tower, self.checkpoint, {self.prefix: ""})
-        if not self.prefix:  # a whole file of somebody else's: take what is a tower's
+        if not self.prefix:  # the file may hold other modules: select the encoder's tensors
             sources = {key: value for key, value in sources.items() if _TOWER_KEYS.match(key)}
         skipped = (
             "embeddings.position_ids",
@@ -144,22 +145,23 @@ class ClipSource:
 def module_sources(
     module: nn.Module, checkpoint: Checkpoint, prefixes: Mapping[str, str]
 ) -> dict[str, TensorSource]:
-    """List what a module asks for and what a checkpoint has for it, under the checkpoint's names.
+    """List where the tensors of a module are stored in a checkpoint.
 
-    ``Checkpoint.load_module`` then tells what is missing and what has no place.
+    The result has every tensor of the module, and every tensor of the checkpoint with one of the
+    prefixes, so that ``Checkpoint.load_module`` reports both missing and unused tensors.
 
     Args:
-        module: what will be filled.
-        checkpoint: where the tensors lie.
-        prefixes: the module's prefix for each prefix of the checkpoint.
+        module: the module to be filled.
+        checkpoint: the checkpoint that holds the tensors.
+        prefixes: the prefix in the module for each prefix in the checkpoint.
     """
-    expected = {
+    required = {
         key: TensorSource(old + key.removeprefix(new))
         for key in module.state_dict()
         for old, new in prefixes.items()
         if key.startswith(new)
     }
-    return expected | renamed(checkpoint, prefixes)
+    return required | renamed(checkpoint, prefixes)
 
 
 def _prefix_of(checkpoint: Checkpoint, prefixes: Sequence[str]) -> str | None:

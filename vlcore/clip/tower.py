@@ -1,4 +1,4 @@
-"""The CLIP vision tower, with the key names of released checkpoints."""
+"""The CLIP vision encoder, with the key names of published checkpoints."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _COUNTS = (
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """Sizes of a CLIP vision tower; defaults as in ``CLIPVisionConfig``."""
+    """Sizes of a CLIP vision encoder; defaults as in ``CLIPVisionConfig``."""
 
     hidden_size: int = 768
     intermediate_size: int = 3072
@@ -40,7 +40,7 @@ class ClipConfig:
         """Read a CLIP or CLIP vision configuration.
 
         Raises:
-            ConfigError: it describes another kind of tower, or an impossible one.
+            ConfigError: the configuration is of another kind of encoder, or impossible.
         """
         model_type = config.get("model_type", "clip_vision_model")
         if model_type == "clip":
@@ -48,28 +48,28 @@ class ClipConfig:
             if not isinstance(config, Mapping):
                 raise ConfigError(f"{where}: vision_config must be an object; it is {config!r}")
         elif model_type != "clip_vision_model":
-            raise ConfigError(f"{where} must describe a CLIP vision tower, not a {model_type!r}")
+            raise ConfigError(f"{where} must describe a CLIP vision encoder, not a {model_type!r}")
         known = {key: config[key] for key in cls.__dataclass_fields__ if key in config}
         for key in _COUNTS:
             if key in known and (not isinstance(known[key], int) or known[key] < 1):
                 raise ConfigError(
                     f"{where}: {key} must be a positive integer; it is {known[key]!r}"
                 )
-        tower = cls(**known)
-        if tower.hidden_act not in _ACTIVATIONS:
+        clip = cls(**known)
+        if clip.hidden_act not in _ACTIVATIONS:
             raise ConfigError(
-                f"{where} has hidden_act {tower.hidden_act!r}; known: {', '.join(_ACTIVATIONS)}"
+                f"{where} has hidden_act {clip.hidden_act!r}; known: {', '.join(_ACTIVATIONS)}"
             )
-        if tower.hidden_size % tower.num_attention_heads:
+        if clip.hidden_size % clip.num_attention_heads:
             raise ConfigError(
-                f"{where}: hidden_size {tower.hidden_size} is no multiple of "
-                f"num_attention_heads {tower.num_attention_heads}"
+                f"{where}: hidden_size {clip.hidden_size} is not a multiple of "
+                f"num_attention_heads {clip.num_attention_heads}"
             )
-        return tower
+        return clip
 
     @property
     def grid_size(self) -> int:
-        """Patches along each side."""
+        """The number of patches along each side."""
         return self.image_size // self.patch_size
 
 
@@ -77,15 +77,15 @@ class ClipTower(nn.Module):
     """CLIP's vision transformer up to a hidden state, without the norm after the trunk.
 
     Args:
-        config: sizes.
-        num_layers: how many layers run; later ones are neither loaded nor computed.
+        config: the sizes of the encoder.
+        num_layers: the number of layers; later ones are neither loaded nor computed.
 
     Source: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language
-    Supervision"; key names as in OpenAI's checkpoints on the Hugging Face hub.
+    Supervision"; key names as in OpenAI's checkpoints on the Hugging Face Hub.
     """
 
     whole: ClassVar[tuple[type[nn.Module], ...]]
-    """Parts that stay on one device, however the tower is spread."""
+    """Modules that are never split between devices."""
 
     def __init__(self, config: ClipConfig, num_layers: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A vision model of the common kind: a CLIP tower and a projector over views of a picture."""
+"""A common kind of vision model: a CLIP encoder and a projector over views of an image."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from vlcore.vision.model import ImageInputs, VisionModel
 
 
 class ClipVisionModel(VisionModel):
-    """A hidden state of a CLIP tower, projected: one row for each patch of a square view.
+    """A projected hidden state of a CLIP encoder: one embedding for each patch of a square view.
 
-    A subclass that shows the tower several views of a picture overrides :meth:`views` with
-    :meth:`needed_size`, and :meth:`count_rows` with :meth:`assemble` where their rows are not
-    simply put in a line.
+    A subclass with several views of an image overrides :meth:`views` and :meth:`needed_size`, and
+    also :meth:`count_rows` and :meth:`assemble` if the embeddings of the views are not simply
+    concatenated.
 
     Args:
-        tower: encodes a view.
-        projector: takes a patch from the tower's width to ``hidden_size``.
-        processor: turns a view into pixels.
-        hidden_size: width of every row.
-        pads: pad a picture to a square instead of cutting the middle out.
-        keep_class_token: give the class token a row too, before the patches.
+        tower: the encoder of a view.
+        projector: maps a patch from the hidden size of the encoder to ``hidden_size``.
+        processor: converts a view to pixels.
+        hidden_size: the width of an embedding.
+        pads: whether to pad an image to a square instead of cropping its middle.
+        keep_class_token: whether the class token has an embedding too, before the patches.
     """
 
     _device: torch.device | None = None
@@ -50,9 +50,9 @@ class ClipVisionModel(VisionModel):
         self.hidden_size = hidden_size
         self.processor = processor
         self.edge = tower.config.image_size
-        """Pixels along each side of a view."""
+        """The number of pixels along each side of a view."""
         self.grid_size = tower.config.grid_size
-        """Patches along each side of a view."""
+        """The number of patches along each side of a view."""
         self.rows_per_view = self.grid_size**2 + keep_class_token
         self._tower = tower
         self._projector = projector
@@ -61,12 +61,12 @@ class ClipVisionModel(VisionModel):
 
     @property
     def device(self) -> torch.device:
-        """Where pixels go and rows come from, also if the tower is spread."""
+        """The device of the pixels and embeddings, also if the encoder is distributed."""
         return self._device or super().device
 
     @property
     def preprocess_settings(self) -> Any:
-        """The processor, and whether pictures are padded."""
+        """The processor, and whether images are padded."""
         return self.processor, self._pads
 
     @classmethod
@@ -84,22 +84,22 @@ class ClipVisionModel(VisionModel):
         max_memory: MaxMemory | None = None,
         **options: Any,
     ) -> Self:
-        """Load tower and projector.
+        """Load encoder and projector.
 
         Args:
-            checkpoint: holds the projector.
-            source: the tower.
-            projector: built, and not filled yet.
-            prefixes: the projector's prefix for each prefix of the checkpoint.
-            layer: the tower's hidden state; 0 is the embeddings, negative counts from the end.
-            device: where the weights go.
-            dtype: of weights and rows.
-            device_map: spreads the tower over several devices.
-            max_memory: what it may use of each.
+            checkpoint: the checkpoint that holds the projector.
+            source: where the encoder is stored.
+            projector: the projector, which has not been filled yet.
+            prefixes: the prefix in the projector for each prefix in the checkpoint.
+            layer: the encoder's hidden state; 0 is the embeddings, negative counts from the end.
+            device: the device of the weights.
+            dtype: the dtype of weights and embeddings.
+            device_map: distributes the encoder over several devices.
+            max_memory: the maximum memory of the encoder on each device.
             options: the other arguments of the class.
 
         Raises:
-            ConfigError: the tower has no such layer.
+            ConfigError: the encoder has no such hidden state.
             TensorError: tensors are missing, unexpected or misshapen.
         """
         tower = source.load_tower(
@@ -111,12 +111,12 @@ class ClipVisionModel(VisionModel):
         if device_map is not None:
             model.is_spread = True
             model._device = device
-        places = (checkpoint, source.checkpoint)
-        model.fingerprint = "+".join(dict.fromkeys(place.fingerprint for place in places))
+        holders = (checkpoint, source.checkpoint)
+        model.fingerprint = "+".join(dict.fromkeys(holder.fingerprint for holder in holders))
         return model
 
     def needed_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
-        """Say to what size the only view is resized, without the padding."""
+        """Return the size to which the single view is resized, without the padding."""
         if not self._pads:
             return self.processor.resized(size)
         edge = max(size)
@@ -124,26 +124,26 @@ class ClipVisionModel(VisionModel):
         return math.ceil(size[0] * width / edge), math.ceil(size[1] * height / edge)
 
     def preprocess(self, image: Image.Image, **options: Any) -> ImageInputs:
-        """Turn a picture into the normalised pixels of its views.
+        """Convert an image to the normalised pixels of its views.
 
         Shapes:
             pixels: [views, 3, S, S] float32.
         """
         image = super().preprocess(image, **options)
         views, layout = self.views(image if image.mode == "RGB" else image.convert("RGB"))
-        # NumPy copies in this thread of the pool; torch would take threads of its own for it.
+        # NumPy copies in this thread; torch would use its own thread pool.
         pixels = np.stack([self.processor(view).numpy() for view in views])
         return ImageInputs(torch.from_numpy(pixels), layout, self.count_rows(len(views), layout))
 
     def views(self, image: Image.Image) -> tuple[Sequence[Image.Image], Any]:
-        """Give the views of an RGB picture that the tower sees, and their layout.
+        """Return the views of an RGB image that are encoded, and their layout.
 
-        The processor resizes each to the tower's square.
+        The processor resizes each view to the square of the encoder.
         """
         return [pad_to_square(image, self.processor.background) if self._pads else image], None
 
     def count_rows(self, num_views: int, layout: Any) -> int:  # noqa: ARG002
-        """Say how many rows :meth:`assemble` will give."""
+        """Return how many embeddings :meth:`assemble` will return."""
         return num_views * self.rows_per_view
 
     def tower(self, pixels: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ class ClipVisionModel(VisionModel):
         return projected
 
     def assemble(self, features: Tensor, inputs: ImageInputs) -> Tensor:  # noqa: ARG002
-        """Put the rows of the views in a line.
+        """Concatenate the embeddings of the views.
 
         Shapes:
             features: [views, rows_per_view, hidden_size]; result: [k, hidden_size].

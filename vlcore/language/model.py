@@ -1,9 +1,9 @@
-"""``LanguageModel``: the text part of a checkpoint as a standard architecture.
+"""``LanguageModel``: the language model of a checkpoint as a standard architecture.
 
-A plugin states which standard architecture the text part is, and where each of its tensors lies
-in the checkpoint, renamed or cut out of a larger one where need be. From that the core builds a
-transformers model, or writes a *text view*: a directory that any engine reads as an ordinary
-text model.
+A plugin states the standard architecture of the language model, and where each of its tensors is
+stored in the checkpoint: renamed, or cut out of a larger tensor if necessary. From that the core
+builds a transformers model, or writes a *text view*: a directory that any engine reads as an
+ordinary text model.
 """
 
 from __future__ import annotations
@@ -40,19 +40,23 @@ _TOKENIZER_FILES = (
 
 
 class LanguageModel:
-    """The text part of a checkpoint.
+    """The language model of a checkpoint.
 
     Args:
-        checkpoint: where it lies.
+        checkpoint: the checkpoint that holds it.
         config: ``config.json`` of the standard architecture, as plain JSON with
             ``architectures`` and ``model_type``.
         tensors: the source of each tensor, by its name in the standard architecture.
+
+    Raises:
+        ConfigError: ``config`` has no ``model_type`` or no ``architectures``.
     """
 
     requires: frozenset[str] = frozenset()
-    """What an engine must offer beyond plain rows, such as ``"mrope"``."""
+    """Features that an engine needs in addition to image embeddings, such as ``"mrope"``."""
     context_limit_reason: str = ""
-    """Why :attr:`context_length` is shorter than the checkpoint's own; ends "because …"."""
+    """Why :attr:`context_length` is shorter than the checkpoint's own, as the rest of a sentence
+    that ends in "because …"."""
 
     def __init__(
         self,
@@ -65,7 +69,7 @@ class LanguageModel:
         self.tensors = dict(tensors)
         if not self.config.get("model_type") or not self.config.get("architectures"):
             raise ConfigError(
-                f"the text part of {checkpoint.name} needs a model_type and architectures; "
+                f"the language model of {checkpoint.name} needs a model_type and architectures; "
                 f"its configuration has {sorted(self.config)}"
             )
 
@@ -76,10 +80,10 @@ class LanguageModel:
 
     @cached_property
     def transformers_config(self) -> PretrainedConfig:
-        """The configuration with all defaults filled in.
+        """The configuration of the standard architecture, with all defaults filled in.
 
         Raises:
-            ConfigError: transformers does not know the ``model_type``, or refuses the values.
+            ConfigError: transformers does not know the ``model_type``, or rejects the values.
         """
         from transformers import CONFIG_MAPPING
 
@@ -96,20 +100,22 @@ class LanguageModel:
 
     @property
     def hidden_size(self) -> int:
-        """Width of an embedding."""
+        """The width of an embedding."""
         return int(self.transformers_config.hidden_size)
 
     @property
     def context_length(self) -> int:
-        """The longest sequence of prompt and answer, in tokens."""
+        """The maximum length of a prompt and its completion together, in tokens."""
         return int(self.transformers_config.max_position_embeddings)
 
     @property
     def end_token_ids(self) -> tuple[int, ...]:
-        """The tokens that end an answer, by ``generation_config.json`` or else the configuration.
+        """The ids of the tokens that end a completion.
+
+        They are read from ``generation_config.json``, or else from the configuration.
 
         Raises:
-            ConfigError: ``generation_config.json`` states something else than token ids.
+            ConfigError: ``generation_config.json`` states something other than token ids.
         """
         stated = self._stated_eos_ids() or self.transformers_config.eos_token_id
         ids = stated if isinstance(stated, list) else [stated]
@@ -118,8 +124,8 @@ class LanguageModel:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer.
 
-        Of which class it is, ``config.json`` says where transformers knows its ``model_type``, and
-        the text part's configuration elsewhere.
+        ``config.json`` determines its class if transformers knows the ``model_type`` there, and
+        the configuration of the language model otherwise.
         """
         from transformers import CONFIG_MAPPING
 
@@ -133,12 +139,12 @@ class LanguageModel:
         *,
         progress: bool = False,
     ) -> PreTrainedModel:
-        """Build the transformers model, ready to run.
+        """Build the transformers model, ready for inference.
 
         Args:
-            device: where the weights go.
-            dtype: the weights' dtype or its name; ``None`` keeps the stored one.
-            progress: show a progress bar.
+            device: the device of the weights.
+            dtype: the dtype of the weights, or its name; ``None`` keeps the stored dtype.
+            progress: whether to show a progress bar.
 
         Raises:
             EngineUnavailableError: the weights are quantised.
@@ -146,7 +152,7 @@ class LanguageModel:
         """
         if self._quantization is not None:
             raise EngineUnavailableError(
-                f"the text part of {self.checkpoint.name} is quantised "
+                f"the language model of {self.checkpoint.name} is quantised "
                 f"({_method(self._quantization)}), and the embedded engine runs weights in "
                 "floating point only. Use the checkpoint in half precision, or an engine that "
                 "reads quantised weights"
@@ -166,9 +172,9 @@ class LanguageModel:
         return model
 
     def check_tensors(self) -> None:
-        """Make sure that the checkpoint holds what the architecture asks for; none is read.
+        """Check that the checkpoint holds the tensors of the architecture, without reading them.
 
-        Of quantised weights, whose tensors only their reader knows, nothing is expected.
+        Quantised weights are not checked, because their tensors are known to their reader only.
 
         Raises:
             TensorError: tensors are missing, unexpected or misshapen.
@@ -179,7 +185,7 @@ class LanguageModel:
 
     @property
     def _quantization(self) -> object | None:
-        """What the checkpoint says of quantised weights, if they are."""
+        """The ``quantization_config`` of the checkpoint; ``None`` if it is not quantised."""
         return self.config.get("quantization_config")
 
     def _empty_model(self) -> PreTrainedModel:
@@ -199,7 +205,7 @@ class LanguageModel:
         return model
 
     def _with_tied_sources(self, model: PreTrainedModel) -> dict[str, TensorSource]:
-        """Add the tensors that are others under a second name."""
+        """Add the tensors that are tied to another tensor."""
         sources = dict(self.tensors)
         tied = getattr(model, "all_tied_weights_keys", None) or {}
         for key, original in tied.items():
@@ -208,7 +214,7 @@ class LanguageModel:
         return sources
 
     def _stated_eos_ids(self) -> list[int]:
-        """The end tokens that ``generation_config.json`` states, if it does."""
+        """The end tokens in ``generation_config.json``; empty if it has none."""
         stated = (self.checkpoint.read_json("generation_config.json") or {}).get("eos_token_id")
         eos_ids = stated if isinstance(stated, list) else [] if stated is None else [stated]
         if not all(isinstance(token_id, int) for token_id in eos_ids):
@@ -220,14 +226,14 @@ class LanguageModel:
 
     @property
     def view_config(self) -> dict[str, Any]:
-        """``config.json`` of the text view, from which an engine tells whether it can run it.
+        """``config.json`` of the text view, from which an engine decides if it supports the model.
 
-        It is that of :attr:`architecture`, or of a plainer one that computes the same, and ends
-        at :attr:`context_length`.
+        It is that of :attr:`architecture`, or of a simpler architecture that computes the same,
+        and limits the context to :attr:`context_length`.
 
         Raises:
-            ConfigError: transformers refuses the values, or the weights are quantised in a way
-                that a view cannot keep.
+            ConfigError: transformers rejects the values, or the weights are quantised in a way
+                that a view cannot preserve.
         """
         config = standard_config(
             self.transformers_config, self.architecture, context_length=self.context_length
@@ -242,24 +248,24 @@ class LanguageModel:
         """Write the text view: a directory that loads as an ordinary text model.
 
         It holds a ``config.json`` of the standard architecture, the tokenizer's files, and an
-        index that lists the text tensors only. Shards whose tensors fit as they are become
-        symbolic links; tensors are copied only where they are renamed, cut, or pickled. A view of
-        the same files that is there already is left as it is.
+        index that lists the tensors of the language model only. Weight files whose tensors can be
+        used unchanged become symbolic links; tensors are copied only if they are renamed, cut, or
+        pickled. An existing view of the same files is left as it is.
 
         Args:
-            directory: its place, which must be empty or absent.
-            progress: show a progress bar.
+            directory: the directory of the view, which must be empty or absent.
+            progress: whether to show a progress bar.
 
         Raises:
-            ConfigError: the checkpoint has no view; see :attr:`view_config`.
+            ConfigError: the checkpoint cannot have a view; see :attr:`view_config`.
             TensorError: tensors are missing, unexpected or misshapen.
-            ViewError: the place is taken, cannot be written, or holds the view damaged; or the
-                disk is too small.
+            ViewError: the directory holds something else or a damaged view, or cannot be written;
+                or there is too little disk space.
         """
         return write_view(self, Path(directory), progress=progress)
 
     def write_tokenizer(self, view: Path) -> None:
-        """Put the tokenizer's files into a text view; by default, links to the checkpoint's."""
+        """Add the tokenizer's files to a text view; by default, links to the checkpoint's files."""
         for filename in _TOKENIZER_FILES:
             file = self.checkpoint.directory / filename
             if file.is_file():
@@ -272,7 +278,7 @@ def _method(quantization: object) -> str:
 
 
 def _with_rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Write rotary settings the way transformers 5 reads them, without a deprecation warning."""
+    """Convert rotary settings to the form of transformers 5, which avoids a deprecation warning."""
     values = dict(config)
     scaling = values.pop("rope_scaling", None)
     if not isinstance(scaling, Mapping) or "rope_parameters" in values:

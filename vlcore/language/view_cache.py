@@ -1,6 +1,6 @@
-"""Text views that are kept, by all that decides on their content.
+"""A cache of text views on disk, keyed by everything that determines their content.
 
-They lie in ``views`` below ``$VLCORE_CACHE``, or else below the user's cache directory.
+It is the directory ``views`` in ``$VLCORE_CACHE``, or else in the user's cache directory.
 """
 
 from __future__ import annotations
@@ -27,37 +27,37 @@ _KEY_LENGTH = 16
 
 @dataclass(frozen=True)
 class CachedView:
-    """A view in the cache."""
+    """A text view in the cache."""
 
     name: str
     model: str
     path: Path
     num_bytes: int
-    """What it takes; the weight files that it links to lie elsewhere."""
+    """The size of its own files; the weight files to which it links are stored elsewhere."""
     made: str
-    """When it was finished, in ISO 8601; empty of one that was not."""
+    """When it was completed, in ISO 8601; empty for an incomplete view."""
 
 
 class ViewCache:
-    """The text views of this user, each written once and kept until somebody clears it.
+    """The text views of this user. Each is written once and kept until it is cleared.
 
     Args:
-        root: where they lie; ``None`` for ``views`` below ``$VLCORE_CACHE`` or the user's cache
-            directory.
+        root: the directory of the views; ``None`` for ``views`` in ``$VLCORE_CACHE`` or in the
+            user's cache directory.
     """
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root if root is not None else _cache_directory() / "views"
 
     def get(self, language_model: LanguageModel, *, progress: bool = False) -> Path:
-        """Give the view of a text part, which is written first if it is not there.
+        """Return the view of a language model, which is written first if it is not cached.
 
-        A write that was cut short is gone on with. Of two processes that ask for one view at
-        once, one writes it and the other waits.
+        An interrupted write is resumed. If two processes request the same view at once, one writes
+        it and the other waits.
 
         Raises:
-            TensorError: the checkpoint lacks tensors that its architecture asks for.
-            ViewError: the view is damaged or cannot be written, or the disk is too small.
+            TensorError: the checkpoint lacks tensors of its architecture.
+            ViewError: the view is damaged or cannot be written, or there is too little disk space.
         """
         from vlcore.language.text_view.plan import ViewPlan
         from vlcore.language.text_view.writer import write_view
@@ -69,26 +69,31 @@ class ViewCache:
         return write_view(language_model, self.root / name, progress=progress, remedy=remedy)
 
     def views(self, name: str | None = None) -> list[CachedView]:
-        """List the views, those of a name or model alone if one is given.
+        """List the views, or only those with the given name or of the given model.
 
         Raises:
-            OptionError: there is none of that name or model.
+            OptionError: there is no view with that name or of that model.
         """
-        places = sorted(self.root.iterdir()) if self.root.is_dir() else []
-        views = [_look_at(place) for place in places if place.is_dir()]
-        named = {name, str(Path(name).resolve())} if name else set()
-        found = [view for view in views if name is None or named & {view.name, view.model}]
-        if name is not None and not found:
+        paths = sorted(self.root.iterdir()) if self.root.is_dir() else []
+        views = [_read_view(path) for path in paths if path.is_dir()]
+        keys = {name, str(Path(name).resolve())} if name else set()
+        selected = [view for view in views if name is None or keys & {view.name, view.model}]
+        if name is not None and not selected:
             known = ", ".join(view.name for view in views) or "none"
-            raise OptionError(f"{self.root} holds no view named {name!r}, nor one of it: {known}")
-        return found
+            raise OptionError(
+                f"{self.root} holds no view with the name or model {name!r}. Its views: {known}"
+            )
+        return selected
 
     def clear(self, name: str | None = None) -> list[CachedView]:
-        """Remove every view, finished or not, or those of a name or model alone.
+        """Remove all views, complete or not, or only those with the given name or model.
+
+        Returns:
+            The removed views.
 
         Raises:
-            OptionError: there is none of that name or model.
-            ViewError: one is being written, or cannot be removed.
+            OptionError: there is no view with that name or of that model.
+            ViewError: a view is being written, or cannot be removed.
         """
         removed = self.views(name)
         for view in removed:
@@ -105,20 +110,20 @@ class ViewCache:
 
 
 def _cache_directory() -> Path:
-    stated = os.environ.get("VLCORE_CACHE")
-    return Path(stated).expanduser() if stated else platformdirs.user_cache_path("vlcore")
+    configured = os.environ.get("VLCORE_CACHE")
+    return Path(configured).expanduser() if configured else platformdirs.user_cache_path("vlcore")
 
 
-def _look_at(place: Path) -> CachedView:
+def _read_view(path: Path) -> CachedView:
     try:
-        manifest = ViewManifest.read(place)
+        manifest = ViewManifest.read(path)
     except ViewError:
         manifest = None
-    num_bytes = sum(path.lstat().st_size for path in place.iterdir() if not path.is_symlink())
+    num_bytes = sum(file.lstat().st_size for file in path.iterdir() if not file.is_symlink())
     return CachedView(
-        name=place.name.removesuffix(_PARTIAL),
+        name=path.name.removesuffix(_PARTIAL),
         model=manifest.model if manifest else "",
-        path=place,
+        path=path,
         num_bytes=num_bytes,
         made=manifest.made if manifest else "",
     )

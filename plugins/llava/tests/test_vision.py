@@ -472,8 +472,8 @@ def test_the_processors_newer_file_is_read(tmp_path: Path) -> None:
         ({"image_aspect_ratio": "stretch"}, "image_aspect_ratio in .* is 'stretch'; known: square"),
         ({"mm_patch_merge_type": "maxpool"}, "mm_patch_merge_type in .* is 'maxpool'; known: flat"),
         ({"mm_vision_select_feature": "all"}, "mm_vision_select_feature in .* is 'all'; known: pa"),
-        ({"mm_vision_select_layer": 4}, "hidden state 4 of the tower is asked for, which has 3 la"),
-        ({"mm_vision_select_layer": -5}, "hidden state -5 of the tower is asked for, which has 3"),
+        ({"mm_vision_select_layer": 4}, "hidden state 4 of the vision encoder is requested, wh"),
+        ({"mm_vision_select_layer": -5}, "hidden state -5 of the vision encoder is requested"),
         ({"mm_vision_select_layer": None}, "mm_vision_select_layer .* integer"),
         ({"mm_vision_select_layer": "last"}, "mm_vision_select_layer .* integer"),
         ({"hidden_size": None}, "hidden_size .* integer"),
@@ -506,7 +506,7 @@ def test_a_config_that_cannot_be_is_reported(
             {"vision_feature_layer": [-2, -1]},
             r"one vision_feature_layer is supported, not \[-2, -1",
         ),
-        ({"vision_feature_layer": -9}, "hidden state -9 of the tower is asked for"),
+        ({"vision_feature_layer": -9}, "hidden state -9 of the vision encoder is requested"),
         (
             {"vision_feature_select_strategy": "cls"},
             "vision_feature_select_strategy in .* is 'cls'",
@@ -574,7 +574,7 @@ def test_a_tower_without_weights_anywhere_is_reported(tmp_path: Path) -> None:
     with pytest.raises(TensorError, match=r"clip holds no weights"):
         load(tmp_path)
     single_safetensors(tmp_path / "clip", {"something.else": torch.zeros(1)})
-    with pytest.raises(TensorError, match=r"neither .* nor the tower that it names holds CLIP vis"):
+    with pytest.raises(TensorError, match=r"neither .* nor the vision encoder .* holds CLIP"):
         load(tmp_path)
 
 

@@ -158,7 +158,7 @@ def test_the_folder_of_a_hub_repository(
 def test_a_missing_folder_is_reported(directory: Path) -> None:
     shutil.rmtree(directory / "vit")
     with pytest.raises(
-        CheckpointNotFoundError, match=r"refers to '\./vit/clip.*', which is no directory inside it"
+        CheckpointNotFoundError, match=r"refers to '\./vit/clip.*', which is not a directory inside it"
     ) as caught:
         vlcore.load_vision_model(directory)
     assert str(directory) in str(caught.value)
@@ -180,7 +180,7 @@ def test_a_folder_without_weights_is_reported(directory: Path) -> None:
 
 def test_a_tower_of_another_width_is_reported(directory: Path) -> None:
     set_json(directory / "config.json", mm_hidden_size=50)
-    with pytest.raises(ConfigError, match=r"mm_hidden_size is 50, and the tower .* is 48 wide"):
+    with pytest.raises(ConfigError, match=r"mm_hidden_size is 50, but .* is 48"):
         vlcore.load_vision_model(directory)
 
 
@@ -215,7 +215,7 @@ def test_a_projector_without_norms_is_reported(directory: Path) -> None:
         ({"hidden_size": ...}, "hidden_size must be an integer; it is None"),
         ({"hidden_size": "64"}, "hidden_size must be an integer; it is '64'"),
         ({"image_aspect_ratio": "anyres"}, "image_aspect_ratio in .* is 'anyres'; known: square"),
-        ({"mm_vision_select_layer": 9}, "hidden state 9 of the tower is asked for, which has 3 la"),
+        ({"mm_vision_select_layer": 9}, "hidden state 9 of the vision encoder is requested, wh"),
         ({"mm_vision_select_feature": "all"}, "mm_vision_select_feature in .* is 'all'; known: pa"),
     ],
     ids=str,

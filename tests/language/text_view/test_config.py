@@ -25,7 +25,7 @@ def mistral(window: int | None, context_length: int = 4096) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("window", [None, 4096, 5000])
-def test_mistral_without_a_window_that_shows_is_llama(window: int | None) -> None:
+def test_mistral_without_an_effective_window_becomes_llama(window: int | None) -> None:
     config = mistral(window)
     assert config["architectures"] == ["LlamaForCausalLM"]
     assert config["model_type"] == "llama"
@@ -46,13 +46,13 @@ def test_mistral_with_a_window_stays_mistral() -> None:
     assert config["sliding_window"] == 4095
 
 
-def test_other_architectures_stay_what_they_are() -> None:
+def test_other_architectures_are_unchanged() -> None:
     config = standard_config(Qwen2Config(), "Qwen2ForCausalLM", context_length=2048)
     assert config["architectures"] == ["Qwen2ForCausalLM"]
     assert config["max_position_embeddings"] == 2048
 
 
-def test_what_the_class_does_not_know_is_left_out() -> None:
+def test_keys_that_the_class_does_not_define_are_left_out() -> None:
     strange = {"max_sequence_length": 5, "auto_map": {"AutoModel": "x.y"}, "mm_hidden_size": 3}
     config = LlamaConfig.from_dict(strange)
     assert strange.keys() <= config.to_dict().keys()
@@ -99,13 +99,13 @@ def test_settings_that_name_modules_follow_a_new_name(
 @pytest.mark.parametrize(
     ("stated", "message"),
     [
-        ({"quant_method": "bitsandbytes"}, r"here: .*\(bitsandbytes\).*not of 'bitsandbytes'"),
-        ({"quant_method": "gptq", "dynamic": {"x": {}}}, r"\(gptq\).* not of dynamic"),
+        ({"quant_method": "bitsandbytes"}, r"here: .*\(bitsandbytes\).*not for 'bitsandbytes'"),
+        ({"quant_method": "gptq", "dynamic": {"x": {}}}, r"\(gptq\).* not for dynamic"),
         ({}, r"\(None\)"),
         ("awq", "must be an object; it is 'awq'"),
     ],
 )
-def test_what_cannot_be_renamed_soundly_is_refused(stated: Any, message: str) -> None:
+def test_settings_that_cannot_be_renamed_are_refused(stated: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         standard_quantization(stated, packed_layer("text.", ""), "here")
 

@@ -19,7 +19,7 @@ def view(tmp_path: Path) -> Path:
     (view / "config.json").write_text("{}")
     (view / "copied.safetensors").write_text("weights")
     (view / "linked.safetensors").symlink_to(tmp_path / "weights")
-    files = {path.name: FileRecord.of(path) for path in view.iterdir()}
+    files = {path.name: FileRecord.from_file(path) for path in view.iterdir()}
     ViewManifest("key", "some/model", "a note", "2026-01-01", files).write(view)
     return view
 
@@ -39,7 +39,7 @@ def test_a_manifest_is_read_as_it_was_written(view: Path) -> None:
     check(view)
 
 
-def test_a_directory_without_one_is_no_view(tmp_path: Path) -> None:
+def test_a_directory_without_a_manifest_is_not_a_view(tmp_path: Path) -> None:
     assert ViewManifest.read(tmp_path) is None
 
 
@@ -75,19 +75,19 @@ def copy_a_link(view: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (rewrite("config.json", "[]", keep_time=True), r"config\.json has another content"),
-        (rewrite("copied.safetensors", "WEIGHTS"), r"copied\.safetensors has another content"),
+        (rewrite("config.json", "[]", keep_time=True), r"config\.json has other content"),
+        (rewrite("copied.safetensors", "WEIGHTS"), r"copied\.safetensors has other content"),
         (rewrite("copied.safetensors", "weigh"), r"copied\.safetensors has 5 bytes instead of 7"),
         (lambda view: (view / "config.json").unlink(), r"config\.json is missing"),
         (lambda view: (view / "linked.safetensors").unlink(), r"linked\.safetensors is missing"),
-        (lambda view: (view.parent / "weights").unlink(), "weights, which is gone"),
+        (lambda view: (view.parent / "weights").unlink(), "weights, which does not exist"),
         (rewrite("../weights", "linked WEIGHTS"), "weights, which has changed since"),
         (replace_link, r"linked\.safetensors is not the link that it was"),
         (copy_a_link, r"linked\.safetensors is not the link that it was"),
         (link_a_file, r"config\.json has become a link"),
         (
             lambda view: (view / "model.safetensors").write_text("x"),
-            r"model\.safetensors was not there when the view was made",
+            r"model\.safetensors is not part of the view",
         ),
     ],
 )
@@ -97,7 +97,7 @@ def test_a_change_is_reported(view: Path, change: Callable[[Path], None], messag
         check(view)
 
 
-def test_a_new_time_alone_is_no_change(view: Path) -> None:
+def test_a_new_modification_time_alone_is_not_a_change(view: Path) -> None:
     os.utime(view / "config.json", ns=(0, 0))
     os.utime(view / "copied.safetensors", ns=(0, 0))
     check(view)
@@ -115,7 +115,7 @@ def test_weights_of_the_same_size_and_time_are_not_read(
     assert read == ["config.json"]
 
 
-def test_hidden_files_are_nobodys(view: Path) -> None:
+def test_hidden_files_are_ignored(view: Path) -> None:
     (view / ".nfs0001").write_text("of the file system")
     check(view)
 
@@ -123,11 +123,11 @@ def test_hidden_files_are_nobodys(view: Path) -> None:
 @pytest.mark.parametrize("text", ["", "[]", '{"files": {}}', '{"files": {"a": {"size": 1}}}'])
 def test_a_damaged_manifest_is_reported(view: Path, text: str) -> None:
     (view / MANIFEST).write_text(text)
-    with pytest.raises(ViewError, match=f"{MANIFEST} is no manifest of a text view .*made anew"):
+    with pytest.raises(ViewError, match=f"{MANIFEST} is not a valid manifest"):
         ViewManifest.read(view)
 
 
-def test_it_says_of_which_format_it_is(view: Path) -> None:
+def test_the_manifest_states_its_format(view: Path) -> None:
     value = json.loads((view / MANIFEST).read_text())
     assert value["format"] == 1
     assert value["vlcore"]

@@ -32,14 +32,14 @@ Usage = namedtuple("Usage", ["total", "used", "free"])
 
 @pytest.fixture
 def renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LanguageModel:
-    """A text part whose every tensor is renamed or cut; its view has several shards."""
+    """A language model whose every tensor is renamed or cut; its view has several shards."""
     monkeypatch.setattr("vlcore.language.text_view.plan._SHARD_BYTES", 300_000)
     return vlcore.load_language_model(write_qwen(tmp_path / "checkpoint", num_hidden_layers=3))
 
 
 @pytest.fixture
 def fitting(tmp_path: Path) -> LanguageModel:
-    """A text part whose view links everything."""
+    """A language model whose view links everything."""
     return vlcore.load_language_model(write_llava(tmp_path / "checkpoint"))
 
 
@@ -92,7 +92,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> WrittenShards:
     return WrittenShards(monkeypatch)
 
 
-# -- what is written
+# -- the content of a view
 
 
 def test_shards_are_written_one_tensor_at_a_time(
@@ -117,7 +117,7 @@ def test_shards_are_written_one_tensor_at_a_time(
 
 
 @pytest.mark.parametrize("store", LAYOUTS)
-def test_a_view_is_the_same_out_of_every_storage(tmp_path: Path, store: Any) -> None:
+def test_every_layout_gives_the_same_view(tmp_path: Path, store: Any) -> None:
     directory = write_qwen(tmp_path / "checkpoint")
     stored = read_all(directory)
     (directory / "model.safetensors").unlink()
@@ -126,7 +126,7 @@ def test_a_view_is_the_same_out_of_every_storage(tmp_path: Path, store: Any) -> 
     assert_whole(language_model.write_view(tmp_path / "view"), language_model)
 
 
-def test_a_checkpoint_that_lacks_a_tensor_gets_no_view(tmp_path: Path) -> None:
+def test_no_view_is_written_if_a_tensor_is_missing(tmp_path: Path) -> None:
     stored = read_all(write_llava(tmp_path / "checkpoint"))
     del stored["model.layers.1.mlp.up_proj.weight"]
     single_safetensors(tmp_path / "checkpoint", stored)
@@ -148,17 +148,17 @@ def test_a_wrong_shape_is_reported_before_anything_is_written(
     assert written.names == []
 
 
-def test_the_manifest_tells_why_the_context_ends(tmp_path: Path) -> None:
+def test_the_manifest_states_why_the_context_is_limited(tmp_path: Path) -> None:
     language_model = vlcore.load_language_model(write_qwen(tmp_path / "checkpoint"))
     view = language_model.write_view(tmp_path / "view")
     manifest = ViewManifest.read(view)
     assert manifest is not None
     assert manifest.model == str(tmp_path / "checkpoint")
-    assert "the context ends early, because beyond seq_length 2048 the release" in manifest.note
+    assert "the context is limited, because beyond seq_length 2048" in manifest.note
     assert json.loads((view / "config.json").read_text())["max_position_embeddings"] == 2048
 
 
-def test_a_progress_bar_is_drawn_when_asked_for(
+def test_a_progress_bar_is_shown_on_request(
     renamed: LanguageModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     renamed.write_view(tmp_path / "quiet")
@@ -168,11 +168,11 @@ def test_a_progress_bar_is_drawn_when_asked_for(
     assert f"writing the text view: 100%|██████████| {total}/{total}" in capsys.readouterr().err
 
 
-# -- once more
+# -- existing and incomplete views
 
 
 @pytest.mark.parametrize("kind", ["renamed", "fitting"])
-def test_a_view_that_is_there_is_left_as_it_is(
+def test_an_existing_view_is_left_as_it_is(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     language_model: LanguageModel = request.getfixturevalue(kind)
@@ -183,7 +183,7 @@ def test_a_view_that_is_there_is_left_as_it_is(
     assert {path.name: path.lstat().st_mtime_ns for path in view.iterdir()} == before
 
 
-def test_an_interrupted_write_is_gone_on_with(
+def test_an_interrupted_write_is_resumed(
     renamed: LanguageModel, tmp_path: Path, written: WrittenShards
 ) -> None:
     written.stop_in = 3
@@ -220,7 +220,7 @@ def test_a_finished_shard_that_was_damaged_is_written_again(
     assert "copied-00002.safetensors" not in written.names
 
 
-def test_what_an_interrupted_write_of_other_files_left_is_dropped(
+def test_leftovers_of_an_interrupted_write_of_other_files_are_removed(
     renamed: LanguageModel, tmp_path: Path, written: WrittenShards
 ) -> None:
     written.stop_in = 3
@@ -233,20 +233,20 @@ def test_what_an_interrupted_write_of_other_files_left_is_dropped(
     assert written.names[0] == "copied-00001.safetensors"
 
 
-def test_a_failure_to_write_says_what_is_kept(
+def test_the_error_of_a_failed_write_says_what_is_kept(
     renamed: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Checkpoint, "tensors", full)
-    with pytest.raises(ViewError, match=r"cannot be written to .*No space left.*is kept in .*part"):
+    with pytest.raises(ViewError, match=r"cannot be written to .*No space left.*are kept in .*part"):
         renamed.write_view(tmp_path / "view")
     monkeypatch.undo()
     assert_whole(renamed.write_view(tmp_path / "view"), renamed)
 
 
-def test_of_several_that_write_at_once_one_does_and_the_others_wait(
+def test_one_of_several_concurrent_writers_writes_and_the_others_wait(
     renamed: LanguageModel, tmp_path: Path, written: WrittenShards
 ) -> None:
     barrier = threading.Barrier(4)
@@ -267,18 +267,18 @@ def test_of_several_that_write_at_once_one_does_and_the_others_wait(
     assert_whole(views[0], renamed)
 
 
-def test_who_waits_for_another_process_is_reported(
+def test_waiting_for_another_process_is_reported(
     fitting: LanguageModel,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    is_held, is_told = threading.Event(), threading.Event()
+    is_held, has_warned = threading.Event(), threading.Event()
 
     def hold() -> None:
         with FileLock(tmp_path / "view.lock"):
             is_held.set()
-            is_told.wait(10)
+            has_warned.wait(10)
 
     thread = threading.Thread(target=hold)
     thread.start()
@@ -287,7 +287,7 @@ def test_who_waits_for_another_process_is_reported(
 
     def warned(*args: Any, **options: Any) -> None:
         warn(*args, **options)
-        is_told.set()
+        has_warned.set()
 
     monkeypatch.setattr(logging.Logger, "warning", warned)
     view = fitting.write_view(tmp_path / "view")
@@ -296,10 +296,10 @@ def test_who_waits_for_another_process_is_reported(
     assert_whole(view, fitting)
 
 
-# -- bad places
+# -- errors
 
 
-def test_a_disk_that_is_too_small_is_reported_before_anything_is_written(
+def test_too_little_disk_space_is_reported_before_anything_is_written(
     renamed: LanguageModel, tmp_path: Path, written: WrittenShards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needed = sum(shard.file.num_bytes for shard in ViewPlan(renamed).shards)
@@ -312,13 +312,14 @@ def test_a_disk_that_is_too_small_is_reported_before_anything_is_written(
             assert_whole(renamed.write_view(tmp_path / "view"), renamed)
             continue
         with pytest.raises(
-            ViewError, match=rf"needs 0\.00 GiB in {tmp_path}, where 0\.00 GiB are free: make room"
+            ViewError,
+            match=rf"needs 0\.00 GiB in {tmp_path}, where 0\.00 GiB are free: free disk space",
         ):
             renamed.write_view(tmp_path / "view")
         assert written.names == []
 
 
-def test_what_is_finished_needs_no_room_again(
+def test_completed_files_need_no_further_disk_space(
     renamed: LanguageModel, tmp_path: Path, written: WrittenShards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written.stop_in = 3
@@ -332,7 +333,7 @@ def test_what_is_finished_needs_no_room_again(
     assert_whole(renamed.write_view(tmp_path / "view"), renamed)
 
 
-def test_a_view_of_links_needs_no_room(
+def test_a_view_of_links_needs_no_disk_space(
     fitting: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -341,7 +342,9 @@ def test_a_view_of_links_needs_no_room(
     assert_whole(fitting.write_view(tmp_path / "view"), fitting)
 
 
-def test_a_place_that_cannot_be_written_is_reported(fitting: LanguageModel, tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_written_is_reported(
+    fitting: LanguageModel, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ViewError, match=r"of .*checkpoint cannot be written to .*file/deep/view: "):
         fitting.write_view(tmp_path / "file" / "deep" / "view")
@@ -360,12 +363,12 @@ def test_something_else_under_the_partial_name_is_left_alone(
 ) -> None:
     (tmp_path / "view.partial").mkdir()
     (tmp_path / "view.partial" / "notes.md").write_text("mine")
-    with pytest.raises(ViewError, match=r"view\.partial is where .* it holds something else"):
+    with pytest.raises(ViewError, match=r"view\.partial is the directory .* it holds something else"):
         fitting.write_view(tmp_path / "view")
     assert (tmp_path / "view.partial" / "notes.md").read_text() == "mine"
 
 
-def test_an_unfinished_view_is_not_taken_for_a_whole_one(
+def test_an_incomplete_view_is_not_used(
     renamed: LanguageModel, tmp_path: Path, written: WrittenShards
 ) -> None:
     written.stop_in = 3
@@ -375,7 +378,7 @@ def test_an_unfinished_view_is_not_taken_for_a_whole_one(
         renamed.write_view(tmp_path / "view.partial")
 
 
-def test_a_damaged_view_is_reported_with_the_way_to_remove_it(
+def test_the_error_for_a_damaged_view_says_how_to_remove_it(
     renamed: LanguageModel, tmp_path: Path
 ) -> None:
     view = renamed.write_view(tmp_path / "my view")
@@ -386,7 +389,7 @@ def test_a_damaged_view_is_reported_with_the_way_to_remove_it(
         renamed.write_view(view)
 
 
-def test_files_of_a_write_that_died_at_its_start_are_no_obstacle(
+def test_files_of_a_write_that_was_interrupted_at_its_start_are_removed(
     fitting: LanguageModel, tmp_path: Path
 ) -> None:
     (tmp_path / "view.partial").mkdir()
@@ -401,13 +404,13 @@ def key_of(directory: Path) -> str:
     return ViewPlan(vlcore.load_language_model(directory)).key
 
 
-def test_the_key_is_the_same_as_long_as_the_files_are(tmp_path: Path) -> None:
+def test_the_key_is_stable_while_the_files_are_unchanged(tmp_path: Path) -> None:
     directory = write_llava(tmp_path)
     assert key_of(directory) == key_of(directory)
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer_config.json"])
-def test_the_key_changes_with_every_file_that_counts(tmp_path: Path, file: str) -> None:
+def test_the_key_changes_with_every_relevant_file(tmp_path: Path, file: str) -> None:
     before = key_of(write_llava(tmp_path))
     os.utime(tmp_path / file, ns=(0, 0))
     assert key_of(tmp_path) != before
@@ -426,7 +429,7 @@ def test_the_key_changes_with_the_sources_of_the_tensors(fitting: LanguageModel)
     assert ViewPlan(other).key != ViewPlan(fitting).key
 
 
-def test_planning_opens_no_weights_of_a_view_that_is_there(
+def test_planning_opens_no_weights_of_an_existing_view(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = write_qwen(tmp_path / "checkpoint")

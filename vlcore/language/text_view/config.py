@@ -1,4 +1,4 @@
-"""``config.json`` of a text view: the plainest that computes the same, in every reader's terms."""
+"""``config.json`` of a text view: the simplest equivalent that other programs can read."""
 
 from __future__ import annotations
 
@@ -26,26 +26,28 @@ _NOT_OF_THE_MODEL = frozenset(
     }
 )
 _RENAMED_QUANTIZATIONS = ("awq", "gptq")
-"""Methods whose every setting that names modules is known, so that it can be renamed."""
+"""Quantisation methods of which it is known which settings name modules, so that these can be
+renamed."""
 
 
 def standard_config(
     config: PretrainedConfig, architecture: str, *, context_length: int
 ) -> dict[str, Any]:
-    """Write a configuration as other programs read it.
+    """Convert a configuration to the form in which other programs read it.
 
-    What its class does not know is left out: a reader may take it for a setting. So is code.
+    Keys that its class does not define are left out, because a reader could take them for settings,
+    and so are references to code.
 
     Args:
-        config: with all defaults filled in.
-        architecture: what it configures, such as ``"LlamaForCausalLM"``.
-        context_length: the longest sequence that is computed as the checkpoint means it.
+        config: the configuration with all defaults filled in.
+        architecture: the class of the model, such as ``"LlamaForCausalLM"``.
+        context_length: the longest sequence that the architecture computes correctly, in tokens.
     """
     known = type(config)().to_dict().keys() - _NOT_OF_THE_MODEL
     values = {key: value for key, value in config.to_dict().items() if key in known}
     values |= {"architectures": [architecture], "max_position_embeddings": context_length}
     values = _without_window(values)
-    # Readers older than transformers 5 look for rope_theta at the top.
+    # Programs that predate transformers 5 expect rope_theta at the top level.
     rope = values.get("rope_parameters")
     if isinstance(rope, Mapping) and "rope_theta" in rope:
         values.setdefault("rope_theta", rope["rope_theta"])
@@ -53,9 +55,9 @@ def standard_config(
 
 
 def _without_window(values: dict[str, Any]) -> dict[str, Any]:
-    """Call Mistral Llama where no position looks back further than its window reaches.
+    """Change Mistral to Llama if the sliding window is not shorter than the context.
 
-    Nothing else tells the two apart, and some engines know Llama alone.
+    The window is the only difference between the two, and some engines support only Llama.
     """
     window = values.get("sliding_window")
     is_mistral = values["architectures"] == ["MistralForCausalLM"]
@@ -71,17 +73,17 @@ def _without_window(values: dict[str, Any]) -> dict[str, Any]:
 def standard_quantization(
     stated: object, tensors: Mapping[str, TensorSource], where: str
 ) -> dict[str, Any]:
-    """Write a ``quantization_config`` for tensors under their standard names.
+    """Convert a ``quantization_config`` for tensors under their standard names.
 
-    Whole packed tensors keep their meaning under another name; a part of one has none.
+    A whole packed tensor can be renamed; a part of one cannot be used.
 
     Args:
-        stated: the checkpoint's own.
+        stated: the ``quantization_config`` of the checkpoint.
         tensors: the source of each tensor, by its standard name.
-        where: what messages call the place of ``stated``.
+        where: the description of the file that holds ``stated``, for messages.
 
     Raises:
-        ConfigError: it cannot be written soundly.
+        ConfigError: the configuration cannot be converted.
     """
     if not isinstance(stated, Mapping):
         raise ConfigError(f"{where}: quantization_config must be an object; it is {stated!r}")
@@ -98,7 +100,7 @@ def standard_quantization(
         setting = "dynamic" if method in _RENAMED_QUANTIZATIONS else repr(method)
         raise ConfigError(
             f"{where}: its weights are quantised ({method}), and a text view would have to rename "
-            f"them, which is known of {' and '.join(_RENAMED_QUANTIZATIONS)} and not of {setting}. "
+            f"them, which works for {' and '.join(_RENAMED_QUANTIZATIONS)} but not for {setting}. "
             "Use the checkpoint in half precision"
         )
     result = dict(stated)

@@ -1,4 +1,4 @@
-"""What a text view is made of: the weight files it links, and the tensors it writes anew."""
+"""The plan of a text view: the weight files to link, and the tensors to copy."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _SHARD_BYTES = 2 * 1024**3
 
 
 class LanguageModelSource(Protocol):
-    """A text part of which a view can be made."""
+    """A language model of which a view can be written."""
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """Where it lies."""
+        """The checkpoint that holds it."""
 
     @property
     def tensors(self) -> Mapping[str, TensorSource]:
@@ -36,18 +36,18 @@ class LanguageModelSource(Protocol):
 
     @property
     def context_limit_reason(self) -> str:
-        """Why its context is shorter than the checkpoint's own."""
+        """Why its context is shorter than the checkpoint's own; empty if it is not."""
 
     def write_tokenizer(self, view: Path) -> None:
-        """Put the tokenizer's files into the view."""
+        """Add the tokenizer's files to the view."""
 
     def check_tensors(self) -> None:
-        """Make sure that the checkpoint holds what the architecture asks for."""
+        """Check that the checkpoint holds the tensors of the architecture."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A weight file that is written anew."""
+    """A weight file of copied tensors."""
 
     filename: str
     sources: Mapping[str, TensorSource]
@@ -55,77 +55,81 @@ class Shard:
 
 
 class ViewPlan:
-    """The weight files of a view, and the key of all that decides on its content.
+    """The weight files of a view, and the key that identifies its content.
 
-    Files whose tensors fit as they are become links. Tensors are written anew only where they are
+    Files whose tensors can be used unchanged become links. Tensors are copied only if they are
     renamed, cut, or pickled.
+
+    Args:
+        model: the language model of which a view is to be written.
     """
 
-    def __init__(self, part: LanguageModelSource) -> None:
-        self.part = part
+    def __init__(self, model: LanguageModelSource) -> None:
+        self.model = model
         self._linked: dict[str, str] = {}
-        """The link that holds each tensor which fits."""
-        self._rewritten: dict[str, TensorSource] = {}
-        checkpoint, tensors = part.checkpoint, part.tensors
+        """The link for each tensor that is used unchanged."""
+        self._copied: dict[str, TensorSource] = {}
+        checkpoint, tensors = model.checkpoint, model.tensors
         self._files = {checkpoint.file_of(source.name) for source in tensors.values()}
         stored = set(checkpoint.tensor_names)
         changed = {name for name, source in tensors.items() if source != TensorSource(name)}
-        # Some readers take all that a file holds, and would take these under a name of ours.
-        unfit = {checkpoint.file_of(name) for name in changed & stored}
+        # Some programs read every tensor of a file, and would take these for the renamed ones.
+        ambiguous = {checkpoint.file_of(name) for name in changed & stored}
         links: dict[Path, str] = {}
         for name, source in tensors.items():
             path = checkpoint.file_of(source.name)
-            if name in changed or path in unfit or path.suffix != ".safetensors":
-                self._rewritten[name] = source
+            if name in changed or path in ambiguous or path.suffix != ".safetensors":
+                self._copied[name] = source
             else:
                 link = links.setdefault(path, f"linked-{len(links) + 1:05}.safetensors")
                 self._linked[name] = link
         self.links = {link: path for path, link in links.items()}
-        """The weight file that each link leads to."""
+        """The target of each link."""
 
     @cached_property
     def key(self) -> str:
-        """A digest that changes with the view's content; weights are told by size and time.
+        """A digest that changes with the view's content.
 
-        The files of a hub checkpoint are fetched for it.
+        Weights are identified by size and modification time; those of a Hub repository are
+        downloaded first.
         """
-        checkpoint, tensors = self.part.checkpoint, self.part.tensors
+        checkpoint, tensors = self.model.checkpoint, self.model.tensors
         checkpoint.fetch_files(self._files)
         metadata = [(path, path.stat()) for path in checkpoint.metadata_files]
-        decisive = (
+        inputs = (
             FORMAT,
             checkpoint.fingerprint_of(self._files),
-            self.part.view_config,
+            self.model.view_config,
             sorted((name, source.name, str(source.rows)) for name, source in tensors.items()),
             [(path.name, status.st_size, status.st_mtime_ns) for path, status in metadata],
         )
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def shards(self) -> tuple[Shard, ...]:
-        """The files that are written anew, each of some gigabytes; no tensor is read for it."""
-        sources = self._rewritten
+        """The files of copied tensors, of about two gigabytes each; no tensor is read for this."""
+        sources = self._copied
         targets: dict[str, list[str]] = {}
         for name, source in sources.items():
             targets.setdefault(source.name, []).append(name)
-        infos = self.part.checkpoint.tensor_infos(targets)
-        filled: list[dict[str, TensorInfo]] = [{}]
+        infos = self.model.checkpoint.tensor_infos(targets)
+        contents: list[dict[str, TensorInfo]] = [{}]
         for stored, info in infos.items():
-            if sum(tensor.num_bytes for tensor in filled[-1].values()) >= _SHARD_BYTES:
-                filled.append({})
-            # The parts of one stored tensor stay together, so that it is read once.
-            filled[-1] |= {name: sources[name].describe(info) for name in targets[stored]}
+            if sum(tensor.num_bytes for tensor in contents[-1].values()) >= _SHARD_BYTES:
+                contents.append({})
+            # The parts of a stored tensor stay together, so that it is read only once.
+            contents[-1] |= {name: sources[name].describe(info) for name in targets[stored]}
         return tuple(
             Shard(
                 f"copied-{number:05}.safetensors",
                 {name: sources[name] for name in tensors},
                 SafetensorsWriter(tensors),
             )
-            for number, tensors in enumerate(filter(None, filled), start=1)
+            for number, tensors in enumerate(filter(None, contents), start=1)
         )
 
     @property
     def weight_map(self) -> dict[str, str]:
-        """The file of each tensor."""
+        """The name of the file of each tensor."""
         copied = {name: shard.filename for shard in self.shards for name in shard.sources}
         return dict(sorted((self._linked | copied).items()))
