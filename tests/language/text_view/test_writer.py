@@ -240,7 +240,7 @@ def test_the_error_of_a_failed_write_says_what_is_kept(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Checkpoint, "tensors", full)
-    with pytest.raises(ViewError, match=r"cannot be written to .*No space left.*are kept in .*part"):
+    with pytest.raises(ViewError, match=r"No space left.*are kept in .*part"):
         renamed.write_view(tmp_path / "view")
     monkeypatch.undo()
     assert_whole(renamed.write_view(tmp_path / "view"), renamed)
@@ -363,7 +363,7 @@ def test_something_else_under_the_partial_name_is_left_alone(
 ) -> None:
     (tmp_path / "view.partial").mkdir()
     (tmp_path / "view.partial" / "notes.md").write_text("mine")
-    with pytest.raises(ViewError, match=r"view\.partial is the directory .* it holds something else"):
+    with pytest.raises(ViewError, match=r"view\.partial is the directory .* something else"):
         fitting.write_view(tmp_path / "view")
     assert (tmp_path / "view.partial" / "notes.md").read_text() == "mine"
 
