@@ -144,7 +144,8 @@ def test_layouts_arrive_with_the_rows() -> None:
     async def body() -> None:
         async with ImageEncoder(Tiled()) as encoder:
             (prepared,) = await encoder.prepare([image(0)])
-            assert prepared.num_rows == 4
+            assert prepared.layout is not None
+            assert prepared.layout.num_rows == 4
             wide = Image.new("L", (3, 1))
             first, second = await encoder.encode_prepared(
                 [prepared, *await encoder.prepare([wide])]

@@ -58,9 +58,8 @@ async def settled(encoder: ImageEncoder) -> None:
 def assert_empty(encoder: ImageEncoder) -> None:
     assert not encoder._queue._jobs
     assert not encoder._queue._waiting
-    for gate in (encoder._gate, encoder._preparation._gate):
-        assert not gate._waiting
-        assert gate._num_free == 4 * encoder.max_batch_size
+    assert not encoder._preparation._pending._waiting
+    assert encoder._preparation._pending._num_free == 4 * encoder.max_batch_size
 
 
 async def all_at_once(encoder: ImageEncoder, numbers: Sequence[int]) -> list[Any]:

@@ -14,9 +14,15 @@ from PIL import Image
 from vlcore.errors import EngineClosedError, ImageError, ImageLimitError, PluginContractError
 from vlcore.media.policy import DecodedBudget, ImageLimits
 from vlcore.media.source import ImageSource
+from vlcore.prompts.tokenization import ImageLayout
 from vlcore.vision.embedding_cache import EmbeddingCache
 from vlcore.vision.model import ImageInputs, ImageRows, VisionModel
-from vlcore.vision.preprocessing import ImagePreprocessor, PreparedImage
+from vlcore.vision.preprocessing import (
+    ImagePreprocessor,
+    ImageRequest,
+    PreparedImage,
+    image_label,
+)
 from vlcore.vision.stats import Meter
 
 Prepare = Callable[[ImageSource], Coroutine[Any, Any, PreparedImage]]
@@ -47,6 +53,10 @@ def preparation_of(
     )
 
 
+def request(source: ImageSource, number: int = 1, total: int = 1) -> ImageRequest:
+    return ImageRequest(source, {}, image_label(source, number, total), owner=object())
+
+
 def prepared(
     source: ImageSource,
     model: VisionModel | None = None,
@@ -56,7 +66,7 @@ def prepared(
     async def body() -> PreparedImage:
         preparation = preparation_of(model or FakeModel(), cache, **options)
         try:
-            return await preparation.prepare(source, {}, "image 2 of 3", "owner")
+            return await preparation.prepare(request(source, 2, 3))
         finally:
             await preparation.close()
 
@@ -82,9 +92,9 @@ def test_every_source_of_a_picture_gives_the_same_inputs_and_key(tmp_path: Path)
 def test_messages_say_which_image_it_is(tmp_path: Path) -> None:
     path = tmp_path / "grey.png"
     path.write_bytes(png(7))
-    assert prepared(image(7)).place == "image 2 of 3 (L, 2 x 2)"
-    assert prepared(png(7)).place == "image 2 of 3 (2 x 2)"
-    assert prepared(path).place == f"image 2 of 3, {str(path)!r} (2 x 2)"
+    assert prepared(image(7)).label == "image 2 of 3 (L, 2 x 2)"
+    assert prepared(png(7)).label == "image 2 of 3 (2 x 2)"
+    assert prepared(path).label == f"image 2 of 3, {str(path)!r} (2 x 2)"
 
 
 @pytest.mark.parametrize(
@@ -101,7 +111,7 @@ def test_a_bad_picture_is_told(source: Any, expected: type[Exception], message: 
         meter = Meter()
         preparation = preparation_of(FakeModel(), meter=meter)
         with pytest.raises(expected, match=message):
-            await preparation.prepare(source, {}, "image 2 of 3", "owner")
+            await preparation.prepare(request(source, 2, 3))
         assert meter.stats().num_failures == 1
         await preparation.close()
 
@@ -116,7 +126,7 @@ def test_a_file_whose_rows_are_kept_is_not_decoded(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("vlcore.vision.preprocessing.decode_image", None)
     again = prepared(png(7), cache=cache)
     assert again.rows is rows
-    assert (again.num_rows, again.layout) == (1, "laid out")
+    assert again.layout == ImageLayout(1, "laid out")
 
 
 def test_another_file_with_the_same_pixels_is_decoded_once() -> None:
@@ -132,12 +142,12 @@ def test_an_equal_picture_that_is_still_needed_is_preprocessed_once() -> None:
     async def body() -> None:
         model = Counting()
         preparation = preparation_of(model)
-        first = await preparation.prepare(image(7), {}, "image 1 of 1", 1)
-        second = await preparation.prepare(png(7), {}, "image 5 of 9", 2)
-        assert (second.inputs, second.place) == (7, "image 5 of 9 (2 x 2)")
+        first = await preparation.prepare(request(image(7)))
+        second = await preparation.prepare(request(png(7), 5, 9))
+        assert (second.inputs, second.label) == (7, "image 5 of 9 (2 x 2)")
         assert model.num_preprocessed == 1
         del first
-        await preparation.prepare(image(7), {}, "image 1 of 1", 1)
+        await preparation.prepare(request(image(7)))
         assert model.num_preprocessed == 2
         await preparation.close()
 
@@ -160,9 +170,9 @@ def test_tiles_are_the_cost_of_an_image() -> None:
             return ImageInputs(torch.zeros(5, 3, 2, 2), "grid", num_rows=9)
 
     tiled = prepared(image(1), Tiled())
-    assert (tiled.num_tiles, tiled.num_rows, tiled.layout) == (5, 9, "grid")
+    assert (tiled.num_tiles, tiled.layout) == (5, ImageLayout(9, "grid"))
     plain = prepared(image(1))
-    assert (plain.num_tiles, plain.num_rows, plain.layout) == (1, None, None)
+    assert (plain.num_tiles, plain.layout) == (1, None)
 
 
 def test_pictures_can_be_loaded_for_keeping() -> None:
@@ -174,7 +184,7 @@ def test_pictures_can_be_loaded_for_keeping() -> None:
         with pytest.raises(EngineClosedError):
             await preparation.load([image(4)], DecodedBudget(ImageLimits()))
         with pytest.raises(EngineClosedError):
-            await preparation.prepare(image(4), {}, "image 1 of 1", 1)
+            await preparation.prepare(request(image(4)))
 
     run(body)
 

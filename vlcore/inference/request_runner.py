@@ -22,7 +22,7 @@ from vlcore.prompts.limits import PromptLimits
 from vlcore.prompts.messages import Message, PromptPart, Text
 from vlcore.prompts.tokenization import ImageLayout, PromptTokenizer, TokenizedPrompt
 from vlcore.vision.encoder import ImageEncoder
-from vlcore.vision.preprocessing import PreparedImage
+from vlcore.vision.model import image_layout
 
 _MAX_RUNNING_PROMPTS = 64
 """Maximum number of prompts of one list that run at a time."""
@@ -80,13 +80,15 @@ class RequestRunner:
         self.limits.check_chars(conversation.messages)
         parts = await asyncio.to_thread(write_prompt, self.template, conversation.messages)
         prepared = await self.encoder.prepare(conversation.images, conversation.image_options)
-        known = _known_layouts(prepared)
-        if known is not None:  # a prompt that is too long is rejected before its images are encoded
+        known = [image.layout for image in prepared if image.layout is not None]
+        if len(known) == len(
+            prepared
+        ):  # a prompt that is too long is rejected before its images are encoded
             prompt = await self._build(parts, known)
             self._check_length(prompt)
         encoded = await self.encoder.encode_prepared(prepared)
-        layouts = [ImageLayout(len(image.rows), image.layout) for image in encoded]
-        if known is None or not _are_equal(known, layouts):
+        layouts = [image_layout(image) for image in encoded]
+        if len(known) < len(prepared) or not _are_equal(known, layouts):
             prompt = await self._build(parts, layouts)
             self._check_length(prompt)
         return prompt, tuple(image.rows for image in encoded)
@@ -226,16 +228,6 @@ class RequestRunner:
 async def _parse(prompt: Any) -> Conversation:
     """Parse a prompt in a thread, because telling an image from a text may access the disk."""
     return await asyncio.to_thread(parse_prompt, prompt)
-
-
-def _known_layouts(images: Sequence[PreparedImage]) -> list[ImageLayout] | None:
-    """Return the layouts of the images, if all of them are known before encoding."""
-    layouts = []
-    for image in images:
-        if image.num_rows is None:
-            return None
-        layouts.append(ImageLayout(image.num_rows, image.layout))
-    return layouts
 
 
 def _are_equal(known: Sequence[ImageLayout], actual: Sequence[ImageLayout]) -> bool:

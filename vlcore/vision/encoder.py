@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 from vlcore._utils.device import as_device
-from vlcore._utils.fair_queue import FairSemaphore
 from vlcore._utils.progress import progress_bar
 from vlcore.errors import EngineClosedError, ImageLimitError, OptionError, VlcoreError
 from vlcore.media.policy import DEFAULT_LIMITS, TRUSTING, DecodedBudget, ImageAccess, ImageLimits
@@ -24,7 +23,13 @@ from vlcore.vision.batch_executor import Outcome, explain
 from vlcore.vision.device_runner import make_device_runner
 from vlcore.vision.embedding_cache import EmbeddingCache
 from vlcore.vision.model import ImageRows, VisionModel
-from vlcore.vision.preprocessing import NO_OPTIONS, ImagePreprocessor, PreparedImage
+from vlcore.vision.preprocessing import (
+    NO_OPTIONS,
+    ImagePreprocessor,
+    ImageRequest,
+    PreparedImage,
+    image_label,
+)
 from vlcore.vision.scheduler import ImageJob, ImageQueue, Scheduler
 from vlcore.vision.stats import EncoderStats, Meter
 
@@ -114,7 +119,6 @@ class ImageEncoder:
             meter=self._meter,
             shrink_on_load=shrink_on_load,
         )
-        self._gate = FairSemaphore(max_pending)
         self._queue = ImageQueue(max_batch_size, self._meter)
         replicas = [
             make_device_runner(
@@ -161,10 +165,8 @@ class ImageEncoder:
             PluginContractError: the vision model returned something else than rows.
             EngineClosedError: the encoder was closed.
         """
-        owner = object()
-        work = self._request(images, options)
-        budget = self._budget(images)
-        return await _together([self._encode(*image, owner, budget) for image in work])
+        requests = self._requests(images, options, self._budget(images))
+        return await _together([self._encode(request) for request in requests])
 
     async def encode_many(
         self,
@@ -174,23 +176,20 @@ class ImageEncoder:
         progress: bool = False,
     ) -> list[ImageRows | VlcoreError]:
         """Encode like :meth:`encode`; an image that fails has its error in the place of rows."""
-        owner = object()
-        work = self._request(images, options)
+        requests = self._requests(images, options)
         with progress_bar(
-            len(work), description="encoding", unit="image", shown=progress
+            len(requests), description="encoding", unit="image", shown=progress
         ) as advance:
 
-            async def encode(
-                source: ImageSource, options: Mapping[str, Any], place: str
-            ) -> ImageRows | VlcoreError:
+            async def encode(request: ImageRequest) -> ImageRows | VlcoreError:
                 try:
-                    return await self._encode(source, options, place, owner)
+                    return await self._encode(request)
                 except VlcoreError as error:
                     return error
                 finally:
                     advance()
 
-            return await _together([encode(*image) for image in work])
+            return await _together([encode(request) for request in requests])
 
     async def prepare(
         self,
@@ -198,10 +197,8 @@ class ImageEncoder:
         options: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[PreparedImage]:
         """Take the first step of :meth:`encode`: fetch, decode and preprocess, in parallel."""
-        owner = object()
-        work = self._request(images, options)
-        budget = self._budget(images)
-        return await _together([self._preparation.prepare(*image, owner, budget) for image in work])
+        requests = self._requests(images, options, self._budget(images))
+        return await _together([self._preparation.prepare(request) for request in requests])
 
     async def encode_prepared(self, images: Sequence[PreparedImage]) -> list[ImageRows]:
         """Take the second step of :meth:`encode`: put prepared images through the model."""
@@ -234,17 +231,23 @@ class ImageEncoder:
         self._queue.refuse_all(closed)
         await self._preparation.close(timeout_s)
 
-    def _request(
-        self, images: Sequence[ImageSource], options: Sequence[Mapping[str, Any]] | None
-    ) -> list[tuple[ImageSource, Mapping[str, Any], str]]:
-        """Number the images of a request."""
+    def _requests(
+        self,
+        images: Sequence[ImageSource],
+        options: Sequence[Mapping[str, Any]] | None,
+        budget: DecodedBudget | None = None,
+    ) -> list[ImageRequest]:
+        """Combine the images of one request with their options and labels."""
         self._preparation.check_open()
         options = [NO_OPTIONS] * len(images) if options is None else options
         pairs = list(zip(images, options, strict=True))
         self._meter.count("num_images", len(pairs))
+        owner = object()
         return [
-            (image, of_image, f"image {number} of {len(pairs)}")
-            for number, (image, of_image) in enumerate(pairs, 1)
+            ImageRequest(
+                source, image_options, image_label(source, number, len(pairs)), owner, budget
+            )
+            for number, (source, image_options) in enumerate(pairs, 1)
         ]
 
     def _budget(self, images: Sequence[ImageSource]) -> DecodedBudget:
@@ -255,20 +258,10 @@ class ImageEncoder:
             )
         return DecodedBudget(self._limits)
 
-    async def _encode(
-        self,
-        source: ImageSource,
-        options: Mapping[str, Any],
-        place: str,
-        owner: Hashable,
-        budget: DecodedBudget | None = None,
-    ) -> ImageRows:
-        async with (
-            self._preparation.fetched(source, place, owner) as (found, of_found),
-            self._gate.place(owner),
-        ):
-            image = await self._preparation.prepare_fetched(found, options, of_found, owner, budget)
-            return await self._rows(image, owner)
+    async def _encode(self, request: ImageRequest) -> ImageRows:
+        async with self._preparation.admitted(request) as admitted:
+            image = await self._preparation.prepare_admitted(admitted)
+            return await self._rows(image, request.owner)
 
     async def _rows(self, image: PreparedImage, owner: Hashable) -> ImageRows:
         self._preparation.check_open()
@@ -280,7 +273,7 @@ class ImageEncoder:
         self._devices.serve()
         outcome = await self._queue.wait(job)
         if isinstance(outcome, Exception):
-            raise explain(outcome, self.vision_model, image.place)
+            raise explain(outcome, self.vision_model, image.label)
         if image.file:
             self._cache.link(image.file, image.key)
         return outcome

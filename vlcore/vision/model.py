@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vlcore.errors import PluginContractError
+from vlcore.prompts.tokenization import ImageLayout
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class ImageRows:
 
     rows: Tensor
     layout: Any = None
+
+
+def image_layout(image: ImageRows) -> ImageLayout:
+    """Return the number and layout of an image's embeddings."""
+    return ImageLayout(len(image.rows), image.layout)
 
 
 class VisionModel:

@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Coroutine, Hashable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -35,8 +35,9 @@ from vlcore.media.download import download
 from vlcore.media.image import decode_image, load_image
 from vlcore.media.policy import TRUSTING, DecodedBudget, ImageAccess, ImageLimits
 from vlcore.media.source import ImageSource, describe, is_web_url, read_image
+from vlcore.prompts.tokenization import ImageLayout
 from vlcore.vision.embedding_cache import EmbeddingCache, file_key, image_key
-from vlcore.vision.model import ImageInputs, ImageRows, VisionModel
+from vlcore.vision.model import ImageInputs, ImageRows, VisionModel, image_layout
 from vlcore.vision.stats import Meter
 
 logger = logging.getLogger(__name__)
@@ -51,11 +52,26 @@ NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
-class PreparedImage:
-    """A preprocessed image, ready for the device; or one whose rows are known already."""
+class ImageRequest:
+    """One image of a request, as it passes through preprocessing."""
 
-    place: str
-    """Where it stands in its request, and what it is, for messages."""
+    source: ImageSource
+    options: Mapping[str, Any]
+    """Options of the vision model's ``preprocess``."""
+    label: str
+    """Position in the request and description of the source, for error messages."""
+    owner: Hashable
+    """The request that the image belongs to. Requests take turns."""
+    budget: DecodedBudget | None = None
+    """Number of pixels that the images of the request may still have."""
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """A preprocessed image, or the embeddings of an image that is cached."""
+
+    label: str
+    """Position in the request, description of the source and size, for error messages."""
     key: str
     inputs: Any = None
     num_tiles: int = 1
@@ -65,17 +81,13 @@ class PreparedImage:
     """The key of its file, if it comes from one."""
 
     @property
-    def num_rows(self) -> int | None:
-        """How many rows it will give, where the plugin says so beforehand."""
+    def layout(self) -> ImageLayout | None:
+        """Layout of the image's embeddings, if it is known before the image is encoded."""
         if self.rows is not None:
-            return len(self.rows.rows)
-        return self.inputs.num_rows if isinstance(self.inputs, ImageInputs) else None
-
-    @property
-    def layout(self) -> Any:
-        """The layout of its rows, where ``num_rows`` is known."""
-        known = self.inputs if self.rows is None else self.rows
-        return known.layout if isinstance(known, ImageInputs | ImageRows) else None
+            return image_layout(self.rows)
+        if isinstance(self.inputs, ImageInputs) and self.inputs.num_rows is not None:
+            return ImageLayout(self.inputs.num_rows, self.inputs.layout)
+        return None
 
 
 class ImagePreprocessor:
@@ -86,7 +98,7 @@ class ImagePreprocessor:
         cache: knows the rows of earlier images, which are not prepared again.
         limits: what a picture may cost.
         access: where pictures may come from.
-        max_pending: how many pictures are on their way here at a time.
+        max_pending: Maximum number of admitted images at a time.
         meter: counts failures and times.
         shrink_on_load: let a JPEG's decoder shrink it towards what the model needs.
     """
@@ -107,7 +119,7 @@ class ImagePreprocessor:
         self._cache = cache
         self._limits = limits
         self._access = access
-        self._gate = FairSemaphore(max_pending)
+        self._pending = FairSemaphore(max_pending)
         self._downloads = FairSemaphore(_MAX_DOWNLOADS)
         self._meter = meter
         self._fetchers = DaemonExecutor(_MAX_FETCHES, "vlcore-fetch")
@@ -116,46 +128,34 @@ class ImagePreprocessor:
         """What some request still needs: an equal picture takes its inputs."""
         self._closed = False
 
-    async def prepare(
-        self,
-        source: ImageSource,
-        options: Mapping[str, Any],
-        place: str,
-        owner: Hashable,
-        budget: DecodedBudget | None = None,
-    ) -> PreparedImage:
+    async def prepare(self, image: ImageRequest) -> PreparedImage:
         """Prepare one image.
 
-        Args:
-            source: where the picture lies.
-            options: of the plugin's ``preprocess``.
-            place: where it stands in its request, for messages.
-            owner: the request.
-            budget: what its pictures may still take.
-
         Raises:
-            OptionError: an unknown image option.
-            ImageError: it is no readable picture, or the plugin cannot preprocess it.
-            EngineClosedError: the encoder was closed.
+            OptionError: An image option is unknown.
+            ImageError: The source is not a readable image, or the plugin cannot preprocess it.
+            EngineClosedError: The encoder was closed.
         """
-        async with self.fetched(source, place, owner) as (found, of_found):
-            return await self.prepare_fetched(found, options, of_found, owner, budget)
+        async with self.admitted(image) as admitted:
+            return await self.prepare_admitted(admitted)
 
     @asynccontextmanager
-    async def fetched(
-        self, source: ImageSource, place: str, owner: Hashable
-    ) -> AsyncIterator[tuple[ImageSource, str]]:
-        """Download what a URL names, while it holds up none that is here already.
+    async def admitted(self, image: ImageRequest) -> AsyncIterator[ImageRequest]:
+        """Download an image if its source is a URL, and wait until it may be processed.
 
-        Yields the source, as bytes where it was a URL, and where it stands for messages.
+        The number of images within this context is limited. A download does not count until it is
+        complete, so that slow servers do not hold up images that are already here.
+
+        Yields:
+            The image, with the downloaded bytes as its source.
         """
-        if not isinstance(source, Image.Image | bytes):
-            place = f"{place}, {describe(source)}"
-        if not is_web_url(source):
-            yield source, place
-            return
-        async with self._downloads.place(owner):
-            yield await self._download(str(source)), place
+        async with AsyncExitStack() as stack:
+            if is_web_url(image.source):
+                await stack.enter_async_context(self._downloads.place(image.owner))
+                image = replace(image, source=await self._download(str(image.source)))
+            await stack.enter_async_context(self._pending.place(image.owner))
+            self.check_open()
+            yield image
 
     async def load(
         self, sources: Sequence[ImageSource], budget: DecodedBudget
@@ -171,24 +171,14 @@ class ImagePreprocessor:
 
         return await _all(map(load, sources))
 
-    async def prepare_fetched(
-        self,
-        source: ImageSource,
-        options: Mapping[str, Any],
-        place: str,
-        owner: Hashable,
-        budget: DecodedBudget | None,
-    ) -> PreparedImage:
-        """Go on like :meth:`prepare` with what :meth:`fetched` yields."""
-        async with self._gate.place(owner):
+    async def prepare_admitted(self, image: ImageRequest) -> PreparedImage:
+        """Prepare an image like :meth:`prepare`, within the context of :meth:`admitted`."""
+        loop = asyncio.get_running_loop()
+        if not isinstance(image.source, Image.Image | bytes):
+            data = await loop.run_in_executor(self._fetchers, self._fetch, image.source)
+            image = replace(image, source=data)
             self.check_open()
-            loop = asyncio.get_running_loop()
-            if not isinstance(source, Image.Image | bytes):
-                source = await loop.run_in_executor(self._fetchers, self._fetch, source)
-                self.check_open()
-            return await loop.run_in_executor(
-                self._pool, self._work, source, options, place, budget
-            )
+        return await loop.run_in_executor(self._pool, self._work, image)
 
     async def _download(self, url: str) -> bytes:
         self.check_open()
@@ -230,31 +220,19 @@ class ImagePreprocessor:
             self._meter.count("num_failures")
             raise
 
-    def _work(
-        self,
-        source: bytes | Image.Image,
-        options: Mapping[str, Any],
-        place: str,
-        budget: DecodedBudget | None,
-    ) -> PreparedImage:
+    def _work(self, image: ImageRequest) -> PreparedImage:
         self.check_open()
         started = time.perf_counter()
         try:
-            return self._prepare(source, options, place, budget)
+            return self._prepare(image)
         except Exception:
             self._meter.count("num_failures")
             raise
         finally:
             self._meter.time("preprocess_s", time.perf_counter() - started)
 
-    def _prepare(
-        self,
-        source: bytes | Image.Image,
-        options: Mapping[str, Any],
-        place: str,
-        budget: DecodedBudget | None,
-    ) -> PreparedImage:
-        model = self._model
+    def _prepare(self, request: ImageRequest) -> PreparedImage:
+        model, source, options, label = self._model, request.source, request.options, request.label
         if unknown := sorted(set(options) - model.image_options):
             raise OptionError(
                 f"unknown image option(s) {', '.join(unknown)}: this model takes "
@@ -264,30 +242,29 @@ class ImagePreprocessor:
         if isinstance(source, bytes):
             file = file_key(source, options, model, shrink_on_load=self._shrink_on_load)
             if (rows := self._cache.get(file)) is not None:
-                return PreparedImage(place, file, rows=rows)
+                return PreparedImage(label, file, rows=rows)
             needed_size = self._needed_size if self._shrink_on_load else None
-            image = decode_image(source, place, self._limits, needed_size, budget)
-            place = f"{place} ({image.width} x {image.height})"
+            image = decode_image(source, label, self._limits, needed_size, request.budget)
+            label = f"{label} ({image.width} x {image.height})"
         else:
-            place = f"{place} ({source.mode}, {source.width} x {source.height})"
             image = load_image(source, self._limits)
         key = image_key(image, options, model)
         if (rows := self._cache.get(key)) is not None:
             if file:
                 self._cache.link(file, key)
-            return PreparedImage(place, key, rows=rows)
+            return PreparedImage(label, key, rows=rows)
         if (known := self._prepared.get(key)) is not None:
-            return replace(known, place=place, file=file)
+            return replace(known, label=label, file=file)
         try:
             inputs = model.preprocess(image, **options)
         except VlcoreError:
             raise
         except Exception as error:
             raise ImageError(
-                f"{place}: {type(model).__name__}.preprocess failed: "
+                f"{label}: {type(model).__name__}.preprocess failed: "
                 f"{type(error).__name__}: {error}"
             ) from error
-        prepared = PreparedImage(place, key, inputs, self._count_tiles(inputs), file=file)
+        prepared = PreparedImage(label, key, inputs, self._count_tiles(inputs), file=file)
         self._prepared[key] = prepared
         return prepared
 
@@ -313,6 +290,14 @@ class ImagePreprocessor:
             f"{type(self._model).__name__}.preprocess must give pixels [tiles, 3, H, W] on the "
             f"CPU; they came as {came}"
         )
+
+
+def image_label(source: ImageSource, number: int, total: int) -> str:
+    """Return the label of an image: its number in the request, from 1, and its source."""
+    label = f"image {number} of {total}"
+    if isinstance(source, Image.Image):
+        return f"{label} ({source.mode}, {source.width} x {source.height})"
+    return label if isinstance(source, bytes) else f"{label}, {describe(source)}"
 
 
 async def _all(coroutines: Iterable[Coroutine[Any, Any, Image.Image]]) -> list[Image.Image]:

@@ -24,7 +24,7 @@ from vlcore.plugins.stages import ModelStages
 from vlcore.prompts.chat_template import ChatTemplate, write_prompt
 from vlcore.prompts.tokenization import ImageLayout, PromptTokenizer, TokenizedPrompt
 from vlcore.vision.encoder import ImageEncoder
-from vlcore.vision.model import ImageInputs, VisionModel
+from vlcore.vision.model import VisionModel, image_layout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -198,13 +198,11 @@ async def _layouts(
     layouts_and_encoded = []
     async with ImageEncoder(vision_model, cache_bytes=0) as encoder:
         for prepared in await encoder.prepare(images, options):
-            if isinstance(prepared.inputs, ImageInputs) and prepared.num_rows is not None:
-                layouts_and_encoded.append(
-                    (ImageLayout(prepared.num_rows, prepared.inputs.layout), False)
-                )
+            if prepared.layout is not None:
+                layouts_and_encoded.append((prepared.layout, False))
             else:
                 (encoded,) = await encoder.encode_prepared([prepared])
-                layouts_and_encoded.append((ImageLayout(len(encoded.rows), encoded.layout), True))
+                layouts_and_encoded.append((image_layout(encoded), True))
     return layouts_and_encoded
 
 
