@@ -1,6 +1,6 @@
-"""What `vlcore serve` adds to the pipeline's own times, for one client over a kept connection.
+"""Measures the overhead of `vlcore serve` over the pipeline, for one persistent connection.
 
-The server is another process; both answer with the demo model, and never at the same time.
+The server is another process; both serve the demo model, and never at the same time.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from measure import interleave, markdown_table, spread
 import vlcore
 
 DEMO = Path(__file__).parents[1] / "demo"
-TEXT = "Describe the picture."
+PROMPT = "Describe the picture."
 Times = tuple[float, float]
-"""Milliseconds to the first piece of text and per further one."""
+"""Milliseconds to the first text and per further one."""
 
 
 @contextmanager
@@ -51,38 +51,38 @@ def serving() -> Iterator[http.client.HTTPConnection]:
 
 
 def times(arrivals: list[float], started: float) -> Times:
-    """Reduce the times at which pieces came."""
+    """Return the time to the first text and the mean time per further one."""
     first = arrivals[0] - started
     rest = (arrivals[-1] - arrivals[0]) / max(1, len(arrivals) - 1)
     return first * 1000, rest * 1000
 
 
-def of_pipeline(pipe: vlcore.Pipeline, content: Any, num_tokens: int) -> Times:
-    """Time the pipeline's own stream, by the pieces with text: the server sends no others."""
+def time_pipeline(pipe: vlcore.Pipeline, content: Any, num_tokens: int) -> Times:
+    """Time the pipeline's stream by the deltas with text: the server sends no others."""
     config = {"max_new_tokens": num_tokens, "ignore_eos": True}
     started = time.perf_counter()
     messages = [{"role": "user", "content": content}]
-    pieces = pipe.stream_infer(messages, config)
-    arrivals = [time.perf_counter() for piece in pieces if piece.text]
+    deltas = pipe.stream_infer(messages, config)
+    arrivals = [time.perf_counter() for delta in deltas if delta.text]
     return times(arrivals, started)
 
 
-def of_loop(pipe: vlcore.Pipeline, content: Any, num_tokens: int) -> Times:
-    """Time the pipeline's stream on its own event loop, where it changes threads least."""
+def time_event_loop(pipe: vlcore.Pipeline, content: Any, num_tokens: int) -> Times:
+    """Time the pipeline's stream on its own event loop, which needs the fewest thread switches."""
     config = {"max_new_tokens": num_tokens, "ignore_eos": True}
 
     async def stream() -> Times:
         started = time.perf_counter()
         messages = [{"role": "user", "content": content}]
-        pieces = pipe.astream_infer(messages, config)
-        arrivals = [time.perf_counter() async for piece in pieces if piece.text]
+        deltas = pipe.astream_infer(messages, config)
+        arrivals = [time.perf_counter() async for delta in deltas if delta.text]
         return times(arrivals, started)
 
     return pipe.run(stream())
 
 
-def of_server(connection: http.client.HTTPConnection, content: Any, num_tokens: int) -> Times:
-    """Time the server's stream, up to the text and not to its end."""
+def time_server(connection: http.client.HTTPConnection, content: Any, num_tokens: int) -> Times:
+    """Time the server's stream up to the last text, not to its end."""
     body = {
         "model": "tiny-llava",
         "messages": [{"role": "user", "content": content}],
@@ -102,7 +102,7 @@ def of_server(connection: http.client.HTTPConnection, content: Any, num_tokens: 
     if response.status != 200:
         raise RuntimeError(response.read().decode())
     arrivals = [time.perf_counter() for line in response if b'"content":"' in line]
-    return times(arrivals[1:], started)  # the first one states the role
+    return times(arrivals[1:], started)  # the first one has the role
 
 
 def main() -> None:
@@ -111,41 +111,43 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     rounds, num_tokens = (1, 4) if options.quick else (60, 64)
-    picture = base64.b64encode((DEMO / "images" / "tower.png").read_bytes()).decode()
-    image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}}
+    image = base64.b64encode((DEMO / "images" / "tower.png").read_bytes()).decode()
+    part = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}}
     contents: dict[str, Any] = {
-        "text": TEXT,
-        "a picture whose rows are kept": [image, {"type": "text", "text": TEXT}],
+        "text": PROMPT,
+        "a cached image": [part, {"type": "text", "text": PROMPT}],
     }
     pipe = vlcore.pipeline(DEMO / "tiny-llava", device="cpu", dtype="float32")
     rows = []
     with pipe, serving() as connection:
         for name, content in contents.items():
             contenders: dict[str, Callable[[], Times]] = {
-                "stream_infer": partial(of_pipeline, pipe, content, num_tokens),
-                "its own loop": partial(of_loop, pipe, content, num_tokens),
-                "server": partial(of_server, connection, content, num_tokens),
+                "stream_infer": partial(time_pipeline, pipe, content, num_tokens),
+                "event loop": partial(time_event_loop, pipe, content, num_tokens),
+                "server": partial(time_server, connection, content, num_tokens),
             }
             for contender in contenders.values():  # fills the caches
                 contender()
             measured = interleave(rounds, contenders)
             for position, kind in enumerate(("to the first text", "per further token")):
-                of = {who: [value[position] for value in all_] for who, all_ in measured.items()}
+                values = {
+                    name: [pair[position] for pair in pairs] for name, pairs in measured.items()
+                }
                 row = [f"{name}, {kind}"]
-                row += [f"{statistics.median(values):.2f}" for values in of.values()]
-                for who in ("stream_infer", "its own loop"):
-                    pairs = zip(of[who], of["server"], strict=True)
+                row += [f"{statistics.median(times_ms):.2f}" for times_ms in values.values()]
+                for baseline in ("stream_infer", "event loop"):
+                    pairs = zip(values[baseline], values["server"], strict=True)
                     row.append(spread([after - before for before, after in pairs]))
                 rows.append(row)
-    print("## What the server adds, for one client\n")
+    print("## Server overhead, for one client\n")
     print(
-        "Milliseconds of `stream_infer`, of `astream_infer` on the pipeline's own loop "
-        "(`Pipeline.run`) and of `vlcore serve` in another process, streamed over a kept "
-        f"connection, with the demo model in alternating rounds ({rounds}, {num_tokens} tokens "
-        "each): medians, and the median (min..max) of what the server adds within a round.\n"
+        "Milliseconds of `stream_infer`, of `astream_infer` on the pipeline's event loop "
+        "(`Pipeline.run`) and of `vlcore serve` in another process, streamed over a persistent "
+        f"connection, with the demo model in {rounds} alternating rounds of {num_tokens} tokens: "
+        "medians, and the median (min..max) of the server's overhead within a round.\n"
     )
-    heads = ["request", "stream_infer", "own loop", "server", "added to stream_infer"]
-    print(markdown_table([*heads, "added to the own loop"], rows))
+    heads = ["request", "stream_infer", "event loop", "server", "overhead on stream_infer"]
+    print(markdown_table([*heads, "overhead on the event loop"], rows))
 
 
 if __name__ == "__main__":

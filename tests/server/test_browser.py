@@ -312,7 +312,7 @@ def test_the_key_is_requested_and_kept_in_the_tab(browser: Browser) -> None:
             page.goto(f"http://{host}:{port}")
             for key, reason in (("wrong", "an API key is required"), ("open sesame", "is wrong")):
                 expect(page.locator("#key-reason")).to_contain_text(reason)
-                page.get_by_label("API key").fill(key)
+                page.get_by_role("textbox", name="API key").fill(key)
                 page.get_by_role("button", name="Continue").click()
             expect(page.locator("#model")).to_have_text("tiny")
             ask(page, "How many objects are there?")
