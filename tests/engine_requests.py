@@ -8,6 +8,7 @@ from contextlib import aclosing
 from typing import Any
 
 import torch
+from waits import TIMEOUT_S
 
 from vlcore.engines.base import EngineOutput, EngineRequest
 from vlcore.engines.generation import GenerationConfig
@@ -15,20 +16,12 @@ from vlcore.engines.transformers.engine import TransformersEngine
 from vlcore.prompts.tokenization import Span, TokenizedPrompt
 
 CPU = torch.device("cpu")
-TIMEOUT_S = 300
-"""Of a wait that only a failing test waits out."""
 LONG = 400
 """Tokens that a test never waits for: it cancels the request, with the engine held."""
 
 
 def run(body: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(asyncio.wait_for(body(), TIMEOUT_S))
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for what happens in another thread."""
-    while not condition():
-        await asyncio.sleep(0.001)
 
 
 def request(

@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 from PIL import Image
+from waits import TIMEOUT_S
 
 from vlcore.vision.encoder import ImageEncoder
 from vlcore.vision.model import ImageRows, VisionModel
 
 POISON = 99
-TIMEOUT_S = 20
-"""Of a wait that only a failing test waits out."""
 
 
 def image(value: int) -> Image.Image:

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from vlcore.engines.transformers import TransformersEngine
+from waits import TIMEOUT_S
 
-TIMEOUT_S = 300
-"""Of a wait that only a failing test waits out."""
+from vlcore.engines.transformers import TransformersEngine
 
 
 class Hold:

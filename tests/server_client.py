@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from waits import TIMEOUT_S
+
 IMAGES = Path(__file__).parents[1] / "demo" / "images"
 
 
@@ -52,7 +54,9 @@ def send(url: str, raw: bytes) -> Reply:
     """Send bytes over a new connection, and read until the server closes it."""
     address = urlsplit(url)
     assert address.hostname is not None
-    with socket.create_connection((address.hostname, address.port or 80), timeout=20) as connection:
+    with socket.create_connection(
+        (address.hostname, address.port or 80), timeout=TIMEOUT_S
+    ) as connection:
         received = bytearray()
         try:
             connection.sendall(raw)

@@ -17,6 +17,7 @@ from patchwork import write_patchwork
 from PIL import Image
 from qwen_checkpoints import write_pointing_qwen
 from typer.testing import CliRunner
+from waits import TIMEOUT_S
 
 import vlcore
 import vlcore.clip
@@ -88,7 +89,7 @@ def see_it_served(command: list[str]) -> None:
             assert httpx2.get(f"{found[1]}/ready").json() == {"status": "ready"}
             process.terminate()
             process.stderr.read()
-            assert process.wait(30) == 0
+            assert process.wait(TIMEOUT_S) == 0
         finally:
             process.kill()
 

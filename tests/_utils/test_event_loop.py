@@ -5,11 +5,10 @@ import threading
 from collections.abc import AsyncGenerator, Iterator
 
 import pytest
+from waits import TIMEOUT_S
 
 from vlcore._utils.event_loop import LoopThread
 from vlcore.errors import EngineClosedError
-
-TIMEOUT_S = 30
 
 
 @pytest.fixture
@@ -268,7 +267,7 @@ def test_an_iteration_that_is_collected_on_the_loop_does_not_wait_for_itself(
         iteration.close()
 
     loop.run(drop())
-    assert closed.wait(5)
+    assert closed.wait(TIMEOUT_S)
 
 
 def test_nothing_that_is_submitted_while_the_loop_closes_waits_forever() -> None:
@@ -290,7 +289,7 @@ def test_nothing_that_is_submitted_while_the_loop_closes_waits_forever() -> None
         thread.start()
     loop.close()
     for thread in threads:
-        thread.join(10)
+        thread.join(TIMEOUT_S)
     assert outcomes == ["closed"] * 4
 
 
@@ -300,10 +299,10 @@ def test_what_is_submitted_runs_while_nobody_waits() -> None:
     async def body() -> int:
         return 7
 
-    assert loop.submit(body()).result(60) == 7
+    assert loop.submit(body()).result(TIMEOUT_S) == 7
     seen = threading.Event()
     loop.call_soon(seen.set)
-    assert seen.wait(60)
+    assert seen.wait(TIMEOUT_S)
     loop.close()
     coroutine = body()
     with pytest.raises(EngineClosedError):

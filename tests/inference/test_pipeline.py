@@ -8,7 +8,6 @@ import json
 import subprocess
 import sys
 import threading
-import time
 import weakref
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,7 +17,9 @@ from typing import Any, Self
 import pytest
 import torch
 from checkpoints import NUM_ROWS, write_llava
+from held_engine import held
 from PIL import Image
+from waits import TIMEOUT_S, wait_for
 
 from vlcore.engines.generation import GenerationConfig
 from vlcore.engines.transformers.engine import TransformersEngineConfig
@@ -530,11 +531,13 @@ def test_requests_of_many_callers_run_concurrently(pipe: Pipeline) -> None:
 
 def test_a_cancelled_request_does_not_affect_the_pipeline(pipe: Pipeline) -> None:
     async def body() -> None:
-        task = asyncio.create_task(pipe.ainfer("hello", {"max_new_tokens": 400}))
-        await asyncio.sleep(0.02)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        with held(pipe.engine, 4) as hold:
+            endless = {"max_new_tokens": 400, "ignore_eos": True}
+            task = asyncio.create_task(pipe.ainfer("hello", endless))
+            await asyncio.to_thread(hold.wait_until_held)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
         assert (await pipe.ainfer("hello", SHORT)).finish_reason == "length"
 
     asyncio.run(body())
@@ -616,12 +619,13 @@ def test_closing_ends_the_requests_of_other_threads(fresh: Pipeline) -> None:
     next(stream)
     prompts: list[Any] = ["hello", ["hello"] * 200]
     threads = [threading.Thread(target=call, args=(p,), daemon=True) for p in prompts]
+    with held(fresh.engine):
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: fresh.engine.stats().num_waiting > 1)
+        fresh.close()
     for thread in threads:
-        thread.start()
-    next(stream)
-    fresh.close()
-    for thread in threads:
-        thread.join(30)
+        thread.join(TIMEOUT_S)
         assert not thread.is_alive()
     with pytest.raises(EngineClosedError):
         list(stream)
@@ -720,11 +724,11 @@ def test_preprocessed_images_are_freed_before_the_response_is_generated(checkpoi
             return result
 
         model.preprocess = recorded  # type: ignore[method-assign]
-        chunks = pipe.stream_infer(("hello", RED), SHORT)
-        next(chunks)
-        gc.collect()
-        assert [reference() for reference in inputs] == [None]
-        chunks.close()
+        with held(pipe.engine, 2):
+            chunks = pipe.stream_infer(("hello", RED), SHORT)
+            next(chunks)
+            wait_for(lambda: gc.collect() >= 0 and [reference() for reference in inputs] == [None])
+            chunks.close()
 
 
 def test_a_named_template_is_used(checkpoint: Path) -> None:
@@ -772,7 +776,7 @@ class SlowServer:
                 self.wfile.write(b"x")
                 self.wfile.flush()
                 outer.requested.set()
-                outer.released.wait(10)
+                outer.released.wait(TIMEOUT_S)
                 self.close_connection = True
 
             def log_message(self, *_: object) -> None:
@@ -800,7 +804,7 @@ def test_text_does_not_wait_for_slow_images(fresh: Pipeline) -> None:
         prompts = [("a", server.url)] * 12
         thread = threading.Thread(target=lambda: slow.extend(fresh(prompts, SHORT)))
         thread.start()
-        assert server.requested.wait(10)
+        assert server.requested.wait(TIMEOUT_S)
         assert fresh("hello", SHORT).text
         assert not slow
         server.released.set()
@@ -824,17 +828,18 @@ def test_closing_does_not_wait_for_slow_images_and_ends_all_requests(
         pipe = pipeline(checkpoint, device="cpu")
         endless = {"max_new_tokens": 450, "ignore_eos": True}
         started = pipe.stream_infer("hello", endless)
-        next(started)
-        threads = [
-            threading.Thread(target=consume, args=(stream,))
-            for stream in (pipe.stream_infer(("a", server.url)), started)
-        ]
-        threads[0].start()
-        assert server.requested.wait(10)
-        pipe.close()
+        with held(pipe.engine, 4):
+            next(started)
+            threads = [
+                threading.Thread(target=consume, args=(stream,))
+                for stream in (pipe.stream_infer(("a", server.url)), started)
+            ]
+            threads[0].start()
+            assert server.requested.wait(TIMEOUT_S)
+            pipe.close()
         threads[1].start()
         for thread in threads:
-            thread.join(10)
+            thread.join(TIMEOUT_S)
         assert outcomes == ["closed", "closed"]
 
 
@@ -865,10 +870,7 @@ def test_an_unreferenced_pipeline_is_freed_after_its_streams(checkpoint: Path) -
     assert sum(len(chunk.token_ids) for chunk in stream) > 0
     del stream
     gc.collect()
-    deadline = time.monotonic() + 10
-    while set(threading.enumerate()) - before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert set(threading.enumerate()) <= before
+    wait_for(lambda: set(threading.enumerate()) <= before)
 
 
 def test_invalid_unicode_is_rejected(pipe: Pipeline) -> None:

@@ -13,6 +13,7 @@ from contextlib import closing, suppress
 
 import pytest
 import trustme
+from waits import TIMEOUT_S, until
 
 from vlcore.errors import ImageError, ImageLimitError
 from vlcore.media import ssrf as addresses
@@ -76,7 +77,7 @@ class Server:
                     connection.sendall(b"x")
                     time.sleep(0.02)
             elif path == "/hang":
-                connection.settimeout(10)
+                connection.settimeout(TIMEOUT_S)
                 if not connection.recv(1):
                     self.gone.set()
             else:
@@ -228,32 +229,30 @@ def test_a_status_is_reported_without_the_body(server: Server, lookups: list[str
 
 
 def test_a_trickle_of_header_bytes_ends_in_time(server: Server, lookups: list[str]) -> None:
-    started = time.monotonic()
+    """Without the limit it would not end at all."""
     with pytest.raises(ImageLimitError, match=r"took longer than timeout_s=0\.2"):
         fetch(server, "/trickle", ImageLimits(timeout_s=0.2))
-    assert time.monotonic() - started < 2
 
 
 def test_cancelling_closes_the_connection(server: Server, lookups: list[str]) -> None:
     async def body() -> None:
         url = f"http://a.example:{server.port}/hang"
         task = asyncio.create_task(download(url, "'it'", ImageLimits(), OPEN))
-        while not server.heads:
-            await asyncio.sleep(0.01)
+        await until(lambda: server.heads)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(body())
-    assert server.gone.wait(5)
+    assert server.gone.wait(TIMEOUT_S)
 
 
 def test_a_resolver_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     done = threading.Event()
 
     def getaddrinfo(*_: object, **__: object) -> list[object]:
-        done.wait(10)
+        done.wait(TIMEOUT_S)
         return []
 
     monkeypatch.setattr("vlcore.media.ssrf.socket.getaddrinfo", getaddrinfo)

@@ -155,7 +155,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(200)
             self.end_headers()
             with suppress(OSError):  # whoever asked has gone
-                for _ in range(200):
+                while True:
                     self.wfile.write(b"x")
                     time.sleep(0.02)
         elif route == "page":

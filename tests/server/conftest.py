@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,14 +11,13 @@ from typing import Any
 
 import pytest
 from loop_clock import LoopClock
+from waits import TIMEOUT_S, wait_for
 
 import vlcore
 from vlcore.server.serving import Server
 from vlcore.server.settings import ServerSettings
 
 DEMO = Path(__file__).parents[2] / "demo"
-TIMEOUT_S = 120
-"""Upper bound of a wait; only a failing test reaches it."""
 
 
 @contextmanager
@@ -30,9 +28,8 @@ def running(pipe: vlcore.Pipeline, **settings: Any) -> Iterator[Server]:
     thread = threading.Thread(target=lambda: pipe.run(server.serve()), name="server")
     thread.start()
     try:
-        while not server.started:
-            assert thread.is_alive(), "the server did not start"
-            time.sleep(0.005)
+        wait_for(lambda: server.started or not thread.is_alive())
+        assert server.started, "the server did not start"
         yield server
     finally:
         server.stop()

@@ -13,7 +13,6 @@ from loop_clock import LoopClock
 from server.conftest import DEMO, clock_of, running
 from server.wire import (
     LONG,
-    TIMEOUT_S,
     chat_body,
     closing,
     connect,
@@ -23,8 +22,8 @@ from server.wire import (
     read_all,
     read_until,
     send_and_read,
-    wait_for,
 )
+from waits import TIMEOUT_S, wait_for
 
 import vlcore
 from vlcore.inference.pipeline import Pipeline

@@ -14,8 +14,8 @@ from server.wire import (
     read_all,
     read_until,
     send_and_read,
-    wait_for,
 )
+from waits import wait_for
 
 import vlcore
 from vlcore.inference.pipeline import Pipeline

@@ -12,15 +12,14 @@ from held_engine import held
 from server.conftest import DEMO, clock_of, running
 from server.wire import (
     LONG,
-    TIMEOUT_S,
     chat_body,
     connect,
     post,
     read_all,
     read_until,
     send_and_read,
-    wait_for,
 )
+from waits import TIMEOUT_S, wait_for
 
 import vlcore
 from vlcore.inference.pipeline import Pipeline

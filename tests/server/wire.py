@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import socket
-import time
-from collections.abc import Callable
 from typing import Any
+
+from waits import TIMEOUT_S
 
 from vlcore.server.serving import Server
 
 LONG: dict[str, Any] = {"max_tokens": 100_000, "ignore_eos": True, "temperature": 0}
 """As many tokens as the context holds: with the engine held, a completion without an end."""
-TIMEOUT_S = 120
-"""Upper bound of a wait; only a failing test reaches it."""
 
 
 def chat_body(**options: Any) -> bytes:
@@ -72,11 +70,3 @@ def metric(server: Server, name: str) -> float:
 def outcomes(server: Server, outcome: str) -> float:
     """Return the number of requests with an outcome."""
     return metric(server, f'vlcore_requests_total{{outcome="{outcome}"}}')
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    """Wait until a condition holds."""
-    until = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < until, "the condition did not become true"
-        time.sleep(0.01)

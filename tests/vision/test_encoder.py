@@ -10,7 +10,6 @@ import pytest
 import torch
 from grey_model import (
     POISON,
-    TIMEOUT_S,
     FakeModel,
     GatedModel,
     image,
@@ -22,6 +21,7 @@ from grey_model import (
 )
 from PIL import Image
 from torch import Tensor
+from waits import TIMEOUT_S, until
 
 from vlcore.errors import EngineClosedError, ImageError, OptionError, PluginContractError
 from vlcore.vision.encoder import ImageEncoder
@@ -167,8 +167,7 @@ def test_the_same_image_in_overlapping_requests_is_encoded_once() -> None:
             first = await waiting(encoder, image(1))
             await model.wait_until_entered()
             second = asyncio.create_task(encoder.encode([image(1), image(1)]))
-            while encoder.stats().num_cache_hits < 2:
-                await asyncio.sleep(0.001)
+            await until(lambda: encoder.stats().num_cache_hits == 2)
             model.gate.release()
             assert values(await first) == [1]
             assert values(await second) == [1, 1]
@@ -251,8 +250,7 @@ def test_requests_that_share_a_failing_image_all_fail() -> None:
             first = await waiting(encoder, image(POISON))
             await model.wait_until_entered()
             second = asyncio.create_task(encoder.encode([image(POISON)]))
-            while encoder.stats().num_cache_hits < 1:
-                await asyncio.sleep(0.001)
+            await until(lambda: encoder.stats().num_cache_hits == 1)
             model.gate.release()
             assert isinstance(await outcome(first), ImageError)
             assert isinstance(await outcome(second), ImageError)
@@ -409,8 +407,7 @@ def test_a_cancelled_request_leaves_the_others(on_device: bool) -> None:
             await model.wait_until_entered()
             second = await waiting(encoder, image(1))
             same = asyncio.create_task(encoder.encode([image(0), image(1)]))
-            while encoder.stats().num_cache_hits < 2:
-                await asyncio.sleep(0.001)
+            await until(lambda: encoder.stats().num_cache_hits == 2)
             cancelled, other = (first, second) if on_device else (second, first)
             cancelled.cancel()
             model.gate.release(9)

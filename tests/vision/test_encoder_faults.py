@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import io
 import random
-import time
+import threading
 import weakref
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,8 +26,10 @@ from grey_model import (
     waiting,
 )
 from PIL import Image
+from waits import TIMEOUT_S, until
 
 from vlcore.errors import EngineClosedError, ImageError, PluginContractError
+from vlcore.vision import preprocessing
 from vlcore.vision.encoder import ImageEncoder
 from vlcore.vision.model import ImageInputs, VisionModel
 
@@ -201,7 +203,8 @@ def test_a_thousand_requests_of_which_a_third_are_cancelled() -> None:
             tasks = [asyncio.create_task(encoder.encode([image(n)])) for n in numbers]
 
             async def cancel(task: asyncio.Task[Any]) -> None:
-                await asyncio.sleep(draw.uniform(0, 0.3))
+                for _ in range(draw.randrange(200)):
+                    await asyncio.sleep(0)  # a turn of the event loop
                 task.cancel()
 
             cancelled = set(draw.sample(range(1000), 333))
@@ -290,8 +293,7 @@ def test_fifty_requests_for_an_image_whose_first_attempt_fails() -> None:
         async with clean_encoder(model, max_batch_size=16) as encoder:
             requests = [asyncio.create_task(encoder.encode([image(7)])) for _ in range(50)]
             await model.wait_until_entered()
-            while encoder.stats().num_cache_hits < 49:
-                await asyncio.sleep(0.001)
+            await until(lambda: encoder.stats().num_cache_hits == 49)
             model.gate.release(9)
             results = [await outcome(request) for request in requests]
             assert all("the first attempt" in str(result) for result in results)
@@ -363,25 +365,23 @@ def test_an_image_that_two_requests_share_comes_in_whichever_turn_is_first() -> 
 
 def test_images_behind_the_bound_are_not_even_preprocessed() -> None:
     async def body() -> None:
-        model = GatedModel()
         preprocessed: list[int] = []
 
         class Watched(GatedModel):
             def preprocess(self, image: Image.Image, **options: Any) -> Any:
-                preprocessed.append(1)
-                return super().preprocess(image, **options)
+                value = super().preprocess(image, **options)
+                preprocessed.append(value)
+                return value
 
         model = Watched()
         async with clean_encoder(model, max_batch_size=2) as encoder:
             many = asyncio.create_task(encoder.encode([image(n) for n in range(50)]))
             await model.wait_until_entered()
             late = asyncio.create_task(encoder.encode([image(60)]))
-            await asyncio.sleep(0.05)
-            assert len(preprocessed) == 8
+            await until(lambda: len(encoder._gate._waiting) == 43 and len(preprocessed) == 8)
             model.gate.release(100)
-            await late
-            assert len(preprocessed) < 20  # it was let in among the first of those who waited
-            await many
+            await asyncio.gather(many, late)
+            assert preprocessed.index(60) < 20  # it is let in among the first of those that wait
 
     run(body)
 
@@ -401,29 +401,45 @@ def test_one_failing_image_takes_the_rest_of_its_request_out_of_the_queue() -> N
     run(body)
 
 
-def test_nothing_blocks_the_loop() -> None:
-    class Slow(FakeModel):
-        def preprocess(self, image: Image.Image, **options: Any) -> Any:
-            time.sleep(0.05)
-            return super().preprocess(image, **options)
+def test_nothing_blocks_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each stage of an image waits until the event loop lets it go on, so it cannot block it."""
+
+    file = tmp_path / "grey.png"
+    image(9).save(file)
 
     async def body() -> None:
-        buffer = io.BytesIO()
-        Image.effect_noise((2000, 1500), 80).save(buffer, "PNG")
-        longest, last = 0.0, time.perf_counter()
+        loop, reached, go_on = asyncio.get_running_loop(), asyncio.Event(), threading.Semaphore(0)
+        passed: list[str] = []
 
-        async def watch() -> None:
-            nonlocal longest, last
-            while True:
-                await asyncio.sleep(0.001)
-                longest, last = max(longest, time.perf_counter() - last), time.perf_counter()
+        def wait_for_the_loop(name: str) -> None:
+            loop.call_soon_threadsafe(reached.set)
+            assert go_on.acquire(timeout=TIMEOUT_S)
+            passed.append(name)
 
-        async with ImageEncoder(Slow()) as encoder:
-            watcher = asyncio.create_task(watch())
-            started = time.perf_counter()
-            await encoder.encode([buffer.getvalue() + bytes([n]) for n in range(4)])
-            took = time.perf_counter() - started
-            watcher.cancel()
-        assert longest < took / 3
+        class Watched(FakeModel):
+            def preprocess(self, image: Image.Image, **options: Any) -> Any:
+                wait_for_the_loop("preprocess")
+                return super().preprocess(image, **options)
+
+        def watched(name: str) -> Callable[..., Any]:
+            function = getattr(preprocessing, name)
+
+            def call(*args: Any) -> Any:
+                wait_for_the_loop(name)
+                return function(*args)
+
+            return call
+
+        stages = ("read_image", "decode_image", "image_key")
+        for name in stages:
+            monkeypatch.setattr(preprocessing, name, watched(name))
+        async with ImageEncoder(Watched()) as encoder:
+            encoding = asyncio.create_task(encoder.encode([file]))
+            for _ in range(4):
+                await asyncio.wait_for(reached.wait(), TIMEOUT_S)
+                reached.clear()
+                go_on.release()
+            await encoding
+        assert passed == [*stages, "preprocess"]
 
     run(body)

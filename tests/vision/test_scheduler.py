@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from grey_model import TIMEOUT_S, FakeModel, GatedModel, image, run, values, waiting
+from grey_model import FakeModel, GatedModel, image, run, values, waiting
+from waits import TIMEOUT_S, until
 
 from vlcore.errors import EngineClosedError, OptionError
 from vlcore.vision.device_runner import DeviceRunner
@@ -88,8 +89,7 @@ def test_a_device_that_computes_takes_only_a_whole_batch_ahead(
             (first,) = await ask_all(encoder, [100])
             await model.wait_until_entered()
             others = await ask_all(encoder, range(num_waiting))
-            while encoder.stats().num_waiting != num_waiting - num_ahead:
-                await asyncio.sleep(0.001)
+            await until(lambda: encoder.stats().num_waiting == num_waiting - num_ahead)
             if num_ahead:
                 await model.wait_until_entered()
             model.gate.release(2)

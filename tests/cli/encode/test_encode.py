@@ -31,13 +31,16 @@ def folder(tmp_path: Path) -> Path:
 
 
 def encode(checkpoint: Path, out: Path, *arguments: str | Path) -> Result:
-    command = ["encode", str(checkpoint), *map(str, arguments), "--out", str(out)]
+    """Run the command, in float32 unless the arguments name another dtype."""
+    command = ["encode", str(checkpoint), "--dtype", "float32", "--out", str(out)]
+    command += map(str, arguments)
     return CliRunner().invoke(app, command)
 
 
 def rows_of(checkpoint: Path, pictures: list[Path]) -> list[torch.Tensor]:
     async def body() -> list[torch.Tensor]:
-        async with vlcore.ImageEncoder(vlcore.load_vision_model(checkpoint)) as encoder:
+        model = vlcore.load_vision_model(checkpoint, dtype=torch.float32)
+        async with vlcore.ImageEncoder(model) as encoder:
             return [image.rows for image in await encoder.encode(pictures)]
 
     return asyncio.run(body())
@@ -155,9 +158,9 @@ def test_what_is_done_is_kept_when_somebody_interrupts(
             raise KeyboardInterrupt
         return await encode_one(self, images)
 
-    monkeypatch.setattr(sys.modules["vlcore.cli.encode"], "_MAX_FILES_IN_MEMORY", 1)
-    monkeypatch.setattr(vlcore.ImageEncoder, "encode", interrupted)
-    assert encode(checkpoint, out, folder).exit_code != 0
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["vlcore.cli.encode"], "_MAX_FILES_IN_MEMORY", 1)
+        patch.setattr(vlcore.ImageEncoder, "encode", interrupted)
+        assert encode(checkpoint, out, folder).exit_code != 0
     assert len(load_file(out)) == 1
-    monkeypatch.undo()
     assert "[2 image(s)" in encode(checkpoint, out, folder).stderr

@@ -12,20 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from engine_requests import (
-    CPU,
-    LONG,
-    TIMEOUT_S,
-    answer,
-    pieces,
-    request,
-    run,
-    token_ids,
-    until,
-    watch_batches,
-)
+from engine_requests import CPU, LONG, answer, pieces, request, run, token_ids, watch_batches
 from held_engine import held
 from transformers import PreTrainedTokenizerBase
+from waits import TIMEOUT_S, until
 
 from vlcore.engines.base import EngineOutput, EngineRequest
 from vlcore.engines.detokenizer import Detokenizer

@@ -8,20 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from engine_requests import (
-    CPU,
-    LONG,
-    answer,
-    pieces,
-    request,
-    run,
-    text,
-    token_ids,
-    until,
-    watch_batches,
-)
+from engine_requests import CPU, LONG, answer, pieces, request, run, text, token_ids, watch_batches
 from held_engine import held
 from transformers import PreTrainedTokenizerBase
+from waits import until
 
 from vlcore.engines.base import EngineRequest, EngineStats
 from vlcore.engines.detokenizer import Detokenizer

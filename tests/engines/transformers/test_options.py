@@ -7,18 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from engine_requests import (
-    LONG,
-    answer,
-    pieces,
-    request,
-    run,
-    text,
-    token_ids,
-    until,
-    watch_batches,
-)
+from engine_requests import LONG, answer, pieces, request, run, text, token_ids, watch_batches
 from transformers import PreTrainedTokenizerBase
+from waits import until
 
 from vlcore.engines.base import EngineOutput, EngineRequest
 from vlcore.engines.transformers.engine import TransformersEngine

@@ -18,6 +18,7 @@ from qwen_checkpoints import write_qwen
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
+from waits import TIMEOUT_S
 from weight_files import LAYOUTS, read_all, single_bin, single_safetensors
 
 import vlcore
@@ -239,10 +240,10 @@ def test_the_error_of_a_failed_write_says_what_is_kept(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Checkpoint, "tensors", full)
-    with pytest.raises(ViewError, match=r"No space left.*are kept in .*part"):
-        renamed.write_view(tmp_path / "view")
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "tensors", full)
+        with pytest.raises(ViewError, match=r"No space left.*are kept in .*part"):
+            renamed.write_view(tmp_path / "view")
     assert_whole(renamed.write_view(tmp_path / "view"), renamed)
 
 
@@ -278,7 +279,7 @@ def test_waiting_for_another_process_is_reported(
     def hold() -> None:
         with FileLock(tmp_path / "view.lock"):
             is_held.set()
-            has_warned.wait(10)
+            has_warned.wait(TIMEOUT_S)
 
     thread = threading.Thread(target=hold)
     thread.start()
