@@ -206,7 +206,7 @@ def test_generation_options_may_be_a_mapping(pipe: Pipeline) -> None:
         (("a", b"not an image"), ImageError, "is not a"),
         (("a", Image.new("RGB", (0, 4))), ImageError, "no pixels"),
         ([user(image_part(RED) | {"zoom": 2}, "a")], OptionError, r"image option\(s\) zoom"),
-        ("x" * 3000, ContextLengthError, "the context holds 512"),
+        ("x" * 3000, ContextLengthError, "context length is 512"),
     ],
 )
 def test_an_invalid_prompt_raises(
@@ -254,7 +254,7 @@ def test_the_limits_of_a_prompt_are_settings(checkpoint: Path) -> None:
 def test_a_limit_above_the_context_leaves_the_context(checkpoint: Path) -> None:
     with (
         pipeline(checkpoint, device="cpu", max_prompt_tokens=10**6) as pipe,
-        pytest.raises(ContextLengthError, match="the context holds 512"),
+        pytest.raises(ContextLengthError, match="context length is 512"),
     ):
         pipe("x" * 3000, SHORT)
 

@@ -13,7 +13,7 @@ import pytest
 
 from vlcore.engines.generation import GenerationConfig
 from vlcore.engines.turbomind import support as turbomind_support
-from vlcore.engines.turbomind.requests import _WHY
+from vlcore.engines.turbomind.requests import _STATUS_REASONS
 from vlcore.engines.turbomind.translation import to_turbomind
 
 if importlib.util.find_spec("lmdeploy") is None:
@@ -33,11 +33,11 @@ def test_the_installed_release_is_a_supported_one() -> None:
 
 
 def test_turbomind_takes_the_architectures_that_are_listed() -> None:
-    assert turbomind_support._facts()["embeddings"].keys() <= SUPPORTED_ARCHS.keys()
+    assert turbomind_support._supported()["embeddings"].keys() <= SUPPORTED_ARCHS.keys()
 
 
 def test_turbomind_reads_the_token_tables_that_are_listed() -> None:
-    for architecture, name in turbomind_support._facts()["embeddings"].items():
+    for architecture, name in turbomind_support._supported()["embeddings"].items():
         registered = SUPPORTED_ARCHS[architecture]
         from lmdeploy.turbomind.models.base import INPUT_MODELS
 
@@ -47,7 +47,9 @@ def test_turbomind_reads_the_token_tables_that_are_listed() -> None:
 
 def test_every_option_is_one_of_lmdeploys() -> None:
     known = {field.name for field in dataclasses.fields(messages.GenerationConfig)}
-    options = to_turbomind(GenerationConfig(), end_ids=[2], eos_ids=[2], max_new_tokens=1)
+    options = to_turbomind(
+        GenerationConfig(), end_token_ids=[2], eos_token_ids=[2], max_new_tokens=1
+    )
     assert options.keys() <= known
 
 
@@ -63,8 +65,8 @@ def test_lmdeploy_reports_what_the_engine_explains() -> None:
         for node in ast.walk(ast.parse(inspect.getsource(lmdeploy_turbomind)))
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "ResponseType"
     }
-    assert reported >= _WHY.keys() | {"SUCCESS", "FINISH"}
-    assert {kind.name for kind in messages.ResponseType} >= _WHY.keys()
+    assert reported >= _STATUS_REASONS.keys() | {"SUCCESS", "FINISH"}
+    assert {kind.name for kind in messages.ResponseType} >= _STATUS_REASONS.keys()
 
 
 def test_the_stand_in_is_called_as_turbomind_is() -> None:

@@ -1,1 +1,1 @@
-"""Engines: token ids and image embeddings in, text out, token by token."""
+"""Engines: they continue prompts of token ids and image embeddings, and stream the text."""

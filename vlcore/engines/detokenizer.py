@@ -1,4 +1,4 @@
-"""Text of an answer while its tokens arrive: whole characters only, never a stop or bad text."""
+"""``Detokenizer``: the text of an answer, decoded incrementally while its tokens are generated."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ _INCOMPLETE = "�"
 
 
 class Detokenizer:
-    """Turns arriving token ids into text.
+    """Decodes token ids into text incrementally.
 
-    Bytes of an unfinished character are held back, and so is text that may be the beginning of
-    a stop text. What was given out never changes.
+    Bytes of an incomplete character are held back, and so is text that may be the beginning of a
+    stop string. Text that was returned never changes.
 
     Args:
-        tokenizer: decodes.
-        stop: texts that end the answer.
-        bad: texts that may not appear in it; ask :meth:`allows` before each :meth:`add`.
-        skip_special_tokens: leave special tokens out.
+        tokenizer: decodes the tokens.
+        stop: stop strings, which end the answer.
+        bad: banned strings, which may not appear in the answer; call :meth:`allows` before each
+            :meth:`add`.
+        skip_special_tokens: leave special tokens out of the text.
     """
 
     def __init__(
@@ -33,51 +34,54 @@ class Detokenizer:
         skip_special_tokens: bool = True,
     ) -> None:
         self.stopped = False
-        """Whether a stop text was met; text after it is dropped."""
+        """Whether a stop string was found; it and the text after it are dropped."""
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
         self._bad = tuple(bad)
-        self._bad_reach = max(map(len, self._bad), default=1) - 1
+        self._max_overlap = max(map(len, self._bad), default=1) - 1
+        """How many characters of a banned string can be in the text before a token."""
         self._tail = ""
+        """The end of the decoded text, as far as a banned string can begin in it."""
         self._skip_special_tokens = skip_special_tokens
         self._token_ids: list[int] = []
-        # Decoding starts at a token whose text is known, because a piece's text can depend on
-        # the piece before it.
+        # Decoding starts with tokens whose text is known already, because the text of a token can
+        # depend on the one before it.
         self._start = 0
-        self._given = 0
+        self._num_decoded = 0
         self._held = ""
+        """Decoded text that may be the beginning of a stop string."""
 
     def allows(self, token_id: int) -> bool:
-        """Whether the answer would hold no bad text with this token."""
+        """Return whether the answer would contain no banned string after this token."""
         if not self._bad:
             return True
-        known = self._decode(self._token_ids[self._start : self._given])
+        known = self._decode(self._token_ids[self._start : self._num_decoded])
         text = self._decode([*self._token_ids[self._start :], token_id])
         new = text[len(known) :]
-        for stop in self._stop:  # what comes after it is dropped
-            if (place := (self._held + new).find(stop)) >= 0:
-                new = new[: max(0, place - len(self._held))]
-        seen = self._tail + new
-        return not any(bad in seen for bad in self._bad)
+        for stop in self._stop:  # text after a stop string is dropped
+            if (index := (self._held + new).find(stop)) >= 0:
+                new = new[: max(0, index - len(self._held))]
+        window = self._tail + new
+        return not any(bad in window for bad in self._bad)
 
     def add(self, token_id: int) -> str:
-        """Take a token and give the text that is now certain."""
+        """Add a token, and return the text that is final with it."""
         self._token_ids.append(token_id)
-        known = self._decode(self._token_ids[self._start : self._given])
+        known = self._decode(self._token_ids[self._start : self._num_decoded])
         text = self._decode(self._token_ids[self._start :])
         if text.endswith(_INCOMPLETE) or len(text) <= len(known):
             return ""
-        self._start, self._given = self._given, len(self._token_ids)
+        self._start, self._num_decoded = self._num_decoded, len(self._token_ids)
         text = text[len(known) :]
-        if self._bad_reach:
-            self._tail = (self._tail + text)[-self._bad_reach :]
+        if self._max_overlap:
+            self._tail = (self._tail + text)[-self._max_overlap :]
         return self._release(text)
 
     def finish(self) -> str:
-        """Give the rest, an unfinished character as U+FFFD."""
-        known = self._decode(self._token_ids[self._start : self._given])
+        """Return the rest of the text, with U+FFFD for an incomplete character."""
+        known = self._decode(self._token_ids[self._start : self._num_decoded])
         text = self._release(self._decode(self._token_ids[self._start :])[len(known) :])
-        self._given = len(self._token_ids)
+        self._num_decoded = len(self._token_ids)
         if self.stopped:
             return text
         rest, self._held = self._held, ""
@@ -89,20 +93,21 @@ class Detokenizer:
         return text
 
     def _release(self, text: str) -> str:
+        """Return the part of the held and the new text that belongs to the answer for certain."""
         if self.stopped:
             return ""
         text = self._held + text
-        found = [place for place in map(text.find, self._stop) if place >= 0]
-        if found:
+        indexes = [index for index in map(text.find, self._stop) if index >= 0]
+        if indexes:
             self.stopped, self._held = True, ""
-            return text[: min(found)]
-        held = max((_overlap(text, stop) for stop in self._stop), default=0)
-        self._held = text[len(text) - held :]
-        return text[: len(text) - held]
+            return text[: min(indexes)]
+        num_held = max((_overlap(text, stop) for stop in self._stop), default=0)
+        self._held = text[len(text) - num_held :]
+        return text[: len(text) - num_held]
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of ``text`` that begins ``stop``."""
+    """Return the length of the longest suffix of ``text`` that is a proper prefix of ``stop``."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):
             return length

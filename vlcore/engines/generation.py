@@ -1,4 +1,4 @@
-"""``GenerationConfig``: how an answer is generated."""
+"""``GenerationConfig``: the options of text generation."""
 
 from __future__ import annotations
 
@@ -11,54 +11,60 @@ from vlcore.errors import OptionError
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """How an answer is generated.
+    """The options of text generation. By default, decoding is greedy.
 
     Raises:
         OptionError: an option is unknown, of the wrong type, out of range or contradicts another.
     """
 
     n: int = 1
-    """How many answers to draw for one prompt; more than one needs ``do_sample``. Answer i is the
-    one that ``random_seed + i`` gives alone."""
+    """Number of answers for the prompt; more than one needs ``do_sample``. The answer with index i
+    is the same as the single answer for ``random_seed + i``."""
     max_new_tokens: int = 512
-    """The longest answer, in tokens; the context's end cuts it too."""
+    """Maximum length of the answer, in tokens; the end of the context limits it too."""
     min_new_tokens: int = 0
-    """No token that ends the answer before this many; stop texts end it at any time."""
+    """Minimum number of tokens before an end token. Stop strings end the answer at any time."""
     do_sample: bool = False
-    """Draw tokens at random; ``False`` takes the most likely one and ignores the next four."""
+    """Sample the tokens. ``False`` chooses the most likely token (greedy decoding) and ignores
+    ``temperature``, ``top_k``, ``top_p`` and ``min_p``."""
     temperature: float = 0.8
+    """Divides the logits before sampling; lower values make the answers less random."""
     top_k: int = 50
-    """Draw among this many most likely tokens; 0 for all."""
+    """Sample from this many most likely tokens; 0 for all tokens."""
     top_p: float = 1.0
-    """Draw among the most likely tokens that together have this probability."""
+    """Sample from the most likely tokens whose probabilities add up to this value."""
     min_p: float = 0.0
-    """Draw among tokens at least this likely, relative to the most likely one."""
+    """Sample from tokens with at least this probability relative to the most likely token."""
     repetition_penalty: float = 1.0
-    """Divides the score of tokens that prompt or answer hold already; 1 for none."""
+    """Divides positive logits, and multiplies negative ones, of the tokens that are already in the
+    prompt or the answer; 1 for no penalty."""
     random_seed: int | None = None
-    """Makes sampling repeatable, whatever else the engine is doing."""
+    """Seed that makes sampling reproducible, regardless of the engine's other requests."""
     stop_words: tuple[str, ...] = ()
-    """Texts that end the answer; they are not part of its text."""
+    """Stop strings, which end the answer and are not part of its text."""
     stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end the answer, in addition to the model's end tokens."""
     bad_words: tuple[str, ...] = ()
-    """Texts that never appear in the answer, in whatever tokens they could be written."""
+    """Banned strings, which never appear in the answer, however they are tokenized."""
     bad_token_ids: tuple[int, ...] = ()
     """Tokens that are never generated."""
     ignore_eos: bool = False
-    """Go on after the model's end of answer and the template's stop texts."""
+    """Continue the answer after the model's end tokens and the chat template's stop strings."""
     skip_special_tokens: bool = True
     """Leave special tokens out of the text."""
     logprobs: int | None = None
-    """Give the log-probability of every token of the answer, and of this many most likely ones
-    beside it, by the model's own distribution: before any other option changes it."""
+    """Return the log-probability of each token of the answer, and of this many most likely tokens
+    at its position, according to the model, before other options are applied."""
     output_logits: Literal["generation", "all"] | None = None
-    """Give the model's logits of every token of the answer, or of the prompt's tokens too."""
+    """Return the model's logits for each token of the answer (``"generation"``), and for the tokens
+    of the prompt as well (``"all"``)."""
 
     def __new__(cls, *values: Any, **options: Any) -> Self:
-        """Refuse unknown options with the list of known ones."""
+        """Refuse unknown options, with a list of the known ones."""
         if values:
             raise OptionError(
-                f"generation options are given by name, such as max_new_tokens={values[0]!r}"
+                "generation options must be keyword arguments, such as "
+                f"max_new_tokens={values[0]!r}"
             )
         known = [option.name for option in fields(cls)]
         if unknown := sorted(set(options) - set(known)):
@@ -70,16 +76,18 @@ class GenerationConfig:
     def __post_init__(self) -> None:
         for name in ("stop_words", "stop_token_ids", "bad_words", "bad_token_ids"):
             value = getattr(self, name)
-            several = isinstance(value, Iterable) and not isinstance(value, str)
-            value = () if value is None else value if several else (value,)
+            is_iterable = isinstance(value, Iterable) and not isinstance(value, str)
+            value = () if value is None else value if is_iterable else (value,)
             object.__setattr__(self, name, tuple(value))
         self._check_ranges()
-        self._check_together()
+        self._check_combinations()
 
     def _check_ranges(self) -> None:
-        for name, least in {"n": 1, "max_new_tokens": 1, "min_new_tokens": 0, "top_k": 0}.items():
+        minima = {"n": 1, "max_new_tokens": 1, "min_new_tokens": 0, "top_k": 0}
+        for name, minimum in minima.items():
             value = getattr(self, name)
-            self._check(name, _is_int(value) and value >= least, f"an integer of at least {least}")
+            is_valid = _is_int(value) and value >= minimum
+            self._check(name, is_valid, f"an integer of at least {minimum}")
         ranges = {
             "temperature": (0.0, 100.0),
             "top_p": (0.0, 1.0),
@@ -90,9 +98,11 @@ class GenerationConfig:
             value = getattr(self, name)
             is_number = isinstance(value, float) or _is_int(value)
             includes_low = name == "min_p"
-            inside = is_number and (low <= value if includes_low else low < value) and value <= high
+            is_valid = (
+                is_number and (low <= value if includes_low else low < value) and value <= high
+            )
             bracket = "[" if includes_low else "("
-            self._check(name, inside, f"a number in {bracket}{low:g}, {high:g}]")
+            self._check(name, is_valid, f"a number in {bracket}{low:g}, {high:g}]")
         for name in ("do_sample", "ignore_eos", "skip_special_tokens"):
             self._check(name, isinstance(getattr(self, name), bool), "True or False")
         seed, logprobs = self.random_seed, self.logprobs
@@ -104,44 +114,44 @@ class GenerationConfig:
                     "'generation', 'all' or None")  # fmt: skip
         for name in ("stop_words", "bad_words"):
             self._check(name, all(isinstance(word, str) and word for word in getattr(self, name)),
-                        "texts that are not empty")  # fmt: skip
+                        "strings that are not empty")  # fmt: skip
         for name in ("stop_token_ids", "bad_token_ids"):
             self._check(name, all(_is_int(token) and token >= 0 for token in getattr(self, name)),
                         "token ids")  # fmt: skip
 
-    def _check_together(self) -> None:
+    def _check_combinations(self) -> None:
         self._check("min_new_tokens", self.min_new_tokens <= self.max_new_tokens,
                     f"at most max_new_tokens={self.max_new_tokens}")  # fmt: skip
         self._check("n", self.n == 1 or self.do_sample,
                     "1 without do_sample=True: greedy answers are all the same")  # fmt: skip
-        forbidden = sorted(set(self.stop_token_ids) & set(self.bad_token_ids))
-        self._check("stop_token_ids", not forbidden,
-                    f"tokens that may come: {forbidden} are bad_token_ids too")  # fmt: skip
-        for word in self.stop_words:
-            held = next((bad for bad in self.bad_words if bad in word), None)
-            self._check("stop_words", held is None,
-                        f"texts that may come: {word!r} holds the bad word {held!r}")  # fmt: skip
+        banned = sorted(set(self.stop_token_ids) & set(self.bad_token_ids))
+        self._check("stop_token_ids", not banned,
+                    f"tokens that are not banned: {banned} are also in bad_token_ids")  # fmt: skip
+        for stop in self.stop_words:
+            bad = next((bad for bad in self.bad_words if bad in stop), None)
+            self._check("stop_words", bad is None, f"strings that are not banned: {stop!r} "
+                        f"contains {bad!r} from bad_words")  # fmt: skip
 
-    def _check(self, name: str, holds: bool, expected: str) -> None:
-        if not holds:
+    def _check(self, name: str, is_valid: bool, expected: str) -> None:
+        if not is_valid:
             raise OptionError(f"{name} must be {expected}; it is {getattr(self, name)!r}")
 
 
 def as_generation_config(
     config: GenerationConfig | Mapping[str, Any] | None,
 ) -> GenerationConfig:
-    """Read options that came as a mapping, or not at all.
+    """Convert a mapping of options, or ``None`` for the default ones.
 
     Raises:
-        OptionError: it is neither, or an option is wrong.
+        OptionError: ``config`` is of another type, or an option is invalid.
     """
     if config is None:
         return GenerationConfig()
     if isinstance(config, GenerationConfig):
         return config
     if isinstance(config, Mapping):
-        if odd := [key for key in config if not isinstance(key, str)]:
-            raise OptionError(f"generation options have names; {odd[0]!r} is none")
+        if invalid := [key for key in config if not isinstance(key, str)]:
+            raise OptionError(f"the names of generation options are strings, not {invalid[0]!r}")
         return GenerationConfig(**config)
     raise OptionError(
         "gen_config must be a GenerationConfig or a mapping of its options, "

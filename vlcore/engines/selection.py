@@ -1,4 +1,4 @@
-"""Which engine runs a model: settled from facts, before anything is loaded."""
+"""Selection of the engine for a model, before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ ENGINES = ("auto", TurbomindEngine.name, TransformersEngine.name)
 
 @dataclass(frozen=True)
 class SelectedEngine:
-    """An engine that can run a model here, and that is not started yet."""
+    """An engine that can run a model on this machine, and that has not been started yet."""
 
     engine: type[Engine]
     language_model: LanguageModel
     settings: Mapping[str, Any]
 
     def start(self, tokenizer: PreTrainedTokenizerBase) -> Engine:
-        """Load the text part and start the engine.
+        """Load the language model and start the engine.
 
         Raises:
-            EngineUnavailableError: it cannot start.
+            EngineUnavailableError: the engine cannot start.
         """
         return self.engine(self.language_model, tokenizer, **self.settings)  # type: ignore[call-arg]
 
@@ -53,109 +53,111 @@ def select_engine(
     self_test: bool = True,
     progress: bool = False,
 ) -> SelectedEngine:
-    """Choose an engine, and make ready what takes no device.
+    """Select an engine, and do those preparations that need no device.
 
-    Settings of one engine choose it. Else ``"auto"`` is TurboMind where machine, lmdeploy and
-    model allow, and says why it is not. What fails after the choice is an error, never another
-    engine.
+    The type of ``config`` selects its engine. Otherwise ``"auto"`` selects TurboMind where the
+    machine, lmdeploy and the model allow it, and logs the reason where they do not. A failure after
+    the selection is an error and never selects another engine.
 
     Args:
-        engine: its name, or ``"auto"``.
-        language_model: the text part.
-        device: where it runs.
-        dtype: of the text part.
-        config: the engine's settings.
-        self_test: let TurboMind prove that it takes image rows for what they are.
+        engine: name of the engine, or ``"auto"``.
+        language_model: the language model.
+        device: device of the language model.
+        dtype: dtype of the language model.
+        config: settings of the engine.
+        self_test: let TurboMind check that injected image embeddings have the right effect.
         progress: show progress bars.
 
     Raises:
-        EngineUnavailableError: no engine, or not the one asked for, can run the model here.
-        OptionError: the engine is unknown, or the settings are not its.
+        EngineUnavailableError: no engine, or not the requested one, can run the model here.
+        OptionError: the engine is unknown, or the settings belong to another engine.
         ViewError: TurboMind's text view cannot be written.
     """
     _check(engine, config)
-    wanted = _owner(config) if engine == "auto" and config is not None else engine
+    requested = _engine_of(config) if engine == "auto" and config is not None else engine
     name = language_model.checkpoint.name
-    placed: dict[str, Any] = {"device": device, "dtype": dtype}
-    if wanted in ("auto", TurbomindEngine.name):
-        reason = _against_turbomind(language_model, device, dtype, config)
+    common: dict[str, Any] = {"device": device, "dtype": dtype}
+    if requested in ("auto", TurbomindEngine.name):
+        reason = _turbomind_unsupported_reason(language_model, device, dtype, config)
         if reason is None:
             logger.info("%s runs on TurboMind, %s", name, device)
             _check_devices(device, config)
             view = ViewCache().get(language_model, progress=progress)
             settings = {"view": view, "config": config, "self_test": self_test}
-            return SelectedEngine(TurbomindEngine, language_model, placed | settings)
-        if wanted == TurbomindEngine.name:
+            return SelectedEngine(TurbomindEngine, language_model, common | settings)
+        if requested == TurbomindEngine.name:
             raise EngineUnavailableError(f"TurboMind cannot run {name} here: {reason}")
         logger.info("%s does not run on TurboMind: %s", name, reason)
-    if reason := _lacking(TransformersEngine, language_model):
+    if reason := _missing_features(TransformersEngine, language_model):
         raise EngineUnavailableError(f"the transformers engine cannot run {name}: {reason}")
     logger.info("%s runs on the transformers engine, %s, %s", name, device, dtype)
     settings = {"config": config, "progress": progress}
-    return SelectedEngine(TransformersEngine, language_model, placed | settings)
+    return SelectedEngine(TransformersEngine, language_model, common | settings)
 
 
 def unsupported_reasons(
     language_model: LanguageModel, device: torch.device, dtype: torch.dtype
 ) -> dict[str, str | None]:
-    """Give each engine, the best one first, and why it cannot run a model here, if it cannot."""
+    """Return, for each engine, why it cannot run a model here, or ``None``; the best one first."""
     return {
-        TurbomindEngine.name: _against_turbomind(language_model, device, dtype),
-        TransformersEngine.name: _lacking(TransformersEngine, language_model),
+        TurbomindEngine.name: _turbomind_unsupported_reason(language_model, device, dtype),
+        TransformersEngine.name: _missing_features(TransformersEngine, language_model),
     }
 
 
-def _against_turbomind(
+def _turbomind_unsupported_reason(
     language_model: LanguageModel,
     device: torch.device,
     dtype: torch.dtype,
     config: object = None,
 ) -> str | None:
-    lacking = _lacking(TurbomindEngine, language_model)
-    return lacking or unsupported_reason(language_model, device, dtype, config)
+    missing = _missing_features(TurbomindEngine, language_model)
+    return missing or unsupported_reason(language_model, device, dtype, config)
 
 
 def _check(engine: str, config: object) -> None:
-    """Check the name of an engine, and whether settings are those of one.
+    """Check the name of an engine, and that settings belong to it.
 
     Raises:
-        OptionError: the engine is unknown, or the settings are of another one or of none.
+        OptionError: the engine is unknown, or the settings belong to another engine or to none.
     """
     if engine not in ENGINES:
         raise OptionError(f"engine must be one of {', '.join(ENGINES)}; it is {engine!r}")
-    takes = {
+    expected = {
         "auto": "a TransformersEngineConfig or lmdeploy's TurbomindEngineConfig",
         TurbomindEngine.name: "lmdeploy's TurbomindEngineConfig",
         TransformersEngine.name: "a TransformersEngineConfig",
     }
-    owner = _owner(config)
+    owner = _engine_of(config)
     if config is not None and (owner is None or engine not in ("auto", owner)):
         raise OptionError(
-            f"engine_config must be {takes[engine]} with engine={engine!r}, not "
+            f"engine_config must be {expected[engine]} with engine={engine!r}, not "
             f"{type(config).__name__}"
         )
 
 
-def _owner(config: object) -> str | None:
+def _engine_of(config: object) -> str | None:
+    """Return the name of the engine that settings belong to."""
     if isinstance(config, TransformersEngineConfig):
         return TransformersEngine.name
     return TurbomindEngine.name if is_turbomind_config(config) else None
 
 
-def _lacking(engine: type[Engine], language_model: LanguageModel) -> str | None:
-    if lacking := sorted(language_model.requires - engine.offers):
-        return f"it lacks {', '.join(lacking)}, which the model requires"
+def _missing_features(engine: type[Engine], language_model: LanguageModel) -> str | None:
+    if missing := sorted(language_model.requires - engine.offers):
+        return f"it lacks {', '.join(missing)}, which the model requires"
     return None
 
 
 def _check_devices(device: torch.device, config: object) -> None:
-    """See that lmdeploy's settings do not put the model somewhere else unasked.
+    """Check that lmdeploy's settings do not put the model on another device than requested.
 
     Raises:
-        OptionError: a device was asked for, and the settings name none, which means the first.
+        OptionError: a device other than the first one was requested, and the settings list none,
+            which would use the first one.
     """
     if config is not None and device.index and not getattr(config, "devices", None):
         raise OptionError(
-            f"device={str(device)!r} was asked for, and TurboMind would run on the first device: "
-            f"say TurbomindEngineConfig(devices=[{device.index}])"
+            f"device={str(device)!r} was requested, and TurboMind would run on the first device: "
+            f"set TurbomindEngineConfig(devices=[{device.index}])"
         )

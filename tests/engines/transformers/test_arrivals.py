@@ -191,11 +191,13 @@ def test_a_prompt_that_can_never_fit_is_refused_at_once(small: TransformersEngin
         assert small.context_length == 120
         async with aclosing(small.generate(request(2, max_new_tokens=LONG))) as running:
             await anext(running)
-            with pytest.raises(ContextLengthError, match=r"has 120 tokens .* holds 120"):
+            with pytest.raises(ContextLengthError, match=r"context length is 120"):
                 await pieces(small, request(120))
-            with pytest.raises(OptionError, match=r"n=3 answers of up to 60 .*caches 120 tokens"):
+            with pytest.raises(
+                OptionError, match=r"n=3 answers of up to 60 .*caches up to 120 tokens"
+            ):
                 await pieces(small, request(10, n=3, do_sample=True, max_new_tokens=50))
-            with pytest.raises(OptionError, match=r"n=9 answers of up to 4 .*runs 8 \(max_num"):
+            with pytest.raises(OptionError, match=r"n=9 answers of up to 4 .*runs up to 8 answers"):
                 await pieces(small, request(2, n=9, do_sample=True, max_new_tokens=2))
         outputs = await pieces(small, request(100, max_new_tokens=LONG))
         assert (len(token_ids(outputs)), outputs[-1].finish_reason) == (20, "length")
@@ -209,7 +211,7 @@ def test_an_engine_without_memory_for_its_cache_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("vlcore.engines.transformers.engine.free_bytes", lambda device: 1000)
-    with pytest.raises(EngineError, match=r"no memory is left on cpu .*bytes a token"):
+    with pytest.raises(EngineError, match=r"no memory is left on cpu .*bytes per token"):
         TransformersEngine(language_model, tokenizer, device=CPU, dtype=torch.float32)
 
 
@@ -226,7 +228,7 @@ def test_little_memory_shortens_the_context_and_warns(
     monkeypatch.setattr("vlcore.engines.transformers.engine.free_bytes", lambda device: free)
     engine = TransformersEngine(language_model, tokenizer, device=CPU, dtype=torch.float32)
     assert engine.context_length == 100
-    assert "can look at 512 tokens; there is room for the keys and values of 100" in caplog.text
+    assert "is 512 tokens; there is memory for the keys and values of 100" in caplog.text
     asyncio.run(engine.close())
 
 
@@ -420,7 +422,7 @@ def test_whatever_goes_wrong_in_a_step_ends_its_requests_only(
             raise RuntimeError("the device is gone")
 
         with monkeypatch.context() as patch:
-            patch.setattr("vlcore.engines.transformers.engine.choose", refuse)
+            patch.setattr("vlcore.engines.transformers.engine.choose_tokens", refuse)
             for _ in range(2):
                 with pytest.raises(EngineError, match="RuntimeError: the device is gone"):
                     await answer(engine, request(4))

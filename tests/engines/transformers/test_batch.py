@@ -17,8 +17,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from vlcore.engines.base import EngineRequest
 from vlcore.engines.stop_conditions import StopConditions
 from vlcore.engines.transformers.batch import Batch
-from vlcore.engines.transformers.sampler import choose
-from vlcore.engines.transformers.sequence import RunningSequence
+from vlcore.engines.transformers.sampler import choose_tokens
+from vlcore.engines.transformers.sequence import TransformersSequence
 from vlcore.errors import EngineUnavailableError
 
 SHAPE: dict[str, Any] = {
@@ -69,12 +69,12 @@ class Run:
 
     def sequence(
         self, asked: EngineRequest, answers: dict[int, list[int]], name: int
-    ) -> RunningSequence:
+    ) -> TransformersSequence:
         answers[name] = []
-        return RunningSequence(
+        return TransformersSequence(
             asked,
             0,
-            ends=StopConditions(frozenset(), {}),
+            stop_conditions=StopConditions(frozenset(), {}),
             tokenizer=self._tokenizer,
             max_length=256,
             vocab_size=700,
@@ -83,13 +83,17 @@ class Run:
         )
 
     @torch.inference_mode()
-    def advance(self, joining: list[RunningSequence]) -> None:
-        self.batch.keep(lambda sequence: not sequence.is_finished)
-        steps = [self.batch.join([[one] for one in joining])] if joining else []
-        if self.batch.sequences and not joining:
+    def advance(self, new_sequences: list[TransformersSequence]) -> None:
+        self.batch.remove_finished()
+        steps = (
+            [self.batch.prefill([(sequence,) for sequence in new_sequences])]
+            if new_sequences
+            else []
+        )
+        if self.batch.sequences and not new_sequences:
             steps.append(self.batch.decode())
         for step in steps:
-            chosen = choose(step.logits, [sequence.sampler for sequence in step.sequences])
+            chosen = choose_tokens(step.logits, [sequence.sampler for sequence in step.sequences])
             rows = zip(step.sequences, chosen.tolist(), step.logits, strict=True)
             for sequence, token_id, logits in rows:
                 sequence.accept(token_id, logits)
@@ -144,7 +148,7 @@ def test_a_cached_token_is_measured(tokenizer: PreTrainedTokenizerBase) -> None:
     run = Run(build("groups of heads"), tokenizer)
     with torch.inference_mode():
         # 3 layers, keys and values, 2 heads of 16 numbers of 4 bytes
-        assert run.batch.measure_token() == 3 * 2 * 2 * 16 * 4
+        assert run.batch.measure_bytes_per_token() == 3 * 2 * 2 * 16 * 4
 
 
 def test_slots_are_made_twice_as_many_and_rounded_up_as_far_as_the_budget_goes(
@@ -173,7 +177,7 @@ def test_room_is_slots_times_the_longest(tokenizer: PreTrainedTokenizerBase) -> 
     run.batch.max_cached_tokens = 100
     answers: dict[int, list[int]] = {}
 
-    def sequence(num_tokens: int, num_new: int) -> RunningSequence:
+    def sequence(num_tokens: int, num_new: int) -> TransformersSequence:
         asked = request(num_tokens, max_new_tokens=num_new)
         return run.sequence(asked, answers, len(answers))
 

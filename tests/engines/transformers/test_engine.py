@@ -228,7 +228,9 @@ def test_ignore_eos_goes_on_after_every_end_but_the_users(engine: TransformersEn
     async def body() -> None:
         whole = await pieces(engine, request(5, max_new_tokens=12))
         place = next(i for i in range(3, 12) if token_ids(whole)[i] not in token_ids(whole)[:i])
-        engine._ends = replace(engine._ends, eos_ids=frozenset({token_ids(whole)[place]}))
+        engine._stop_conditions = replace(
+            engine._stop_conditions, eos_token_ids=frozenset({token_ids(whole)[place]})
+        )
         ends = await pieces(engine, request(5, max_new_tokens=12, ignore_eos=False))
         assert token_ids(ends) == token_ids(whole)[:place]
         assert ends[-1].finish_reason == "stop"
@@ -245,7 +247,7 @@ def test_a_template_stop_that_is_a_token_ends_by_its_id(
     engine: TransformersEngine, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     async def body() -> None:
-        engine._ends = replace(engine._ends, eos_ids=frozenset())
+        engine._stop_conditions = replace(engine._stop_conditions, eos_token_ids=frozenset())
         with torch.no_grad():  # the end token wins at every step
             model: Any = engine._model
             head = model.get_output_embeddings()
@@ -353,7 +355,7 @@ def test_nan_logits_fail_the_request_and_the_engine_goes_on(engine: Transformers
             answer(engine, poisoned), answer(engine, request(4)), return_exceptions=True
         )
         assert isinstance(bad, EngineError)
-        assert "NaN logits" in str(bad)
+        assert "logits are NaN" in str(bad)
         assert good == expected
         with torch.no_grad():
             weight[5] = kept

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vlcore.engines.generation import GenerationConfig
-from vlcore.engines.transformers.sampler import DAMAGED, Sampler, choose
+from vlcore.engines.transformers.sampler import INVALID_TOKEN_ID, Sampler, choose_tokens
 
 CPU = torch.device("cpu")
 LOGITS = torch.log(torch.tensor([0.4, 0.3, 0.15, 0.1, 0.05]))
@@ -28,21 +28,21 @@ def drawn(num_draws: int = 200, **options: Any) -> set[int]:
 
 def test_greedy_takes_the_most_likely() -> None:
     greedy = sampler()
-    assert greedy.takes_argmax()
+    assert greedy.is_greedy()
     assert draw(greedy, LOGITS) == 0
     assert draw(greedy, LOGITS.flip(0)) == 4
 
 
 def test_only_greedy_without_a_penalty_is_plain_argmax() -> None:
-    assert not sampler(do_sample=True).takes_argmax()
-    assert not sampler(repetition_penalty=1.5).takes_argmax()
-    assert not sampler(bad_token_ids=[3]).takes_argmax()
+    assert not sampler(do_sample=True).is_greedy()
+    assert not sampler(repetition_penalty=1.5).is_greedy()
+    assert not sampler(bad_token_ids=[3]).is_greedy()
     early = sampler(end=(4,), min_new_tokens=2)
-    early.note(0)
-    assert not early.takes_argmax()
-    early.note(0)
-    assert early.takes_argmax()
-    assert sampler(temperature=2.0, top_k=3, top_p=0.5, min_p=0.5).takes_argmax()
+    early.record(0)
+    assert not early.is_greedy()
+    early.record(0)
+    assert early.is_greedy()
+    assert sampler(temperature=2.0, top_k=3, top_p=0.5, min_p=0.5).is_greedy()
 
 
 def test_a_seed_repeats_the_draws() -> None:
@@ -106,7 +106,7 @@ def test_a_repetition_penalty_counts_prompt_and_answer() -> None:
     logits = torch.tensor([3.0, 2.9, 2.8, -1.0])
     penalised = sampler((0,), repetition_penalty=1.5)
     assert draw(penalised, logits) == 1
-    penalised.note(1)
+    penalised.record(1)
     assert draw(penalised, logits) == 2
     assert draw(sampler((0, 1, 2), repetition_penalty=1.01), logits) == 0
 
@@ -120,7 +120,7 @@ def test_no_end_comes_before_the_least_number_of_tokens() -> None:
     tokens = []
     for _ in range(3):
         tokens.append(draw(forbids, LOGITS))
-        forbids.note(tokens[-1])
+        forbids.record(tokens[-1])
     assert tokens == [2, 2, 0]
     assert drawn(end=(0, 1), min_new_tokens=1) == {2, 3, 4}
 
@@ -145,8 +145,8 @@ def test_no_temperature_overflows(temperature: float) -> None:
 def test_options_that_make_nan_damage_their_own_row_only(options: dict[str, Any]) -> None:
     extreme = sampler((0, 1, 2, 3, 4), do_sample=True, random_seed=0, **options)
     rows = torch.stack([LOGITS + 4] * 3)
-    chosen = choose(rows, [sampler(), extreme, sampler()])
-    assert chosen.tolist() == [0, DAMAGED, 0]
+    chosen = choose_tokens(rows, [sampler(), extreme, sampler()])
+    assert chosen.tolist() == [0, INVALID_TOKEN_ID, 0]
 
 
 def test_the_answers_of_one_request_draw_differently() -> None:
@@ -159,14 +159,14 @@ def test_the_answers_of_one_request_draw_differently() -> None:
 
 def test_ranked_tokens_are_the_likeliest_allowed_ones() -> None:
     ranking = sampler((1,), bad_token_ids=[2], repetition_penalty=2.0)
-    assert ranking.ranked(LOGITS, 3) == [0, 3, 1]
-    assert ranking.ranked(LOGITS, 99) == [0, 3, 1, 4]
+    assert ranking.most_likely(LOGITS, 3) == [0, 3, 1]
+    assert ranking.most_likely(LOGITS, 99) == [0, 3, 1, 4]
 
 
 def test_drawing_among_a_few_takes_nothing_else() -> None:
-    assert int(sampler().draw_among([3, 1, 4], LOGITS)) == 1
+    assert int(sampler().draw_from([3, 1, 4], LOGITS)) == 1
     sampled = sampler(do_sample=True, random_seed=0, temperature=1.0, top_k=3)
-    assert {int(sampled.draw_among([3, 4], LOGITS)) for _ in range(99)} == {3, 4}
+    assert {int(sampled.draw_from([3, 4], LOGITS)) for _ in range(99)} == {3, 4}
 
 
 # -- all rows of a batch
@@ -175,7 +175,7 @@ def test_drawing_among_a_few_takes_nothing_else() -> None:
 def test_every_row_is_chosen_by_its_own_options() -> None:
     samplers = [sampler(), sampler(bad_token_ids=[0]), sampler(do_sample=True, top_k=1), sampler()]
     rows = torch.stack([LOGITS, LOGITS, LOGITS, LOGITS.flip(0)])
-    assert choose(rows, samplers).tolist() == [0, 1, 0, 4]
+    assert choose_tokens(rows, samplers).tolist() == [0, 1, 0, 4]
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -186,14 +186,22 @@ def test_a_row_that_is_not_finite_is_damaged_and_the_others_are_not(
     rows = torch.stack([LOGITS, LOGITS, LOGITS])
     rows[1, 3] = value
     options: dict[str, Any] = {"do_sample": do_sample, "top_k": 1}
-    assert choose(rows, [sampler(**options) for _ in rows]).tolist() == [0, DAMAGED, 0]
+    assert choose_tokens(rows, [sampler(**options) for _ in rows]).tolist() == [
+        0,
+        INVALID_TOKEN_ID,
+        0,
+    ]
     rows[1] = -torch.inf
-    assert choose(rows, [sampler(**options) for _ in rows]).tolist() == [0, DAMAGED, 0]
+    assert choose_tokens(rows, [sampler(**options) for _ in rows]).tolist() == [
+        0,
+        INVALID_TOKEN_ID,
+        0,
+    ]
 
 
 def test_logits_are_not_changed() -> None:
     logits = LOGITS.clone()
     options: dict[str, Any] = {"repetition_penalty": 2.0, "min_new_tokens": 1, "top_k": 2}
     draw(sampler((0,), (1,), do_sample=True, **options), logits)
-    choose(logits[None], [sampler((0,), (1,), do_sample=True, **options)])
+    choose_tokens(logits[None], [sampler((0,), (1,), do_sample=True, **options)])
     assert torch.equal(logits, LOGITS)

@@ -27,7 +27,7 @@ def test_requests_are_taken_in_order_as_far_as_they_go_together() -> None:
     line = WaitingQueue()
     asked = [request() for _ in range(5)]
     for one in asked:
-        line.join(one)
+        line.add(one)
     assert line.take(lambda requests: len(requests) <= 2) == asked[:2]
     assert line.take(lambda requests: asked[3] not in requests) == asked[2:3]
     assert line.take(lambda requests: requests == [asked[4]]) == []  # nobody out of turn
@@ -40,31 +40,31 @@ def test_who_left_or_was_cancelled_is_not_taken() -> None:
     line = WaitingQueue()
     first, cancelled, last = request(), request(is_finished=True), request()
     for one in (first, cancelled, last):
-        line.join(one)
-    line.leave(first)
-    line.leave(first)
+        line.add(one)
+    line.discard(first)
+    line.discard(first)
     assert line.take(everybody) == [last]
     assert len(line) == 0
 
 
 def test_waiting_ends_when_somebody_comes_or_there_is_other_work() -> None:
     line = WaitingQueue()
-    assert line.wait(lambda: True)
-    timer = threading.Timer(0.01, line.join, [request()])
+    assert line.wait_for_work(lambda: True)
+    timer = threading.Timer(0.01, line.add, [request()])
     timer.start()
-    assert line.wait(lambda: False)
+    assert line.wait_for_work(lambda: False)
     timer.join()
 
 
 def test_a_closed_line_lets_nobody_in() -> None:
     line = WaitingQueue()
     waiting = request()
-    line.join(waiting)
+    line.add(waiting)
     timer = threading.Timer(0.01, line.close)
     timer.start()
-    while line.wait(lambda: False):
+    while line.wait_for_work(lambda: False):
         pass
     timer.join()
     with pytest.raises(EngineClosedError, match="engine was closed"):
-        line.join(request())
+        line.add(request())
     assert line.take(everybody) == [waiting]

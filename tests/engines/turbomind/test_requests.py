@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from vlcore.engines.base import EngineOutput, EngineRequest
 from vlcore.engines.generation import GenerationConfig
 from vlcore.engines.stop_conditions import StopConditions
-from vlcore.engines.turbomind.requests import InstancePool, RunningRequest, RunningSequence
+from vlcore.engines.turbomind.requests import InstancePool, RunningRequest, TurbomindSequence
 from vlcore.engines.turbomind.translation import TurbomindPrompt
 from vlcore.errors import EngineClosedError, EngineError
 from vlcore.prompts.tokenization import TokenizedPrompt
@@ -62,17 +62,19 @@ def make_run(
     **options: Any,
 ) -> RunningRequest:
     config = GenerationConfig(max_new_tokens=max_new_tokens, **options)
-    answer = RunningSequence(
+    answer = TurbomindSequence(
         EngineRequest(TokenizedPrompt(PROMPT.token_ids), (), config),
         0,
-        ends=StopConditions(frozenset({EOS}), {}),
+        stop_conditions=StopConditions(frozenset({EOS}), {}),
         tokenizer=tokenizer,
         max_new_tokens=max_new_tokens,
         emit=emitted.append,
     )
 
-    def left(answer: RunningSequence) -> Any:
-        return SimpleNamespace(max_new_tokens=1 if answer.forbidden_ids else answer.num_left)
+    def left(answer: TurbomindSequence) -> Any:
+        return SimpleNamespace(
+            max_new_tokens=1 if answer.banned_token_ids else answer.num_remaining
+        )
 
     return RunningRequest(answer, PROMPT, instances, left)
 
@@ -92,7 +94,7 @@ def serve(
         run = make_run(
             tokenizer, InstancePool(lambda: instance, 1), emitted, max_new_tokens, **options
         )
-        task = asyncio.create_task(run.serve())
+        task = asyncio.create_task(run.run())
         if while_it_runs is not None:
             await while_it_runs(run)
         await task
@@ -167,7 +169,7 @@ def test_a_failure_goes_to_the_answer(tokenizer: PreTrainedTokenizerBase) -> Non
 
 def test_closing_cancels_and_tells(tokenizer: PreTrainedTokenizerBase) -> None:
     async def close_soon(run: RunningRequest) -> None:
-        while not run.answer.token_ids:
+        while not run.sequence.token_ids:
             await asyncio.sleep(0)
         run.close()
 
@@ -205,7 +207,7 @@ def test_an_instance_is_lent_again_only_once_its_cancellation_is_through(
         instances = InstancePool(lambda: instance, 1)
         emitted: list[EngineOutput | EngineError] = []
         first = make_run(tokenizer, instances, emitted)
-        task = asyncio.create_task(first.serve())
+        task = asyncio.create_task(first.run())
         while not emitted:
             await asyncio.sleep(0)
         first.cancel()
@@ -225,7 +227,7 @@ def test_an_answer_whose_reader_is_gone_is_cancelled(tokenizer: PreTrainedTokeni
             raise RuntimeError("Event loop is closed")
 
     async def body() -> None:
-        await make_run(tokenizer, InstancePool(lambda: instance, 1), Gone()).serve()
+        await make_run(tokenizer, InstancePool(lambda: instance, 1), Gone()).run()
 
     run_loop(body)
     assert instance.num_drained == 1
@@ -243,10 +245,10 @@ def test_an_instance_that_failed_is_not_lent_again() -> None:
         with pytest.raises(ZeroDivisionError):
             async with instances.borrow():
                 raise ZeroDivisionError
-        assert instances.num_lent == 0
+        assert instances.num_in_use == 0
         async with instances.borrow() as second:
             assert second is made[1]
-            assert instances.num_lent == 1
+            assert instances.num_in_use == 1
         async with instances.borrow() as third:
             assert third is second
         assert [instances.next_session_id() for _ in range(3)] == [1, 2, 3]

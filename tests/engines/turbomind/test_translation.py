@@ -10,7 +10,11 @@ from vlcore.errors import OptionError
 
 
 def options(config: GenerationConfig | None = None, **facts: Any) -> dict[str, Any]:
-    stated: dict[str, Any] = {"end_ids": [2], "eos_ids": [2], "max_new_tokens": 8} | facts
+    stated: dict[str, Any] = {
+        "end_token_ids": [2],
+        "eos_token_ids": [2],
+        "max_new_tokens": 8,
+    } | facts
     return to_turbomind(config or GenerationConfig(), **stated)
 
 
@@ -43,7 +47,7 @@ def test_no_seed_is_a_new_one_each_time() -> None:
 
 
 def test_forbidden_tokens_join_the_bad_ones() -> None:
-    made = options(GenerationConfig(bad_token_ids=(5, 3)), forbidden_ids=[4, 5])
+    made = options(GenerationConfig(bad_token_ids=(5, 3)), banned_token_ids=[4, 5])
     assert made["bad_token_ids"] == [3, 4, 5]
 
 
@@ -54,9 +58,9 @@ def test_what_was_generated_counts_for_the_least_length() -> None:
 
 
 def test_end_tokens_stop_and_a_request_without_any_ignores_the_models() -> None:
-    made = options(end_ids=[9, 2])
+    made = options(end_token_ids=[9, 2])
     assert (made["stop_token_ids"], made["ignore_eos"]) == ([2, 9], False)
-    made = options(GenerationConfig(min_new_tokens=2), end_ids=[])
+    made = options(GenerationConfig(min_new_tokens=2), end_token_ids=[])
     assert (made["stop_token_ids"], made["ignore_eos"]) == ([2], True)
     assert made["min_new_tokens"] == 0
 
@@ -80,27 +84,27 @@ def test_logits_are_asked_for_where_they_are_needed(
 
 
 @pytest.mark.parametrize(
-    ("asked", "end_ids", "message"),
+    ("asked", "end_token_ids", "message"),
     [
         (
             {"do_sample": True, "temperature": 2.1},
             [],
-            r"up to 2; it is 2\.1: .*engine='transformers'",
+            r"at most 2 .*it is 2\.1: .*engine='transformers'",
         ),
-        ({"do_sample": True, "top_k": 2000}, [], "1024 tokens at most.*it is 2000"),
-        ({"bad_token_ids": tuple(range(40))}, [], "takes 32 bad_token_ids; there are 40"),
-        ({"min_new_tokens": 1}, range(33), "before min_new_tokens; there are 33"),
+        ({"do_sample": True, "top_k": 2000}, [], "at most 1024 .*it is 2000"),
+        ({"bad_token_ids": tuple(range(40))}, [], "at most 32 tokens with TurboMind; there are 40"),
+        ({"min_new_tokens": 1}, range(33), "at most 32 end tokens with TurboMind; there are 33"),
     ],
 )
 def test_what_would_be_changed_silently_is_refused(
-    asked: dict[str, Any], end_ids: Any, message: str
+    asked: dict[str, Any], end_token_ids: Any, message: str
 ) -> None:
     with pytest.raises(OptionError, match=message):
-        check_options(GenerationConfig(**asked), end_ids)
+        check_options(GenerationConfig(**asked), end_token_ids)
 
 
 @pytest.mark.parametrize(
-    ("asked", "end_ids"),
+    ("asked", "end_token_ids"),
     [
         ({"temperature": 50.0, "top_k": 5000}, []),  # greedy ignores them
         ({"do_sample": True, "temperature": 2.0, "top_k": 1024}, []),
@@ -109,5 +113,5 @@ def test_what_would_be_changed_silently_is_refused(
         ({"min_new_tokens": 1}, range(32)),
     ],
 )
-def test_what_fits_passes(asked: dict[str, Any], end_ids: Any) -> None:
-    check_options(GenerationConfig(**asked), end_ids)
+def test_what_fits_passes(asked: dict[str, Any], end_token_ids: Any) -> None:
+    check_options(GenerationConfig(**asked), end_token_ids)

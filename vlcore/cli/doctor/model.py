@@ -152,7 +152,7 @@ class _Stages:
         model = language_model.to_transformers(_META, self._dtype)
         num_bytes = self._count()
         with torch.inference_mode():
-            bytes_per_token = Batch(model, _META, 1).measure_token()
+            bytes_per_token = Batch(model, _META, 1).measure_bytes_per_token()
         text = (
             f"{language_model.architecture}, {readable_size(num_bytes)} in {_name(self._dtype)}, "
             f"context of {language_model.context_length} tokens"

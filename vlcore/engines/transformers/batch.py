@@ -1,8 +1,8 @@
-"""The running sequences: a transformers model, and a slot of its cache for each of them."""
+"""``Batch``: the running sequences, computed together by a transformers model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -11,100 +11,104 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from vlcore.engines.base import EngineRequest
-from vlcore.engines.logprobs import to_host
+from vlcore.engines.logprobs import copy_to_host
 from vlcore.engines.transformers.kv_cache import SlotKVCache
-from vlcore.engines.transformers.sequence import RunningSequence
+from vlcore.engines.transformers.sequence import SequenceGroup, TransformersSequence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _COLUMN_STEP = 64
-"""Slots are made this much longer at a time."""
+"""Slot lengths are rounded up to a multiple of this."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one forward computed.
+    """The result of one forward pass.
 
     Shapes:
-        logits: [sequences, vocab] float32, of each one's next token.
-        prompt_logits: [prompt's tokens, vocab] float32 on the host, of the one prompt computed.
+        logits: [sequences, vocab] float32, for the next token of each sequence.
+        prompt_logits: [prompt tokens, vocab] float32 on the host, where requested; the pass then
+            computes a single prompt.
     """
 
-    sequences: tuple[RunningSequence, ...]
+    sequences: tuple[TransformersSequence, ...]
     logits: Tensor
     prompt_logits: Tensor | None = None
 
 
 class Batch:
-    """Sequences that are computed together; they join and leave between two steps.
+    """Sequences that are computed together; they are added and removed between two steps.
 
     Args:
-        model: continues embeddings.
-        device: where it runs.
-        max_num_seqs: how many sequences there may be.
+        model: the language model.
+        device: device of the model.
+        max_num_seqs: maximum number of sequences.
 
     Raises:
-        EngineUnavailableError: some layers keep something else than keys and values.
+        EngineUnavailableError: the state of some layers is not keys and values.
     """
 
     def __init__(self, model: PreTrainedModel, device: torch.device, max_num_seqs: int) -> None:
-        self.sequences: list[RunningSequence] = []
-        """By slot."""
+        self.sequences: list[TransformersSequence] = []
+        """The running sequences; the index of a sequence is its slot in the cache."""
         self.max_num_seqs = max_num_seqs
         self.max_cached_tokens = 0
-        """Slots times their length at most."""
+        """Maximum size of the cache, in tokens: the number of slots times their length."""
         self._model = model
         self._embedding = model.get_input_embeddings()
         self._device = device
         self._cache = SlotKVCache(model.config)
-        # What the next step computes, where it is on the device already.
+        # The inputs of the next step, where they are on the device already.
         self._token_ids: Tensor | None = None
         self._positions: Tensor | None = None
 
     @property
     def vocab_size(self) -> int:
-        """Tokens that the model can look up."""
+        """Number of tokens in the model's embedding table."""
         return len(cast("Tensor", self._embedding.weight))
 
-    def measure_token(self) -> int:
-        """Run one token through the model, and give the bytes that a cached token takes."""
+    def measure_bytes_per_token(self) -> int:
+        """Run one token through the model, and return the size of a cached token in bytes."""
         self._cache.reserve(1, 1, num_used=0)
-        self._prefill([self._lookup([0])])
+        self._compute_prompts([self._embed_tokens([0])])
         return self._cache.bytes_per_token
 
-    def has_room(self, newcomers: Sequence[RunningSequence]) -> bool:
-        """Whether more sequences can join, each to become as long as it may."""
-        num_slots, length = self._size_with(newcomers)
+    def has_room(self, new_sequences: Sequence[TransformersSequence]) -> bool:
+        """Return whether sequences can be added and still reach their maximum lengths."""
+        num_slots, length = self._size_with(new_sequences)
         return num_slots <= self.max_num_seqs and num_slots * length <= self.max_cached_tokens
 
-    def join(self, requests: Sequence[Sequence[RunningSequence]]) -> Step:
-        """Compute the prompts of requests, whose answers run with the rest from now on.
+    def prefill(self, groups: Sequence[SequenceGroup]) -> Step:
+        """Compute the prompts of requests, and add their sequences to the batch.
 
         Args:
-            requests: the answers of each, which share its prompt. One that asks for its prompt's
-                logits must come alone.
+            groups: the sequences of each request, which share its prompt. A request that asks for
+                the logits of its prompt must be the only one.
         """
-        leaders = [answers[0] for answers in requests]
-        newcomers = [*leaders, *(answer for answers in requests for answer in answers[1:])]
-        self._reserve(newcomers)
-        prompts = [self._embed(sequence.request) for sequence in leaders]
-        logits, all_logits = self._prefill(prompts, keeps_all=leaders[0].wants_prompt_logits)
+        # The first sequence of each group is computed, and the others copy its keys and values.
+        firsts = [group[0] for group in groups]
+        new_sequences = [*firsts, *(sequence for group in groups for sequence in group[1:])]
+        self._reserve(new_sequences)
+        prompts = [self._embed_prompt(sequence.request) for sequence in firsts]
+        logits, prompt_logits = self._compute_prompts(
+            prompts, keep_all_logits=firsts[0].wants_prompt_logits
+        )
         first_slot = len(self.sequences)
-        leader_of = {id(answer): row for row, answers in enumerate(requests) for answer in answers}
-        rows = [leader_of[id(sequence)] for sequence in newcomers]
-        for slot, row in enumerate(rows[len(leaders) :], start=first_slot + len(leaders)):
-            self._cache.copy(first_slot + row, slot, len(prompts[row]))
-        self.sequences += newcomers
+        group_indexes = {id(seq): index for index, group in enumerate(groups) for seq in group}
+        indexes = [group_indexes[id(sequence)] for sequence in new_sequences]
+        for slot, index in enumerate(indexes[len(firsts) :], start=first_slot + len(firsts)):
+            self._cache.copy(first_slot + index, slot, len(prompts[index]))
+        self.sequences += new_sequences
         self._token_ids = None
-        return Step(tuple(newcomers), logits[rows], all_logits)
+        return Step(tuple(new_sequences), logits[indexes], prompt_logits)
 
     def decode(self) -> Step:
-        """Compute the next token of every sequence."""
+        """Compute the logits of the next token of every sequence."""
         lengths = [sequence.num_tokens for sequence in self.sequences]
         token_ids, positions = self._token_ids, self._positions
         if token_ids is None or positions is None:
-            token_ids = torch.tensor([s.last_id for s in self.sequences], device=self._device)
+            token_ids = torch.tensor([s.last_token_id for s in self.sequences], device=self._device)
             positions = torch.tensor(lengths, device=self._device) - 1
         mask = self._cache.decode(positions, max(lengths))
         logits = self._model(
@@ -118,29 +122,29 @@ class Batch:
         self._token_ids, self._positions = None, positions + 1
         return Step(tuple(self.sequences), logits.float())
 
-    def go_on_from(self, token_ids: Tensor) -> None:
-        """Decode these next, which saves their way to the host and back.
+    def set_next_token_ids(self, token_ids: Tensor) -> None:
+        """Set the inputs of the next step, which saves copying them from the host.
 
         Shapes:
-            token_ids: [sequences] int64, the last token of each.
+            token_ids: [sequences] int64, the last token of each sequence.
         """
         self._token_ids = token_ids
 
-    def forget(self, sequence: RunningSequence) -> None:
-        """Wipe the slot of a sequence whose numbers are damaged."""
+    def clear_slot(self, sequence: TransformersSequence) -> None:
+        """Set the keys and values of a sequence to zero, because they hold NaN or infinity."""
         self._cache.clear(self.sequences.index(sequence))
 
-    def clear(self) -> tuple[RunningSequence, ...]:
-        """Let all sequences leave, and give them back."""
-        left = tuple(self.sequences)
+    def clear(self) -> tuple[TransformersSequence, ...]:
+        """Remove and return all sequences."""
+        removed = tuple(self.sequences)
         self.sequences.clear()
         self._token_ids = None
-        return left
+        return removed
 
-    def keep(self, still_runs: Callable[[RunningSequence], bool]) -> None:
-        """Let the other sequences leave; the last ones move into their slots."""
+    def remove_finished(self) -> None:
+        """Remove the sequences that have finished, and move the last ones into their slots."""
         for slot in reversed(range(len(self.sequences))):
-            if still_runs(self.sequences[slot]):
+            if not self.sequences[slot].is_finished:
                 continue
             self._token_ids = None
             last = self.sequences.pop()
@@ -148,15 +152,17 @@ class Batch:
                 self._cache.copy(len(self.sequences), slot, last.num_tokens)
                 self.sequences[slot] = last
 
-    def _size_with(self, newcomers: Sequence[RunningSequence]) -> tuple[int, int]:
-        sequences = [*self.sequences, *newcomers]
+    def _size_with(self, new_sequences: Sequence[TransformersSequence]) -> tuple[int, int]:
+        """Return the number of slots that are needed, and their length in tokens."""
+        sequences = [*self.sequences, *new_sequences]
         return len(sequences), max(sequence.max_num_tokens for sequence in sequences)
 
-    def _reserve(self, newcomers: Sequence[RunningSequence]) -> None:
-        num_slots, length = self._size_with(newcomers)
+    def _reserve(self, new_sequences: Sequence[TransformersSequence]) -> None:
+        num_slots, length = self._size_with(new_sequences)
         if num_slots <= self._cache.num_slots and length <= self._cache.slot_length:
             return
-        # Slots double, so that arrivals one by one move the others only now and then.
+        # The number of slots is doubled, so that requests that arrive one by one seldom cause the
+        # cache to be copied.
         doubled = min(1 << (num_slots - 1).bit_length(), self.max_num_seqs)
         rounded = -(-length // _COLUMN_STEP) * _COLUMN_STEP
         for sizes in ((doubled, rounded), (num_slots, rounded), (num_slots, length)):
@@ -164,22 +170,22 @@ class Batch:
                 break
         self._cache.reserve(*sizes, num_used=len(self.sequences))
 
-    def _prefill(
-        self, prompts: list[Tensor], *, keeps_all: bool = False
+    def _compute_prompts(
+        self, prompts: list[Tensor], *, keep_all_logits: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Compute prompts for the slots after the running ones.
+        """Compute prompts, whose keys and values are stored after those of the running sequences.
 
         Shapes:
             prompts: [tokens, hidden_size] each.
-            results: [prompts, vocab] float32, of the first token after each, and with
-                ``keeps_all`` [tokens, vocab] of the first prompt.
+            results: [prompts, vocab] float32, for the first token after each prompt, and with
+                ``keep_all_logits`` [tokens, vocab] for the first prompt.
         """
         lengths = [len(prompt) for prompt in prompts]
         longest = max(lengths)
-        # Padded on the right: no token looks ahead, so none sees the padding.
+        # With causal attention, no token attends to padding on the right.
         padded = [pad(prompt, (0, 0, 0, longest - len(prompt))) for prompt in prompts]
-        ends = sorted({length - 1 for length in lengths})
-        kept = range(longest) if keeps_all else ends
+        last_positions = sorted({length - 1 for length in lengths})
+        kept = range(longest) if keep_all_logits else last_positions
         self._cache.prefill(len(self.sequences))
         logits = self._model(
             inputs_embeds=torch.stack(padded),
@@ -190,21 +196,21 @@ class Batch:
         ).logits.float()
         columns = [kept.index(length - 1) for length in lengths]
         last = logits[range(len(prompts)), columns]
-        return last, to_host(logits[0, : lengths[0]]) if keeps_all else None
+        return last, copy_to_host(logits[0, : lengths[0]]) if keep_all_logits else None
 
-    def _embed(self, request: EngineRequest) -> Tensor:
-        """Look up a prompt's tokens and put image rows in their spans.
+    def _embed_prompt(self, request: EngineRequest) -> Tensor:
+        """Look up the embeddings of a prompt's tokens, and insert the image embeddings.
 
         Shapes:
             result: [tokens, hidden_size].
         """
-        embeddings = self._lookup(request.prompt.token_ids)
+        embeddings = self._embed_tokens(request.prompt.token_ids)
         for span in request.prompt.spans:
             rows = request.rows[span.image]
             last_row = span.first_row + span.stop - span.start
             embeddings[span.start : span.stop] = rows[span.first_row : last_row].to(embeddings)
         return embeddings
 
-    def _lookup(self, token_ids: Sequence[int]) -> Tensor:
+    def _embed_tokens(self, token_ids: Sequence[int]) -> Tensor:
         embeddings: Tensor = self._embedding(torch.tensor(token_ids, device=self._device))
         return embeddings

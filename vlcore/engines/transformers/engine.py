@@ -1,7 +1,7 @@
-"""The embedded engine: a transformers model fed with embeddings, in a thread of its own.
+"""The embedded engine: a transformers model with continuous batching, in its own thread.
 
-A request joins the running batch between two steps and leaves when it is done, stopped or
-cancelled; what does not fit waits in order.
+Requests are added to the running batch between two steps, and removed when they are finished or
+cancelled. Those for which there is no room wait in the order of arrival.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Iterable, Sized
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -19,11 +19,12 @@ from torch import Tensor
 
 from vlcore._utils.device import free_bytes
 from vlcore.engines.base import Engine, EngineOutput, EngineRequest, EngineStats
+from vlcore.engines.sequence import Emit
 from vlcore.engines.stop_conditions import StopConditions
 from vlcore.engines.transformers.batch import Batch, Step
 from vlcore.engines.transformers.quantization import WEIGHTS, quantize_weights
-from vlcore.engines.transformers.sampler import DAMAGED, choose
-from vlcore.engines.transformers.sequence import RunningSequence, SequenceGroup
+from vlcore.engines.transformers.sampler import INVALID_TOKEN_ID, choose_tokens
+from vlcore.engines.transformers.sequence import SequenceGroup, TransformersSequence
 from vlcore.engines.transformers.waiting_queue import WaitingQueue
 from vlcore.errors import EngineClosedError, EngineError, EngineUnavailableError, OptionError
 
@@ -35,11 +36,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _NOT_FINITE = (
-    "the model computed NaN logits, or the options made NaN of them: try another dtype, or milder "
-    "options"
+    "the logits are NaN or infinite, because of the model's dtype or of extreme sampling options: "
+    "try another dtype, or less extreme options"
 )
 CACHE_SHARE = 0.5
-"""Of the memory that is free once the model is loaded."""
+"""Share of the free memory, after the model is loaded, that is used for the KV cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,18 +52,19 @@ class TransformersEngineConfig:
     """
 
     max_num_seqs: int = 16
-    """How many answers run together at most; the rest waits in order."""
+    """Maximum number of answers that are generated at the same time; others wait in order."""
     session_len: int | None = None
-    """The longest sequence of prompt and answer; ``None`` for the model's own context."""
+    """Maximum length of prompt and answer together, in tokens; ``None`` for the context length of
+    the model."""
     max_cached_tokens: int | None = None
-    """Room for keys and values: answers that run together, times the longest that one of them may
-    become. ``None`` for what half of the free memory holds."""
+    """Size of the KV cache, in tokens. The answers that run at the same time need their number
+    times the maximum length of the longest one. ``None`` uses half of the free memory."""
     max_prefill_tokens: int = 2048
-    """Prompts that arrive together are computed together up to this many tokens, the padding
-    included; a longer one is computed alone."""
+    """Maximum number of prompt tokens, including padding, that are computed in one forward pass. A
+    longer prompt is computed alone."""
     weights: str | None = None
-    """``"int8"`` converts the linear layers' weights to 8 bits, which takes the extra
-    ``vlcore[int8]``; ``None`` leaves them as they are."""
+    """``"int8"`` converts the weights of linear layers to 8 bits, and requires the extra
+    ``vlcore[int8]``. ``None`` does not convert them."""
 
     def __post_init__(self) -> None:
         for name, least, is_optional in (
@@ -82,19 +84,19 @@ class TransformersEngineConfig:
 
 
 class TransformersEngine(Engine):
-    """Runs the text part of any checkpoint through transformers, on CPU or CUDA.
+    """Runs the language model of any checkpoint with transformers, on a CPU or CUDA device.
 
     Args:
-        language_model: the text part.
-        tokenizer: decodes answers.
-        device: where it runs.
-        dtype: of weights and embeddings.
-        config: settings.
-        progress: show a progress bar while weights load.
+        language_model: the language model to load.
+        tokenizer: decodes the answers.
+        device: device of the model.
+        dtype: dtype of the weights and embeddings.
+        config: settings of the engine.
+        progress: show a progress bar while the weights are loaded.
 
     Raises:
-        EngineUnavailableError: the model's layers keep something else than keys and values, no
-            memory is left for these, or torchao is not installed for 8-bit weights.
+        EngineUnavailableError: the state of some layers is not keys and values, there is no memory
+            left for the KV cache, or ``weights`` requires torchao and it is not installed.
     """
 
     name = "transformers"
@@ -120,91 +122,90 @@ class TransformersEngine(Engine):
         if config.weights is not None:
             quantize_weights(self._model, config.weights)
         self._batch = Batch(self._model, device, config.max_num_seqs)
+        self._running: Sized = self._batch.sequences  # remains readable after the batch is freed
+        self._is_closed = False
         self.vocab_size = self._batch.vocab_size
         own_length = language_model.context_length
         self.context_length = min(config.session_len or own_length, own_length)
-        self._limit_cache(language_model.checkpoint.name)
+        self._set_cache_size(language_model.checkpoint.name)
         if self.context_length == own_length:
             self.context_limit_reason = language_model.context_limit_reason
-        self._ends = StopConditions.of(language_model, tokenizer)
+        self._stop_conditions = StopConditions.from_model(language_model, tokenizer)
         self._waiting = WaitingQueue()
-        self._thread = threading.Thread(target=self._serve, name="vlcore-engine", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="vlcore-engine", daemon=True)
         self._thread.start()
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput]:
-        """Continue a prompt, piece by piece. Closing the iterator cancels the request."""
+        """Continue a prompt, chunk by chunk. Closing the iterator cancels the request."""
         self.check(request)
         loop = asyncio.get_running_loop()
-        pieces: asyncio.Queue[EngineOutput | EngineError] = asyncio.Queue()
+        chunks: asyncio.Queue[EngineOutput | EngineError] = asyncio.Queue()
 
-        def emit(piece: EngineOutput | EngineError) -> None:
-            try:
-                loop.call_soon_threadsafe(pieces.put_nowait, piece)
-            except RuntimeError:  # the loop is gone, and with it whoever asked
-                _cancel(answers)
+        def emit(chunk: EngineOutput | EngineError) -> None:
+            loop.call_soon_threadsafe(chunks.put_nowait, chunk)
 
-        answers = self._answers(request, emit)
-        self._waiting.join(answers)
+        group = self._make_group(request, emit)
+        self._waiting.add(group)
         try:
-            num_running = len(answers)
+            num_running = len(group)
             while num_running:
-                piece = await pieces.get()
-                if isinstance(piece, EngineError):
-                    raise piece
-                num_running -= piece.finish_reason is not None
-                yield piece
+                chunk = await chunks.get()
+                if isinstance(chunk, EngineError):
+                    raise chunk
+                num_running -= chunk.finish_reason is not None
+                yield chunk
         finally:
-            _cancel(answers)
-            self._waiting.leave(answers)
+            for sequence in group:
+                sequence.is_finished = True
+            self._waiting.discard(group)
 
     async def close(self) -> None:
-        """Cancel what runs and waits, and free the model."""
+        """Cancel all requests, and free the model."""
         self._waiting.close()
-        # Looked at rather than joined in an executor, which no longer starts threads at exit.
+        # Polled, because an executor that could join the thread starts no threads at exit.
         while self._thread.is_alive():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
-        self.__dict__.pop("_model", None)
-        self.__dict__.pop("_batch", None)
+        if not self._is_closed:
+            self._is_closed = True
+            del self._model, self._batch
 
     def stats(self) -> EngineStats:
-        """Count the rows of the running batch, and the answers that wait for one."""
-        batch: Batch | None = self.__dict__.get("_batch")
-        num_running = 0 if batch is None else len(batch.sequences)
-        return EngineStats(num_running, self._waiting.num_answers())
+        """Count the sequences in the running batch, and those that wait."""
+        return EngineStats(len(self._running), self._waiting.num_sequences())
 
-    # -- the callers' side
+    # -- called from the threads of callers
 
-    def _limit_cache(self, model_name: str) -> None:
-        """Settle how many tokens are cached at most, and with it how long a sequence can be."""
+    def _set_cache_size(self, model_name: str) -> None:
+        """Set the maximum number of cached tokens, and limit the context length to it."""
         with torch.inference_mode():
-            bytes_per_token = self._batch.measure_token()
-        room = self._config.max_cached_tokens
-        if room is None:
-            room = int(free_bytes(self._device) * CACHE_SHARE) // bytes_per_token
-            if room < 2:
+            bytes_per_token = self._batch.measure_bytes_per_token()
+        max_cached_tokens = self._config.max_cached_tokens
+        if max_cached_tokens is None:
+            max_cached_tokens = int(free_bytes(self._device) * CACHE_SHARE) // bytes_per_token
+            if max_cached_tokens < 2:
                 raise EngineUnavailableError(
                     f"no memory is left on {self._device} for the keys and values of "
-                    f"{model_name}, {bytes_per_token} bytes a token: use a smaller dtype or a "
-                    "larger device"
+                    f"{model_name}, which take {bytes_per_token} bytes per token: use a smaller "
+                    "dtype or a device with more memory"
                 )
-            if room < self.context_length:
+            if max_cached_tokens < self.context_length:
                 logger.warning(
-                    "%s can look at %d tokens; there is room for the keys and values of %d",
+                    "the context length of %s is %d tokens; there is memory for the keys and "
+                    "values of %d",
                     model_name,
                     self.context_length,
-                    room,
+                    max_cached_tokens,
                 )
-        room = min(room, self._config.max_num_seqs * self.context_length)
-        self.context_length = min(self.context_length, room)
-        self._max_cached_tokens = self._batch.max_cached_tokens = room
+        max_cached_tokens = min(max_cached_tokens, self._config.max_num_seqs * self.context_length)
+        self.context_length = min(self.context_length, max_cached_tokens)
+        self._max_cached_tokens = self._batch.max_cached_tokens = max_cached_tokens
 
-    def _answers(
-        self, request: EngineRequest, emit: Callable[[EngineOutput | EngineError], None]
-    ) -> SequenceGroup:
-        """Make ready what a request asks for.
+    def _make_group(self, request: EngineRequest, emit: Emit) -> SequenceGroup:
+        """Create the sequences of a request.
 
         Raises:
-            OptionError: it can never run, or no token could come first.
+            OptionError: the sequences could never run together, or the options allow no token as
+                the first one.
         """
         num_answers, num_cached = request.config.n, self._max_cached_tokens
         longest = min(
@@ -212,16 +213,16 @@ class TransformersEngine(Engine):
         )
         if num_answers > self._config.max_num_seqs or num_answers * longest > num_cached:
             raise OptionError(
-                f"n={num_answers} answers of up to {longest} tokens, the prompt included, can "
-                f"never run together: the engine runs {self._config.max_num_seqs} "
-                f"(max_num_seqs) and caches {num_cached} tokens (max_cached_tokens). Lower n or "
-                "max_new_tokens"
+                f"n={num_answers} answers of up to {longest} tokens, including the prompt, can "
+                f"never run together: the engine runs up to {self._config.max_num_seqs} answers "
+                f"(max_num_seqs) and caches up to {num_cached} tokens (max_cached_tokens). Lower n "
+                "or max_new_tokens"
             )
         return tuple(
-            RunningSequence(
+            TransformersSequence(
                 request,
                 choice,
-                ends=self._ends,
+                stop_conditions=self._stop_conditions,
                 tokenizer=self._tokenizer,
                 max_length=self.context_length,
                 vocab_size=self.vocab_size,
@@ -231,92 +232,83 @@ class TransformersEngine(Engine):
             for choice in range(num_answers)
         )
 
-    # -- the engine's thread
+    # -- called from the engine's thread
 
-    def _serve(self) -> None:
+    def _run(self) -> None:
         with torch.inference_mode():
-            while self._waiting.wait(lambda: self._batch.sequences):
+            while self._waiting.wait_for_work(lambda: self._batch.sequences):
                 try:
                     self._step()
                 except Exception as error:
-                    # Without its traceback, which would keep the tensors of its frames.
-                    _fail(self._batch.clear(), "the model failed", error.with_traceback(None))
+                    _fail(self._batch.clear(), "the model failed", error)
         for sequence in [*self._batch.clear(), *chain(*self._waiting.take(lambda _: True))]:
             sequence.fail(EngineClosedError("the engine was closed while it served the request"))
 
     def _step(self) -> None:
-        self._batch.keep(_is_running)
-        if arrived := self._waiting.take(self._go_together):
-            self._prefill(arrived)
-            self._batch.keep(_is_running)  # one token may have been enough
+        self._batch.remove_finished()
+        if groups := self._waiting.take(self._can_prefill):
+            self._prefill(groups)
+            self._batch.remove_finished()  # the first token may be the last one
         if self._batch.sequences:
-            token_ids = self._advance(self._batch.decode())
+            token_ids = self._sample(self._batch.decode())
             if token_ids is not None:
-                self._batch.go_on_from(token_ids)
+                self._batch.set_next_token_ids(token_ids)
 
-    def _go_together(self, requests: list[SequenceGroup]) -> bool:
-        """Whether the batch has room for them, and one forward for their prompts."""
-        if not self._batch.has_room(list(chain.from_iterable(requests))):
+    def _can_prefill(self, groups: list[SequenceGroup]) -> bool:
+        """Return whether the batch has room, and one forward pass can compute all the prompts."""
+        if not self._batch.has_room(list(chain.from_iterable(groups))):
             return False
-        longest = max(request[0].num_tokens for request in requests)
-        fits = longest * len(requests) <= self._config.max_prefill_tokens
-        are_plain = not any(request[0].wants_prompt_logits for request in requests)
-        return len(requests) == 1 or (fits and are_plain)
+        if len(groups) == 1:
+            return True
+        longest = max(group[0].num_tokens for group in groups)
+        is_small = longest * len(groups) <= self._config.max_prefill_tokens
+        return is_small and not any(group[0].wants_prompt_logits for group in groups)
 
-    def _prefill(self, requests: list[SequenceGroup]) -> None:
-        """Compute prompts together, or one by one where that fails, so that each fails alone."""
+    def _prefill(self, groups: list[SequenceGroup]) -> None:
+        """Compute prompts together, or one by one if that fails, so that each fails alone."""
         try:
-            step = self._batch.join(requests)
+            step = self._batch.prefill(groups)
         except Exception as error:
             failure = error.with_traceback(None)
         else:
-            self._advance(step)
+            self._sample(step)
             return
-        if len(requests) == 1:
-            _fail(requests[0], "the model failed", failure)
+        if len(groups) == 1:
+            _fail(groups[0], "the model failed", failure)
             return
-        for request in requests:
-            self._prefill([request])
+        for group in groups:
+            self._prefill([group])
 
-    def _advance(self, step: Step) -> Tensor | None:
-        """Choose the next token of each sequence and hand it over.
+    def _sample(self, step: Step) -> Tensor | None:
+        """Sample the next token of each sequence, and add it to the sequence.
 
         Shapes:
-            result: [sequences] int64, or nothing where some sequence did not take its token.
+            result: [sequences] int64, or ``None`` where some sequence did not accept its token.
         """
         try:
-            chosen = choose(step.logits, [sequence.sampler for sequence in step.sequences])
-            token_ids = chosen.tolist()  # waits for the device
+            sampled = choose_tokens(step.logits, [sequence.sampler for sequence in step.sequences])
+            token_ids = sampled.tolist()  # waits for the device
         except Exception as error:
-            _fail(step.sequences, "the model failed", error.with_traceback(None))
+            _fail(step.sequences, "the model failed", error)
             return None
-        taken = True
+        all_accepted = True
         for sequence, token_id, logits in zip(step.sequences, token_ids, step.logits, strict=True):
-            if token_id == DAMAGED:
-                self._batch.forget(sequence)
+            if token_id == INVALID_TOKEN_ID:
+                self._batch.clear_slot(sequence)
                 sequence.fail(EngineError(_NOT_FINITE))
-            elif _is_running(sequence):
+            elif not sequence.is_finished:
                 try:
                     sequence.accept(token_id, logits, step.prompt_logits)
                 except EngineError as error:
                     sequence.fail(error)
                 except Exception as error:
-                    _fail([sequence], "the answer could not go on", error)
-            taken = taken and sequence.last_id == token_id
-        return chosen if taken else None
+                    _fail([sequence], "the answer could not be continued", error)
+            all_accepted = all_accepted and sequence.last_token_id == token_id
+        return sampled if all_accepted else None
 
 
-def _is_running(sequence: RunningSequence) -> bool:
-    return not sequence.is_finished
-
-
-def _cancel(answers: Iterable[RunningSequence]) -> None:
-    for sequence in answers:
-        sequence.is_finished = True
-
-
-def _fail(sequences: Iterable[RunningSequence], what: str, cause: Exception) -> None:
-    cause = cause.with_traceback(None)  # which would keep the tensors of its frames
+def _fail(sequences: Iterable[TransformersSequence], what: str, cause: Exception) -> None:
+    cause = cause.with_traceback(None)  # a traceback would keep the tensors of its frames alive
     for sequence in sequences:
         error = EngineError(f"{what}: {type(cause).__name__}: {cause}")
         error.__cause__ = cause

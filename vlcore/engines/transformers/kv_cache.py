@@ -1,7 +1,8 @@
-"""``SlotKVCache``: keys and values of the running sequences, one slot each.
+"""``SlotKVCache``: the keys and values of the running sequences, one slot for each.
 
-A sequence's position is its column in the slot, so sequences of any lengths join, grow and leave
-without being moved against each other, and a step writes nothing but its own keys and values.
+A token's position in its sequence is its column in the slot. Sequences of any lengths can
+therefore be added, grow and be removed without shifting the others, and a step writes only its own
+keys and values.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ _FULL, _SLIDING = "full_attention", "sliding_attention"
 class SlotKVCache(Cache):
     """The cache that a transformers model writes and reads.
 
-    Before each forward, say what it computes: :meth:`prefill` or :meth:`decode`.
+    Call :meth:`prefill` or :meth:`decode` before each forward pass.
 
     Args:
-        config: of the text model.
+        config: configuration of the language model.
 
     Raises:
-        EngineUnavailableError: some layers keep something else than keys and values.
+        EngineUnavailableError: the state of some layers is not keys and values.
     """
 
     def __init__(self, config: PretrainedConfig) -> None:
@@ -40,48 +41,48 @@ class SlotKVCache(Cache):
         types = getattr(config, "layer_types", None) or [_SLIDING if window else _FULL] * num_layers
         if unknown := sorted(set(types) - {_FULL, _SLIDING}):
             raise EngineUnavailableError(
-                f"the transformers engine runs layers of {_FULL} and {_SLIDING}; this model has "
-                f"{', '.join(unknown)}"
+                f"the transformers engine supports layers of type {_FULL} and {_SLIDING}; this "
+                f"model has {', '.join(unknown)}"
             )
         self._types = tuple(dict.fromkeys(types))
         self._window = window
         self._layers = [_SlotLayer() for _ in range(num_layers)]
         self.num_slots = 0
-        """Slots that there is room for."""
+        """Number of allocated slots."""
         self.slot_length = 0
-        """Tokens that there is room for in each."""
+        """Capacity of each slot, in tokens."""
         super().__init__(layers=list(self._layers))
 
     @property
     def bytes_per_token(self) -> int:
-        """Memory that one token takes in all layers, once a forward has shown it."""
+        """Size of one token's keys and values in all layers; 0 before the first forward pass."""
         return sum(layer.bytes_per_token for layer in self._layers)
 
     def reserve(self, num_slots: int, slot_length: int, num_used: int) -> None:
-        """Make room, keeping what the first ``num_used`` slots hold."""
-        self.num_slots = self.slot_length = 0  # until every layer has made it
+        """Allocate slots, and keep the contents of the first ``num_used`` ones."""
+        self.num_slots = self.slot_length = 0  # stays so if the allocation of a layer fails
         for layer in self._layers:
             layer.reserve(num_slots, slot_length, num_used)
         self.num_slots, self.slot_length = num_slots, slot_length
 
     def prefill(self, first_slot: int) -> None:
-        """The next forward computes whole prompts, for slots from ``first_slot`` on."""
+        """Let the next forward pass compute whole prompts, for slots from ``first_slot`` on."""
         for layer in self._layers:
             layer.step = _Prefill(first_slot)
 
     def decode(self, positions: Tensor, longest: int) -> dict[str, Tensor] | Tensor:
-        """The next forward computes one token for each running sequence.
+        """Let the next forward pass compute one token for each running sequence.
 
         Args:
-            positions: where each token stands, by slot.
-            longest: one more than the highest position.
+            positions: position of each token in its sequence, by slot.
+            longest: the highest position plus one.
 
         Returns:
-            The attention mask, or one for each type of layers.
+            The attention mask, or one for each type of layer.
 
         Shapes:
             positions: [sequences] int64.
-            result: [sequences, 1, 1, longest] bool, True where a token is looked at.
+            result: [sequences, 1, 1, longest] bool, True where a token is attended to.
         """
         step = _Decode(torch.arange(len(positions), device=positions.device), positions, longest)
         for layer in self._layers:
@@ -99,7 +100,7 @@ class SlotKVCache(Cache):
             states[target, :, :length] = states[source, :, :length]
 
     def clear(self, slot: int) -> None:
-        """Forget a slot that holds NaN, which no mask would keep from whoever comes next."""
+        """Set a slot that holds NaN to zero, because no mask would hide NaN from its next user."""
         for states in self._states():
             states[slot].zero_()
 
@@ -110,14 +111,14 @@ class SlotKVCache(Cache):
 
 @dataclass(frozen=True)
 class _Prefill:
-    """Whole prompts, from the first column on, in consecutive slots."""
+    """A forward pass over whole prompts, which are stored in consecutive slots."""
 
     first_slot: int
 
 
 @dataclass(frozen=True)
 class _Decode:
-    """One token for each running sequence."""
+    """A forward pass over one token for each running sequence."""
 
     slots: Tensor
     positions: Tensor
@@ -125,7 +126,7 @@ class _Decode:
 
 
 class _SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
-    """One layer's keys and values, [slots, heads, columns, head_dim] each."""
+    """The keys and values of one layer, [slots, heads, columns, head_dim] each."""
 
     is_sliding = False
     is_compileable = False
@@ -156,41 +157,41 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write what a step computed, and give what its queries look at."""
+        """Store the keys and values of a step, and return those that its queries attend to."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         step = self.step
         if isinstance(step, _Prefill):
-            arriving = slice(step.first_slot, step.first_slot + len(key_states))
+            new_slots = slice(step.first_slot, step.first_slot + len(key_states))
             longest = key_states.shape[2]
-            self.keys[arriving, :, :longest] = key_states
-            self.values[arriving, :, :longest] = value_states
+            self.keys[new_slots, :, :longest] = key_states
+            self.values[new_slots, :, :longest] = value_states
             return key_states, value_states
         self.keys[step.slots, :, step.positions] = key_states[:, :, 0]
         self.values[step.slots, :, step.positions] = value_states[:, :, 0]
-        running, seen = slice(len(step.slots)), slice(step.longest)
-        return self.keys[running, :, seen], self.values[running, :, seen]
+        used_slots, columns = slice(len(step.slots)), slice(step.longest)
+        return self.keys[used_slots, :, columns], self.values[used_slots, :, columns]
 
     def get_mask_sizes(self, query_length: int | Tensor) -> tuple[int, int]:
-        """A prefill looks at its own tokens alone; a decoding step brings its mask along."""
-        # The first releases of transformers 5 pass the queries' positions.
+        """Return the size of a prefill's mask; a decoding step passes its own mask."""
+        # The first releases of transformers 5 pass the positions of the queries.
         return len(query_length) if isinstance(query_length, Tensor) else query_length, 0
 
     def get_seq_length(self) -> int:
-        """Prompts begin at the first column."""
+        """Return 0, because prompts begin at the first column."""
         return 0
 
     def get_max_length(self) -> int:
-        """There is none."""
+        """Return -1, for no maximum."""
         return -1
 
     def get_max_cache_shape(self) -> int:
-        """What :meth:`get_max_length` was called before."""
+        """Return -1, like :meth:`get_max_length`, which is its newer name."""
         return -1
 
 
 def _resized(states: Tensor, num_slots: int, slot_length: int, num_used: int) -> Tensor:
-    """Copy the slots in use into a tensor of another size; the rest is zero."""
+    """Copy the used slots to a tensor of another size, whose remaining elements are zero."""
     _, num_heads, old_columns, head_dim = states.shape
     resized = states.new_zeros(num_slots, num_heads, slot_length, head_dim)
     kept = min(old_columns, slot_length)

@@ -1,9 +1,9 @@
-"""8-bit weights: a loaded model's linear layers, converted in place by torchao.
+"""8-bit weights: the linear layers of a loaded model, converted in place by torchao.
 
-Each row of a layer's weight becomes 8-bit integers and one float32 scale. Activations, embedding,
-norms and the output layer stay as they are. On a CPU that saves memory rather than time: the
-integers are converted back for every product. ``benchmarks/int8.py`` measures memory, time and
-what the rounding does to the logits.
+Each row of a layer's weight is stored as 8-bit integers with one float32 scale. Activations,
+embeddings, norms and the output layer are not changed. On a CPU this saves memory rather than time,
+because the integers are converted back for every matrix product. ``benchmarks/int8.py`` measures
+memory, time and the effect of rounding on the logits.
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 WEIGHTS = ("int8",)
-"""What weights can be converted to."""
+"""The formats that weights can be converted to."""
 
 
 def quantize_weights(model: PreTrainedModel, weights: str) -> None:
-    """Convert a model's linear layers in place, one after another, so that memory falls meanwhile.
+    """Convert the linear layers of a model in place, one after another to limit peak memory.
 
-    The output layer (``lm_head``) is left out, as its rounding would go straight into the logits,
-    and often its weight is the embedding's. Weights that are not in an ``nn.Linear``, such as
-    stacked experts, are left out too.
+    The output layer (``lm_head``) is not converted, because its rounding errors would go directly
+    into the logits, and because its weight is often shared with the embedding. Weights outside of
+    ``nn.Linear`` modules, such as stacked experts, are not converted either.
 
     Args:
-        model: a loaded transformers model, on the device and in the dtype that it runs in.
-        weights: ``"int8"``.
+        model: a loaded transformers model, on its final device and in its final dtype.
+        weights: format of the converted weights: ``"int8"``.
 
     Raises:
-        OptionError: ``weights`` is something else.
-        EngineUnavailableError: torchao is not installed, or the model has no such layers.
+        OptionError: ``weights`` is not a known format.
+        EngineUnavailableError: torchao is not installed, or the model has no linear layers that
+            could be converted.
     """
     if weights not in WEIGHTS:
         raise OptionError(f"weights must be one of {', '.join(WEIGHTS)}; it is {weights!r}")
@@ -53,7 +54,7 @@ def quantize_weights(model: PreTrainedModel, weights: str) -> None:
     if not any(is_converted(module, "") for module in model.modules()):
         raise EngineUnavailableError(
             f"weights={weights!r} converts linear layers, and {type(model).__name__} has none "
-            "besides its output layer"
+            "except its output layer"
         )
-    # The setting is for torch.compile, and global.
+    # This setting would change the global configuration of torch.compile.
     quantize_(model, Int8WeightOnlyConfig(set_inductor_config=False), filter_fn=is_converted)

@@ -1,4 +1,4 @@
-"""Chooses the next token of each running sequence from its logits."""
+"""Sampling: choosing the next token of each running sequence from its logits."""
 
 from __future__ import annotations
 
@@ -18,43 +18,45 @@ from transformers import (
 
 from vlcore.engines.generation import GenerationConfig
 
-DAMAGED = -1
-"""Stands for the token of a row that holds NaN or infinity."""
+INVALID_TOKEN_ID = -1
+"""Takes the place of a token id where the logits hold NaN or infinity."""
 
 
-def choose(logits: Tensor, samplers: Sequence[Sampler]) -> Tensor:
-    """Choose a token for every row, without waiting for the device.
+def choose_tokens(logits: Tensor, samplers: Sequence[Sampler]) -> Tensor:
+    """Choose the next token of every sequence, without synchronizing with the device.
 
     Shapes:
-        logits: [rows, vocab] float32.
-        result: [rows] int64, :data:`DAMAGED` where logits are not finite.
+        logits: [sequences, vocab] float32.
+        result: [sequences] int64, :data:`INVALID_TOKEN_ID` where logits are not finite.
     """
-    highest, token_ids = logits.max(dim=-1)  # of a row with NaN, that is NaN
-    damaged = ~highest.isfinite()
-    rows = [row for row, sampler in enumerate(samplers) if not sampler.takes_argmax()]
-    if rows:
-        usable = logits.masked_fill(damaged[:, None], 0.0)
-        for row in rows:
-            token_ids[row] = samplers[row].draw(usable[row])
-    return token_ids.masked_fill(damaged, DAMAGED)
+    highest, token_ids = logits.max(dim=-1)  # the maximum of values with a NaN is NaN
+    is_invalid = ~highest.isfinite()
+    sampled = [index for index, sampler in enumerate(samplers) if not sampler.is_greedy()]
+    if sampled:
+        finite = logits.masked_fill(is_invalid[:, None], 0.0)
+        for index in sampled:
+            token_ids[index] = samplers[index].draw(finite[index])
+    return token_ids.masked_fill(is_invalid, INVALID_TOKEN_ID)
 
 
 class Sampler:
-    """The options of one answer, as transformers' logits processors.
+    """Applies the sampling options of one answer, with transformers' logits processors.
 
     Args:
         config: the request's options.
-        prompt_ids: the prompt's own tokens, for the repetition penalty; no image fillers.
-        end_ids: tokens of the vocabulary that may not come before ``min_new_tokens``.
-        device: where the logits are.
-        choice: which of the request's answers; each draws differently.
+        prompt_ids: the prompt's text tokens, without image placeholders, for the repetition
+            penalty.
+        end_token_ids: tokens that may not be generated before ``min_new_tokens``; all of them in
+            the vocabulary.
+        device: device of the logits.
+        choice: index of the answer among the request's ``n`` answers, each with its own seed.
     """
 
     def __init__(
         self,
         config: GenerationConfig,
         prompt_ids: Sequence[int],
-        end_ids: Collection[int],
+        end_token_ids: Collection[int],
         device: torch.device,
         choice: int = 0,
     ) -> None:
@@ -63,8 +65,8 @@ class Sampler:
 
         self._num_generated = 0
         self._min_new_tokens = config.min_new_tokens
-        self._bad_ids = ids(set(config.bad_token_ids))
-        self._bad_ids_at_first = ids(set(end_ids) | set(config.bad_token_ids))
+        self._banned_ids = ids(set(config.bad_token_ids))
+        self._initially_banned_ids = ids(set(end_token_ids) | set(config.bad_token_ids))
         self._seen_ids = torch.tensor(prompt_ids, dtype=torch.long, device=device)
         self._penalty: RepetitionPenaltyLogitsProcessor | None = None
         if config.repetition_penalty != 1:
@@ -85,64 +87,67 @@ class Sampler:
             if config.min_p > 0:
                 self._warpers.append(MinPLogitsWarper(float(config.min_p)))
 
-    def takes_argmax(self) -> bool:
-        """Whether the next token is simply the most likely one."""
-        plain = self._penalty is None and self._generator is None
-        return plain and not len(self._forbidden)
+    def is_greedy(self) -> bool:
+        """Return whether the next token is the one with the highest logit."""
+        is_unprocessed = self._penalty is None and self._generator is None
+        return is_unprocessed and not len(self._current_banned_ids)
 
     def draw(self, logits: Tensor) -> Tensor:
-        """Draw the next token. It counts as generated once it is given to :meth:`note`.
+        """Draw the next token. Call :meth:`record` if it is added to the answer.
 
         Shapes:
             logits: [vocab] float32, finite or -inf.
-            result: an int64 without dimensions, on the same device; :data:`DAMAGED` where the
-                options make NaN of the scores.
+            result: int64 scalar on the same device; :data:`INVALID_TOKEN_ID` where the options
+                turn the scores into NaN.
         """
         scores = self._scores(logits)
         if self._generator is None:
             return scores.argmax()
-        # Shifted, so that no temperature makes it overflow. The warpers look at no token ids, and
-        # are typed for FloatTensor, which no operation returns.
+        # The maximum is subtracted so that no temperature makes the scores overflow. The warpers
+        # ignore the token ids, and are typed for FloatTensor, which no operation returns.
         warped = self._warpers(cast("Any", None), cast("Any", (scores - scores.max())[None]))
         probabilities = torch.softmax(warped[0], dim=-1)
-        # The likeliest after division by exponential noise is a draw by the probabilities. It never
-        # waits for the device, and never raises for what extreme options make of the scores.
+        # The argmax after division by exponential noise is a sample from the probabilities. Unlike
+        # torch.multinomial, it neither synchronizes with the device nor raises for extreme scores.
         noise = torch.empty_like(probabilities).exponential_(generator=self._generator)
         drawn = (probabilities / noise).argmax()
-        return drawn.masked_fill(~probabilities.isfinite().all(), DAMAGED)
+        return drawn.masked_fill(~probabilities.isfinite().all(), INVALID_TOKEN_ID)
 
-    def ranked(self, logits: Tensor, count: int) -> list[int]:
-        """The likeliest tokens that no option forbids, in order.
+    def most_likely(self, logits: Tensor, count: int) -> list[int]:
+        """Return the most likely tokens that no option bans, in descending order.
 
         Shapes:
             logits: [vocab] float32, finite or -inf.
         """
         scores, token_ids = self._scores(logits).topk(min(count, len(logits)))
-        ranked: list[int] = token_ids[scores > -torch.inf].tolist()
-        return ranked
+        allowed: list[int] = token_ids[scores > -torch.inf].tolist()
+        return allowed
 
-    def draw_among(self, token_ids: Sequence[int], logits: Tensor) -> Tensor:
-        """Draw the next token among a few that no option forbids.
+    def draw_from(self, token_ids: Sequence[int], logits: Tensor) -> Tensor:
+        """Draw the next token from the given ones, none of which an option bans.
 
         Shapes:
-            as :meth:`draw`.
+            logits: [vocab] float32, finite or -inf.
+            result: as in :meth:`draw`.
         """
-        few = torch.tensor(token_ids, device=logits.device)
-        return self.draw(torch.full_like(logits, -torch.inf).index_copy(0, few, logits[few]))
+        candidates = torch.tensor(token_ids, device=logits.device)
+        masked = torch.full_like(logits, -torch.inf)
+        return self.draw(masked.index_copy(0, candidates, logits[candidates]))
 
     def _scores(self, logits: Tensor) -> Tensor:
         if self._penalty is not None:
             seen: Any = self._seen_ids[None]
             logits = self._penalty(seen, cast("Any", logits[None]))[0]
-        return logits.index_fill(0, self._forbidden, -torch.inf) if len(self._forbidden) else logits
+        banned_ids = self._current_banned_ids
+        return logits.index_fill(0, banned_ids, -torch.inf) if len(banned_ids) else logits
 
-    def note(self, token_id: int) -> None:
+    def record(self, token_id: int) -> None:
         """Count a token as generated."""
         self._num_generated += 1
         if self._penalty is not None:
             self._seen_ids = torch.cat([self._seen_ids, self._seen_ids.new_tensor([token_id])])
 
     @property
-    def _forbidden(self) -> Tensor:
+    def _current_banned_ids(self) -> Tensor:
         is_early = self._num_generated < self._min_new_tokens
-        return self._bad_ids_at_first if is_early else self._bad_ids
+        return self._initially_banned_ids if is_early else self._banned_ids

@@ -1,16 +1,14 @@
-"""One answer in the making: what it is continued from, how it goes on and when it ends."""
+"""``TransformersSequence``: a running sequence whose tokens are sampled from the model's logits."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
 
-from vlcore.engines.base import EngineOutput, EngineRequest, FinishReason
-from vlcore.engines.detokenizer import Detokenizer
-from vlcore.engines.logprobs import logprobs_of, to_host
+from vlcore.engines.base import EngineRequest
+from vlcore.engines.sequence import Emit, RunningSequence
 from vlcore.engines.stop_conditions import StopConditions
 from vlcore.engines.transformers.sampler import Sampler
 from vlcore.errors import EngineError, OptionError
@@ -19,24 +17,25 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _MAX_CANDIDATES = (64, 1024)
-"""How many of the likeliest tokens are tried where bad words forbid the chosen one."""
+"""How many of the most likely tokens are tried, in two attempts, where the sampled token would
+complete a banned string."""
 
 
-class RunningSequence:
-    """One of a request's answers.
+class TransformersSequence(RunningSequence):
+    """One of a request's answers in the embedded engine.
 
     Args:
-        request: what is continued.
-        choice: which of its answers this is.
-        ends: what ends the model's answers.
-        tokenizer: decodes them.
-        max_length: of prompt and answer together, in tokens.
-        vocab_size: of the model.
-        device: where its logits are.
-        emit: takes the pieces, or what went wrong.
+        request: the request.
+        choice: index of the answer among the request's ``n`` answers.
+        stop_conditions: the model's stop conditions.
+        tokenizer: decodes the tokens.
+        max_length: maximum length of prompt and answer together, in tokens.
+        vocab_size: size of the model's vocabulary.
+        device: device of the logits.
+        emit: receives the chunks, or the error that ended the answer.
 
     Raises:
-        OptionError: the options leave no token that could come first.
+        OptionError: the options allow no token as the first one.
     """
 
     def __init__(
@@ -44,109 +43,71 @@ class RunningSequence:
         request: EngineRequest,
         choice: int,
         *,
-        ends: StopConditions,
+        stop_conditions: StopConditions,
         tokenizer: PreTrainedTokenizerBase,
         max_length: int,
         vocab_size: int,
         device: torch.device,
-        emit: Callable[[EngineOutput | EngineError], None],
+        emit: Emit,
     ) -> None:
         config = request.config
         prompt = request.prompt
-        self.request = request
-        self.is_finished = False
-        """Set when it ended or failed, or when nobody waits for it any more."""
-        self.last_id = prompt.token_ids[-1]
-        self.num_tokens = len(prompt.token_ids)
-        """Of prompt and answer so far."""
-        self.max_num_tokens = min(self.num_tokens + config.max_new_tokens, max_length)
-        self._choice = choice
-        self._emit = emit
-        stop_texts, self._end_ids = ends.of_request(request)
-        self._detokenizer = Detokenizer(
-            tokenizer, stop_texts, config.bad_words, skip_special_tokens=config.skip_special_tokens
+        self.max_num_tokens = min(len(prompt.token_ids) + config.max_new_tokens, max_length)
+        """Maximum length of prompt and answer together, in tokens."""
+        super().__init__(
+            request,
+            choice,
+            stop_conditions=stop_conditions,
+            tokenizer=tokenizer,
+            max_new_tokens=self.max_num_tokens - len(prompt.token_ids),
+            emit=emit,
         )
-        end_ids = {token_id for token_id in self._end_ids if token_id < vocab_size}
-        if config.min_new_tokens and len(end_ids | set(config.bad_token_ids)) == vocab_size:
+        self.last_token_id = prompt.token_ids[-1]
+        end_token_ids = {token_id for token_id in self.end_token_ids if token_id < vocab_size}
+        if config.min_new_tokens and len(end_token_ids | set(config.bad_token_ids)) == vocab_size:
             raise OptionError(
-                "every token of the vocabulary is an end or a bad token, so that no answer can "
-                f"have min_new_tokens={config.min_new_tokens}: drop some stop_token_ids"
+                "every token of the vocabulary is an end token or one of bad_token_ids, so no "
+                f"answer can have min_new_tokens={config.min_new_tokens}: remove some "
+                "stop_token_ids or bad_token_ids"
             )
         covered = {i for span in prompt.spans for i in range(span.start, span.stop)}
-        prompt_ids = [token for i, token in enumerate(prompt.token_ids) if i not in covered]
-        self.sampler = Sampler(config, prompt_ids, end_ids, device, choice)
-
-    def accept(self, token_id: int, logits: Tensor, prompt_logits: Tensor | None = None) -> None:
-        """Take the next token and give out what text it makes certain.
-
-        Shapes:
-            logits: [vocab] float32, of which the token was chosen.
-            prompt_logits: [prompt's tokens, vocab], with the first token, if asked for.
-
-        Raises:
-            EngineError: bad words leave no likely token.
-        """
-        if not self._allows(token_id):
-            token_id = self._choose_allowed(logits)
-        if token_id in self._end_ids:
-            text = self._detokenizer.finish()
-            self._give(EngineOutput(text, (), "stop", self._choice, prompt_logits=prompt_logits))
-            return
-        self.last_id = token_id
-        self.num_tokens += 1
-        self.sampler.note(token_id)
-        text = self._detokenizer.add(token_id)
-        reason: FinishReason | None = None
-        if self._detokenizer.stopped:
-            reason = "stop"
-        elif self.num_tokens >= self.max_num_tokens:
-            text += self._detokenizer.finish()
-            reason = "stop" if self._detokenizer.stopped else "length"
-        config = self.request.config
-        self._give(
-            EngineOutput(
-                text,
-                (token_id,),
-                reason,
-                self._choice,
-                ()
-                if config.logprobs is None
-                else (logprobs_of(logits, token_id, config.logprobs),),
-                None if config.output_logits is None else to_host(logits[None]),
-                prompt_logits,
-            )
-        )
-
-    def fail(self, error: EngineError) -> None:
-        """End the answer with an error."""
-        if not self.is_finished:
-            self.is_finished = True
-            self._emit(error.with_traceback(None))  # which would keep the tensors of its frames
+        text_token_ids = [token for i, token in enumerate(prompt.token_ids) if i not in covered]
+        self.sampler = Sampler(config, text_token_ids, end_token_ids, device, choice)
 
     @property
-    def wants_prompt_logits(self) -> bool:
-        """Whether the logits of the prompt's tokens are asked for."""
-        return self.request.config.output_logits == "all"
+    def num_tokens(self) -> int:
+        """Length of the prompt and the answer so far, in tokens."""
+        return len(self.request.prompt.token_ids) + len(self.token_ids)
 
-    def _allows(self, token_id: int) -> bool:
-        return token_id in self._end_ids or self._detokenizer.allows(token_id)
+    def accept(self, token_id: int, logits: Tensor, prompt_logits: Tensor | None = None) -> None:
+        """Add a sampled token, or another one where it would complete a banned string.
 
-    def _choose_allowed(self, logits: Tensor) -> int:
-        """Choose again, among the likely tokens that complete no bad word."""
+        Shapes:
+            logits: [vocab] float32, the logits from which the token was sampled.
+            prompt_logits: [prompt tokens, vocab] float32 on the host, together with the first
+                token, if requested.
+
+        Raises:
+            EngineError: every likely token would complete a banned string.
+        """
+        if not self._is_allowed(token_id):
+            token_id = self._sample_allowed(logits)
+        if token_id not in self.end_token_ids:
+            self.last_token_id = token_id
+            self.sampler.record(token_id)
+        self._append(token_id, logits, prompt_logits)
+
+    def _sample_allowed(self, logits: Tensor) -> int:
+        """Sample again, among the most likely tokens that complete no banned string."""
         for count in _MAX_CANDIDATES:
-            allowed = list(filter(self._allows, self.sampler.ranked(logits, count)))
+            allowed = list(filter(self._is_allowed, self.sampler.most_likely(logits, count)))
             if allowed:
-                return int(self.sampler.draw_among(allowed, logits))
+                return int(self.sampler.draw_from(allowed, logits))
         raise EngineError(
-            f"bad_words leave none of the {_MAX_CANDIDATES[-1]} likeliest tokens: the answer "
-            "cannot go on without one of them"
+            f"bad_words exclude all of the {_MAX_CANDIDATES[-1]} most likely next tokens, so the "
+            "answer cannot be continued: use fewer or longer bad_words"
         )
 
-    def _give(self, output: EngineOutput) -> None:
-        if output.finish_reason is not None:  # never unset: it may have been cancelled meanwhile
-            self.is_finished = True
-        self._emit(output)
 
-
-SequenceGroup: TypeAlias = tuple[RunningSequence, ...]
-"""What one request asks for; they share its prompt."""
+SequenceGroup: TypeAlias = tuple[TransformersSequence, ...]
+"""The answers of one request, which share its prompt."""

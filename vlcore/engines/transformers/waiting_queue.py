@@ -1,4 +1,4 @@
-"""Requests that wait for a place in the running batch, in the order in which they came."""
+"""``WaitingQueue``: requests that wait to enter the running batch, in order of arrival."""
 
 from __future__ import annotations
 
@@ -12,59 +12,63 @@ from vlcore.errors import EngineClosedError
 
 
 class WaitingQueue:
-    """Filled by whoever asks, emptied by the engine's thread."""
+    """A thread-safe queue that callers fill and the engine's thread empties."""
 
     def __init__(self) -> None:
-        self._requests: deque[SequenceGroup] = deque()
+        self._groups: deque[SequenceGroup] = deque()
         self._changed = threading.Condition()
         self._closed = False
 
     def __len__(self) -> int:
-        return len(self._requests)
+        return len(self._groups)
 
-    def num_answers(self) -> int:
-        """Count the answers of all requests."""
+    def num_sequences(self) -> int:
+        """Count the sequences of all waiting requests."""
         with self._changed:
-            return sum(map(len, self._requests))
+            return sum(map(len, self._groups))
 
-    def join(self, request: SequenceGroup) -> None:
-        """Stand at the end.
+    def add(self, group: SequenceGroup) -> None:
+        """Append the sequences of a request.
 
         Raises:
-            EngineClosedError: the line was closed.
+            EngineClosedError: the queue was closed.
         """
         with self._changed:
             if self._closed:
                 raise EngineClosedError("the engine was closed")
-            self._requests.append(request)
+            self._groups.append(group)
             self._changed.notify()
 
-    def leave(self, request: SequenceGroup) -> None:
-        """Wait no longer, if it still does."""
+    def discard(self, group: SequenceGroup) -> None:
+        """Remove a request, if it is still in the queue."""
         with self._changed, suppress(ValueError):
-            self._requests.remove(request)
+            self._groups.remove(group)
 
-    def take(self, go_together: Callable[[list[SequenceGroup]], bool]) -> list[SequenceGroup]:
-        """Take from the front as many as go together, and nobody out of turn."""
+    def take(self, fits: Callable[[list[SequenceGroup]], bool]) -> list[SequenceGroup]:
+        """Remove and return requests from the front, for as long as ``fits`` accepts them.
+
+        The order of arrival is kept: a request that does not fit also holds back those after it.
+        Requests that were cancelled are dropped.
+        """
         taken: list[SequenceGroup] = []
         with self._changed:
-            while self._requests:
-                request = self._requests[0]
-                if not all(answer.is_finished for answer in request):  # cancelled meanwhile
-                    if not go_together([*taken, request]):
+            while self._groups:
+                group = self._groups[0]
+                if not all(sequence.is_finished for sequence in group):
+                    if not fits([*taken, group]):
                         break
-                    taken.append(request)
-                self._requests.popleft()
+                    taken.append(group)
+                self._groups.popleft()
         return taken
 
-    def wait(self, is_busy: Callable[[], object]) -> bool:
-        """Wait until somebody is there, unless there is other work; false once it is closed."""
+    def wait_for_work(self, is_busy: Callable[[], object]) -> bool:
+        """Block until a request waits or ``is_busy`` is true; return False once closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._requests or self._closed or is_busy())
+            self._changed.wait_for(lambda: self._groups or self._closed or is_busy())
             return not self._closed
 
     def close(self) -> None:
-        """Let nobody in any more; who waits is still there to be told."""
+        """Refuse further requests; those that wait can still be taken."""
         with self._changed:
             self._closed = True
             self._changed.notify()

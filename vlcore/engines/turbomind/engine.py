@@ -1,7 +1,7 @@
-"""TurboMind, lmdeploy's engine: token ids and image rows go in through its embedding injection.
+"""TurboMind, lmdeploy's engine, which receives image embeddings by embedding injection.
 
-lmdeploy runs on an event loop of its own, in a thread, so that nothing that it copies or waits for
-holds up the callers' loops.
+lmdeploy runs on its own event loop in a separate thread, so that its copies and waits do not block
+the event loops of callers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from vlcore._utils.event_loop import LoopThread
 from vlcore.engines.base import Engine, EngineOutput, EngineRequest, EngineStats
 from vlcore.engines.stop_conditions import StopConditions
-from vlcore.engines.turbomind.requests import InstancePool, RunningRequest, RunningSequence
+from vlcore.engines.turbomind.requests import InstancePool, RunningRequest, TurbomindSequence
 from vlcore.engines.turbomind.self_test import run_self_test
 from vlcore.engines.turbomind.support import embedding_name, lmdeploy_version
 from vlcore.engines.turbomind.translation import check_options, to_turbomind, to_turbomind_prompt
@@ -37,16 +37,16 @@ if TYPE_CHECKING:
 
 
 class TurbomindEngine(Engine):
-    """Runs the text part of a checkpoint on TurboMind.
+    """Runs the language model of a checkpoint on TurboMind.
 
     Args:
-        language_model: the text part.
-        tokenizer: decodes answers.
-        view: its text view, the directory that TurboMind reads.
-        device: the CUDA device, unless ``config`` names devices.
-        dtype: what it computes in, unless there is a ``config``.
-        config: lmdeploy's ``TurbomindEngineConfig``, which is passed on as it is.
-        self_test: see first whether image rows count as what they are.
+        language_model: the language model.
+        tokenizer: decodes the answers.
+        view: directory of the language model's text view, which TurboMind loads.
+        device: the CUDA device, unless ``config`` lists devices.
+        dtype: dtype of the computation, unless there is a ``config``.
+        config: lmdeploy's ``TurbomindEngineConfig``, which is passed on unchanged.
+        self_test: check before the first request that injected embeddings have the right effect.
 
     Raises:
         EngineUnavailableError: lmdeploy cannot be imported, TurboMind cannot start, or the
@@ -54,7 +54,7 @@ class TurbomindEngine(Engine):
     """
 
     name = "turbomind"
-    takes_rows_on_host = True  # it copies them to its device chunk by chunk, while it prefills
+    takes_rows_on_host = True  # copied to its device chunk by chunk during the prefill
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class TurbomindEngine(Engine):
         self.hidden_size = language_model.hidden_size
         self.vocab_size = int(language_model.transformers_config.vocab_size)
         self._tokenizer = tokenizer
-        self._ends = StopConditions.of(language_model, tokenizer)
+        self._stop_conditions = StopConditions.from_model(language_model, tokenizer)
         settings = config or self._lmdeploy.TurbomindEngineConfig(
             dtype=str(dtype).removeprefix("torch."),
             devices=[torch.cuda.current_device() if device.index is None else device.index],
@@ -84,7 +84,7 @@ class TurbomindEngine(Engine):
         if self.context_length == language_model.context_length:
             self.context_limit_reason = language_model.context_limit_reason
         self._instances = InstancePool(self._model.create_instance, self._settings.max_batch_size)
-        self._runs: set[RunningRequest] = set()
+        self._requests: set[RunningRequest] = set()
         self._is_closed = False
         self._loop = LoopThread("vlcore-turbomind")
         if self_test:
@@ -100,96 +100,98 @@ class TurbomindEngine(Engine):
                 raise
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput]:
-        """Continue a prompt, piece by piece. Closing the iterator cancels the request."""
+        """Continue a prompt, chunk by chunk. Closing the iterator cancels the request."""
         self.check(request)
         prompt = await asyncio.to_thread(to_turbomind_prompt, request, self._dtype)
         max_new_tokens = min(
             request.config.max_new_tokens, self.context_length - len(prompt.token_ids)
         )
         loop = asyncio.get_running_loop()
-        pieces: asyncio.Queue[EngineOutput | EngineError] = asyncio.Queue()
+        chunks: asyncio.Queue[EngineOutput | EngineError] = asyncio.Queue()
 
-        def emit(piece: EngineOutput | EngineError) -> None:
-            loop.call_soon_threadsafe(pieces.put_nowait, piece)
+        def emit(chunk: EngineOutput | EngineError) -> None:
+            loop.call_soon_threadsafe(chunks.put_nowait, chunk)
 
-        runs = [
+        running = [
             RunningRequest(
-                RunningSequence(
+                TurbomindSequence(
                     request,
                     choice,
-                    ends=self._ends,
+                    stop_conditions=self._stop_conditions,
                     tokenizer=self._tokenizer,
                     max_new_tokens=max_new_tokens,
                     emit=emit,
                 ),
                 prompt,
                 self._instances,
-                self._options,
+                self._make_options,
             )
             for choice in range(request.config.n)
         ]
         try:
-            for run in runs:
-                self._start(run)
-            num_running = len(runs)
+            for running_request in running:
+                self._start(running_request)
+            num_running = len(running)
             while num_running:
-                piece = await pieces.get()
-                if isinstance(piece, EngineError):
-                    raise piece
-                num_running -= piece.finish_reason is not None
-                yield piece
+                chunk = await chunks.get()
+                if isinstance(chunk, EngineError):
+                    raise chunk
+                num_running -= chunk.finish_reason is not None
+                yield chunk
         finally:
-            for run in runs:
-                self._loop.call_soon(run.cancel)
+            for running_request in running:
+                self._loop.call_soon(running_request.cancel)
 
     async def close(self) -> None:
-        """Cancel what runs, and free the model."""
+        """Cancel all requests, and free the model."""
         self._is_closed = True
-        for run in tuple(self._runs):
-            self._loop.call_soon(run.close)
-        # Each run leaves the set itself; no run is started from here on.
-        while self._runs:  # noqa: ASYNC110
+        for request in tuple(self._requests):
+            self._loop.call_soon(request.close)
+        # Each request removes itself from the set, and no further one is started.
+        while self._requests:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         self._free()
 
     def stats(self) -> EngineStats:
-        """Count the instances that are lent, and the answers that wait for one."""
-        num_running = self._instances.num_lent
-        return EngineStats(num_running, max(0, len(self._runs) - num_running))
+        """Count the instances in use, and the answers that wait for one."""
+        num_running = self._instances.num_in_use
+        return EngineStats(num_running, max(0, len(self._requests) - num_running))
 
     def check(self, request: EngineRequest) -> None:
-        """Check a request against the model, and against what TurboMind can do."""
+        """Check a request against the model and against the limits of TurboMind."""
         super().check(request)
-        _, end_ids = self._ends.of_request(request)
-        check_options(request.config, end_ids)
+        check_options(request.config, self._stop_conditions.for_request(request).token_ids)
         if request.config.output_logits == "all" and self._settings.enable_prefix_caching:
             raise OptionError(
-                "output_logits='all' gives the logits of the whole prompt, which TurboMind does "
-                "not compute with enable_prefix_caching: switch one off"
+                "output_logits='all' returns the logits of the whole prompt, which TurboMind does "
+                "not compute with enable_prefix_caching: switch one of them off"
             )
 
-    def _start(self, run: RunningRequest) -> None:
+    def _start(self, request: RunningRequest) -> None:
         if self._is_closed:
             raise EngineClosedError("the engine was closed")
-        future = self._loop.submit(run.serve())
-        self._runs.add(run)
-        future.add_done_callback(lambda _: self._end(run))
+        future = self._loop.submit(request.run())
+        self._requests.add(request)
+        future.add_done_callback(lambda _: self._end(request))
 
-    def _end(self, run: RunningRequest) -> None:
-        run.close()  # where the loop was closed before it came to its end
-        self._runs.discard(run)
+    def _end(self, request: RunningRequest) -> None:
+        request.close()  # has an effect only if the loop was closed before the request ended
+        self._requests.discard(request)
 
-    def _options(self, answer: RunningSequence) -> Any:
-        in_vocabulary = range(self.vocab_size)
+    def _make_options(self, sequence: TurbomindSequence) -> Any:
+        """Create lmdeploy's options for the rest of an answer."""
+        vocabulary = range(self.vocab_size)
+        # While tokens are banned, the answer is continued token by token.
+        max_new_tokens = 1 if sequence.banned_token_ids else sequence.num_remaining
         return self._lmdeploy.GenerationConfig(
             **to_turbomind(
-                answer.request.config,
-                end_ids=answer.end_ids.intersection(in_vocabulary),
-                eos_ids=self._ends.eos_ids.intersection(in_vocabulary),
-                forbidden_ids=answer.forbidden_ids,
-                max_new_tokens=1 if answer.forbidden_ids else answer.num_left,
-                num_generated=len(answer.token_ids),
-                choice=answer.choice,
+                sequence.request.config,
+                end_token_ids=sequence.end_token_ids.intersection(vocabulary),
+                eos_token_ids=self._stop_conditions.eos_token_ids.intersection(vocabulary),
+                banned_token_ids=sequence.banned_token_ids,
+                max_new_tokens=max_new_tokens,
+                num_generated=len(sequence.token_ids),
+                choice=sequence.choice,
             )
         )
 
@@ -197,20 +199,20 @@ class TurbomindEngine(Engine):
         """Start TurboMind on a text view.
 
         Raises:
-            EngineUnavailableError: it cannot.
+            EngineUnavailableError: TurboMind cannot start.
         """
         from lmdeploy.turbomind import TurboMind
 
         try:
             return TurboMind.from_pretrained(str(view), engine_config=settings)
         except Exception as error:
-            cause = error.with_traceback(None)  # which would keep what it allocated
+            cause = error.with_traceback(None)  # a traceback would keep what it allocated alive
         reason = f"{type(cause).__name__}: {cause}"
         hint = ""
         if isinstance(cause, torch.OutOfMemoryError) or "out of memory" in reason.lower():
             hint = (
-                ". Free memory on the device, give TurboMind less of it "
-                "(TurbomindEngineConfig(cache_max_entry_count=0.5)), or more devices (tp=2)"
+                ". Free memory on the device, let TurboMind use less of it "
+                "(TurbomindEngineConfig(cache_max_entry_count=0.5)), or use more devices (tp=2)"
             )
         raise EngineUnavailableError(
             f"TurboMind (lmdeploy {lmdeploy_version()}) cannot start on {view}: {reason}{hint}"
@@ -219,13 +221,13 @@ class TurbomindEngine(Engine):
     def _free(self) -> None:
         self._loop.close()
         self._instances.clear()
-        if "_model" in self.__dict__:
-            self._model.close()
-            del self._model
+        model, self._model = self._model, None
+        if model is not None:
+            model.close()
 
 
 def _import_lmdeploy() -> Any:
-    """Import what holds lmdeploy's settings.
+    """Import the module of lmdeploy's settings.
 
     Raises:
         EngineUnavailableError: lmdeploy or its extension module cannot be imported.
@@ -239,15 +241,15 @@ def _import_lmdeploy() -> Any:
             f"lmdeploy {lmdeploy_version()} cannot be imported: {type(error).__name__}: {error}"
         ) from error
     finally:
-        for handler, level in levels.items():  # lmdeploy mutes all that were there before it
+        for handler, level in levels.items():  # lmdeploy mutes the handlers that exist
             handler.setLevel(level)
-    if is_first:  # as its own pipeline does; it would log each request
+    if is_first:  # as lmdeploy's own pipeline does, because it would log every request
         logging.getLogger("lmdeploy").setLevel(logging.WARNING)
         os.environ.setdefault("TM_LOG_LEVEL", "WARNING")
     if not turbomind.is_available():
         cause = getattr(turbomind, "_import_error", None)
         raise EngineUnavailableError(
-            f"lmdeploy {lmdeploy_version()} cannot load TurboMind: {cause}: are CUDA 12's "
-            "libraries (nvidia-cublas-cu12, nvidia-cuda-runtime-cu12, nvidia-nccl-cu12) there?"
+            f"lmdeploy {lmdeploy_version()} cannot load TurboMind: {cause}: are the libraries of "
+            "CUDA 12 (nvidia-cublas-cu12, nvidia-cuda-runtime-cu12, nvidia-nccl-cu12) installed?"
         ) from cause
     return messages

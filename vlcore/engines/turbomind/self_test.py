@@ -1,7 +1,7 @@
-"""A test at start-up: rows of the token table, given as embeddings, must count as their tokens.
+"""A self-test at start-up: injected embeddings must have the effect of the tokens they belong to.
 
-Nothing else in TurboMind's test suite or interface promises that, and a mistake would answer every
-question about a picture wrongly without a word.
+TurboMind does not guarantee this in any other way, and a mistake would make every answer about an
+image wrong without an error.
 """
 
 from __future__ import annotations
@@ -24,26 +24,29 @@ from vlcore.prompts.tokenization import Span, TokenizedPrompt
 _NUM_PROMPTS = 4
 _PROMPT_LENGTH = 16
 _COVERED = (3, 14)
-"""Begin and end of the positions whose rows are injected."""
+"""Half-open range of the positions whose embeddings are injected."""
 _TOLERANCE = 0.1
-"""Of the logits' standard deviation: more than rounding, and far less than other tokens make."""
+"""Maximum difference, relative to the standard deviation of the logits: more than rounding errors
+cause, and much less than other tokens cause."""
 _CONFIG = GenerationConfig(max_new_tokens=1, ignore_eos=True, output_logits="generation")
 
 
 async def run_self_test(engine: Engine, view: Path, embedding: str) -> None:
-    """Ask what follows prompts of token ids, and again with rows for the tokens in their middle.
+    """Compare the next token's logits with and without injected embeddings.
 
-    Both must give the same next token; its logits are compared, so that two tokens that are all
-    but equally likely may change places, and nothing else may. One request runs at a time, so that
-    both times the same kernels see the same shapes.
+    Each prompt is continued twice: once as token ids, and once with the token embeddings of its
+    middle part injected. The logits are compared rather than the next tokens, so that two tokens of
+    nearly equal likelihood do not matter. The requests run one at a time, so that the same kernels
+    see the same shapes.
 
     Args:
-        engine: what is tested.
-        view: the directory that it was loaded from.
-        embedding: the token table's name there.
+        engine: the engine to test.
+        view: the directory from which it was loaded.
+        embedding: name of the token embedding's weight in that directory.
 
     Raises:
-        EngineUnavailableError: the two differ, or the token table does not fit the engine.
+        EngineUnavailableError: the logits differ, or the width of the token embedding does not
+            match the engine's.
     """
     for number in range(_NUM_PROMPTS):
         token_ids = _spread_ids(number, engine.vocab_size)
@@ -51,8 +54,8 @@ async def run_self_test(engine: Engine, view: Path, embedding: str) -> None:
         rows = read_rows(view, embedding, token_ids[begin:end])
         if rows.shape[1] != engine.hidden_size:
             raise EngineUnavailableError(
-                f"the token table of {view} has rows of width {rows.shape[1]}; the language "
-                f"model's embeddings have {engine.hidden_size}"
+                f"the token embedding of {view} has width {rows.shape[1]}; the language model has "
+                f"width {engine.hidden_size}"
             )
         plain = await _next_logits(engine, EngineRequest(TokenizedPrompt(token_ids), (), _CONFIG))
         prompt = TokenizedPrompt(token_ids, (Span(begin, end, 0, 0),))
@@ -60,16 +63,16 @@ async def run_self_test(engine: Engine, view: Path, embedding: str) -> None:
         difference = float((plain - injected).abs().max() / plain.std())
         if not difference <= _TOLERANCE:  # NaN is not, either
             raise EngineUnavailableError(
-                f"after token ids TurboMind goes on with {int(plain.argmax())} and after the same "
-                f"tokens as embeddings with {int(injected.argmax())} (logits differ by "
-                f"{difference:.2g} standard deviations), so it would answer wrongly about "
-                f"pictures: vlcore {__version__} with lmdeploy {lmdeploy_version()} refuses to "
-                "serve. Use engine='transformers', and report both versions"
+                f"TurboMind continues token ids with token {int(plain.argmax())}, and the same "
+                f"tokens as embeddings with token {int(injected.argmax())} (the logits differ by "
+                f"{difference:.2g} standard deviations), so its answers about images would be "
+                f"wrong. vlcore {__version__} does not run with this lmdeploy "
+                f"{lmdeploy_version()}: use engine='transformers', and report both versions"
             )
 
 
 def read_rows(view: Path, name: str, token_ids: Sequence[int]) -> Tensor:
-    """Read rows of a text view's token table, and nothing else of it.
+    """Read rows of a text view's token embedding, without reading the whole weight.
 
     Shapes:
         result: [token ids, hidden_size], in the stored dtype.
@@ -80,16 +83,17 @@ def read_rows(view: Path, name: str, token_ids: Sequence[int]) -> Tensor:
 
 
 def _spread_ids(number: int, vocab_size: int) -> tuple[int, ...]:
-    """Token ids from all over the vocabulary, other ones for each number."""
+    """Return token ids spread over the vocabulary, different ones for each number."""
     total = _NUM_PROMPTS * _PROMPT_LENGTH
     return tuple(
-        (number + _NUM_PROMPTS * place) * vocab_size // total for place in range(_PROMPT_LENGTH)
+        (number + _NUM_PROMPTS * position) * vocab_size // total
+        for position in range(_PROMPT_LENGTH)
     )
 
 
 async def _next_logits(engine: Engine, request: EngineRequest) -> Tensor:
-    """Logits of the token after a prompt, [vocab] float32."""
-    async with aclosing(engine.generate(request)) as pieces:
-        first = await anext(pieces)
+    """Return the logits of the token after a prompt, [vocab] float32."""
+    async with aclosing(engine.generate(request)) as chunks:
+        first = await anext(chunks)
     assert first.logits is not None  # noqa: S101  (for mypy: the request asks for them)
     return first.logits[0]

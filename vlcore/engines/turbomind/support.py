@@ -1,6 +1,6 @@
-"""Whether TurboMind can run a model here, from facts alone: nothing is imported, loaded or written.
+"""Whether TurboMind can run a model on this machine, without importing lmdeploy or loading weights.
 
-Which releases of lmdeploy, architectures and head sizes it takes is in ``turbomind.json``.
+The supported releases of lmdeploy, architectures and head sizes are listed in ``turbomind.json``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DTYPES = (torch.float16, torch.bfloat16)
 
 
 def lmdeploy_version() -> str | None:
-    """The installed lmdeploy's version, without importing it."""
+    """Return the version of the installed lmdeploy, without importing it."""
     try:
         found = importlib.util.find_spec("lmdeploy") is not None
         return metadata.version("lmdeploy") if found else None
@@ -38,63 +38,63 @@ def lmdeploy_version() -> str | None:
 def unsupported_reason(
     language_model: LanguageModel, device: torch.device, dtype: torch.dtype, config: object = None
 ) -> str | None:
-    """Say why TurboMind cannot run a model here, or nothing where it can.
+    """Return why TurboMind cannot run a model here, or ``None`` where it can.
 
     Args:
-        language_model: the text part.
-        device: where it would run.
-        dtype: what it would compute in, unless ``config`` says so.
-        config: lmdeploy's own settings, if any were given.
+        language_model: the language model.
+        device: device of the model.
+        dtype: dtype of the computation, unless ``config`` sets it.
+        config: lmdeploy's own settings, if any.
     """
     return (
-        _reason_against_machine(device)
-        or _reason_against_model(language_model)
-        or (_reason_against_dtype(dtype) if config is None else None)
+        _unsupported_machine_reason(device)
+        or _unsupported_model_reason(language_model)
+        or (_unsupported_dtype_reason(dtype) if config is None else None)
     )
 
 
 def is_turbomind_config(config: object) -> bool:
-    """Whether it is lmdeploy's ``TurbomindEngineConfig``, without importing lmdeploy."""
+    """Return whether a value is lmdeploy's ``TurbomindEngineConfig``, without an import of it."""
     messages = sys.modules.get("lmdeploy.messages")
     return messages is not None and isinstance(config, messages.TurbomindEngineConfig)
 
 
 def supported_versions() -> SpecifierSet:
-    """The releases of lmdeploy that vlcore was checked against."""
-    return SpecifierSet(_facts()["lmdeploy"])
+    """Return the releases of lmdeploy that vlcore is tested with."""
+    return SpecifierSet(_supported()["lmdeploy"])
 
 
 def embedding_name(architecture: str) -> str:
-    """The name of a text architecture's token table."""
-    return str(_facts()["embeddings"][architecture])
+    """Return the name of the token embedding's weight in a text-only architecture."""
+    return str(_supported()["embeddings"][architecture])
 
 
 @cache
-def _facts() -> Mapping[str, Any]:
+def _supported() -> Mapping[str, Any]:
     text = resources.files("vlcore.engines.turbomind").joinpath("turbomind.json").read_text("utf-8")
-    facts: dict[str, Any] = json.loads(text)
-    return facts
+    supported: dict[str, Any] = json.loads(text)
+    return supported
 
 
-def _reason_against_machine(device: torch.device) -> str | None:
+def _unsupported_machine_reason(device: torch.device) -> str | None:
     version = lmdeploy_version()
     if version is None:
         return f"lmdeploy is not installed: {_INSTALL}"
     if not supported_versions().contains(version, prereleases=True):
         return (
-            f"lmdeploy {version} is installed and vlcore is checked against {supported_versions()}"
-            f": {_INSTALL}"
+            f"lmdeploy {version} is installed, and vlcore requires {supported_versions()}: "
+            f"{_INSTALL}"
         )
     if device.type != "cuda":
         return f"it needs a CUDA device, and the device is {device}"
     return None
 
 
-def _reason_against_model(language_model: LanguageModel) -> str | None:
+def _unsupported_model_reason(language_model: LanguageModel) -> str | None:
     try:
         config = language_model.view_config
     except ConfigError as error:
-        return f"there is no text view for it: {error}"
+        return f"the model has no text view: {error}"
     architecture = config["architectures"][0]
     window = config.get("sliding_window")
     if (
@@ -103,28 +103,25 @@ def _reason_against_model(language_model: LanguageModel) -> str | None:
         and config.get("use_sliding_window", True)
     ):
         return (
-            f"a token of this {architecture} looks back at {window} tokens (sliding_window), and "
-            f"TurboMind's would look at all of its {config['max_position_embeddings']}"
+            f"the tokens of this {architecture} attend to the last {window} tokens "
+            "(sliding_window), and TurboMind's would attend to all of the "
+            f"{config['max_position_embeddings']}"
         )
-    if architecture not in _facts()["embeddings"]:
-        return (
-            f"it does not take {architecture}; it takes {', '.join(sorted(_facts()['embeddings']))}"
-        )
+    supported = _supported()
+    if architecture not in supported["embeddings"]:
+        known = ", ".join(sorted(supported["embeddings"]))
+        return f"it does not support {architecture}; it supports {known}"
     head_size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    if head_size not in _facts()["head_sizes"]:
+    if head_size not in supported["head_sizes"]:
+        *others, last = map(str, supported["head_sizes"])
         return (
-            f"its attention has kernels for heads of size {_listed(_facts()['head_sizes'])}; those "
-            f"of {language_model.checkpoint.name} have {head_size}"
+            f"its attention kernels support heads of size {', '.join(others)} or {last}; those of "
+            f"{language_model.checkpoint.name} have size {head_size}"
         )
     return None
 
 
-def _reason_against_dtype(dtype: torch.dtype) -> str | None:
+def _unsupported_dtype_reason(dtype: torch.dtype) -> str | None:
     if dtype in DTYPES:
         return None
     return f"it computes in float16 or bfloat16, and the dtype is {str(dtype)[6:]}"
-
-
-def _listed(sizes: list[int]) -> str:
-    *others, last = map(str, sizes)
-    return f"{', '.join(others)} or {last}"

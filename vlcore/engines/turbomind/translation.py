@@ -1,6 +1,7 @@
-"""``GenerationConfig`` as lmdeploy's options of one request.
+"""Translates a request's options and its prompt into those of lmdeploy.
 
-What TurboMind would cut off, clamp or read in another way is refused here, or done on this side.
+Options that TurboMind would truncate, clamp or interpret differently are refused here, or
+implemented by vlcore instead.
 """
 
 from __future__ import annotations
@@ -19,85 +20,86 @@ from vlcore.engines.generation import GenerationConfig
 from vlcore.errors import OptionError, PluginContractError
 
 MAX_IDS = 32
-"""TurboMind drops the end tokens and bad tokens of a request after so many."""
+"""TurboMind ignores further end tokens and banned tokens of a request."""
 _MAX_TEMPERATURE = 2.0
 _MAX_TOP_K = 1024
 _HINT = "or use engine='transformers'"
 
 
-def check_options(config: GenerationConfig, end_ids: Collection[int]) -> None:
-    """Refuse what TurboMind cannot do as vlcore defines it.
+def check_options(config: GenerationConfig, end_token_ids: Collection[int]) -> None:
+    """Check that TurboMind can apply a request's options as vlcore defines them.
 
     Args:
         config: the request's options.
-        end_ids: tokens that end its answers.
+        end_token_ids: tokens that end its answers.
 
     Raises:
         OptionError: an option is out of TurboMind's range.
     """
     if config.do_sample and config.temperature > _MAX_TEMPERATURE:
         raise OptionError(
-            f"lmdeploy takes temperatures up to {_MAX_TEMPERATURE:g}; it is {config.temperature}: "
-            f"lower it, {_HINT}"
+            f"temperature must be at most {_MAX_TEMPERATURE:g} with TurboMind; it is "
+            f"{config.temperature}: lower it, {_HINT}"
         )
     if config.do_sample and config.top_k > _MAX_TOP_K:
         raise OptionError(
-            f"TurboMind draws among {_MAX_TOP_K} tokens at most, or among all with top_k=0; it is "
+            f"top_k must be at most {_MAX_TOP_K} with TurboMind, or 0 for all tokens; it is "
             f"{config.top_k}: lower it, {_HINT}"
         )
     if len(set(config.bad_token_ids)) > MAX_IDS:
         raise OptionError(
-            f"TurboMind takes {MAX_IDS} bad_token_ids; there are {len(set(config.bad_token_ids))}: "
-            f"give fewer, {_HINT}"
+            f"bad_token_ids must be at most {MAX_IDS} tokens with TurboMind; there are "
+            f"{len(set(config.bad_token_ids))}: use fewer, {_HINT}"
         )
-    if config.min_new_tokens and len(end_ids) > MAX_IDS:
+    if config.min_new_tokens and len(end_token_ids) > MAX_IDS:
         raise OptionError(
-            f"TurboMind keeps {MAX_IDS} end tokens away before min_new_tokens; there are "
-            f"{len(end_ids)}: give fewer stop_token_ids, {_HINT}"
+            f"min_new_tokens works with at most {MAX_IDS} end tokens with TurboMind; there are "
+            f"{len(end_token_ids)}: use fewer stop_token_ids, {_HINT}"
         )
 
 
 def to_turbomind(
     config: GenerationConfig,
     *,
-    end_ids: Collection[int],
-    eos_ids: Collection[int],
-    forbidden_ids: Collection[int] = (),
+    end_token_ids: Collection[int],
+    eos_token_ids: Collection[int],
+    banned_token_ids: Collection[int] = (),
     max_new_tokens: int,
     num_generated: int = 0,
     choice: int = 0,
 ) -> dict[str, Any]:
-    """Write the options of one request as keywords of lmdeploy's ``GenerationConfig``.
+    """Return the keyword arguments of lmdeploy's ``GenerationConfig`` for one answer.
 
-    Stop texts, ``n`` and the text's form are this side's work, and so is what lmdeploy calls
-    logprobs: its own are of the few tokens that the options leave, which for the likeliest token
-    alone is always 0. vlcore takes them from the logits.
+    Stop strings, ``n``, detokenization and log-probabilities are not translated, because vlcore
+    implements them. lmdeploy's own log-probabilities are relative to the tokens that remain after
+    top-k and top-p filtering, so for greedy decoding they are always 0; vlcore computes them from
+    the logits.
 
     Args:
         config: the request's options.
-        end_ids: tokens that end its answers.
-        eos_ids: the model's end tokens.
-        forbidden_ids: tokens that may not come next, besides ``bad_token_ids``.
-        max_new_tokens: how many tokens to generate at most.
-        num_generated: how many tokens of the answer the prompt ends with.
-        choice: which of the request's answers; each draws differently.
+        end_token_ids: tokens that end its answers.
+        eos_token_ids: the model's end-of-sequence tokens.
+        banned_token_ids: tokens that may not come next, in addition to ``bad_token_ids``.
+        max_new_tokens: maximum number of tokens to generate.
+        num_generated: number of tokens of the answer that the prompt ends with.
+        choice: index of the answer among the request's ``n`` answers, each with its own seed.
     """
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "do_sample": config.do_sample,
-        # Whatever lmdeploy's sampler is told, it draws; among one token, that one.
+        # lmdeploy's sampler always samples; with top_k=1 that is greedy.
         "top_k": 1,
         "top_p": 1.0,
         "min_p": 0.0,
         "temperature": 1.0,
         "repetition_penalty": float(config.repetition_penalty),
-        # TurboMind mixes up the end tokens of a batch where a request has none: so each has some,
-        # and a request without end tokens is told to ignore them.
-        "stop_token_ids": sorted(end_ids or eos_ids)[:MAX_IDS],
-        "ignore_eos": not end_ids,
-        "min_new_tokens": max(0, config.min_new_tokens - num_generated) if end_ids else 0,
-        "bad_token_ids": sorted({*config.bad_token_ids, *forbidden_ids}),
-        "output_logits": _logits_wanted(config, num_generated),
+        # TurboMind confuses the end tokens of a batch in which some request has none. Every request
+        # therefore has some, and one that should not have any sets ignore_eos.
+        "stop_token_ids": sorted(end_token_ids or eos_token_ids)[:MAX_IDS],
+        "ignore_eos": not end_token_ids,
+        "min_new_tokens": max(0, config.min_new_tokens - num_generated) if end_token_ids else 0,
+        "bad_token_ids": sorted({*config.bad_token_ids, *banned_token_ids}),
+        "output_logits": _output_logits(config, num_generated),
         "random_seed": 0,
     }
     if config.do_sample:
@@ -114,36 +116,36 @@ def to_turbomind(
     return options
 
 
-def _logits_wanted(config: GenerationConfig, num_generated: int) -> str | None:
-    if config.output_logits == "all" and num_generated:  # the prompt's came before
+def _output_logits(config: GenerationConfig, num_generated: int) -> str | None:
+    if config.output_logits == "all" and num_generated:  # the prompt's logits were returned before
         return "generation"
     return config.output_logits or ("generation" if config.logprobs is not None else None)
 
 
 @dataclass(frozen=True)
 class TurbomindPrompt:
-    """Token ids, and what replaces the embeddings of some.
+    """The token ids of a prompt, and the embeddings that replace those of some tokens.
 
     Shapes:
-        embeddings: [end - begin, hidden_size] each, on the host, for each of ``ranges``.
+        embeddings: [end - begin, hidden_size] each, on the host, one for each of ``ranges``.
     """
 
     token_ids: tuple[int, ...]
     embeddings: tuple[Tensor, ...] = ()
     ranges: tuple[tuple[int, int], ...] = ()
-    """Positions ``begin <= i < end`` of the token ids, in order and apart."""
+    """Half-open ranges of positions in ``token_ids``, in order and without overlap."""
 
 
 def to_turbomind_prompt(request: EngineRequest, dtype: torch.dtype) -> TurbomindPrompt:
-    """Bring a checked request into TurboMind's form; image rows cross to the host here, once.
+    """Translate the prompt of a request, and copy its image embeddings to the host.
 
     Args:
-        request: one that :meth:`Engine.check` let pass.
-        dtype: what TurboMind computes in.
+        request: a request that :meth:`Engine.check` has accepted.
+        dtype: dtype of TurboMind's computation.
 
     Raises:
-        OptionError: a repetition penalty for a prompt of image rows alone.
-        PluginContractError: spans overlap, or rows are not finite numbers.
+        OptionError: there is a repetition penalty, and the prompt has no text tokens.
+        PluginContractError: spans overlap, or image embeddings are not finite.
     """
     prompt = request.prompt
     spans = sorted(
@@ -152,13 +154,13 @@ def to_turbomind_prompt(request: EngineRequest, dtype: torch.dtype) -> Turbomind
     for before, after in pairwise(spans):
         if after.start < before.stop:
             raise PluginContractError(f"{before} and {after} overlap")
-    on_host = [_to_host(rows, image, dtype) for image, rows in enumerate(request.rows)]
+    on_host = [_copy_to_host(rows, image, dtype) for image, rows in enumerate(request.rows)]
     covered = {i for span in spans for i in range(span.start, span.stop)}
     token_ids = list(prompt.token_ids)
     if covered:
-        filler = _harmless_id(request, covered)
+        placeholder_id = _choose_placeholder_id(request, covered)
         for position in covered:
-            token_ids[position] = filler
+            token_ids[position] = placeholder_id
     return TurbomindPrompt(
         tuple(token_ids),
         tuple(
@@ -169,28 +171,29 @@ def to_turbomind_prompt(request: EngineRequest, dtype: torch.dtype) -> Turbomind
     )
 
 
-def _to_host(rows: Tensor, image: int, dtype: torch.dtype) -> Tensor:
+def _copy_to_host(rows: Tensor, image: int, dtype: torch.dtype) -> Tensor:
     on_host = rows.detach().to(device="cpu", dtype=dtype)
     if not on_host.isfinite().all():
         raise PluginContractError(
-            f"rows of image {image} hold NaN or numbers too large for {str(dtype)[6:]}: run the "
-            "vision model in float32 or bfloat16"
+            f"the embeddings of image {image} hold NaN or values too large for {str(dtype)[6:]}: "
+            "run the vision model in float32 or bfloat16"
         )
     return on_host
 
 
-def _harmless_id(request: EngineRequest, covered: set[int]) -> int:
-    """An id for the positions under rows, which the repetition penalty counts as seen.
+def _choose_placeholder_id(request: EngineRequest, covered: set[int]) -> int:
+    """Choose the token id at positions of image embeddings.
 
-    A token that the prompt holds anyway changes nothing.
+    TurboMind's repetition penalty counts it as a token of the prompt, so it must be one that is in
+    the text anyway.
     """
     token_ids = request.prompt.token_ids
-    own = next((token_id for i, token_id in enumerate(token_ids) if i not in covered), None)
-    if own is not None:
-        return own
+    text_id = next((token_id for i, token_id in enumerate(token_ids) if i not in covered), None)
+    if text_id is not None:
+        return text_id
     if request.config.repetition_penalty != 1:
         raise OptionError(
-            "repetition_penalty needs a prompt with a token besides its image rows: TurboMind "
-            "would count the tokens under the rows as seen"
+            "repetition_penalty needs a prompt with at least one text token: TurboMind would also "
+            "apply it to the placeholders of the image embeddings"
         )
     return token_ids[0]

@@ -8,7 +8,7 @@ import torch
 
 from vlcore.engines.base import EngineOutput, EngineRequest
 from vlcore.engines.stop_conditions import StopConditions
-from vlcore.engines.transformers.sequence import RunningSequence
+from vlcore.engines.transformers.sequence import TransformersSequence
 from vlcore.errors import EngineError, EngineUnavailableError
 from vlcore.inference.factory import pipeline
 from vlcore.prompts.tokenization import TokenizedPrompt
@@ -33,8 +33,8 @@ def stop_words(subject: Subject) -> None:
             where=where,
             advice='write ("###",) with a comma: a plain string is a sequence of letters',
         )
-    ends = StopConditions.of(subject.language_model, subject.tokenizer)
-    if not stop and not ends.eos_ids:
+    stop_conditions = StopConditions.from_model(subject.language_model, subject.tokenizer)
+    if not stop and not stop_conditions.eos_token_ids:
         fail(
             expected="at least one stop text, or an end token",
             came="neither: every answer would go on to its limit",
@@ -43,7 +43,7 @@ def stop_words(subject: Subject) -> None:
         )
     num_embeddings = int(subject.language_model.transformers_config.vocab_size)
     for text in stop:
-        token_id = ends.control_ids.get(text)
+        token_id = stop_conditions.special_token_ids.get(text)
         if token_id is None and _CONTROL.fullmatch(text):
             fail(
                 expected=f"the stop {text!r} as a token of the tokenizer",
@@ -59,12 +59,14 @@ def stop_words(subject: Subject) -> None:
                 advice="the tokenizer and the model's vocabulary do not belong together",
             )
         ids = subject.prompt_tokenizer.encode_plain(text) if token_id is None else [token_id]
-        _expect_end(subject, ends, ids, f"{where}, {text!r}")
-    for token_id in ends.eos_ids:
-        _expect_end(subject, ends, [token_id], f"end token {token_id}")
+        _expect_end(subject, stop_conditions, ids, f"{where}, {text!r}")
+    for token_id in stop_conditions.eos_token_ids:
+        _expect_end(subject, stop_conditions, [token_id], f"end token {token_id}")
 
 
-def _expect_end(subject: Subject, ends: StopConditions, stop_ids: list[int], where: str) -> None:
+def _expect_end(
+    subject: Subject, stop_conditions: StopConditions, stop_ids: list[int], where: str
+) -> None:
     """Feed an answer token by token, as an engine does: before the stop, the stop, and more."""
     before, after = (subject.prompt_tokenizer.encode_plain(text) for text in ("Yes, it is.", "No."))
     pieces: list[EngineOutput] = []
@@ -74,10 +76,10 @@ def _expect_end(subject: Subject, ends: StopConditions, stop_ids: list[int], whe
             raise piece
         pieces.append(piece)
 
-    answer = RunningSequence(
+    answer = TransformersSequence(
         EngineRequest(TokenizedPrompt((0,)), stop=tuple(subject.template.stop)),
         0,
-        ends=ends,
+        stop_conditions=stop_conditions,
         tokenizer=subject.tokenizer,
         max_length=4096,
         vocab_size=int(subject.language_model.transformers_config.vocab_size),
