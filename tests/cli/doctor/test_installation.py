@@ -48,7 +48,7 @@ def test_a_python_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.python_version", lambda: "3.10.2")
     found = finding("python")
     assert found.verdict is Verdict.PROBLEM
-    assert found.text.startswith(f"3.10.2, and vlcore {__version__} needs ")
+    assert found.text.startswith(f"3.10.2, but vlcore {__version__} requires ")
 
 
 def test_packages_that_are_missing_or_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +57,7 @@ def test_packages_that_are_missing_or_too_old(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("importlib_metadata.requires", lambda _: requirements)
     found = finding("packages")
     assert found.verdict is Verdict.PROBLEM
-    assert "is installed, and torch>=99 is needed" in found.text
+    assert "is installed, but torch>=99 is required" in found.text
     assert "nobody-wrote-this is not installed" in found.text
     assert list(found.facts) == ["torch", "nobody-wrote-this"]
 
@@ -84,7 +84,7 @@ def test_cuda_devices_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_driver_that_torch_does_not_see(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(installation, "_NVIDIA_DRIVER", tmp_path / "absent")
-    assert finding("cuda").text == "no device; models run on the CPU"
+    assert finding("cuda").text == "no CUDA device; models run on the CPU"
     monkeypatch.setattr(installation, "_NVIDIA_DRIVER", tmp_path)
     assert "install a CUDA build of torch" in finding("cuda").text
 
@@ -100,7 +100,7 @@ def test_an_lmdeploy_that_vlcore_does_not_know(site: Site) -> None:
     site.install("lmdeploy", [], version="0.3.0")
     found = finding("lmdeploy")
     assert found.verdict is Verdict.NOTE
-    assert found.text.startswith("0.3.0, and vlcore is checked against ")
+    assert found.text.startswith("0.3.0, but vlcore is tested with ")
 
 
 def test_the_text_views_that_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_the_text_views_that_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path:
     found = finding("views")
     assert found.facts["folder"] == str(tmp_path / "cache" / "views")
     assert (found.facts["num_views"], found.facts["num_bytes"]) == (0, 0)
-    assert "beside 0 text view(s) of 0 bytes" in found.text
+    assert "in addition to 0 text view(s) of 0 bytes" in found.text
 
 
 def test_each_plugin_is_told_with_its_state(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,15 +137,15 @@ def test_each_plugin_is_told_with_its_state(site: Site, monkeypatch: pytest.Monk
 
 def test_no_plugin_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(installation, "installed_plugins", list)
-    assert "none is installed, so no model runs" in finding("plugin").text
+    assert "none is installed, so no model can run" in finding("plugin").text
 
 
 @pytest.mark.parametrize(
     ("free", "can_write", "verdict", "words"),
     [
-        (2**40, True, Verdict.FINE, "1024.0 GiB free for models of the hub, in "),
-        (2**20, True, Verdict.NOTE, "1 MiB free for models of the hub"),
-        (2**40, False, Verdict.NOTE, "cannot be written: set HF_HOME"),
+        (2**40, True, Verdict.FINE, "1024.0 GiB free for models of the Hub, in "),
+        (2**20, True, Verdict.NOTE, "1 MiB free for models of the Hub"),
+        (2**40, False, Verdict.NOTE, "is not writable: set HF_HOME"),
     ],
 )
 def test_the_disk(

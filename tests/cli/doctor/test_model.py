@@ -48,9 +48,9 @@ def test_a_model_that_runs(model: Path) -> None:
     assert list(found) == [
         "checkpoint",
         "served by",
-        "vision part",
+        "vision encoder",
         "template",
-        "text part",
+        "language model",
         "tokenizer",
         "engine",
         "memory",
@@ -82,9 +82,9 @@ def test_the_memory_is_what_loading_takes(model: Path, dtype: str) -> None:
 @pytest.mark.parametrize(
     ("spare", "verdict", "words"),
     [
-        (-1, Verdict.PROBLEM, "which is not enough: use a smaller dtype or a larger device"),
-        (100 * 1024, Verdict.NOTE, "tokens of the 512"),
-        (2**30, Verdict.FINE, "for a whole context; cpu has"),
+        (-1, Verdict.PROBLEM, "which is too little: use a smaller dtype or a larger device"),
+        (100 * 1024, Verdict.NOTE, "of 512 tokens"),
+        (2**30, Verdict.FINE, "for a full context; cpu has"),
     ],
 )
 def test_memory_that_is_short(
@@ -126,9 +126,9 @@ def test_every_part_that_is_wrong_is_told(model: Path) -> None:
     save_file(tensors, model / "model.safetensors")
     (model / "tokenizer.model").unlink()
     found = findings(model)
-    assert problems(found) == ["vision part", "text part"]
-    assert "lacks 1 tensor(s): model.mm_projector" in found["vision part"].text
-    assert "model.norm.weight gives [3]" in found["text part"].text
+    assert problems(found) == ["vision encoder", "language model"]
+    assert "lacks 1 tensor(s): model.mm_projector" in found["vision encoder"].text
+    assert "model.norm.weight gives [3]" in found["language model"].text
 
 
 def test_a_tokenizer_that_is_missing(model: Path) -> None:
@@ -149,7 +149,7 @@ def test_no_engine_can_run_it(model: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(LanguageModel, "requires", frozenset({"mrope"}))
     found = findings(model)
     assert problems(found) == ["engine"]
-    assert found["engine"].text.startswith("none can run it: not ")
+    assert found["engine"].text.startswith("no engine can run the model: not ")
     assert "not transformers: it lacks mrope, which the model requires" in found["engine"].text
 
 
@@ -167,8 +167,8 @@ def test_a_plugin_that_looks_at_values_cannot_be_counted(
     install_patchwork(site, {load: load + look})
     found = findings(write_patchwork(tmp_path / "model"))
     assert problems(found) == []
-    assert found["vision part"].verdict is Verdict.NOTE
-    assert "cannot be told beforehand" in found["vision part"].text
+    assert found["vision encoder"].verdict is Verdict.NOTE
+    assert "cannot be determined in advance" in found["vision encoder"].text
     assert "of text weights alone" in found["memory"].text
     assert found["memory"].facts["vision_bytes"] is None
 
@@ -177,9 +177,9 @@ def test_a_hook_that_raises(site: Site, tmp_path: Path) -> None:
     line = "        self.patch = checkpoint.config"
     install_patchwork(site, {line: "        raise RuntimeError('no such tower')\n" + line})
     found = findings(write_patchwork(tmp_path / "model"))
-    assert problems(found) == ["vision part"]
-    assert "vl_vision_model of plugin vl-plugin-patchwork" in found["vision part"].text
-    assert "no such tower" in found["vision part"].text
+    assert problems(found) == ["vision encoder"]
+    assert "vl_vision_model of plugin vl-plugin-patchwork" in found["vision encoder"].text
+    assert "no such tower" in found["vision encoder"].text
 
 
 # -- a hub repository that was not fetched

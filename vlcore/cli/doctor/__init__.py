@@ -1,4 +1,4 @@
-"""``vlcore doctor``: whether an installation works, and whether a model will."""
+"""``vlcore doctor``: check the installation, and whether a model can run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def doctor(
     model: Annotated[
-        str | None, typer.Argument(help="A checkpoint directory or hub id to look at as well.")
+        str | None, typer.Argument(help="Checkpoint directory or Hub repo id to check as well.")
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -25,15 +25,15 @@ def doctor(
     revision: Revision = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check the installation and, of a model, plugin, engine and memory; no weights are read.
+    """Check the installation and, given MODEL, its plugin, engine and memory. Reads no weights.
 
-    Ends with exit code 1 if something does not work.
+    The exit code is 1 if there is a problem.
     """
     from vlcore.cli.doctor.installation import Verdict, diagnose
 
     findings = list(diagnose())
     if model is not None:
-        findings += _of_model(
+        findings += _model_findings(
             findings,
             model,
             device=device,
@@ -51,11 +51,11 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _of_model(findings: Iterable[Finding], model: str, **options: Any) -> Iterator[Finding]:
+def _model_findings(findings: Iterable[Finding], model: str, **options: Any) -> Iterator[Finding]:
     from vlcore.cli.doctor.installation import Finding, Verdict
 
-    if any(found.topic == "torch" and found.verdict is Verdict.PROBLEM for found in findings):
-        text = f"{model} was not looked at, because torch cannot be imported"
+    if any(finding.topic == "torch" and finding.verdict is Verdict.PROBLEM for finding in findings):
+        text = f"{model} was not checked, because torch cannot be imported"
         yield Finding("checkpoint", Verdict.PROBLEM, text)
         return
     from vlcore.cli.doctor.model import diagnose_model
@@ -77,16 +77,16 @@ def _print(findings: Iterable[Finding]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    looks = {"fine": ("green", "✓"), "note": ("yellow", "!"), "problem": ("bold red", "✗")}
+    symbols = {"fine": ("green", "✓"), "note": ("yellow", "!"), "problem": ("bold red", "✗")}
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    last = ""
+    last_topic = ""
     for finding in findings:
-        style, mark = looks[finding.verdict]
-        topic = "" if finding.topic == last else finding.topic
-        last = finding.topic
-        plain = "" if style == "green" else style
-        table.add_row(Text(mark, style), topic, Text(finding.text, plain))
+        style, symbol = symbols[finding.verdict]
+        topic = "" if finding.topic == last_topic else finding.topic
+        last_topic = finding.topic
+        text_style = "" if style == "green" else style
+        table.add_row(Text(symbol, style), topic, Text(finding.text, text_style))
     Console(highlight=False).print(table)

@@ -1,6 +1,6 @@
-"""Whether this installation works: Python, packages, devices, plugins, disk.
+"""Findings on the installation: Python, packages, devices, plugins and disk.
 
-torch is imported when it is looked at, so that one which cannot be imported is told like the rest.
+torch is imported only when it is checked, so that a failing import is reported as a finding.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ from vlcore._version import __version__
 from vlcore.plugins.metadata import PluginInfo, PluginState, installed_plugins
 from vlcore.plugins.registry import load_plugin
 
-_LITTLE_BYTES = 1024**3
+_MIN_FREE_BYTES = 1024**3
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 class Verdict(StrEnum):
-    """How a finding is to be taken."""
+    """The severity of a finding."""
 
     FINE = "fine"
     NOTE = "note"
-    """Worth knowing; what was asked for works."""
+    """Worth knowing; everything works."""
     PROBLEM = "problem"
     """Something does not work."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     topic: str
     verdict: Verdict
     text: str
-    """What was found and, where it is a problem, what to do."""
+    """What was found and, if it is a problem, what to do."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """The same for programs, as JSON values."""
+    """The same as JSON values, for programs."""
 
 
 def diagnose() -> Iterator[Finding]:
-    """Look at the installation, one thing after another; nothing that is wrong is raised."""
+    """Check the installation. Problems are yielded as findings, never raised."""
     yield _python()
     yield Finding("vlcore", Verdict.FINE, __version__, {"version": __version__})
     yield _requirements()
@@ -64,15 +64,17 @@ def diagnose() -> Iterator[Finding]:
 def _python() -> Finding:
     version = platform.python_version()
     facts = {"version": version, "platform": platform.platform()}
-    wanted = importlib_metadata.metadata("vlcore")["Requires-Python"]
-    if not SpecifierSet(wanted).contains(version, prereleases=True):
-        text = f"{version}, and vlcore {__version__} needs {wanted}: install one of these"
+    required = importlib_metadata.metadata("vlcore")["Requires-Python"]
+    if not SpecifierSet(required).contains(version, prereleases=True):
+        text = (
+            f"{version}, but vlcore {__version__} requires {required}: install a matching version"
+        )
         return Finding("python", Verdict.PROBLEM, text, facts)
     return Finding("python", Verdict.FINE, f"{version} on {platform.platform()}", facts)
 
 
 def _requirements() -> Finding:
-    """Compare what vlcore requires with what is installed, by metadata alone."""
+    """Compare the requirements of vlcore with the installed versions, by metadata only."""
     installed: dict[str, str | None] = {}
     wrong = []
     for text in importlib_metadata.requires("vlcore") or ():
@@ -84,11 +86,15 @@ def _requirements() -> Finding:
         if version is None:
             wrong.append(f"{requirement.name} is not installed")
         elif not requirement.specifier.contains(version, prereleases=True):
-            wrong.append(f"{requirement.name} {version} is installed, and {requirement} is needed")
+            wrong.append(
+                f"{requirement.name} {version} is installed, but {requirement} is required"
+            )
     if wrong:
         text = f"{'; '.join(wrong)}: pip install --upgrade vlcore"
         return Finding("packages", Verdict.PROBLEM, text, installed)
-    return Finding("packages", Verdict.FINE, f"all {len(installed)} that vlcore needs", installed)
+    return Finding(
+        "packages", Verdict.FINE, f"all {len(installed)} requirements of vlcore", installed
+    )
 
 
 def version_of(distribution: str) -> str | None:
@@ -104,19 +110,19 @@ def _torch() -> Iterator[Finding]:
         import torch
     except Exception as error:
         text = (
-            f"cannot be imported ({type(error).__name__}: {error}): install it again, or another "
-            "build of it"
+            f"cannot be imported ({type(error).__name__}: {error}): reinstall it, or install "
+            "another build"
         )
         yield Finding("torch", Verdict.PROBLEM, text, {"version": version_of("torch")})
         return
     facts = {"version": torch.__version__, "cuda": torch.version.cuda}
     yield Finding("torch", Verdict.FINE, torch.__version__, facts)
     if not torch.cuda.is_available():
-        text = "no device; models run on the CPU"
+        text = "no CUDA device; models run on the CPU"
         if _NVIDIA_DRIVER.exists():
             text = (
-                f"this machine has an NVIDIA driver, and torch {torch.__version__} sees no device: "
-                "install a CUDA build of torch that fits the driver"
+                f"there is an NVIDIA driver, but torch {torch.__version__} finds no device: "
+                "install a CUDA build of torch that matches the driver"
             )
         yield Finding("cuda", Verdict.NOTE, text, {"devices": []})
         return
@@ -126,9 +132,9 @@ def _torch() -> Iterator[Finding]:
         name = torch.cuda.get_device_name(index)
         devices.append({"name": name, "free_bytes": free, "total_bytes": total})
     text = "; ".join(
-        f"{index}: {one['name']}, {readable_size(one['free_bytes'])} of "
-        f"{readable_size(one['total_bytes'])} free"
-        for index, one in enumerate(devices)
+        f"{index}: {device['name']}, {readable_size(device['free_bytes'])} of "
+        f"{readable_size(device['total_bytes'])} free"
+        for index, device in enumerate(devices)
     )
     yield Finding("cuda", Verdict.FINE, text, {"devices": devices})
 
@@ -137,14 +143,14 @@ def _lmdeploy() -> Finding:
     version = version_of("lmdeploy")
     facts = {"version": version}
     if version is None:
-        text = "not installed, so TurboMind is not there: pip install 'vlcore[turbomind]'"
+        text = "not installed, so TurboMind is not available: pip install 'vlcore[turbomind]'"
         return Finding("lmdeploy", Verdict.NOTE, text, facts)
     try:
         from vlcore.engines.turbomind.support import supported_versions
-    except ImportError:  # of torch, which has a finding of its own
+    except ImportError:  # torch is missing, which is another finding
         return Finding("lmdeploy", Verdict.FINE, version, facts)
     if not supported_versions().contains(version, prereleases=True):
-        text = f"{version}, and vlcore is checked against {supported_versions()}"
+        text = f"{version}, but vlcore is tested with {supported_versions()}"
         return Finding("lmdeploy", Verdict.NOTE, text, facts)
     return Finding("lmdeploy", Verdict.FINE, version, facts)
 
@@ -152,7 +158,7 @@ def _lmdeploy() -> Finding:
 def _plugins() -> Iterator[Finding]:
     found = installed_plugins()
     if not found:
-        text = "none is installed, so no model runs: pip install a package named vl-plugin-…"
+        text = "none is installed, so no model can run: pip install a package named vl-plugin-…"
         yield Finding("plugin", Verdict.NOTE, text)
     for info in map(load_plugin, found):
         yield _plugin(info)
@@ -178,36 +184,36 @@ def _plugin(info: PluginInfo) -> Finding:
 
 
 def _disk() -> Finding:
-    """Look at the place where models of the hub are kept."""
+    """Free space for models of the Hub."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    return _room("disk", Path(HF_HUB_CACHE), "for models of the hub", "HF_HOME")
+    return _free_space("disk", Path(HF_HUB_CACHE), "for models of the Hub", "HF_HOME")
 
 
 def _views() -> Finding:
-    """Look at the text views that are kept, and at their place."""
+    """The cached text views, and the free space for more."""
     from vlcore.language.view_cache import ViewCache
 
     cache = ViewCache()
     views = cache.views()
     num_bytes = sum(view.num_bytes for view in views)
-    what = f"beside {len(views)} text view(s) of {readable_size(num_bytes)}"
+    what = f"in addition to {len(views)} text view(s) of {readable_size(num_bytes)}"
     facts = {"num_views": len(views), "num_bytes": num_bytes}
-    return _room("views", cache.root, what, "VLCORE_CACHE", facts)
+    return _free_space("views", cache.root, what, "VLCORE_CACHE", facts)
 
 
-def _room(
+def _free_space(
     topic: str, folder: Path, what: str, variable: str, facts: Mapping[str, Any] | None = None
 ) -> Finding:
-    """Say whether a folder, which need not be there yet, can be written and has room."""
-    place = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(place).free
+    """Check that a directory, which need not exist yet, is writable and has free space."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
     facts = {"folder": str(folder), "free_bytes": free} | dict(facts or {})
     text = f"{readable_size(free)} free {what}, in {folder}"
-    if not os.access(place, os.W_OK):
-        text += f", which cannot be written: set {variable} to a folder of yours"
+    if not os.access(existing, os.W_OK):
+        text += f", which is not writable: set {variable} to a writable directory"
         return Finding(topic, Verdict.NOTE, text, facts)
-    if free < _LITTLE_BYTES:
-        text += f": set {variable} to a larger disk"
+    if free < _MIN_FREE_BYTES:
+        text += f": set {variable} to a directory on a larger disk"
         return Finding(topic, Verdict.NOTE, text, facts)
     return Finding(topic, Verdict.FINE, text, facts)

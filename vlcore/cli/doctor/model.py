@@ -1,7 +1,7 @@
-"""Whether a model will run here, on which engine, and in how much memory; its weights are not read.
+"""Findings on a model: its plugin, its engine and its memory. No weights are read.
 
-Every stage is loaded from the headers of the weight files, so tensors that are missing, unexpected
-or misshapen are found as well.
+Every stage is loaded from the headers of the weight files, so missing and unexpected tensors and
+tensors of a wrong shape are found as well.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ if TYPE_CHECKING:
 
 _META = torch.device("meta")
 _NO_VALUE = (NotImplementedError, RuntimeError, TypeError, ValueError)
-"""What torch raises where the value of a tensor on the meta device is asked for."""
+"""What torch raises if a value of a tensor on the meta device is read."""
 
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """What a model takes of a device."""
+    """The memory that a model needs on a device."""
 
     vision_bytes: int | None
-    """Unknown where the plugin looks at values of weights while it loads them."""
+    """``None`` if the plugin reads values of weights while loading, so they cannot be counted."""
     text_bytes: int
     bytes_per_token: int
-    """Of keys and values."""
+    """Size of the keys and values of a token."""
     context_length: int
 
     @property
     def weight_bytes(self) -> int:
-        """Of both parts, as far as they are known."""
+        """Size of all weights, as far as it is known."""
         return (self.vision_bytes or 0) + self.text_bytes
 
     @property
     def context_bytes(self) -> int:
-        """Of the keys and values of one whole context."""
+        """Size of the keys and values of a full context."""
         return self.bytes_per_token * self.context_length
 
 
@@ -64,14 +64,14 @@ def diagnose_model(
     chat_template: str | None = None,
     revision: str | None = None,
 ) -> Iterator[Finding]:
-    """Look at a model, stage by stage, up to the first without which nothing more can be said.
+    """Check a model stage by stage, until a problem makes further checks impossible.
 
-    The arguments are those of :func:`~vlcore.pipeline`. Nothing that is wrong is raised.
+    The arguments are those of :func:`~vlcore.pipeline`. Problems are yielded, never raised.
     """
     try:
-        place = as_device(device)
+        target_device = as_device(device)
         opened = Checkpoint.open(model, revision=revision)
-        precision = choose_dtype(dtype, place, opened.config)
+        precision = choose_dtype(dtype, target_device, opened.config)
     except VlcoreError as error:
         yield Finding("checkpoint", Verdict.PROBLEM, str(error))
         return
@@ -88,7 +88,7 @@ def diagnose_model(
     info = stages.plugin.info
     facts = {"distribution": info.distribution, "version": info.version}
     yield Finding("served by", Verdict.FINE, f"{info.distribution} {info.version}", facts)
-    yield from _Stages(stages, checkpoint, place, precision, chat_template).findings()
+    yield from _Stages(stages, checkpoint, target_device, precision, chat_template).findings()
 
 
 class _Stages:
@@ -110,45 +110,46 @@ class _Stages:
         self._counted: set[tuple[str, str]] = set()
 
     def findings(self) -> Iterator[Finding]:
-        """Load each stage and tell how that went, then what it all takes."""
-        vision_bytes, found = self._vision_part()
-        yield found
+        """Load each stage and report the result, then the total memory."""
+        vision_bytes, finding = self._vision_encoder()
+        yield finding
         yield self._template()
         try:
             language_model = self._stages.language_model()
-            text_bytes, bytes_per_token, found = self._text_part(language_model)
+            text_bytes, bytes_per_token, finding = self._language_model(language_model)
         except Exception as error:
-            yield _failed("text part", error)
+            yield _problem("language model", error)
             return
-        yield found
+        yield finding
         yield _tokenizer(language_model)
         yield _engine(language_model, self._device, self._dtype)
         yield from self._download()
         need = MemoryNeed(vision_bytes, text_bytes, bytes_per_token, language_model.context_length)
         yield _memory(need, self._device)
 
-    def _vision_part(self) -> tuple[int | None, Finding]:
+    def _vision_encoder(self) -> tuple[int | None, Finding]:
         try:
             model = self._stages.vision_model(_META, self._dtype)
         except Exception as error:
             self._count()
             cause = error.__cause__ or error
             if isinstance(cause, _NO_VALUE) and "meta" in str(cause).lower():
-                return None, _uncounted(cause)
-            return 0, _failed("vision part", error)
+                return None, _unknown_size(cause)
+            return 0, _problem("vision encoder", error)
         num_bytes = self._count()
-        text = f"{readable_size(num_bytes)} in {_name(self._dtype)}, rows of {model.hidden_size}"
-        return num_bytes, Finding("vision part", Verdict.FINE, text, {"num_bytes": num_bytes})
+        size = f"{readable_size(num_bytes)} in {_name(self._dtype)}"
+        text = f"{size}, embeddings of width {model.hidden_size}"
+        return num_bytes, Finding("vision encoder", Verdict.FINE, text, {"num_bytes": num_bytes})
 
     def _template(self) -> Finding:
         try:
             template = self._stages.chat_template(self._template_name)
         except Exception as error:
-            return _failed("template", error)
+            return _problem("template", error)
         return Finding("template", Verdict.FINE, type(template).__name__)
 
-    def _text_part(self, language_model: LanguageModel) -> tuple[int, int, Finding]:
-        """Build it on the meta device, and run a token through it, which computes nothing."""
+    def _language_model(self, language_model: LanguageModel) -> tuple[int, int, Finding]:
+        """Build the model on the meta device, and run one token, which computes nothing."""
         model = language_model.to_transformers(_META, self._dtype)
         num_bytes = self._count()
         with torch.inference_mode():
@@ -162,29 +163,29 @@ class _Stages:
             "num_bytes": num_bytes,
             "context_length": language_model.context_length,
         }
-        return num_bytes, bytes_per_token, Finding("text part", Verdict.FINE, text, facts)
+        return num_bytes, bytes_per_token, Finding("language model", Verdict.FINE, text, facts)
 
     def _count(self) -> int:
-        """Sum up what was asked for since the last call."""
+        """Size of the tensors that were requested since the last call."""
         new = self._checkpoint.used.keys() - self._counted
         self._counted |= new
         return sum(self._checkpoint.used[key].num_bytes for key in new)
 
     def _download(self) -> Iterator[Finding]:
-        """Compare what is still to be fetched with the room on the disk."""
+        """Compare the size of the missing weight files with the free disk space."""
         used = self._checkpoint.used.values()
-        absent = [tensor for tensor in used if not tensor.file.exists()]
-        if not absent:
+        missing = [tensor for tensor in used if not tensor.file.exists()]
+        if not missing:
             return
-        num_bytes = sum(tensor.num_stored_bytes for tensor in absent)
+        num_bytes = sum(tensor.num_stored_bytes for tensor in missing)
         free = shutil.disk_usage(self._checkpoint.directory).free
         facts = {"num_bytes": num_bytes, "free_bytes": free}
         text = (
-            f"{readable_size(num_bytes)} of weights are still to be fetched; the disk has "
+            f"{readable_size(num_bytes)} of weights are not downloaded yet; the disk has "
             f"{readable_size(free)} free"
         )
         if num_bytes > free:
-            text += ": set HF_HOME to a larger disk"
+            text += ": set HF_HOME to a directory on a larger disk"
         verdict = Verdict.PROBLEM if num_bytes > free else Verdict.NOTE
         yield Finding("download", verdict, text, facts)
 
@@ -193,25 +194,27 @@ def _tokenizer(language_model: LanguageModel) -> Finding:
     try:
         tokenizer = language_model.tokenizer()
     except Exception as error:
-        return _failed("tokenizer", error)
+        return _problem("tokenizer", error)
     return Finding("tokenizer", Verdict.FINE, f"{len(tokenizer)} tokens")
 
 
 def _engine(language_model: LanguageModel, device: torch.device, dtype: torch.dtype) -> Finding:
     reasons = unsupported_reasons(language_model, device, dtype)
-    chosen = next((name for name, reason in reasons.items() if reason is None), None)
-    facts = {"engine": chosen, "device": str(device), "dtype": _name(dtype), "reasons": reasons}
-    told = "; ".join(f"not {name}: {reason}" for name, reason in reasons.items() if reason)
-    if chosen is None:
-        return Finding("engine", Verdict.PROBLEM, f"none can run it: {told}", facts)
-    text = f"{chosen}, on {device} in {_name(dtype)}"
-    return Finding("engine", Verdict.FINE, f"{text}; {told}" if told else text, facts)
+    selected = next((name for name, reason in reasons.items() if reason is None), None)
+    facts = {"engine": selected, "device": str(device), "dtype": _name(dtype), "reasons": reasons}
+    unsupported = "; ".join(f"not {name}: {reason}" for name, reason in reasons.items() if reason)
+    if selected is None:
+        return Finding(
+            "engine", Verdict.PROBLEM, f"no engine can run the model: {unsupported}", facts
+        )
+    text = f"{selected}, on {device} in {_name(dtype)}"
+    return Finding("engine", Verdict.FINE, f"{text}; {unsupported}" if unsupported else text, facts)
 
 
 def _memory(need: MemoryNeed, device: torch.device) -> Finding:
     free = free_bytes(device)
-    room = int(max(0, free - need.weight_bytes) * CACHE_SHARE)
-    num_tokens = room // need.bytes_per_token
+    available = int(max(0, free - need.weight_bytes) * CACHE_SHARE)
+    num_tokens = available // need.bytes_per_token
     facts: dict[str, Any] = {
         "vision_bytes": need.vision_bytes,
         "text_bytes": need.text_bytes,
@@ -221,33 +224,33 @@ def _memory(need: MemoryNeed, device: torch.device) -> Finding:
         "free_bytes": free,
         "num_cached_tokens": num_tokens,
     }
-    which = "text weights alone" if need.vision_bytes is None else "weights"
+    which = "weights of the language model only" if need.vision_bytes is None else "weights"
     text = (
         f"{readable_size(need.weight_bytes)} of {which}, and "
-        f"{readable_size(need.bytes_per_token)} for each token in the cache, which makes "
-        f"{readable_size(need.context_bytes)} for a whole context; {device} has "
+        f"{readable_size(need.bytes_per_token)} per token in the KV cache, which is "
+        f"{readable_size(need.context_bytes)} for a full context; {device} has "
         f"{readable_size(free)} free"
     )
     if num_tokens < 2:
-        text += ", which is not enough: use a smaller dtype or a larger device"
+        text += ", which is too little: use a smaller dtype or a larger device"
         return Finding("memory", Verdict.PROBLEM, text, facts)
     if num_tokens < need.context_length:
-        text += f", enough for {num_tokens} tokens of the {need.context_length}"
+        text += f", enough for {num_tokens} of {need.context_length} tokens"
         return Finding("memory", Verdict.NOTE, text, facts)
     return Finding("memory", Verdict.FINE, text, facts)
 
 
-def _failed(topic: str, error: Exception) -> Finding:
-    told = str(error) if isinstance(error, VlcoreError) else f"{type(error).__name__}: {error}"
-    return Finding(topic, Verdict.PROBLEM, told)
+def _problem(topic: str, error: Exception) -> Finding:
+    text = str(error) if isinstance(error, VlcoreError) else f"{type(error).__name__}: {error}"
+    return Finding(topic, Verdict.PROBLEM, text)
 
 
-def _uncounted(error: BaseException) -> Finding:
+def _unknown_size(error: BaseException) -> Finding:
     text = (
-        "its memory cannot be told beforehand, because the plugin looks at values of weights "
-        f"while it loads them: {error}"
+        "its memory cannot be determined in advance, because the plugin reads values of weights "
+        f"while loading: {error}"
     )
-    return Finding("vision part", Verdict.NOTE, text)
+    return Finding("vision encoder", Verdict.NOTE, text)
 
 
 def _name(dtype: torch.dtype) -> str:
