@@ -39,6 +39,7 @@ from vlcore.inference.factory import pipeline
 from vlcore.inference.pipeline import Pipeline
 from vlcore.inference.response import Response, Session
 from vlcore.media.policy import ImageLimits
+from vlcore.prompts import messages
 from vlcore.prompts.chat_template import ChatTemplate, RoleTemplate
 from vlcore.prompts.messages import Control, Message, PromptPart, Text
 from vlcore.vision.stats import EncoderStats
@@ -184,6 +185,20 @@ def test_the_order_of_images_matters(pipe: Pipeline) -> None:
     assert pipe(("hello", [BLUE, RED]), SHORT).text != both.text
     assert pipe([user(image_part(RED), image_part(BLUE), "hello")], SHORT).text == both.text
     assert pipe([user(image_part(RED), "hello", image_part(BLUE))], SHORT).text != both.text
+
+
+def test_messages_are_read_once(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    positions: list[int] = []
+    read_message = messages._read_message
+
+    def recorded(message: object, position: int, images: list[Any]) -> Message:
+        positions.append(position)
+        return read_message(message, position, images)
+
+    monkeypatch.setattr(messages, "_read_message", recorded)
+    answer = {"role": "assistant", "content": "a cat"}
+    pipe([user(image_part(RED), "hello"), answer, user("and now?")], SHORT)
+    assert positions == [0, 1, 2]
 
 
 def test_generation_options_may_be_a_mapping(pipe: Pipeline) -> None:

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from vlcore.errors import PromptError
-from vlcore.inference.user_input import Conversation, is_batch, parse_prompt
-from vlcore.prompts.messages import ImageSlot, Message, Text
+from vlcore.inference.user_input import is_batch, parse_prompt
+from vlcore.prompts.messages import Conversation, ImageSlot, Message, Text, read_conversation
 
 IMAGE = Image.new("RGB", (2, 2))
 OTHER = Image.new("RGB", (3, 3))
@@ -148,6 +148,13 @@ def test_an_image_part_needs_an_image(part: dict[str, Any]) -> None:
 def test_any_other_prompt_is_rejected(prompt: Any) -> None:
     with pytest.raises(PromptError, match=rf"\({type(prompt).__name__}\)$"):
         parse_prompt(prompt)
+
+
+def test_a_conversation_is_not_read_again() -> None:
+    conversation = parse_prompt(("hello", IMAGE))
+    assert parse_prompt(conversation) is conversation
+    assert read_conversation(conversation) is conversation
+    assert not is_batch(conversation)
 
 
 def test_messages_are_checked() -> None:

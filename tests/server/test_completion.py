@@ -15,11 +15,15 @@ from vlcore.engines.base import EngineStats
 from vlcore.engines.generation import GenerationConfig
 from vlcore.inference.pipeline import Pipeline
 from vlcore.inference.response import Response
+from vlcore.prompts.messages import Conversation, ImageSlot, Message, Text
 from vlcore.prompts.regions import Region
 from vlcore.server.completion import Completion
 from vlcore.server.metrics import Metrics
 from vlcore.server.request_parsing import ParsedRequest
 from vlcore.vision.stats import EncoderStats
+
+WITHOUT_IMAGE = Conversation((Message("user", (Text("Hi"),)),))
+WITH_IMAGE = Conversation((Message("user", (ImageSlot(0), Text("Hi"))),), ("image.png",))
 
 
 def delta(text: str, number: int, finish_reason: Any = None, **more: Any) -> Response:
@@ -48,8 +52,8 @@ class FakePipeline:
 def completion_of(pipeline: FakePipeline, **options: Any) -> tuple[Completion, Metrics]:
     metrics = Metrics(EncoderStats, lambda: EngineStats(0, 0), lambda: 0)
     defaults: dict[str, Any] = {
-        "messages": [], "config": GenerationConfig(), "stream": False, "include_usage": False,
-        "num_top_logprobs": None, "warnings": (), "has_images": True,
+        "conversation": WITH_IMAGE, "config": GenerationConfig(), "stream": False,
+        "include_usage": False, "num_top_logprobs": None, "warnings": (),
     }  # fmt: skip
     request = ParsedRequest(**defaults | options)
     return Completion(cast("Pipeline", pipeline), request, "tiny", metrics), metrics
@@ -114,7 +118,7 @@ def test_regions_are_fractions_of_the_image() -> None:
     for body in (
         create(FakePipeline(*deltas)),
         create(FakePipeline(*deltas, regions=lambda *_: [])),
-        create(FakePipeline(*deltas, regions=regions), has_images=False),
+        create(FakePipeline(*deltas, regions=regions), conversation=WITHOUT_IMAGE),
     ):
         assert "regions" not in body["choices"][0]
 

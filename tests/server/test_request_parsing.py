@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from vlcore.prompts.messages import Conversation, ImageSlot, Message, Text
 from vlcore.server.errors import ApiError
 from vlcore.server.request_parsing import ParsedRequest, parse_request
 from vlcore.server.settings import ServerSettings
@@ -26,13 +27,12 @@ def parse_error(**options: Any) -> ApiError:
 
 def test_the_defaults() -> None:
     parsed = parse()
-    assert parsed.messages == [{"role": "user", "content": "Hi"}]
+    assert parsed.conversation == Conversation((Message("user", (Text("Hi"),)),))
     config = parsed.config
     assert (config.do_sample, config.temperature, config.top_k, config.top_p) == (True, 1.0, 0, 1.0)
     assert (config.max_new_tokens, config.n, config.random_seed) == (100, 1, None)
     assert not parsed.stream
     assert parsed.num_top_logprobs is None
-    assert not parsed.has_images
 
 
 def test_null_is_the_same_as_absent() -> None:
@@ -131,11 +131,9 @@ def test_images_keep_their_position_and_options() -> None:
     image = {"url": "data:,", "max_tiles": 3, "detail": "auto"}
     content = [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": image}]
     parsed = parse(messages=[{"role": "user", "content": content}])
-    assert parsed.has_images
-    assert parsed.messages[0]["content"] == [
-        {"type": "text", "text": "a"},
-        {"type": "image_url", "image_url": {"url": "data:,", "max_tiles": 3}},
-    ]
+    assert parsed.conversation.images == ("data:,",)
+    (message,) = parsed.conversation
+    assert message.content == (Text("a"), ImageSlot(0, options={"max_tiles": 3}))
 
 
 def test_detail_is_passed_on_or_reported() -> None:
@@ -144,15 +142,15 @@ def test_detail_is_passed_on_or_reported() -> None:
     parsed = parse(messages=messages)
     assert len(parsed.warnings) == 1
     assert "detail has no effect" in parsed.warnings[0]
-    assert parsed.messages[0]["content"][0]["image_url"] == {"url": "data:,"}
+    assert parsed.conversation.image_options == [{}, {}]
     supported = parse(messages=messages, image_options=frozenset({"detail"}))
     assert supported.warnings == ()
-    assert supported.messages[0]["content"][0]["image_url"]["detail"] == "low"
+    assert supported.conversation.image_options == [{"detail": "low"}] * 2
 
 
 def test_the_developer_role_is_the_system_role() -> None:
     messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
-    assert [message["role"] for message in parse(messages=messages).messages] == ["system", "user"]
+    assert [message.role for message in parse(messages=messages).conversation] == ["system", "user"]
 
 
 def test_the_message_of_a_completion_is_accepted_back() -> None:
@@ -161,7 +159,7 @@ def test_the_message_of_a_completion_is_accepted_back() -> None:
         "function_call": None, "tool_calls": None, "annotations": [], "regions": [{"label": "x"}],
     }  # fmt: skip
     messages = [{"role": "user", "content": "Hi"}, reply, {"role": "user", "content": "Hi"}]
-    assert parse(messages=messages).messages[1] == {"role": "assistant", "content": "red"}
+    assert parse(messages=messages).conversation[1] == Message("assistant", (Text("red"),))
     tool = reply | {"tool_calls": [{"id": "1"}]}
     error = parse_error(messages=[messages[0], tool, messages[2]])
     assert error.message == "message 1 holds 'tool_calls', which is not supported"

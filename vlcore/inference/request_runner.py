@@ -16,10 +16,10 @@ from vlcore.engines.base import Engine, EngineRequest
 from vlcore.engines.generation import GenerationConfig
 from vlcore.errors import OptionError
 from vlcore.inference.response import Response, Session, error_response, join_responses
-from vlcore.inference.user_input import Conversation, Prompt, is_batch, parse_prompt
+from vlcore.inference.user_input import Prompt, is_batch, parse_prompt
 from vlcore.prompts.chat_template import ChatTemplate, write_prompt
 from vlcore.prompts.limits import PromptLimits
-from vlcore.prompts.messages import Message, PromptPart, Text
+from vlcore.prompts.messages import Conversation, Message, PromptPart, Text
 from vlcore.prompts.tokenization import ImageLayout, PromptTokenizer, TokenizedPrompt
 from vlcore.vision.encoder import ImageEncoder
 from vlcore.vision.model import image_layout
@@ -77,8 +77,8 @@ class RequestRunner:
         self, conversation: Conversation
     ) -> tuple[TokenizedPrompt, tuple[Tensor, ...]]:
         """Tokenize the prompt of a conversation, and encode its images."""
-        self.limits.check_chars(conversation.messages)
-        parts = await asyncio.to_thread(write_prompt, self.template, conversation.messages)
+        self.limits.check_chars(conversation)
+        parts = await asyncio.to_thread(write_prompt, self.template, conversation)
         prepared = await self.encoder.prepare(conversation.images, conversation.image_options)
         known = [image.layout for image in prepared if image.layout is not None]
         if len(known) == len(
@@ -227,6 +227,8 @@ class RequestRunner:
 
 async def _parse(prompt: Any) -> Conversation:
     """Parse a prompt in a thread, because telling an image from a text may access the disk."""
+    if isinstance(prompt, Conversation):
+        return prompt
     return await asyncio.to_thread(parse_prompt, prompt)
 
 

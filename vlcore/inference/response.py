@@ -13,8 +13,7 @@ from torch import Tensor, cat
 
 from vlcore.engines.base import FinishReason
 from vlcore.errors import PromptError
-from vlcore.inference.user_input import Conversation
-from vlcore.prompts.messages import Message
+from vlcore.prompts.messages import Conversation, Message
 
 logger = logging.getLogger(__name__)
 

@@ -3,39 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from vlcore.errors import PromptError
-from vlcore.media.source import ImageSource, describe
-from vlcore.prompts.messages import ImageSlot, Message, Text, parse_messages
+from vlcore.media.source import describe
+from vlcore.prompts.messages import Conversation, ImageSlot, Message, Text, read_conversation
 
 _URL_SCHEMES = ("http://", "https://", "data:", "file:")
 
-Prompt = str | tuple[Any, Any] | Sequence[Mapping[str, Any]]
-"""A text, a pair ``(text, image or images)`` in either order, or OpenAI-style messages."""
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """Messages, and the images of their slots."""
-
-    messages: tuple[Message, ...]
-    images: tuple[ImageSource, ...] = ()
-
-    @property
-    def image_options(self) -> list[Mapping[str, Any]]:
-        """The options of each image."""
-        slots = [part for message in self.messages for part in message.content]
-        return [slot.options for slot in slots if isinstance(slot, ImageSlot)]
-
-    def __add__(self, other: Conversation) -> Conversation:
-        """Append the messages and images of another conversation."""
-        shifted = tuple(_shift(message, len(self.images)) for message in other.messages)
-        return Conversation(self.messages + shifted, self.images + other.images)
+Prompt = str | tuple[Any, Any] | Sequence[Mapping[str, Any]] | Conversation
+"""A text, a pair ``(text, image or images)`` in either order, OpenAI-style messages, or a
+conversation that was read before."""
 
 
 def is_batch(prompts: Any) -> bool:
@@ -46,11 +27,13 @@ def is_batch(prompts: Any) -> bool:
 
 
 def parse_prompt(prompt: Any) -> Conversation:
-    """Read one prompt.
+    """Read one prompt; a :class:`Conversation` is returned unchanged.
 
     Raises:
         PromptError: The prompt is not a :data:`Prompt`, or its messages are invalid.
     """
+    if isinstance(prompt, Conversation):
+        return prompt
     if isinstance(prompt, str):
         return Conversation((Message("user", (Text(prompt),)),))
     if isinstance(prompt, tuple):
@@ -58,7 +41,9 @@ def parse_prompt(prompt: Any) -> Conversation:
     if isinstance(prompt, Sequence):
         messages = [item for item in prompt if isinstance(item, Mapping)]
         if len(messages) == len(prompt):
-            return Conversation(parse_messages(messages), tuple(_images(messages)))
+            conversation = read_conversation(messages)
+            _check_images(conversation)
+            return conversation
     raise PromptError(
         "a prompt must be a text, a pair (text, image or list of images) or a list of OpenAI-style "
         f"messages; this one is {describe(prompt)} ({type(prompt).__name__})"
@@ -96,31 +81,18 @@ def _looks_like_image(text: str) -> bool:
         return False
 
 
-def _images(messages: Sequence[Mapping[str, Any]]) -> list[ImageSource]:
-    images: list[ImageSource] = []
-    for position, message in enumerate(messages):
-        content = message["content"]
-        for part in content if isinstance(content, Sequence) else ():
-            if not isinstance(part, Mapping) or part.get("type") not in ("image", "image_url"):
-                continue
-            image = part.get("image_url", part.get("image"))
-            if isinstance(image, Mapping):
-                image = image.get("url")
+def _check_images(conversation: Conversation) -> None:
+    """Check that every slot has an image.
+
+    Raises:
+        PromptError: A slot has no image, or an object that is not one.
+    """
+    for position, message in enumerate(conversation.messages):
+        for slot in message.slots:
+            image = conversation.images[slot.index]
             if not isinstance(image, str | Image.Image | Path | bytes | bytearray | memoryview):
                 raise PromptError(
                     f"the image part in message {position} has no image: expected "
                     '{"type": "image_url", "image_url": {"url": …}} with a URL or a path, or '
                     '{"type": "image", "image": …} with a PIL image'
                 )
-            images.append(image)  # type: ignore[arg-type]
-    return images
-
-
-def _shift(message: Message, num_images: int) -> Message:
-    content = tuple(
-        ImageSlot(part.index + num_images, part.kind, part.options)
-        if isinstance(part, ImageSlot)
-        else part
-        for part in message.content
-    )
-    return Message(message.role, content)

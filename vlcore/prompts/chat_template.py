@@ -22,7 +22,7 @@ from vlcore.prompts.messages import (
     PromptPart,
     Rows,
     Text,
-    parse_messages,
+    read_conversation,
 )
 from vlcore.prompts.regions import Region
 
@@ -167,7 +167,7 @@ class RoleTemplate(ChatTemplate):
         self, messages: Sequence[Message | Mapping[str, Any]]
     ) -> tuple[PromptPart, ...]:
         """Turn a conversation into the prompt that asks for its next answer."""
-        conversation = parse_messages(messages)
+        conversation: Sequence[Message] = read_conversation(messages)
         system = self.system
         if conversation[0].role == "system":
             system = conversation[0].text
@@ -192,8 +192,8 @@ class RoleTemplate(ChatTemplate):
         return tuple(part for part in parts if isinstance(part, ImageSlot) or part.text)
 
     def _user_content(self, message: Message) -> Iterable[PromptPart]:
-        slots = [part for part in message.content if isinstance(part, ImageSlot)]
-        if message.content[: len(slots)] == tuple(slots):
+        slots = message.slots
+        if message.content[: len(slots)] == slots:
             numbered = self.append_image_token(message.text, len(slots))
             return [slots[part.index] if isinstance(part, ImageSlot) else part for part in numbered]
         parts: list[PromptPart] = []

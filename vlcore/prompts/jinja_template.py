@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from vlcore.errors import PromptError
 from vlcore.prompts.chat_template import ChatTemplate
-from vlcore.prompts.messages import Control, ImageSlot, Message, PromptPart, Text, parse_messages
+from vlcore.prompts.messages import Control, ImageSlot, Message, PromptPart, Text, read_conversation
 
 # Templates for text alone expect content as a string; those for images go through its parts.
 _READS_PARTS = re.compile(r"""for\s+\w+\s+in\s+\w+(\.content|\[['"]content['"]\])""")
@@ -56,7 +56,7 @@ class JinjaTemplate(ChatTemplate):
         """
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        conversation = parse_messages(messages)
+        conversation = read_conversation(messages)
         secret = secrets.token_hex(8)
         texts: list[str] = []
         with_placeholders = [
@@ -73,12 +73,10 @@ class JinjaTemplate(ChatTemplate):
             raise PromptError(
                 f"the checkpoint's chat template rejected the conversation: {error}"
             ) from error
-        slots = [part for message in conversation for part in message.content]
+        slots = [slot for message in conversation for slot in message.slots]
         # In spite of its annotation, it returns the prompts and the spans of generation blocks.
         prompt = cast("Any", rendered)[0][0]
-        return self._resolve_placeholders(
-            prompt, secret, texts, [part for part in slots if isinstance(part, ImageSlot)]
-        )
+        return self._resolve_placeholders(prompt, secret, texts, slots)
 
     def _insert_placeholders(
         self, message: Message, secret: str, texts: list[str]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, overload
 
 from vlcore.errors import PromptError
 
@@ -58,6 +58,93 @@ class Message:
         """The texts of the message, joined by line breaks."""
         return "\n".join(part.text for part in self.content if isinstance(part, Text))
 
+    @property
+    def slots(self) -> tuple[ImageSlot, ...]:
+        """The image slots of the message."""
+        return tuple(part for part in self.content if isinstance(part, ImageSlot))
+
+
+@dataclass(frozen=True)
+class Conversation(Sequence[Message]):
+    """The messages of a conversation, read and checked, and the images of their slots.
+
+    As a sequence of messages, it is a valid argument of :meth:`ChatTemplate.messages2prompt`.
+
+    Raises:
+        PromptError: There are no messages, a message has an unknown role, a system message is not
+            the first message, or a message of another role than the user has an image.
+    """
+
+    messages: tuple[Message, ...]
+    images: tuple[Any, ...] = ()
+    """Source of the image of each slot, by :attr:`ImageSlot.index`; ``None`` for no image."""
+
+    def __post_init__(self) -> None:
+        if not self.messages:
+            raise PromptError("a conversation needs at least one message")
+        for position, message in enumerate(self.messages):
+            if message.role not in ROLES:
+                raise PromptError(
+                    f"message {position} has role {message.role!r}; expected one of "
+                    f"{', '.join(ROLES)}"
+                )
+            if message.role == "system" and position > 0:
+                raise PromptError(
+                    f"message {position} is a system message: only the first message may be one"
+                )
+            if message.role != "user" and message.slots:
+                raise PromptError(
+                    f"message {position} ({message.role}) has an image: only user messages may "
+                    "have one"
+                )
+
+    @overload
+    def __getitem__(self, index: int) -> Message: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Message, ...]: ...
+    def __getitem__(self, index: int | slice) -> Message | tuple[Message, ...]:
+        return self.messages[index]
+
+    def __len__(self) -> int:
+        return len(self.messages)
+
+    def __add__(self, other: Conversation) -> Conversation:
+        """Append the messages and images of another conversation."""
+        appended = tuple(_shift_slots(message, len(self.images)) for message in other.messages)
+        return Conversation(self.messages + appended, self.images + other.images)
+
+    @property
+    def image_options(self) -> list[Mapping[str, Any]]:
+        """The options of each image."""
+        return [slot.options for message in self.messages for slot in message.slots]
+
+
+def read_conversation(messages: Sequence[Message | Mapping[str, Any]]) -> Conversation:
+    """Read OpenAI-style messages, see :func:`parse_messages`, with the images of their parts.
+
+    A :class:`Conversation` is returned unchanged.
+
+    Raises:
+        PromptError: The messages are invalid, or the last one is not a message of the user.
+    """
+    if isinstance(messages, Conversation):
+        return messages
+    images: list[Any] = []
+    parsed = []
+    for position, message in enumerate(messages):
+        if isinstance(message, Message):
+            images += [None] * len(message.slots)
+            parsed.append(message)
+        else:
+            parsed.append(_read_message(message, position, images))
+    conversation = Conversation(tuple(parsed), tuple(images))
+    if parsed[-1].role != "user":
+        raise PromptError(
+            "the last message of a conversation must be one of the user; this one ends with a "
+            f"message of the {parsed[-1].role}"
+        )
+    return conversation
+
 
 def parse_messages(messages: Sequence[Message | Mapping[str, Any]]) -> tuple[Message, ...]:
     """Read OpenAI-style messages; :class:`Message` values pass through.
@@ -70,37 +157,11 @@ def parse_messages(messages: Sequence[Message | Mapping[str, Any]]) -> tuple[Mes
         PromptError: The conversation is empty, does not end with a message of the user, has an
             unknown role or part, or has a system message after the first message.
     """
-    if not messages:
-        raise PromptError("a conversation needs at least one message")
-    num_images = 0
-    parsed = []
-    for position, message in enumerate(messages):
-        if not isinstance(message, Message):
-            message = _parse_message(message, position, num_images)
-        if message.role not in ROLES:
-            raise PromptError(
-                f"message {position} has role {message.role!r}; expected one of {', '.join(ROLES)}"
-            )
-        if message.role == "system" and position > 0:
-            raise PromptError(
-                f"message {position} is a system message: only the first message may be one"
-            )
-        slots = [part for part in message.content if isinstance(part, ImageSlot)]
-        if slots and message.role != "user":
-            raise PromptError(
-                f"message {position} ({message.role}) has an image: only user messages may have one"
-            )
-        num_images += len(slots)
-        parsed.append(message)
-    if parsed[-1].role != "user":
-        raise PromptError(
-            "the last message of a conversation must be one of the user; this one ends with a "
-            f"message of the {parsed[-1].role}"
-        )
-    return tuple(parsed)
+    return read_conversation(messages).messages
 
 
-def _parse_message(message: object, position: int, first_image: int) -> Message:
+def _read_message(message: object, position: int, images: list[Any]) -> Message:
+    """Read one message, and append the images of its parts to ``images``."""
     if not isinstance(message, Mapping):
         raise PromptError(
             f"message {position} must be a mapping with role and content, "
@@ -117,14 +178,14 @@ def _parse_message(message: object, position: int, first_image: int) -> Message:
             f"not {type(content).__name__}"
         )
     parts: list[Text | ImageSlot] = []
-    num_slots = 0
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
         if kind == "text" and isinstance(part.get("text"), str):
             parts.append(Text(part["text"]))
         elif kind in ("image", "image_url"):
-            parts.append(ImageSlot(first_image + num_slots, options=_image_options(part)))
-            num_slots += 1
+            parts.append(ImageSlot(len(images), options=_image_options(part)))
+            image = part.get("image_url", part.get("image"))
+            images.append(image.get("url") if isinstance(image, Mapping) else image)
         else:
             raise PromptError(
                 f"message {position} has an invalid part of type {kind!r}: expected "
@@ -142,3 +203,11 @@ def _image_options(part: Mapping[str, Any]) -> dict[str, Any]:
     if options.get("detail") == "auto":  # the default of OpenAI's clients
         del options["detail"]
     return options
+
+
+def _shift_slots(message: Message, num_images: int) -> Message:
+    content = tuple(
+        replace(part, index=part.index + num_images) if isinstance(part, ImageSlot) else part
+        for part in message.content
+    )
+    return replace(message, content=content)

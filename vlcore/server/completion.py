@@ -88,7 +88,7 @@ class Completion:
     async def _generate(self) -> AsyncGenerator[Response]:
         """Yield the pipeline's deltas, and record the metrics."""
         started = time.perf_counter()
-        generator = self.pipeline.astream_infer(self.request.messages, self.request.config)
+        generator = self.pipeline.astream_infer(self.request.conversation, self.request.config)
         num_generated: dict[int, int] = {}
         delta = None
         try:
@@ -136,7 +136,7 @@ class Completion:
 
     def _regions(self, text: str) -> dict[str, Any]:
         template = self.pipeline.template
-        if not (self.request.has_images and template.finds_regions):
+        if not (self.request.conversation.images and template.finds_regions):
             return {}
         try:
             found = template.regions(text, (_REGION_GRID, _REGION_GRID))

@@ -1,4 +1,4 @@
-"""Parses a chat request into the pipeline's messages and generation config."""
+"""Parses a chat request into a conversation and a generation config."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from vlcore.engines.generation import GenerationConfig
+from vlcore.inference.user_input import parse_prompt
+from vlcore.prompts.messages import Conversation
 from vlcore.server.errors import ApiError
-from vlcore.server.schema import ChatMessage, ChatRequest, ImagePart, Part, TextPart
+from vlcore.server.schema import ChatMessage, ChatRequest, Part, TextPart
 from vlcore.server.settings import ServerSettings
 
 _ECHOED_FIELDS = frozenset({"annotations", "regions"})
@@ -25,7 +27,7 @@ overflow."""
 class ParsedRequest:
     """The arguments of the pipeline, and the options of the response."""
 
-    messages: list[dict[str, Any]]
+    conversation: Conversation
     config: GenerationConfig
     stream: bool
     include_usage: bool
@@ -33,7 +35,6 @@ class ParsedRequest:
     num_top_logprobs: int | None
     """Alternatives per token; ``None`` if no log-probabilities are requested."""
     warnings: tuple[str, ...]
-    has_images: bool
 
 
 def parse_request(
@@ -50,6 +51,7 @@ def parse_request(
     Raises:
         ApiError: The request is invalid or not supported.
         OptionError: The generation options contradict each other.
+        PromptError: The messages are invalid.
     """
     try:
         request = ChatRequest.model_validate_json(body)
@@ -68,25 +70,18 @@ def parse_request(
         {"role": _role(message), "content": _content(message, image_options, warnings)}
         for message in _check_fields(request.messages)
     ]
-    has_images = any(
-        isinstance(part, ImagePart)
-        for message in request.messages
-        if not isinstance(message.content, str)
-        for part in message.content
-    )
     wants_logprobs = bool(request.logprobs)
     if request.top_logprobs is not None and not wants_logprobs:
         raise ApiError(400, "invalid_value", "top_logprobs needs logprobs: true", "top_logprobs")
     if request.stream_options is not None and not request.stream:
         raise ApiError(400, "invalid_value", "stream_options needs stream: true", "stream_options")
     return ParsedRequest(
-        messages,
+        parse_prompt(messages),
         _config(request, settings, context_length),
         bool(request.stream),
         bool(request.stream_options and request.stream_options.include_usage),
         (request.top_logprobs or 0) if wants_logprobs else None,
         tuple(dict.fromkeys(warnings)),
-        has_images,
     )
 
 

@@ -5,10 +5,7 @@ Source: ``conversation.py`` and ``cli.py`` of the released Yi-VL code.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-from vlcore import Message, OptionError, PromptPart, RoleTemplate, Text, parse_messages
+from vlcore import OptionError, PromptPart, RoleTemplate, Text
 
 NAME = "mm_default"
 
@@ -16,14 +13,12 @@ NAME = "mm_default"
 class YiTemplate(RoleTemplate):
     """Turns marked ``### Human:`` and ``### Assistant:``."""
 
-    def messages2prompt(
-        self, messages: Sequence[Message | Mapping[str, Any]]
-    ) -> tuple[PromptPart, ...]:
-        """Turn a conversation into a prompt; earlier answers are stripped, as the release does.
+    def answer2parts(self, answer: str) -> tuple[PromptPart, ...]:
+        """Strip an earlier answer, as the reference implementation does.
 
-        An answer that ended before ``###`` ends with a line break, which would stand there twice.
+        An answer that ended before ``###`` ends with a line break, which the template adds too.
         """
-        return super().messages2prompt([_stripped(turn) for turn in parse_messages(messages)])
+        return (Text(answer.strip()),)
 
 
 TEMPLATE = YiTemplate(
@@ -53,9 +48,3 @@ def load_chat_template(name: str | None) -> YiTemplate:
     if name not in (None, NAME):
         raise OptionError(f"Yi-VL has no chat template {name!r}; it has {NAME}")
     return TEMPLATE
-
-
-def _stripped(message: Message) -> Message:
-    if message.role != "assistant":
-        return message
-    return Message(message.role, (Text(message.text.strip()),))

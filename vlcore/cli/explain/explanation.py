@@ -158,7 +158,7 @@ def explain(
         if isinstance(chat_template, ChatTemplate)
         else stages.chat_template(chat_template)
     )
-    parts = write_prompt(template, conversation.messages)
+    parts = write_prompt(template, conversation)
     tokenizer = language_model.tokenizer()
     images = [load_image(source, image_limits) for source in conversation.images]
     layouts_and_encoded: list[tuple[ImageLayout, bool]] = []
