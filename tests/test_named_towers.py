@@ -38,7 +38,7 @@ def plugin(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path, plugin: str) -> Path:
-    """Write a checkpoint of the plugin that keeps its tower in towers/vit-l."""
+    """Write a checkpoint of the plugin whose vision encoder is in towers/vit-l."""
     directory = WRITERS[plugin](tmp_path / "model")
     (tower,) = (path.parent for path in directory.rglob("*/config.json"))
     (directory / "towers").mkdir()
@@ -100,8 +100,8 @@ def test_a_folder_with_another_tower_is_refused_with_its_model_type(
 ) -> None:
     describe_tower(checkpoint, tower, json.dumps({"model_type": model_type}))
     assert (
-        f"its tower {tower!r} is a {model_type!r}, as the config.json of that folder says; "
-        "clip, clip_vision_model are known"
+        f"its vision encoder {tower!r} is a {model_type!r} by the config.json of that folder; "
+        "known: clip, clip_vision_model"
     ) in reason_of(checkpoint, plugin)
 
 
@@ -111,9 +111,9 @@ def test_a_configuration_without_a_model_type_leaves_the_name_to_decide(
 ) -> None:
     describe_tower(checkpoint, "towers/vit-l", config)
     reason = reason_of(checkpoint, plugin)
-    assert "its tower 'towers/vit-l' is not known to be a CLIP tower" in reason
-    assert "no folder of that name whose config.json gives a model_type" in reason
-    for tower in ("./towers/vit-l", "somebody/clip-vit-l"):
+    assert "its vision encoder 'towers/vit-l' is not known to be a CLIP model" in reason
+    assert "no folder of that name whose config.json has a model_type" in reason
+    for tower in ("./towers/vit-l", "maker/clip-vit-l"):
         name_tower(checkpoint, tower)
         assert plugin_of(checkpoint) == plugin
 
@@ -123,7 +123,7 @@ def test_a_name_that_is_no_folder_must_say_that_it_is_a_clip(
     checkpoint: Path, plugin: str, tower: str
 ) -> None:
     name_tower(checkpoint, tower)
-    assert f"{tower!r} is not known to be a CLIP tower" in reason_of(checkpoint, plugin)
+    assert f"{tower!r} is not known to be a CLIP model" in reason_of(checkpoint, plugin)
     name_tower(checkpoint, f"{tower}-clip")
     assert plugin_of(checkpoint) == plugin
 
@@ -131,7 +131,7 @@ def test_a_name_that_is_no_folder_must_say_that_it_is_a_clip(
 def test_what_lies_outside_the_checkpoint_is_no_evidence(checkpoint: Path, plugin: str) -> None:
     (checkpoint / "towers" / "vit-l").rename(checkpoint.parent / "vit-l")
     name_tower(checkpoint, "towers/../../vit-l")
-    assert "is not known to be a CLIP tower" in reason_of(checkpoint, plugin)
+    assert "is not known to be a CLIP model" in reason_of(checkpoint, plugin)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "\xff"])

@@ -87,7 +87,7 @@ def test_a_distribution_without_plugins_is_not_listed(site: Site) -> None:
     ],
     ids=str,
 )
-def test_a_damaged_distribution_hides_no_other(site: Site, damage: dict[str, Any]) -> None:
+def test_a_damaged_distribution_does_not_hide_others(site: Site, damage: dict[str, Any]) -> None:
     damaged = site.install("damaged", ARCHITECTURES, REFUSES)
     site.install("vl-plugin-sound", ARCHITECTURES)
     info = next((site.root / damaged).glob("*.dist-info"))
@@ -101,7 +101,7 @@ def test_a_damaged_distribution_hides_no_other(site: Site, damage: dict[str, Any
     assert find_plugin(CONFIG).info.distribution == "vl-plugin-sound"
 
 
-def test_the_first_of_two_installations_of_one_name_counts_as_in_imports(site: Site) -> None:
+def test_the_first_of_two_installations_is_listed_as_in_imports(site: Site) -> None:
     site.install("vl-plugin-twice", ARCHITECTURES, version="1.0")
     site.install("vl_plugin.Twice", ARCHITECTURES, version="2.0")  # prepended, so it comes first
     found = [
@@ -137,7 +137,9 @@ def test_only_an_allowed_plugin_is_used(site: Site, monkeypatch: pytest.MonkeyPa
     assert site.imported() == [site.modules[0]]
 
 
-def test_blocking_wins_over_allowing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocking_takes_precedence_over_allowing(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     site.install("vl-plugin-first", ARCHITECTURES)
     monkeypatch.setenv("VLCORE_ALLOW_PLUGINS", "vl-plugin-first")
     monkeypatch.setenv("VLCORE_BLOCK_PLUGINS", "vl-plugin-first")
@@ -147,7 +149,7 @@ def test_blocking_wins_over_allowing(site: Site, monkeypatch: pytest.MonkeyPatch
         find_plugin(CONFIG)
 
 
-def test_empty_lists_are_no_lists(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_lists_are_ignored(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     site.install("vl-plugin-first", ARCHITECTURES)
     monkeypatch.setenv("VLCORE_ALLOW_PLUGINS", "")
     monkeypatch.setenv("VLCORE_BLOCK_PLUGINS", "")
@@ -157,26 +159,26 @@ def test_empty_lists_are_no_lists(site: Site, monkeypatch: pytest.MonkeyPatch) -
 # -- one match
 
 
-def test_the_one_match_is_found(site: Site) -> None:
+def test_a_single_match_is_found(site: Site) -> None:
     site.install("vl-plugin-first", ARCHITECTURES, plugin_source(match="return config['mine']"))
     other = site.install("vl-plugin-other", ["AnotherArchitecture"])
     assert find_plugin(CONFIG | {"mine": True}).info.distribution == "vl-plugin-first"
     assert other not in site.imported()
 
 
-def test_a_plugin_that_shares_the_name_is_asked_and_refuses(site: Site) -> None:
+def test_a_plugin_that_shares_the_name_does_not_match(site: Site) -> None:
     site.install("vl-plugin-first", ARCHITECTURES, REFUSES)
     site.install("vl-plugin-second", ARCHITECTURES)
     assert find_plugin(CONFIG).info.distribution == "vl-plugin-second"
 
 
-def test_any_of_several_architectures_may_fit(site: Site) -> None:
+def test_any_of_several_architectures_may_match(site: Site) -> None:
     site.install("vl-plugin-first", ARCHITECTURES)
     config = {"architectures": ["NobodysModel", "MadeUpForTests"]}
     assert find_plugin(config).info.distribution == "vl-plugin-first"
 
 
-def test_the_hooks_get_what_they_ask_for(site: Site) -> None:
+def test_the_hooks_get_the_arguments_that_they_declare(site: Site) -> None:
     source = plugin_source(
         vision="return (checkpoint, device, dtype)",
         template="return (checkpoint, name)",
@@ -190,11 +192,11 @@ def test_the_hooks_get_what_they_ask_for(site: Site) -> None:
     assert plugin.language_model(arguments[0]) == ["checkpoint"]
 
 
-# -- none
+# -- no match
 
 
 @pytest.mark.parametrize("names", [None, [], "MadeUpForTests", {"a": 1}, [1], ["A", None]])
-def test_a_config_without_architectures_is_reported_so(names: object) -> None:
+def test_a_config_without_architectures_is_reported(names: object) -> None:
     config = {} if names is None else {"architectures": names}
     with pytest.raises(
         NoPluginError, match='must name the model class in "architectures"'
@@ -209,7 +211,7 @@ def test_an_unknown_architecture_lists_what_is_installed(site: Site) -> None:
         find_plugin(CONFIG)
     message = str(caught.value)
     assert message.startswith("no installed plugin serves this MadeUpForTests checkpoint\n")
-    assert "vlcore knows of no package that does" in message
+    assert "vlcore knows no package that does" in message
     assert "vl-plugin-first 1.0" in message.splitlines()[-1]
 
 
@@ -269,7 +271,7 @@ def test_the_package_for_the_variant_is_named(
 
 
 @pytest.mark.parametrize("change", [{"shape": "square"}, {"shape": "star"}, {"shape": None}])
-def test_every_package_is_named_where_the_variant_cannot_be_told(
+def test_every_package_is_named_if_the_variant_is_unknown(
     site: Site, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(registry, "_known_plugins", lambda: GADGETS)
@@ -280,7 +282,7 @@ def test_every_package_is_named_where_the_variant_cannot_be_told(
     assert re.findall(r"pip install (\S+)", message) == [entry["package"] for entry in GADGETS]
 
 
-def test_another_variants_package_is_not_named_where_the_right_one_is_installed(
+def test_another_variants_package_is_not_named_if_the_right_one_is_installed(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(registry, "_known_plugins", lambda: GADGETS)
@@ -319,15 +321,15 @@ def test_each_candidates_reason_is_reported(site: Site) -> None:
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ("return None", "its vl_match returned None where True or a reason (str) is expected"),
-        ("return False", "its vl_match returned False where True or a reason (str) is expected"),
-        ("return 1", "its vl_match returned 1 where True or a reason (str) is expected"),
-        ("return ''", "its vl_match returned '' where True or a reason (str) is expected"),
+        ("return None", "its vl_match returned None instead of True or a reason (str)"),
+        ("return False", "its vl_match returned False instead of True or a reason (str)"),
+        ("return 1", "its vl_match returned 1 instead of True or a reason (str)"),
+        ("return ''", "its vl_match returned '' instead of True or a reason (str)"),
         ("return config['absent']", "its vl_match raised KeyError: 'absent'"),
         ("raise SystemExit(3)", "its vl_match raised SystemExit: 3"),
     ],
 )
-def test_a_match_that_is_nonsense_is_no_match(site: Site, body: str, reason: str) -> None:
+def test_an_invalid_result_of_vl_match_is_a_mismatch(site: Site, body: str, reason: str) -> None:
     site.install("vl-plugin-nonsense", ARCHITECTURES, plugin_source(match=body))
     with pytest.raises(NoPluginError) as caught:
         find_plugin(CONFIG)
@@ -336,10 +338,10 @@ def test_a_match_that_is_nonsense_is_no_match(site: Site, body: str, reason: str
     assert find_plugin(CONFIG).info.distribution == "vl-plugin-sound"
 
 
-# -- several
+# -- several matches
 
 
-def test_two_matches_are_a_conflict_that_says_how_to_choose(site: Site) -> None:
+def test_the_error_for_two_matches_says_how_to_choose(site: Site) -> None:
     site.install("vl-plugin-first", ARCHITECTURES)
     site.install("vl-plugin-second", ARCHITECTURES, version="2.1")
     with pytest.raises(PluginConflictError) as caught:
@@ -386,11 +388,11 @@ def test_choosing_a_plugin_for_other_architectures(site: Site) -> None:
     [
         ("raise RuntimeError('broken')", RuntimeError),
         ("raise SystemExit('broken')", SystemExit),
-        ("import a_module_that_nobody_wrote", ModuleNotFoundError),
+        ("import a_module_that_does_not_exist", ModuleNotFoundError),
         ("def broken(:", SyntaxError),
     ],
 )
-def test_an_import_that_fails_alone_is_raised_with_its_cause(
+def test_the_import_error_of_the_only_candidate_is_raised(
     site: Site, source: str, cause: type[BaseException]
 ) -> None:
     site.install("vl-plugin-broken", ARCHITECTURES, source)
@@ -404,7 +406,7 @@ def test_an_import_that_fails_alone_is_raised_with_its_cause(
 
 
 @pytest.mark.parametrize("source", ["raise RuntimeError('broken')", "raise SystemExit"])
-def test_an_import_that_fails_leaves_the_other_plugin_to_serve(
+def test_the_other_plugin_serves_if_an_import_fails(
     site: Site, source: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     site.install("vl-plugin-broken", ARCHITECTURES, source)
@@ -414,14 +416,14 @@ def test_an_import_that_fails_leaves_the_other_plugin_to_serve(
     assert "vl-plugin-broken 1.0 cannot be imported" in caplog.text
 
 
-def test_an_import_that_fails_does_not_concern_other_architectures(site: Site) -> None:
+def test_a_failed_import_does_not_affect_other_architectures(site: Site) -> None:
     broken = site.install("vl-plugin-broken", ["AnotherArchitecture"], "raise RuntimeError")
     site.install("vl-plugin-sound", ARCHITECTURES)
     assert find_plugin(CONFIG).info.distribution == "vl-plugin-sound"
     assert broken not in site.imported()
 
 
-def test_an_import_that_failed_is_a_recorded_state(site: Site) -> None:
+def test_a_failed_import_is_recorded(site: Site) -> None:
     site.install("vl-plugin-broken", ARCHITECTURES, "raise RuntimeError('no such library')")
     assert info_of("vl-plugin-broken").state is PluginState.READY
     with pytest.raises(PluginImportError):
@@ -430,7 +432,7 @@ def test_an_import_that_failed_is_a_recorded_state(site: Site) -> None:
     assert "no such library" in info_of("vl-plugin-broken").reason
 
 
-def test_load_plugin_tells_the_state_after_the_import(site: Site) -> None:
+def test_load_plugin_returns_the_state_after_the_import(site: Site) -> None:
     sound = site.install("vl-plugin-sound", ARCHITECTURES)
     site.install("vl-plugin-broken", ARCHITECTURES, "raise SystemExit('no')")
     site.install("vl-plugin-later", ARCHITECTURES, requires=["vlcore>=99"])
@@ -442,7 +444,7 @@ def test_load_plugin_tells_the_state_after_the_import(site: Site) -> None:
     assert site.imported() == [sound]
 
 
-def test_what_a_plugin_prints_at_its_import_is_no_output(
+def test_the_output_of_an_import_goes_to_stderr(
     site: Site, capsys: pytest.CaptureFixture[str]
 ) -> None:
     site.install("vl-plugin-loud", ARCHITECTURES, "print('Welcome!')\n" + plugin_source())
@@ -451,7 +453,7 @@ def test_what_a_plugin_prints_at_its_import_is_no_output(
     assert (printed.out, printed.err) == ("", "Welcome!\n")
 
 
-def test_loading_imports_the_candidates_of_its_architecture_alone(site: Site) -> None:
+def test_loading_imports_only_the_candidates_of_its_architecture(site: Site) -> None:
     for number in range(200):
         site.install(f"vl-plugin-{number}", [f"MadeUp{number % 100}"], REFUSES)
     candidates = [site.modules[7], site.install("vl-plugin-mine", ["MadeUp7"]), site.modules[107]]
@@ -461,7 +463,7 @@ def test_loading_imports_the_candidates_of_its_architecture_alone(site: Site) ->
     assert sorted(site.imported()) == sorted(candidates)
 
 
-def test_a_match_that_never_returns_holds_up_its_architecture_alone(
+def test_a_vl_match_that_never_returns_affects_only_its_architecture(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing interrupts a hook, so this one would hang the test if it were called."""
@@ -474,20 +476,20 @@ def test_a_match_that_never_returns_holds_up_its_architecture_alone(
     assert find_plugin(config).info.distribution == "vl-plugin-sound"
 
 
-# -- entry points that are wrong
+# -- invalid entry points
 
 
 @pytest.mark.parametrize("name", ["made-up", "Made Up", "7B", "class", "ünïcode!", "a.b"])
-def test_a_name_that_no_class_has_is_passed_over_and_told(site: Site, name: str) -> None:
+def test_an_invalid_class_name_is_ignored_with_a_warning(site: Site, name: str) -> None:
     module = site.install("vl-plugin-odd", [name, *ARCHITECTURES])
     info = info_of("vl-plugin-odd")
     assert info.modules == {"MadeUpForTests": module}
     assert info.state is PluginState.READY
-    assert info.warnings == (f"its entry point {name!r} is passed over: no class has such a name",)
+    assert info.warnings == (f"its entry point {name!r} is ignored: it is not a valid class name",)
     assert find_plugin(CONFIG).info.distribution == "vl-plugin-odd"
 
 
-def test_a_plugin_without_a_possible_name_is_broken(site: Site) -> None:
+def test_a_plugin_without_a_valid_name_is_broken(site: Site) -> None:
     site.install("vl-plugin-odd", ["made-up"])
     info = info_of("vl-plugin-odd")
     assert (info.state, info.architectures) == (PluginState.BROKEN, ())
@@ -495,7 +497,7 @@ def test_a_plugin_without_a_possible_name_is_broken(site: Site) -> None:
     assert "registers no architecture" in info.reason
 
 
-def test_a_checkpoint_may_ask_for_such_a_name(site: Site) -> None:
+def test_a_checkpoint_may_have_such_a_name(site: Site) -> None:
     site.install("vl-plugin-odd", ["made-up"])
     with pytest.raises(NoPluginError, match="no installed plugin serves this made-up checkpoint"):
         find_plugin({"architectures": ["made-up"]})
@@ -509,7 +511,7 @@ def test_one_name_registered_twice_by_one_distribution(site: Site) -> None:
     info = info_of("vl-plugin-twice")
     assert info.modules == {"MadeUpForTests": first}
     (warning,) = info.warnings
-    assert f"MadeUpForTests is registered twice: {first!r} counts, 'elsewhere' is pas" in warning
+    assert f"MadeUpForTests is registered twice: {first!r} is used, 'elsewhere' is ign" in warning
     assert find_plugin(CONFIG).info.distribution == "vl-plugin-twice"
 
 
@@ -538,14 +540,16 @@ def test_two_distributions_with_the_same_entry_point_are_in_conflict(site: Site)
     assert chosen.info.distribution == "vl-plugin-second"
 
 
-def test_a_conflict_ends_where_one_is_blocked(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_conflict_ends_if_one_plugin_is_blocked(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install_same(site, "vl-plugin-first", "vl-plugin-second")
     monkeypatch.setenv("VLCORE_BLOCK_PLUGINS", "vl-plugin-first")
     assert info_of("vl-plugin-second").state is PluginState.READY
     assert find_plugin(CONFIG).info.distribution == "vl-plugin-second"
 
 
-def test_a_name_that_two_families_share_is_no_conflict(site: Site) -> None:
+def test_a_name_that_two_families_share_is_not_a_conflict(site: Site) -> None:
     site.install("vl-plugin-first", ["MadeUpForTests", "FirstAlone"])
     site.install("vl-plugin-second", ARCHITECTURES)
     found = [info_of(f"vl-plugin-{name}") for name in ("first", "second")]
@@ -582,7 +586,7 @@ def test_a_plugin_for_another_vlcore_is_never_imported(site: Site, requirement: 
         "vlcore-something-else>=99",
     ],
 )
-def test_a_requirement_that_holds_is_no_hindrance(site: Site, requirement: str) -> None:
+def test_a_requirement_that_is_met_is_accepted(site: Site, requirement: str) -> None:
     site.install("vl-plugin-first", ARCHITECTURES, requires=[requirement])
     assert info_of("vl-plugin-first").state is PluginState.READY
 
@@ -603,7 +607,7 @@ def test_a_malformed_requirement_is_reported(site: Site) -> None:
     assert "'vlcore >>> 1' is malformed" in info.reason
 
 
-# -- plugins that break the contract
+# -- plugins that violate the contract
 
 
 @pytest.mark.parametrize(
@@ -618,14 +622,16 @@ def test_a_malformed_requirement_is_reported(site: Site) -> None:
         (("@hookimpl", ""), "lacks the hook.s. vl_match, vl_vision_model, vl_chat_template, vl_l"),
     ],
 )
-def test_hooks_that_do_not_fit_are_named(site: Site, change: tuple[str, str], message: str) -> None:
+def test_hooks_that_do_not_match_are_named(
+    site: Site, change: tuple[str, str], message: str
+) -> None:
     site.install("vl-plugin-odd", ARCHITECTURES, plugin_source().replace(*change))
     with pytest.raises(PluginContractError, match=message) as caught:
         find_plugin(CONFIG)
     assert "vl-plugin-odd 1.0" in str(caught.value)
 
 
-def test_hooks_that_do_not_fit_leave_the_other_plugin_to_serve(site: Site) -> None:
+def test_the_other_plugin_serves_if_hooks_do_not_match(site: Site) -> None:
     site.install("vl-plugin-odd", ARCHITECTURES, "")
     site.install("vl-plugin-sound", ARCHITECTURES)
     assert find_plugin(CONFIG).info.distribution == "vl-plugin-sound"

@@ -56,7 +56,7 @@ def directory(tmp_path: Path) -> Path:
     return directory
 
 
-# -- through a plugin of one's own
+# -- through a plugin
 
 
 def test_each_stage_comes_from_its_hook(site: Site, directory: Path) -> None:
@@ -77,14 +77,14 @@ def test_the_vision_model_is_float32_unless_asked(site: Site, directory: Path) -
     assert vision.asked_for[1:] == (torch.device("cpu"), torch.float32)
 
 
-def test_a_plugin_that_does_not_spread_its_model_says_so(site: Site, directory: Path) -> None:
+def test_device_map_is_refused_without_the_argument(site: Site, directory: Path) -> None:
     site.install("vl-plugin-first", ["MadeUpForTests"], RETURNS_PARTS)
     for spread in ({"device_map": "auto"}, {"max_memory": {"cpu": "1GiB"}}):
-        with pytest.raises(OptionError, match=r"vl-plugin-first .* cannot spread its"):
+        with pytest.raises(OptionError, match=r"vl-plugin-first .* cannot distribute its"):
             vlcore.load_vision_model(directory, **spread)
 
 
-def test_a_plugin_that_asks_is_reported_how_to_spread(site: Site, directory: Path) -> None:
+def test_device_map_and_max_memory_reach_the_hook(site: Site, directory: Path) -> None:
     source = RETURNS_PARTS.replace(
         "vision_model(checkpoint, device, dtype)",
         "vision_model(checkpoint, dtype, device_map, max_memory)",
@@ -99,20 +99,20 @@ def test_a_plugin_that_asks_is_reported_how_to_spread(site: Site, directory: Pat
         assert vision.asked_for == asked_for
 
 
-def test_max_memory_is_refused_where_the_hook_does_not_take_it(site: Site, directory: Path) -> None:
+def test_max_memory_is_refused_without_the_argument(site: Site, directory: Path) -> None:
     source = RETURNS_PARTS.replace(
         "vision_model(checkpoint, device, dtype)",
         "vision_model(checkpoint, device, dtype, device_map)",
     )
     site.install("vl-plugin-first", ["MadeUpForTests"], source)
-    with pytest.raises(OptionError, match=r"vl-plugin-first 1\.0 takes no max_memory"):
+    with pytest.raises(OptionError, match=r"vl-plugin-first 1\.0 does not accept max_memory"):
         vlcore.load_vision_model(directory, max_memory={"cpu": "1GiB"})
     assert vlcore.load_vision_model(directory, device_map="auto").hidden_size == 3
 
 
 @pytest.mark.parametrize("taken", ["checkpoint", ""])
 @pytest.mark.parametrize("name", ["chosen", ""])
-def test_a_template_name_is_refused_where_the_hook_takes_none(
+def test_a_template_name_is_refused_without_the_argument(
     site: Site, directory: Path, taken: str, name: str
 ) -> None:
     source = RETURNS_PARTS.replace(
@@ -135,7 +135,7 @@ def test_the_fingerprint_is_the_checkpoints_unless_the_model_has_its_own(
     assert vision.fingerprint == "mine"
 
 
-def test_an_opened_checkpoint_is_taken(site: Site, directory: Path) -> None:
+def test_an_opened_checkpoint_is_accepted(site: Site, directory: Path) -> None:
     site.install("vl-plugin-first", ["MadeUpForTests"], RETURNS_PARTS)
     checkpoint = Checkpoint.open(directory)
     assert ModelStages(checkpoint).checkpoint is checkpoint
@@ -151,7 +151,7 @@ def test_an_opened_checkpoint_is_taken(site: Site, directory: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("value", ["None", "'text'"])
-def test_a_hook_that_returns_something_else(
+def test_a_hook_with_a_wrong_result_is_reported(
     site: Site, directory: Path, stage: str, message: str, value: str
 ) -> None:
     body = f"return {value}"
@@ -162,7 +162,7 @@ def test_a_hook_that_returns_something_else(
     assert f"it returned {'NoneType' if value == 'None' else 'str'}" in str(caught.value)
 
 
-def test_a_vision_model_without_a_hidden_size(site: Site, directory: Path) -> None:
+def test_a_vision_model_without_a_hidden_size_is_reported(site: Site, directory: Path) -> None:
     source = RETURNS_PARTS.replace("hidden_size = 3", "pass")
     site.install("vl-plugin-odd", ["MadeUpForTests"], source)
     with pytest.raises(PluginContractError, match="Tiny of plugin vl-plugin-odd must set hidden_s"):
@@ -182,7 +182,7 @@ def test_the_choice_of_a_plugin_reaches_every_stage(site: Site, directory: Path,
     assert load(directory, plugin="vl-plugin-second") is not None
 
 
-# -- no stage needs what the others need
+# -- stages are independent
 
 
 def test_the_vision_model_needs_no_tokenizer_and_no_text(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_the_chat_template_needs_no_weights(tmp_path: Path) -> None:
     assert template.stop == ("</s>",)
 
 
-def test_the_language_model_needs_no_tower_and_no_tokenizer(tmp_path: Path) -> None:
+def test_the_language_model_needs_no_vision_encoder_and_no_tokenizer(tmp_path: Path) -> None:
     write_llava(tmp_path)
     for path in [*tmp_path.glob("tokenizer*"), *tmp_path.glob("clip/*")]:
         path.unlink()
@@ -211,7 +211,7 @@ def test_the_language_model_needs_no_tower_and_no_tokenizer(tmp_path: Path) -> N
     assert language.to_transformers("cpu", torch.float32).dtype == torch.float32
 
 
-def test_what_a_stage_needs_is_reported_when_it_is_absent(tmp_path: Path) -> None:
+def test_missing_files_of_a_stage_are_reported(tmp_path: Path) -> None:
     write_llava(tmp_path)
     for path in tmp_path.glob("tokenizer*"):
         path.unlink()

@@ -1,8 +1,8 @@
-"""The plugins that are installed, as the metadata of their distributions tells it.
+"""The installed plugins, as described by the metadata of their distributions.
 
-Nothing is imported to list them. Two environment variables, both comma-separated distribution
-names, narrow what is used: ``VLCORE_ALLOW_PLUGINS`` (only these) and ``VLCORE_BLOCK_PLUGINS`` (not
-these).
+No plugin is imported to list it. Two environment variables with comma-separated distribution names
+restrict which plugins are used: ``VLCORE_ALLOW_PLUGINS`` (only these) and ``VLCORE_BLOCK_PLUGINS``
+(not these).
 """
 
 from __future__ import annotations
@@ -30,39 +30,39 @@ _import_failures: dict[str, str] = {}
 
 
 class PluginState(StrEnum):
-    """What is known of an installed plugin."""
+    """The state of an installed plugin."""
 
     READY = "ready"
     BLOCKED = "blocked"
     INCOMPATIBLE = "incompatible"
-    """It asks for another vlcore."""
+    """It requires another version of vlcore."""
     CONFLICT = "conflict"
-    """Another distribution brings the same module, and one has written over the other."""
+    """Another distribution contains the same module, and one has overwritten the other."""
     BROKEN = "broken"
-    """It cannot be imported, or does not keep the contract."""
+    """It cannot be imported, or violates the plugin contract."""
 
 
 @dataclass(frozen=True)
 class PluginInfo:
-    """One installed plugin, as its distribution's metadata tells it."""
+    """An installed plugin, as described by the metadata of its distribution."""
 
     distribution: str
     version: str
     modules: Mapping[str, str]
-    """Plugin module by architecture name."""
+    """The plugin module of each architecture name."""
     state: PluginState
     reason: str = ""
-    """Why the plugin is not ready; empty where it is."""
+    """Why the plugin is not ready; empty if it is."""
     requires: str = ""
-    """The vlcore it asks for, such as ``"<0.2,>=0.1"``; empty where it does not say."""
+    """The required versions of vlcore, such as ``"<0.2,>=0.1"``; empty if none are stated."""
     warnings: tuple[str, ...] = ()
-    """Entry points that are passed over, each with the reason."""
+    """A message for each entry point that is ignored, with the reason."""
     import_ms: float | None = field(default=None, compare=False)
-    """How long its import took, where it was imported to be looked at."""
+    """The duration of its import, in milliseconds; ``None`` if it was not imported."""
 
     @property
     def architectures(self) -> tuple[str, ...]:
-        """The ``architectures`` names it registers, sorted."""
+        """The ``architectures`` names that it registers, sorted."""
         return tuple(sorted(self.modules))
 
 
@@ -73,7 +73,7 @@ def installed_plugins() -> list[PluginInfo]:
         try:
             info = _read_distribution(cast("importlib_metadata.Distribution", distribution))
         except Exception:
-            # A damaged distribution of somebody else's must not hide the others.
+            # A damaged distribution must not hide the others.
             logger.debug("unreadable distribution %r", distribution, exc_info=True)
             continue
         if info is not None:
@@ -82,9 +82,9 @@ def installed_plugins() -> list[PluginInfo]:
 
 
 def shared_architectures(plugins: Iterable[PluginInfo]) -> dict[str, tuple[str, ...]]:
-    """Give the distributions of each architecture name that several plugins register.
+    """Return the distributions for each architecture name that several plugins register.
 
-    That is no conflict: each says in ``vl_match`` which checkpoints of that name are its own.
+    This is not a conflict: ``vl_match`` of each decides which checkpoints of that name it serves.
     """
     owners: dict[str, list[str]] = {}
     for info in plugins:
@@ -93,8 +93,8 @@ def shared_architectures(plugins: Iterable[PluginInfo]) -> dict[str, tuple[str, 
     return {name: tuple(found) for name, found in owners.items() if len(found) > 1}
 
 
-def note_failure(info: PluginInfo, reason: str) -> None:
-    """Keep why a plugin could not be used, for later listings."""
+def record_failure(info: PluginInfo, reason: str) -> None:
+    """Record why a plugin could not be used, for later listings."""
     _import_failures[info.distribution] = reason
 
 
@@ -108,7 +108,7 @@ def _with_conflicts(plugins: Sequence[PluginInfo]) -> list[PluginInfo]:
 
 
 def _in_conflict(info: PluginInfo, owners: Mapping[str, Sequence[str]]) -> PluginInfo:
-    """Mark a ready plugin whose module another distribution brings as well."""
+    """Mark a ready plugin whose module is also in another distribution."""
     if info.state is not PluginState.READY:
         return info
     for module in sorted(set(info.modules.values())):
@@ -130,45 +130,45 @@ def _read_distribution(distribution: importlib_metadata.Distribution) -> PluginI
     for entry_point in entry_points:
         name, module = entry_point.name, entry_point.value
         if not name.isidentifier() or keyword.iskeyword(name):
-            warnings.append(f"its entry point {name!r} is passed over: no class has such a name")
+            warnings.append(f"its entry point {name!r} is ignored: it is not a valid class name")
         elif name in modules:
             warnings.append(
-                f"its entry point {name} is registered twice: {modules[name]!r} counts, "
-                f"{module!r} is passed over"
+                f"its entry point {name} is registered twice: {modules[name]!r} is used, "
+                f"{module!r} is ignored"
             )
         else:
             modules[name] = module
-    metadata = distribution.metadata  # parsed anew at each access
+    metadata = distribution.metadata  # parsed at each access
     name, version = metadata["Name"], metadata["Version"]
     if not name or not version:
         raise ValueError("its metadata states no name or no version")
     requirements = metadata.get_all("Requires-Dist") or distribution.requires or ()
     state, reason, requires = _state_of(name, requirements)
     if state is PluginState.READY and not modules:
-        state, reason = PluginState.BROKEN, "it registers no architecture that could be one"
+        state, reason = PluginState.BROKEN, "it registers no valid architecture name"
     return PluginInfo(name, version, modules, state, reason, requires, tuple(warnings))
 
 
 def _state_of(name: str, requirements: Iterable[str]) -> tuple[PluginState, str, str]:
-    """Tell the state, the reason for it, and the vlcore that is asked for."""
-    fit, requires = _fit(name, requirements)
+    """Return the state, the reason for it, and the required versions of vlcore."""
+    incompatibility, requires = _check_requirements(name, requirements)
     normalised = canonicalize_name(name)
     allowed = _names_in(ALLOW_VARIABLE)
     if allowed is not None and normalised not in allowed:
         return PluginState.BLOCKED, f"not in {ALLOW_VARIABLE}", requires
     if normalised in (_names_in(BLOCK_VARIABLE) or ()):
         return PluginState.BLOCKED, f"named in {BLOCK_VARIABLE}", requires
-    if fit:
-        return PluginState.INCOMPATIBLE, fit, requires
+    if incompatibility:
+        return PluginState.INCOMPATIBLE, incompatibility, requires
     if name in _import_failures:
         return PluginState.BROKEN, _import_failures[name], requires
     return PluginState.READY, "", requires
 
 
-def _fit(name: str, requirements: Iterable[str]) -> tuple[str, str]:
-    """Say why a plugin does not fit this vlcore, if it does not, and which one it asks for."""
-    asked: list[str] = []
-    misfit = ""
+def _check_requirements(name: str, requirements: Iterable[str]) -> tuple[str, str]:
+    """Return why a plugin is incompatible (or ""), and the required versions of vlcore."""
+    specifiers: list[str] = []
+    incompatibility = ""
     for text in requirements:
         try:
             requirement = Requirement(text)
@@ -178,13 +178,13 @@ def _fit(name: str, requirements: Iterable[str]) -> tuple[str, str]:
             continue
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
-        asked.append(str(requirement.specifier))
+        specifiers.append(str(requirement.specifier))
         if not requirement.specifier.contains(__version__, prereleases=True):
-            misfit = (
+            incompatibility = (
                 f"it requires vlcore{requirement.specifier} and vlcore {__version__} is "
                 f"installed: pip install --upgrade {name} vlcore"
             )
-    return misfit, ",".join(filter(None, asked))
+    return incompatibility, ",".join(filter(None, specifiers))
 
 
 def _names_in(variable: str) -> set[str] | None:

@@ -1,7 +1,7 @@
-"""Finds the one installed plugin that serves a checkpoint.
+"""Finds the installed plugin that serves a checkpoint.
 
-Choosing one imports only the candidates: the plugins whose entry-point name is one of the
-checkpoint's ``architectures``.
+This imports only the candidates: the plugins with an entry point for one of the checkpoint's
+``architectures``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from vlcore.plugins.metadata import (
     PluginInfo,
     PluginState,
     installed_plugins,
-    note_failure,
+    record_failure,
 )
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ logger = logging.getLogger(__name__)
 
 
 class Plugin:
-    """An imported plugin: its hooks, behind a plugin manager of its own."""
+    """An imported plugin, whose hooks are called through a plugin manager of its own."""
 
     def __init__(self, info: PluginInfo, module_name: str) -> None:
         """Import ``module_name`` and check its hooks.
@@ -77,7 +77,7 @@ class Plugin:
         self._manager = pluggy.PluginManager(hookspecs.PROJECT_NAME)
         self._manager.add_hookspecs(hookspecs)
         try:
-            with redirect_stdout(sys.stderr):  # what it prints is none of a command's output
+            with redirect_stdout(sys.stderr):  # its output must not mix with that of a command
                 module = importlib.import_module(module_name)
         except (Exception, SystemExit) as error:
             raise PluginImportError(
@@ -90,7 +90,7 @@ class Plugin:
             self._manager.check_pending()
         except pluggy.PluginValidationError as error:
             raise PluginContractError(
-                f"plugin {info.distribution} {info.version} does not fit the hooks of vlcore "
+                f"plugin {info.distribution} {info.version} does not match the hooks of vlcore "
                 f"{__version__}: {error}"
             ) from error
         implemented = {caller.name for caller in self._manager.get_hookcallers(module) or ()}
@@ -101,26 +101,28 @@ class Plugin:
                 "vlcore.hookimpl"
             )
 
-    def match(self, config: Mapping[str, Any], files: CheckpointFiles | None = None) -> str | None:
-        """Say why the plugin does not serve a checkpoint, or ``None`` where it does.
+    def mismatch(
+        self, config: Mapping[str, Any], files: CheckpointFiles | None = None
+    ) -> str | None:
+        """Return why the plugin does not serve a checkpoint, or ``None`` if it does.
 
         Args:
-            config: its ``config.json``.
-            files: its metadata files; ``None`` where there is only a configuration.
+            config: the ``config.json`` of the checkpoint.
+            files: its metadata files; ``None`` if there is only a configuration.
         """
         files = CheckpointFiles() if files is None else files
         try:
-            answer: object = self._manager.hook.vl_match(config=config, files=files)
-        except ConfigError as error:  # a file that the plugin looked at is damaged
+            result: object = self._manager.hook.vl_match(config=config, files=files)
+        except ConfigError as error:  # a file that the plugin read is damaged
             return str(error)
         except (Exception, SystemExit) as error:
             logger.warning("vl_match of %s raised", self.info.distribution, exc_info=True)
             return f"its vl_match raised {type(error).__name__}: {error}"
-        if answer is True:
+        if result is True:
             return None
-        if isinstance(answer, str) and answer:
-            return answer
-        return f"its vl_match returned {answer!r} where True or a reason (str) is expected"
+        if isinstance(result, str) and result:
+            return result
+        return f"its vl_match returned {result!r} instead of True or a reason (str)"
 
     def vision_model(
         self,
@@ -133,19 +135,20 @@ class Plugin:
         """Call ``vl_vision_model``.
 
         Raises:
-            OptionError: ``device_map`` or ``max_memory`` is given and the plugin does not take it.
+            OptionError: ``device_map`` or ``max_memory`` is given, and the hook has no such
+                argument.
         """
         hook = self._manager.hook.vl_vision_model
-        taken = _argument_names(hook)
-        if device_map is not None and "device_map" not in taken:
+        arguments = _argument_names(hook)
+        if device_map is not None and "device_map" not in arguments:
             raise OptionError(
-                f"plugin {self.info.distribution} {self.info.version} cannot spread its vision "
-                "model over devices: leave device_map and max_memory out"
+                f"plugin {self.info.distribution} {self.info.version} cannot distribute its "
+                "vision model over devices: leave device_map and max_memory out"
             )
-        if max_memory is not None and "max_memory" not in taken:
+        if max_memory is not None and "max_memory" not in arguments:
             raise OptionError(
-                f"plugin {self.info.distribution} {self.info.version} takes no max_memory: leave "
-                "it out, or give the device of each part in device_map"
+                f"plugin {self.info.distribution} {self.info.version} does not accept max_memory: "
+                "leave it out, or give the device of each module in device_map"
             )
         return hook(
             checkpoint=checkpoint,
@@ -159,13 +162,13 @@ class Plugin:
         """Call ``vl_chat_template``.
 
         Raises:
-            OptionError: ``name`` is given and the plugin has no named templates.
+            OptionError: ``name`` is given, but the plugin has no named templates.
         """
         hook = self._manager.hook.vl_chat_template
         if name is not None and "name" not in _argument_names(hook):
             raise OptionError(
-                f"plugin {self.info.distribution} {self.info.version} has one chat template and "
-                f"takes no name for it: leave {name!r} out (chat_template, --chat-template)"
+                f"plugin {self.info.distribution} {self.info.version} has one chat template, "
+                f"without a name: leave {name!r} out (chat_template, --chat-template)"
             )
         return hook(checkpoint=checkpoint, name=name)
 
@@ -175,14 +178,14 @@ class Plugin:
 
 
 def _argument_names(hook: pluggy.HookCaller) -> set[str]:
-    """The arguments that a plugin's hook takes."""
+    """Return the names of the arguments of a plugin's hook."""
     return {name for implementation in hook.get_hookimpls() for name in implementation.argnames}
 
 
 def load_plugin(info: PluginInfo) -> PluginInfo:
-    """Import every module of a plugin that may be used, and tell its state and the time it took.
+    """Import every module of a usable plugin, and return its state and the duration.
 
-    What it imports that no plugin before it did counts as its own.
+    The duration includes libraries that have not been imported before.
     """
     if info.state not in (PluginState.READY, PluginState.CONFLICT):
         return info
@@ -191,7 +194,7 @@ def load_plugin(info: PluginInfo) -> PluginInfo:
         try:
             Plugin(info, module_name)
         except PluginError as error:
-            note_failure(info, str(error))
+            record_failure(info, str(error))
             return replace(info, state=PluginState.BROKEN, reason=str(error))
     return replace(info, import_ms=(time.perf_counter() - started) * 1000)
 
@@ -202,25 +205,25 @@ def find_plugin(
     files: CheckpointFiles | None = None,
     plugin: str | None = None,
 ) -> Plugin:
-    """Find the one installed plugin that serves a checkpoint.
+    """Find the installed plugin that serves a checkpoint.
 
     Args:
         config: the checkpoint's ``config.json``.
-        files: its metadata files; ``None`` where there is only a configuration.
-        plugin: the distribution to use where several would serve the checkpoint.
+        files: its metadata files; ``None`` if there is only a configuration.
+        plugin: the distribution to use if several plugins serve the checkpoint.
 
     Raises:
-        NoPluginError: none serves it; the message gives each candidate's reason.
-        PluginConflictError: several do and ``plugin`` does not choose.
-        PluginImportError: the only candidates cannot be imported.
-        PluginContractError: the only candidates break the contract.
-        IncompatiblePluginError: the only candidates ask for another vlcore.
+        NoPluginError: no plugin serves it; the message has the reason of each candidate.
+        PluginConflictError: several plugins serve it, and ``plugin`` does not select one.
+        PluginImportError: the only candidate cannot be imported.
+        PluginContractError: the only candidate violates the plugin contract.
+        IncompatiblePluginError: the only candidate requires another version of vlcore.
     """
     architectures = _architectures(config)
     installed = installed_plugins()
     candidates = [info for info in installed if set(info.modules) & set(architectures)]
     if plugin is not None:
-        candidates = _chosen(plugin, candidates, installed, architectures)
+        candidates = _selected(plugin, candidates, installed, architectures)
 
     outcomes = [_consider(info, architectures, config, files) for info in candidates]
     matches = [outcome for outcome in outcomes if isinstance(outcome, Plugin)]
@@ -229,7 +232,7 @@ def find_plugin(
     failures = [rejection.error for rejection in rejections if rejection.error is not None]
     if len(matches) == 1:
         for failure in failures:
-            logger.warning("a plugin for the same architecture was passed over: %s", failure)
+            logger.warning("a plugin for the same architecture was ignored: %s", failure)
         return matches[0]
     if matches:
         names = " and ".join(f"{match.info.distribution} {match.info.version}" for match in matches)
@@ -269,9 +272,9 @@ def _consider(
     try:
         candidate = Plugin(info, module_name)
     except PluginError as error:
-        note_failure(info, str(error))
+        record_failure(info, str(error))
         return _Rejection(str(error), error)
-    reason = candidate.match(config, files)
+    reason = candidate.mismatch(config, files)
     return candidate if reason is None else _Rejection(f"{name} does not serve it: {reason}")
 
 
@@ -290,18 +293,18 @@ def _architectures(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _chosen(
+def _selected(
     plugin: str,
     candidates: Sequence[PluginInfo],
     installed: Sequence[PluginInfo],
     architectures: Sequence[str],
 ) -> list[PluginInfo]:
-    wanted = canonicalize_name(plugin)
-    chosen = [info for info in candidates if canonicalize_name(info.distribution) == wanted]
-    if chosen:
-        return chosen
+    name = canonicalize_name(plugin)
+    selected = [info for info in candidates if canonicalize_name(info.distribution) == name]
+    if selected:
+        return selected
     for info in installed:
-        if canonicalize_name(info.distribution) == wanted:
+        if canonicalize_name(info.distribution) == name:
             raise NoPluginError(
                 f"plugin {info.distribution} {info.version} serves "
                 f"{', '.join(info.architectures)}, not {'/'.join(architectures)}"
@@ -323,20 +326,20 @@ def _no_plugin_message(
     known = [
         entry for entry in _known_plugins() if set(entry["architectures"]) & set(architectures)
     ]
-    fitting = [entry for entry in known if _has_signs(config, entry)]
+    matching = [entry for entry in known if _has_signs(config, entry)]
     present = {canonicalize_name(info.distribution) for info in installed}
-    if absent := [entry for entry in fitting or known if entry["package"] not in present]:
-        what = "checkpoint, by its config.json" if fitting else "architecture name"
+    if absent := [entry for entry in matching or known if entry["package"] not in present]:
+        what = "checkpoint, by its config.json" if matching else "architecture name"
         lines.append(f"packages known to serve this {what}:")
         lines += [f"- pip install {entry['package']}  ({entry['serves']})" for entry in absent]
     elif not reasons:
-        lines.append("and vlcore knows of no package that does; look for one named vl-plugin-…")
+        lines.append("vlcore knows no package that does; look for one named vl-plugin-…")
     lines.append(f"installed plugins: {_list_plugins(installed)}")
     return "\n".join(lines)
 
 
 def _has_signs(config: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:
-    """Whether a configuration bears every sign of a known package; one without signs has none."""
+    """Whether a configuration has every sign of a known package; ``False`` if it has no signs."""
     signs: Mapping[str, str] = entry.get("signs", {})
     return bool(signs) and all(
         re.search(pattern, str(config.get(key, ""))) for key, pattern in signs.items()
@@ -350,8 +353,8 @@ def _list_plugins(installed: Iterable[PluginInfo]) -> str:
 def _known_plugins() -> list[dict[str, Any]]:
     """Read the list of published packages.
 
-    Several may serve one architecture name. The ``signs`` of a package tell its checkpoints from
-    those of the others: patterns for values of config.json, where an absent key counts as empty.
+    Several packages can serve one architecture name. The ``signs`` of a package distinguish its
+    checkpoints: patterns for values of config.json, where an absent key counts as empty.
     """
     text = resources.files("vlcore.plugins").joinpath("known_plugins.json").read_text("utf-8")
     known: list[dict[str, Any]] = json.loads(text)

@@ -1,4 +1,4 @@
-"""Loads one stage of a checkpoint through its plugin, and nothing that other stages need."""
+"""Loads a single stage of a checkpoint through its plugin, without the other stages."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class ModelStages:
     """A checkpoint and the plugin that serves it, from which each stage is loaded.
 
     Args:
-        model: a directory, a hub id, or an opened checkpoint.
-        plugin: the distribution to use where several would serve the checkpoint, or an imported
-            plugin, which is not asked whether it does.
-        revision: of a hub repository.
+        model: a directory, a Hub repo id, or an opened checkpoint.
+        plugin: the distribution to use if several plugins serve the checkpoint, or an imported
+            plugin, which is used without a call of its ``vl_match``.
+        revision: a branch, tag or commit of a Hub repository.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
@@ -59,45 +59,47 @@ class ModelStages:
         device_map: DeviceMap | None = None,
         max_memory: MaxMemory | None = None,
     ) -> VisionModel:
-        """Load the vision model; ``dtype=None`` is float32.
+        """Load the vision model; the default dtype is float32.
 
-        On the meta device its weights have shapes and no values, for those who count them.
+        On the meta device, its weights have shapes but no values.
         """
         is_meta = isinstance(device, torch.device) and device.type == "meta"
-        place = torch.device(device) if is_meta else as_device(device)
-        wanted = as_dtype(dtype) or torch.float32
+        target = torch.device(device) if is_meta else as_device(device)
+        weight_dtype = as_dtype(dtype) or torch.float32
         if device_map is None and max_memory is not None:
             device_map = "auto"
-        with self._blaming("vl_vision_model"):
-            model = self.plugin.vision_model(self.checkpoint, place, wanted, device_map, max_memory)
+        with self._attributing_errors("vl_vision_model"):
+            model = self.plugin.vision_model(
+                self.checkpoint, target, weight_dtype, device_map, max_memory
+            )
         vision_model = self._expect(model, VisionModel, "vl_vision_model")
         if not isinstance(getattr(vision_model, "hidden_size", None), int):
             raise PluginContractError(
                 f"{type(vision_model).__name__} of plugin {self.plugin.info.distribution} must "
-                "set hidden_size, the width of its rows"
+                "set hidden_size, the width of its image embeddings"
             )
         vision_model.fingerprint = vision_model.fingerprint or self.checkpoint.fingerprint
         return vision_model
 
     def chat_template(self, name: str | None = None) -> ChatTemplate:
-        """Load the chat template, or the named one of several.
+        """Load the checkpoint's chat template, or the named one.
 
         Raises:
-            OptionError: the plugin has no template of this name, or takes no names at all.
+            OptionError: the plugin has no template with this name, or no named templates.
         """
-        with self._blaming("vl_chat_template"):
+        with self._attributing_errors("vl_chat_template"):
             template = self.plugin.chat_template(self.checkpoint, name)
         return self._expect(template, ChatTemplate, "vl_chat_template")
 
     def language_model(self) -> LanguageModel:
-        """Describe the text part; no weights are read."""
-        with self._blaming("vl_language_model"):
+        """Describe the language model; no weights are read."""
+        with self._attributing_errors("vl_language_model"):
             language_model = self.plugin.language_model(self.checkpoint)
         return self._expect(language_model, LanguageModel, "vl_language_model")
 
     @contextmanager
-    def _blaming(self, hook: str) -> Iterator[None]:
-        """Say which hook of which plugin raised what no hook should."""
+    def _attributing_errors(self, hook: str) -> Iterator[None]:
+        """Convert an unexpected error of a hook to one that names the hook and the plugin."""
         try:
             yield
         except VlcoreError:
@@ -127,21 +129,22 @@ def load_vision_model(
     plugin: str | None = None,
     revision: str | None = None,
 ) -> VisionModel:
-    """Load the vision part alone: no tokenizer and no text weights are needed.
+    """Load only the vision model: no tokenizer and no weights of the language model are needed.
 
     Args:
-        model: a directory, a hub id, or an opened checkpoint.
-        device: where it goes.
-        dtype: of weights and rows, as a torch dtype or its name; ``None`` is float32.
-        device_map: spreads a tower that does not fit on one device: ``"auto"``, ``"balanced"``,
-            ``"sequential"``, or the device of each part of the tower by name.
-        max_memory: what the tower may use of each device: bytes, or a size such as ``"4GiB"``, by
-            the number of a CUDA device or ``"cpu"``.
-        plugin: the distribution to use where several would serve the checkpoint.
-        revision: of a hub repository.
+        model: a directory, a Hub repo id, or an opened checkpoint.
+        device: the device of the model.
+        dtype: the dtype of weights and image embeddings, or its name; ``None`` for float32.
+        device_map: distributes a vision encoder that does not fit on one device: ``"auto"``,
+            ``"balanced"``, ``"sequential"``, or a mapping from module names to devices.
+        max_memory: the maximum memory of the encoder on each device, as a mapping from the index
+            of a CUDA device or ``"cpu"`` to bytes or a size such as ``"4GiB"``.
+        plugin: the distribution to use if several plugins serve the checkpoint.
+        revision: a branch, tag or commit of a Hub repository.
 
     Raises:
-        OptionError: the tower cannot be spread so, or its plugin spreads none.
+        OptionError: the encoder cannot be distributed as requested, or the plugin does not support
+            that.
     """
     stages = ModelStages(model, plugin=plugin, revision=revision)
     return stages.vision_model(device, dtype, device_map=device_map, max_memory=max_memory)
@@ -154,16 +157,16 @@ def load_chat_template(
     plugin: str | None = None,
     revision: str | None = None,
 ) -> ChatTemplate:
-    """Load the chat template alone: no weights are needed.
+    """Load only the chat template: no weights are needed.
 
     Args:
-        model: a directory, a hub id, or an opened checkpoint.
-        name: one of the plugin's templates; ``None`` for the checkpoint's own.
-        plugin: the distribution to use where several would serve the checkpoint.
-        revision: of a hub repository.
+        model: a directory, a Hub repo id, or an opened checkpoint.
+        name: the name of a template of the plugin; ``None`` for the checkpoint's own.
+        plugin: the distribution to use if several plugins serve the checkpoint.
+        revision: a branch, tag or commit of a Hub repository.
 
     Raises:
-        OptionError: the plugin has no template of this name, or takes no names at all.
+        OptionError: the plugin has no template with this name, or no named templates.
     """
     return ModelStages(model, plugin=plugin, revision=revision).chat_template(name)
 
@@ -171,11 +174,11 @@ def load_chat_template(
 def load_language_model(
     model: str | Path | Checkpoint, *, plugin: str | None = None, revision: str | None = None
 ) -> LanguageModel:
-    """Describe the text part alone; weights are read by its methods.
+    """Describe only the language model; its methods read the weights.
 
     Args:
-        model: a directory, a hub id, or an opened checkpoint.
-        plugin: the distribution to use where several would serve the checkpoint.
-        revision: of a hub repository.
+        model: a directory, a Hub repo id, or an opened checkpoint.
+        plugin: the distribution to use if several plugins serve the checkpoint.
+        revision: a branch, tag or commit of a Hub repository.
     """
     return ModelStages(model, plugin=plugin, revision=revision).language_model()

@@ -210,7 +210,7 @@ def test_packed_weights_of_an_unknown_kind_are_not_renamed(tmp_path: Path) -> No
     write_json(tmp_path / "config.json", config)
     (tmp_path / "model.safetensors").symlink_to(case.directory / "model.safetensors")
     language = vlcore.load_language_model(tmp_path)
-    with pytest.raises(ConfigError, match="not of 'bitsandbytes'"):
+    with pytest.raises(ConfigError, match="not for 'bitsandbytes'"):
         language.write_view(tmp_path / "view")
     assert not (tmp_path / "view").exists()
 

@@ -48,7 +48,7 @@ def test_golden_checkpoints_match(case: str) -> None:
         {"mm_projector_type": "identity"},
         {"mm_projector_type": "mlp3x_gelu"},
         {"mm_vision_tower": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"},
-        {"mm_vision_tower": "somebody/my-clip-vit"},
+        {"mm_vision_tower": "maker/my-clip-vit"},
         {"mm_vision_tower": "./tower"},
         {"mm_vision_tower": "tower"},
         {"mm_vision_tower": "/models/vit-large"},
@@ -75,25 +75,27 @@ def test_releases_before_projector_types_are_linear() -> None:
         ),
         (
             {"mm_vision_tower": "OpenGVLab/InternViT-6B-224px"},
-            "its tower 'OpenGVLab/InternViT-6B-224px' is no CLIP tower (it is OpenGVLab's)",
+            "its vision encoder 'OpenGVLab/InternViT-6B-224px' is not a CLIP model "
+            "(it is OpenGVLab's)",
         ),
         (
             {"mm_vision_tower": "./InternViT-6B-224px"},
-            "its tower './InternViT-6B-224px' is no CLIP tower (it names InternViT)",
+            "its vision encoder './InternViT-6B-224px' is not a CLIP model (it names InternViT)",
         ),
         (
             {"mm_vision_tower": "google/siglip-so400m-patch14-384"},
-            "its tower 'google/siglip-so400m-patch14-384' is no CLIP tower (it names siglip)",
+            "its vision encoder 'google/siglip-so400m-patch14-384' is not a CLIP model "
+            "(it names siglip)",
         ),
         (
-            {"mm_vision_tower": "somebody/vit-large"},
-            "its tower 'somebody/vit-large' is not known to be a CLIP tower: its name does not say "
-            "so, and the checkpoint has no folder of that name whose config.json gives a "
-            "model_type",
+            {"mm_vision_tower": "maker/vit-large"},
+            "its vision encoder 'maker/vit-large' is not known to be a CLIP model: its name "
+            "does not say so, and the checkpoint has no folder of that name whose config.json has "
+            "a model_type",
         ),
-        ({"mm_vision_tower": None}, "config.json names no vision tower in mm_vision_tower"),
-        ({"mm_vision_tower": ""}, "config.json names no vision tower in mm_vision_tower"),
-        ({"mm_vision_tower": ["a"]}, "config.json names no vision tower in mm_vision_tower"),
+        ({"mm_vision_tower": None}, "config.json names no vision encoder in mm_vision_tower"),
+        ({"mm_vision_tower": ""}, "config.json names no vision encoder in mm_vision_tower"),
+        ({"mm_vision_tower": ["a"]}, "config.json names no vision encoder in mm_vision_tower"),
         (
             {"mm_projector_type": "resampler"},
             "its projector 'resampler' is none of linear, mlpNx_gelu, identity",
@@ -121,7 +123,7 @@ def test_others_of_the_same_name_are_refused_with_the_reason(
 
 def test_a_text_model_under_the_same_name_is_refused() -> None:
     config = {"architectures": ["LlavaLlamaForCausalLM"], "hidden_size": 64, "vocab_size": 320}
-    assert match(config) == "config.json names no vision tower in mm_vision_tower"
+    assert match(config) == "config.json names no vision encoder in mm_vision_tower"
 
 
 @pytest.mark.parametrize(
@@ -144,11 +146,11 @@ def test_the_hf_layout_matches(change: dict[str, Any]) -> None:
     [
         (
             {"vision_config": {"model_type": "siglip_vision_model"}},
-            "its tower is a 'siglip_vision_model'; clip_vision_model is known",
+            "its vision encoder is a 'siglip_vision_model'; known: clip_vision_model",
         ),
         (
             {"text_config": {"model_type": "qwen2"}},
-            "its text part is a 'qwen2'; llama, mistral are known",
+            "its language model is a 'qwen2'; known: llama, mistral",
         ),
         (
             {"vision_config": "clip"},

@@ -481,7 +481,7 @@ def test_the_processors_newer_file_is_read(tmp_path: Path) -> None:
         (ANYRES | {"image_grid_pinpoints": []}, "image_grid_pinpoints must be a list of pairs"),
         (
             ANYRES | {"image_grid_pinpoints": [[28, 30]]},
-            r"\(28, 30\) is no multiple of the tower's",
+            r"\(28, 30\) is not a multiple of the encoder's",
         ),
         (ANYRES | {"mm_vision_select_feature": "cls_patch"}, "tiles with a class token cannot be"),
         (ANYRES | {"image_aspect_ratio": ["anyres"]}, "image_aspect_ratio in .* is .'anyres'.; kn"),
@@ -536,7 +536,7 @@ def test_an_unknown_activation_is_reported(tmp_path: Path) -> None:
 def test_a_tower_that_is_no_clip_is_reported(tmp_path: Path) -> None:
     write_llava(tmp_path)
     write_json(tmp_path / "clip" / "config.json", {"model_type": "siglip_vision_model"})
-    with pytest.raises(NoPluginError, match="its tower 'clip' is a 'siglip_vision_model'"):
+    with pytest.raises(NoPluginError, match="its vision encoder 'clip' is a 'siglip_vision_model'"):
         load(tmp_path)
 
 

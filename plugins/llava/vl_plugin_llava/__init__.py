@@ -34,7 +34,7 @@ _HF_TEXTS = ("llama", "mistral")
 
 @hookimpl
 def vl_match(config: Mapping[str, Any], files: CheckpointFiles) -> Literal[True] | str:
-    """Match a known projector over a CLIP tower."""
+    """Match a known projector and a CLIP vision encoder."""
     if "vision_config" in config or "text_config" in config:
         return _match_hf(config)
     return _match_original(config, files)
@@ -48,7 +48,7 @@ def vl_vision_model(
     device_map: DeviceMap | None,
     max_memory: MaxMemory | None,
 ) -> VisionModel:
-    """Load tower, projector and newline row."""
+    """Load encoder, projector and newline embedding."""
     from vl_plugin_llava.vision import load_vision_model
 
     return load_vision_model(
@@ -58,7 +58,7 @@ def vl_vision_model(
 
 @hookimpl
 def vl_chat_template(checkpoint: Checkpoint, name: str | None) -> ChatTemplate:
-    """Give the named template, or the checkpoint's own."""
+    """Return the named template, or the checkpoint's own."""
     from vl_plugin_llava.template import load_chat_template
 
     return load_chat_template(checkpoint, name)
@@ -66,7 +66,7 @@ def vl_chat_template(checkpoint: Checkpoint, name: str | None) -> ChatTemplate:
 
 @hookimpl
 def vl_language_model(checkpoint: Checkpoint) -> LanguageModel:
-    """Describe the text part as Llama or Mistral."""
+    """Describe the language model as Llama or Mistral."""
     from vl_plugin_llava.language import load_language_model
 
     return load_language_model(checkpoint)
@@ -75,7 +75,7 @@ def vl_language_model(checkpoint: Checkpoint) -> LanguageModel:
 def _match_original(config: Mapping[str, Any], files: CheckpointFiles) -> Literal[True] | str:
     tower = config.get("mm_vision_tower")
     if not isinstance(tower, str) or not tower:
-        return "config.json names no vision tower in mm_vision_tower"
+        return "config.json names no vision encoder in mm_vision_tower"
     projector = config.get("mm_projector_type", "linear")
     if isinstance(projector, str) and "_Norm" in projector:
         return f"its projector {projector!r} is Yi-VL's; LLaVA's have no norms"
@@ -86,29 +86,29 @@ def _match_original(config: Mapping[str, Any], files: CheckpointFiles) -> Litera
         return True
     if model_type is not None:
         return (
-            f"its tower {tower!r} is a {model_type!r}, as the config.json of that folder says; "
-            f"{', '.join(_CLIP_MODEL_TYPES)} are known"
+            f"its vision encoder {tower!r} is a {model_type!r} by the config.json of that folder; "
+            f"known: {', '.join(_CLIP_MODEL_TYPES)}"
         )
     return _match_tower_name(tower)
 
 
 def _match_tower_name(tower: str) -> Literal[True] | str:
-    """Judge a tower whose own configuration is not in the checkpoint by its name."""
+    """Match an encoder by its name, if its configuration is not in the checkpoint."""
     owner, _, name = tower.replace("\\", "/").rstrip("/").rpartition("/")
     if owner.lower() in _OTHER_OWNERS:
-        return f"its tower {tower!r} is no CLIP tower (it is {owner}'s)"
+        return f"its vision encoder {tower!r} is not a CLIP model (it is {owner}'s)"
     if found := _OTHER_TOWERS.search(name):
-        return f"its tower {tower!r} is no CLIP tower (it names {found[0]})"
+        return f"its vision encoder {tower!r} is not a CLIP model (it names {found[0]})"
     if not _is_clip_name(tower):
         return (
-            f"its tower {tower!r} is not known to be a CLIP tower: its name does not say so, and "
-            "the checkpoint has no folder of that name whose config.json gives a model_type"
+            f"its vision encoder {tower!r} is not known to be a CLIP model: its name does not say "
+            "so, and the checkpoint has no folder of that name whose config.json has a model_type"
         )
     return True
 
 
 def _is_clip_name(tower: str) -> bool:
-    """The release's rule: a local path, OpenAI's, LAION's, or a name that says CLIP."""
+    """The reference implementation's rule: a path, OpenAI's, LAION's, or "clip" in the name."""
     is_path = tower.startswith((".", "/", "~")) or not {"/", "\\"} & set(tower)
     return is_path or tower.startswith(("openai/", "laion/")) or "clip" in tower.lower()
 
@@ -126,7 +126,7 @@ def _match_hf(config: Mapping[str, Any]) -> Literal[True] | str:
             return f"{key} of config.json must be an object, not {type(part).__name__}"
         parts[key] = part.get("model_type", default)
     if parts["vision_config"] not in _HF_TOWERS:
-        return f"its tower is a {parts['vision_config']!r}; {', '.join(_HF_TOWERS)} is known"
+        return f"its vision encoder is a {parts['vision_config']!r}; known: {', '.join(_HF_TOWERS)}"
     if parts["text_config"] not in _HF_TEXTS:
-        return f"its text part is a {parts['text_config']!r}; {', '.join(_HF_TEXTS)} are known"
+        return f"its language model is a {parts['text_config']!r}; known: {', '.join(_HF_TEXTS)}"
     return True

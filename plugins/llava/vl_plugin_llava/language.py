@@ -1,4 +1,4 @@
-"""LLaVA's language model: Llama or Mistral under its own names."""
+"""LLaVA's language model: Llama or Mistral with their standard tensor names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
 
 
 def load_language_model(checkpoint: Checkpoint) -> LanguageModel:
-    """Describe the text part of a checkpoint in the original or in llava-hf's layout."""
+    """Describe the language model of a checkpoint in the original or in llava-hf's layout."""
     config = checkpoint.config
     if is_hf(config):
         return _read_hf(checkpoint)
@@ -23,7 +23,7 @@ def load_language_model(checkpoint: Checkpoint) -> LanguageModel:
 def _read_hf(checkpoint: Checkpoint) -> LanguageModel:
     config = checkpoint.config
     text = dict(config.get("text_config") or {})
-    # A key that is absent here takes the default of the text model's class, as in transformers.
+    # A key that is absent here has the default of the language model's class, as in transformers.
     for key in ("tie_word_embeddings", "torch_dtype", "dtype", "quantization_config"):
         if key in config:
             text.setdefault(key, config[key])

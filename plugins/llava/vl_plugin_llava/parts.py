@@ -1,4 +1,4 @@
-"""What a checkpoint's files say of its vision part, in the original and in llava-hf's layout."""
+"""The vision settings of a checkpoint, in the original and in llava-hf's layout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vlcore.flat_layout import PROJECTOR_PREFIX, FlatVisionPart
 from vlcore.settings import integer, one_of
 
 _DEFAULT_PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
-# What transformers' LlavaConfig means where it names no vision_config.
+# The default vision_config of transformers' LlavaConfig.
 _HF_DEFAULT_TOWER = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
@@ -27,23 +27,23 @@ _HF_DEFAULT_TOWER = {
 
 @dataclass(frozen=True)
 class TileSettings:
-    """How the tiles of a picture are chosen, and how their rows are put together."""
+    """How an image is cut into tiles, and how the embeddings of the tiles are arranged."""
 
     canvases: tuple[Size, ...] = ()
-    """What a picture may be fitted on; none where it is not cut into tiles."""
+    """The possible canvases of an image; empty if it is not cut into tiles."""
     merge: str = "flat"
     """``"flat"``, ``"spatial"`` or ``"spatial_unpad"``."""
     rounds_unpad: bool = False
-    """llava-hf rounds the unpadded size to 7 digits before it cuts off the fraction."""
+    """Whether the unpadded size is rounded to 7 digits before truncation, as in llava-hf."""
 
 
 @dataclass(frozen=True)
-class VisionParts:
-    """What a checkpoint's files say, before any tensor is read."""
+class VisionSettings:
+    """The vision settings of a checkpoint, before any tensor is read."""
 
     source: ClipSource
     layer: int
-    """Index into the tower's hidden states; 0 is the embeddings, negative counts from the end."""
+    """Index of the encoder's hidden state; 0 is the embeddings, negative counts from the end."""
     keep_class_token: bool
     pads: bool
     tiles: TileSettings
@@ -58,17 +58,17 @@ def is_hf(config: Mapping[str, Any]) -> bool:
     return "vision_config" in config or "text_config" in config
 
 
-def read_parts(checkpoint: Checkpoint) -> VisionParts:
-    """Read a checkpoint's files in the original or in llava-hf's layout; no tensor is read.
+def read_settings(checkpoint: Checkpoint) -> VisionSettings:
+    """Read the vision settings in the original or in llava-hf's layout; no tensor is read.
 
     Raises:
-        ConfigError: they describe something else, or something impossible.
-        TensorError: no file holds the tower.
+        ConfigError: the settings are of another kind of model, or impossible.
+        TensorError: no file holds the vision encoder.
     """
     return _read_hf(checkpoint) if is_hf(checkpoint.config) else _read_original(checkpoint)
 
 
-def _read_original(checkpoint: Checkpoint) -> VisionParts:
+def _read_original(checkpoint: Checkpoint) -> VisionSettings:
     config = checkpoint.config
     where = f"config.json of {checkpoint.name}"
     flat = FlatVisionPart.read(checkpoint, aspects=("square", "pad", "anyres"))
@@ -77,7 +77,7 @@ def _read_original(checkpoint: Checkpoint) -> VisionParts:
     if flat.aspect == "anyres":
         canvases = _canvases(config, flat.source, where)
         tiles = TileSettings(canvases, tiles.merge)
-    return VisionParts(
+    return VisionSettings(
         source=flat.source,
         layer=flat.layer,
         keep_class_token=flat.keep_class_token,
@@ -95,7 +95,7 @@ def _read_original(checkpoint: Checkpoint) -> VisionParts:
     )
 
 
-def _read_hf(checkpoint: Checkpoint) -> VisionParts:
+def _read_hf(checkpoint: Checkpoint) -> VisionSettings:
     config = checkpoint.config
     where = f"config.json of {checkpoint.name}"
     processor = checkpoint.read_json("preprocessor_config.json")
@@ -126,7 +126,7 @@ def _read_hf(checkpoint: Checkpoint) -> VisionParts:
     projector = mlp_projector(source.config.hidden_size, hidden_size, 2, bias=has_bias)
     linear = f"{root}multi_modal_projector.linear_"
     has_newline = config.get("use_image_newline_parameter", True)
-    return VisionParts(
+    return VisionSettings(
         source=source,
         layer=layer,
         keep_class_token=strategy == "full",
@@ -140,11 +140,11 @@ def _read_hf(checkpoint: Checkpoint) -> VisionParts:
 
 
 def _original_projector(kind: str, width: int, hidden_size: int, where: str) -> nn.Module:
-    """Build a projector to be filled, with the release's key names."""
+    """Build a projector to be filled, with the key names of the reference implementation."""
     if kind == "identity" and width != hidden_size:
         raise ConfigError(
-            f"{where}: an identity projector needs a tower as wide as the language model; they "
-            f"are {width} and {hidden_size} wide"
+            f"{where}: an identity projector needs equal hidden sizes of the vision encoder and "
+            f"the language model; they are {width} and {hidden_size}"
         )
     if kind == "identity":
         return nn.Identity()
@@ -164,6 +164,6 @@ def _canvases(
     for canvas in canvases:
         if canvas[0] % edge or canvas[1] % edge:
             raise ConfigError(
-                f"{where}: grid pinpoint {canvas} is no multiple of the tower's {edge} pixels"
+                f"{where}: grid pinpoint {canvas} is not a multiple of the encoder's {edge} pixels"
             )
     return canvases

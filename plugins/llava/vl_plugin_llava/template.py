@@ -1,7 +1,7 @@
-"""LLaVA's chat templates, by the names the release gives them.
+"""LLaVA's chat templates, by their names in the reference implementation.
 
-Source: ``conversation.py`` of the released LLaVA code; for llava-hf checkpoints, the Jinja
-template that the checkpoint ships.
+Source: ``conversation.py`` of the LLaVA reference implementation; for llava-hf checkpoints, the
+Jinja template of the checkpoint.
 """
 
 from __future__ import annotations
@@ -65,32 +65,32 @@ TEMPLATES = {
 
 
 def load_chat_template(checkpoint: Checkpoint, name: str | None) -> ChatTemplate:
-    """Give the named template, or the one that suits the checkpoint.
+    """Return the named template, or the checkpoint's own.
 
     Raises:
-        OptionError: there is no template of this name.
+        OptionError: there is no template with this name.
     """
     if name is None:
-        return _template_of(checkpoint)
+        return _own_template(checkpoint)
     if name not in TEMPLATES:
         raise OptionError(
             f"LLaVA has no chat template {name!r}; it has {', '.join(sorted(TEMPLATES))}"
         )
-    template = _with_image_marks(checkpoint, TEMPLATES[name])
+    template = _with_image_tokens(checkpoint, TEMPLATES[name])
     return replace(template, restarts_after_image=not is_hf(checkpoint.config))
 
 
-def _template_of(checkpoint: Checkpoint) -> ChatTemplate:
+def _own_template(checkpoint: Checkpoint) -> ChatTemplate:
     config = checkpoint.config
     if is_hf(config):
         return _hf_template(checkpoint)
     if "LlavaMistralForCausalLM" in config["architectures"]:
         name = "mistral_instruct"
-    elif _speaks_chatml(checkpoint):
+    elif _uses_chatml(checkpoint):
         name = "chatml_direct"
     else:
         name = "vicuna_v1"
-    return _with_image_marks(checkpoint, TEMPLATES[name])
+    return _with_image_tokens(checkpoint, TEMPLATES[name])
 
 
 def _hf_template(checkpoint: Checkpoint) -> ChatTemplate:
@@ -107,7 +107,7 @@ def _hf_template(checkpoint: Checkpoint) -> ChatTemplate:
     config = checkpoint.config
     if (config.get("text_config") or {}).get("model_type") == "mistral":
         template = replace(MISTRAL_INSTRUCT, system_inside_first_turn=False)
-    elif _speaks_chatml(checkpoint):
+    elif _uses_chatml(checkpoint):
         template = TEMPLATES["chatml_direct"]
     elif "LlavaNextForConditionalGeneration" in config["architectures"]:
         template = TEMPLATES["llava_v1"]
@@ -116,15 +116,15 @@ def _hf_template(checkpoint: Checkpoint) -> ChatTemplate:
     return replace(template, restarts_after_image=False)
 
 
-def _speaks_chatml(checkpoint: Checkpoint) -> bool:
-    """Whether the tokenizer has chatml's tokens, as that of the 34B model does."""
+def _uses_chatml(checkpoint: Checkpoint) -> bool:
+    """Whether the tokenizer has ChatML's special tokens, like that of the 34B model."""
     return any(
         "<|im_end|>" in str(checkpoint.read_json(filename) or "")
         for filename in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
     )
 
 
-def _with_image_marks(checkpoint: Checkpoint, template: RoleTemplate) -> RoleTemplate:
+def _with_image_tokens(checkpoint: Checkpoint, template: RoleTemplate) -> RoleTemplate:
     if not checkpoint.config.get("mm_use_im_start_end"):
         return template
     return replace(template, image_prefix="<im_start>", image_suffix="<im_end>\n")

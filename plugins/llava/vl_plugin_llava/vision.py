@@ -1,4 +1,4 @@
-"""LLaVA's vision model: CLIP tower, projector, and rows laid out as tiles."""
+"""LLaVA's vision model: CLIP encoder, projector, and the arrangement of tiles."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vl_plugin_llava.parts import TileSettings, read_parts
+from vl_plugin_llava.parts import TileSettings, read_settings
 from vlcore import Checkpoint, ConfigError, ImageInputs
 from vlcore.clip import ClipVisionModel, Size, best_canvas, cut_tiles, fit_on_canvas
 
 
 @dataclass(frozen=True)
 class TileLayout:
-    """Where an image's tiles stand."""
+    """The arrangement of an image's tiles."""
 
     image_size: Size
     grid: Size
-    """Columns and rows of tiles beside the base view."""
+    """The columns and rows of tiles, without the base view."""
 
 
 class LlavaVisionModel(ClipVisionModel):
-    """CLIP features of an image, projected, in the release's order of rows.
+    """Projected CLIP features of an image, in the order of the reference implementation.
 
-    Source: the released LLaVA code (``llava_arch.py``, ``mm_utils.py``) and, for llava-hf
-    checkpoints, transformers' ``LlavaNext``.
+    Source: the LLaVA reference implementation (``llava_arch.py``, ``mm_utils.py``) and, for
+    llava-hf checkpoints, transformers' ``LlavaNext``.
     """
 
     def __init__(
@@ -40,15 +40,15 @@ class LlavaVisionModel(ClipVisionModel):
 
     @property
     def preprocess_settings(self) -> Any:
-        """Those of every CLIP model, and how pictures are cut."""
+        """The settings of every CLIP model, and how images are cut into tiles."""
         return super().preprocess_settings, self._tiles
 
     def needed_size(self, size: Size) -> Size | None:
-        """Say nothing where there are canvases: the number of rows depends on the exact size."""
+        """Return ``None`` with canvases: the number of embeddings depends on the exact size."""
         return None if self._tiles.canvases else super().needed_size(size)
 
     def views(self, image: Image.Image) -> tuple[Sequence[Image.Image], TileLayout | None]:
-        """Give the whole picture as a square, and where there are canvases its tiles."""
+        """Return the whole image as a square, and its tiles if there are canvases."""
         if not self._tiles.canvases:
             return super().views(image)
         resample = self.processor.resample
@@ -59,7 +59,7 @@ class LlavaVisionModel(ClipVisionModel):
         return [base, *tiles], TileLayout(image.size, grid)
 
     def assemble(self, features: Tensor, inputs: ImageInputs) -> Tensor:
-        """Lay out the tiles' rows: base view, then the grid with its newline rows.
+        """Arrange the embeddings: the base view, then the grid with its newline embeddings.
 
         Shapes:
             features: [tiles, T, hidden_size]; result: [k, hidden_size].
@@ -82,7 +82,7 @@ class LlavaVisionModel(ClipVisionModel):
         return torch.cat([base, grid.flatten(1).T])
 
     def count_rows(self, num_views: int, layout: TileLayout | None) -> int:
-        """Say how many rows :meth:`assemble` will give."""
+        """Return how many embeddings :meth:`assemble` will return."""
         if layout is None or self._tiles.merge != "spatial_unpad":
             return super().count_rows(num_views, layout)
         columns, rows = layout.grid
@@ -92,7 +92,7 @@ class LlavaVisionModel(ClipVisionModel):
         return self.rows_per_view + height * (width + (self._newline is not None))
 
     def _padding(self, layout: TileLayout) -> tuple[int, int]:
-        """Rows and columns of features that hold nothing but canvas, on either side."""
+        """Count the rows and columns of features on each side that hold only canvas."""
         width, height = layout.image_size
         columns, rows = (tiles * self.grid_size for tiles in layout.grid)
         if width / height > columns / rows:
@@ -107,27 +107,27 @@ def load_vision_model(
     checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, **spread: Any
 ) -> LlavaVisionModel:
     """Load the vision model of a checkpoint in the original or in llava-hf's layout."""
-    parts = read_parts(checkpoint)
-    tiles = parts.tiles
+    settings = read_settings(checkpoint)
+    tiles = settings.tiles
     newline = None
     if tiles.canvases and tiles.merge != "flat":
-        if parts.keep_class_token:
-            raise ConfigError(f"{checkpoint.name}: tiles with a class token cannot be laid out")
-        if tiles.merge == "spatial_unpad" and parts.newline_name:
-            names = [parts.newline_name]
+        if settings.keep_class_token:
+            raise ConfigError(f"{checkpoint.name}: tiles with a class token cannot be arranged")
+        if tiles.merge == "spatial_unpad" and settings.newline_name:
+            names = [settings.newline_name]
             newline = next(checkpoint.tensors(names, device=device, dtype=dtype))[1]
     return LlavaVisionModel.load(
         checkpoint,
-        parts.source,
-        parts.projector,
-        parts.projector_prefixes,
-        layer=parts.layer,
+        settings.source,
+        settings.projector,
+        settings.projector_prefixes,
+        layer=settings.layer,
         device=device,
         dtype=dtype,
         **spread,
-        hidden_size=parts.hidden_size,
-        pads=parts.pads,
-        keep_class_token=parts.keep_class_token,
+        hidden_size=settings.hidden_size,
+        pads=settings.pads,
+        keep_class_token=settings.keep_class_token,
         tiles=tiles,
         newline=newline,
     )

@@ -91,8 +91,8 @@ def test_pooling_is_torchs_multihead_attention() -> None:
         ({"layers": "many"}, "layers must be a positive integer; it is 'many'"),
         ({"patch_size": True}, "patch_size must be a positive integer; it is True"),
         ({"mlp_ratio": -1}, "mlp_ratio must be a positive number; it is -1"),
-        ({"heads": 5}, "width 1664 is no multiple of heads 5"),
-        ({"output_dim": 200}, "output_dim 200 is no multiple of 128"),
+        ({"heads": 5}, "width 1664 is not a multiple of heads 5"),
+        ({"output_dim": 200}, "output_dim 200 is not a multiple of 128"),
         ({"image_size": 7}, "an image of 7 pixels holds no patch of 14"),
     ],
 )

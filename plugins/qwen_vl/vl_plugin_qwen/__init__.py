@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @hookimpl
 def vl_match(config: Mapping[str, Any]) -> Literal[True] | str:
-    """Match a checkpoint with a visual block; the text-only models share the architecture."""
+    """Match a checkpoint with a visual block; text-only models share the architecture name."""
     visual = config.get("visual")
     if visual is None:
-        return "config.json has no visual block: it is a text-only Qwen, which sees no images"
+        return "config.json has no visual block: it is a text-only Qwen, which takes no images"
     if not isinstance(visual, Mapping):
         return f"visual in config.json must be an object, not {type(visual).__name__}"
     return True
@@ -36,7 +36,7 @@ def vl_vision_model(
 
 @hookimpl
 def vl_chat_template(checkpoint: Checkpoint, name: str | None) -> ChatTemplate:
-    """Give the named template, or the checkpoint's own."""
+    """Return the named template, or the checkpoint's own."""
     from vl_plugin_qwen.template import load_chat_template
 
     return load_chat_template(checkpoint, name)
@@ -44,7 +44,7 @@ def vl_chat_template(checkpoint: Checkpoint, name: str | None) -> ChatTemplate:
 
 @hookimpl
 def vl_language_model(checkpoint: Checkpoint) -> LanguageModel:
-    """Describe the text part as Qwen2."""
+    """Describe the language model as Qwen2."""
     from vl_plugin_qwen.language import load_language_model
 
     return load_language_model(checkpoint)

@@ -1,6 +1,6 @@
-"""Qwen-VL's language model: Qwen2 under other names.
+"""Qwen-VL's language model: Qwen2 with other tensor names.
 
-Source: ``modeling_qwen.py`` of the released Qwen-VL.
+Source: ``modeling_qwen.py`` of the Qwen-VL reference implementation.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ _JOINED = ".attn.c_attn."
 
 
 class QwenLanguageModel(LanguageModel):
-    """The text part, with the release's tokenizer.
+    """The language model, with the tokenizer of the reference implementation.
 
-    Its context ends at ``seq_length`` where the release would scale queries or stretch the rotary
-    base beyond it.
+    Its context is limited to ``seq_length`` if the reference implementation would scale queries or
+    change the rotary base beyond it.
     """
 
     def __init__(
@@ -55,18 +55,18 @@ class QwenLanguageModel(LanguageModel):
         tensors: Mapping[str, TensorSource],
     ) -> None:
         super().__init__(checkpoint, config, tensors)
-        release = checkpoint.config
-        self._seq_length = int(release.get("seq_length", 2048))
-        switches = [switch for switch in _SWITCHES if release.get(switch, True)]
+        stated = checkpoint.config
+        self._seq_length = int(stated.get("seq_length", 2048))
+        switches = [switch for switch in _SWITCHES if stated.get(switch, True)]
         if switches and self._seq_length < super().context_length:
             self.context_limit_reason = (
-                f"beyond seq_length {self._seq_length} the release changes its attention, by "
-                f"{' and '.join(switches)} of config.json, and Qwen2 does not"
+                f"beyond seq_length {self._seq_length} the reference implementation changes its "
+                f"attention, by {' and '.join(switches)} of config.json, and Qwen2 does not"
             )
 
     @property
     def context_length(self) -> int:
-        """The longest sequence of prompt and answer that is computed as the release does."""
+        """The maximum length of prompt and completion that equals the reference implementation."""
         own_length = super().context_length
         return self._seq_length if self.context_limit_reason else own_length
 
@@ -75,7 +75,7 @@ class QwenLanguageModel(LanguageModel):
 
         Raises:
             CheckpointNotFoundError: the file is missing.
-            CheckpointError: it is damaged, or belongs to another model.
+            CheckpointError: the file is damaged, or belongs to another model.
         """
         path = self.checkpoint.directory / vocabulary.FILENAME
         tokenizer = vocabulary.load_tokenizer(path)
@@ -85,13 +85,13 @@ class QwenLanguageModel(LanguageModel):
         if image_start != expected or len(tokenizer) > num_embeddings:
             raise CheckpointError(
                 f"{path} does not belong to config.json: with it <img> is token {image_start} of "
-                f"{len(tokenizer)}, and config.json says token {expected} of at most "
+                f"{len(tokenizer)}, but config.json has token {expected} of at most "
                 f"{num_embeddings}. The download may be incomplete"
             )
         return tokenizer
 
     def write_tokenizer(self, view: Path) -> None:
-        """Save the tokenizer in the form that every reader knows."""
+        """Save the tokenizer in the standard format."""
         self.tokenizer().save_pretrained(view)
         generation = self.checkpoint.directory / "generation_config.json"
         if generation.is_file():
@@ -99,10 +99,11 @@ class QwenLanguageModel(LanguageModel):
 
 
 def load_language_model(checkpoint: Checkpoint) -> LanguageModel:
-    """Describe the text part of a checkpoint.
+    """Describe the language model of a checkpoint.
 
     Raises:
-        ConfigError: it is quantised, lacks a size, or computes what Qwen2 does not.
+        ConfigError: the weights are quantised, a size is missing, or a setting has no equivalent in
+            Qwen2.
     """
     config = checkpoint.config
     where = f"config.json of {checkpoint.name}"
@@ -110,14 +111,15 @@ def load_language_model(checkpoint: Checkpoint) -> LanguageModel:
         method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
         raise ConfigError(
             f"{where} has a quantization_config: quantised weights ({method or 'unknown method'}) "
-            "are not supported, such as those of the Int4 release. Use the checkpoint in bfloat16"
+            "are not supported, such as those of the Int4 checkpoint. Use the bfloat16 checkpoint"
         )
     stated = (*_SIZES, *(key for key in _OPTIONAL_SIZES if key in config))
     if missing := [key for key in stated if not isinstance(config.get(key), int)]:
         raise ConfigError(f"{where} lacks the integer(s) {', '.join(missing)}")
     if config.get("rotary_pct", 1.0) != 1.0:
         raise ConfigError(
-            f"{where}: rotary_pct must be 1.0, as in every release; it is {config['rotary_pct']!r}"
+            f"{where}: rotary_pct must be 1.0, as in every published checkpoint; "
+            f"it is {config['rotary_pct']!r}"
         )
     head_width = config.get("kv_channels", 128)
     text = {
@@ -145,13 +147,13 @@ def load_language_model(checkpoint: Checkpoint) -> LanguageModel:
 
 
 def _tensors(checkpoint: Checkpoint, attention_width: int) -> dict[str, TensorSource]:
-    """Name the tensors as Qwen2 does, and cut queries, keys and values apart."""
+    """Rename the tensors to Qwen2's names, and split queries, keys and values."""
     tensors = {}
     for name, source in renamed(checkpoint, _PREFIXES).items():
         if _JOINED in name:
             for number, part in enumerate("qkv"):
                 start = number * attention_width
-                # The last takes all that is left, so that a wrong width is noticed.
+                # The last part takes the rest, so that a wrong width is detected.
                 stop = start + attention_width if part != "v" else None
                 target = name.replace(_JOINED, f".self_attn.{part}_proj.")
                 tensors[target] = TensorSource(source.name, slice(start, stop))

@@ -1,7 +1,7 @@
-"""Qwen-VL's chat templates, by the names that ``chat_format`` of the release has for them.
+"""Qwen-VL's chat templates, by the values of ``chat_format`` in the reference implementation.
 
 Source: ``qwen_generation_utils.py`` and ``from_list_format`` in ``tokenization_qwen.py`` of the
-released Qwen-VL.
+Qwen-VL reference implementation.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ _NOTATION = re.compile(f"({'|'.join(map(re.escape, NOTATION))})")
 
 @dataclass(frozen=True)
 class QwenTemplate(RoleTemplate):
-    """Numbers pictures anew in every message, and finds boxes in answers."""
+    """Numbers the images of each message from 1, and finds boxes in completions."""
 
     image_prefix: str = "Picture {number}: <img>"
     image_suffix: str = "</img>\n"
 
     def answer2parts(self, answer: str) -> tuple[Text | Control, ...]:
-        """Keep the marks of boxes in an earlier answer the tokens that they were."""
+        """Keep the box tokens of an earlier completion as tokens."""
         return tuple(
-            Control(piece) if piece in NOTATION else Text(piece)
-            for piece in _NOTATION.split(answer)
+            Control(chunk) if chunk in NOTATION else Text(chunk)
+            for chunk in _NOTATION.split(answer)
         )
 
     def regions(self, answer: str, size: tuple[int, int]) -> tuple[Region, ...]:
-        """Find the boxes in an answer; see :func:`~vl_plugin_qwen.boxes.parse_answer`."""
-        return tuple(piece for piece in parse_answer(answer, size) if isinstance(piece, Region))
+        """Find the boxes in a completion; see :func:`~vl_plugin_qwen.boxes.parse_answer`."""
+        return tuple(item for item in parse_answer(answer, size) if isinstance(item, Region))
 
 
 TEMPLATES = {
@@ -46,16 +46,16 @@ TEMPLATES = {
         answer_suffix="<|im_end|>\n",
         stop=("<|im_end|>", "<|im_start|>"),
     ),
-    # The base model goes on with whatever it is given.
+    # The base model continues the given text.
     "raw": QwenTemplate(user_prefix="", user_suffix="", assistant_prefix="", stop=(END_OF_TEXT,)),
 }
 
 
 def load_chat_template(checkpoint: Checkpoint, name: str | None) -> ChatTemplate:
-    """Give the named template, or the one that ``generation_config.json`` states.
+    """Return the named template, or the one that ``generation_config.json`` names.
 
     Raises:
-        OptionError: there is no template of this name.
+        OptionError: there is no template with this name.
     """
     if name is None:
         generation = checkpoint.read_json("generation_config.json") or {}

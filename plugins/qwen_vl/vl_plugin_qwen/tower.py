@@ -1,6 +1,6 @@
-"""The vision transformer and its resampler, with the key names of the released checkpoints.
+"""The vision transformer and its resampler, with the key names of the published checkpoints.
 
-Source: ``visual.py`` of the released Qwen-VL.
+Source: ``visual.py`` of the Qwen-VL reference implementation.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from vlcore import ConfigError
 
 TABLE_SIZE = 16
-"""Positions along each side of the stored tables, and queries along each side of the result."""
+"""The number of positions along each side of the stored tables, and of queries along each side of
+the result."""
 NUM_QUERIES = TABLE_SIZE**2
 _POOL_HEAD_WIDTH = 128
 _EPS = 1e-6
@@ -25,7 +26,7 @@ _COUNTS = ("heads", "image_size", "layers", "output_dim", "patch_size", "width")
 
 @dataclass(frozen=True)
 class VisualConfig:
-    """Sizes of the tower: the ``visual`` block of ``config.json``."""
+    """Sizes of the vision encoder: the ``visual`` block of ``config.json``."""
 
     heads: int
     image_size: int
@@ -40,7 +41,7 @@ class VisualConfig:
         """Read a ``visual`` block.
 
         Raises:
-            ConfigError: a key is missing, or the sizes do not go together.
+            ConfigError: a key is missing, or the sizes are inconsistent.
         """
         if missing := [key for key in cls.__dataclass_fields__ if key not in config]:
             raise ConfigError(f"{where} lacks {', '.join(missing)}; it has {sorted(config)}")
@@ -53,10 +54,12 @@ class VisualConfig:
             raise ConfigError(f"{where}: mlp_ratio must be a positive number; it is {ratio!r}")
         sizes = cls(**{key: config[key] for key in cls.__dataclass_fields__})
         if sizes.width % sizes.heads:
-            raise ConfigError(f"{where}: width {sizes.width} is no multiple of heads {sizes.heads}")
+            raise ConfigError(
+                f"{where}: width {sizes.width} is not a multiple of heads {sizes.heads}"
+            )
         if sizes.output_dim % _POOL_HEAD_WIDTH:
             raise ConfigError(
-                f"{where}: output_dim {sizes.output_dim} is no multiple of {_POOL_HEAD_WIDTH}, "
+                f"{where}: output_dim {sizes.output_dim} is not a multiple of {_POOL_HEAD_WIDTH}, "
                 "the width of the resampler's heads"
             )
         if sizes.image_size < sizes.patch_size:
@@ -68,19 +71,19 @@ class VisualConfig:
 
     @property
     def grid_size(self) -> int:
-        """Patches along each side."""
+        """The number of patches along each side."""
         return self.image_size // self.patch_size
 
     @property
     def mlp_width(self) -> int:
-        """Width between the two layers of an MLP."""
+        """The width between the two layers of an MLP."""
         return int(self.width * self.mlp_ratio)
 
 
 class VisualTower(nn.Module):
-    """Patches of a picture through a transformer, and resampled to :data:`NUM_QUERIES` rows.
+    """A transformer over the patches of an image, resampled to :data:`NUM_QUERIES` embeddings.
 
-    Call :meth:`stretch_positions` once, after the weights are loaded.
+    Call :meth:`stretch_positions` once after the weights are loaded.
     """
 
     def __init__(self, config: VisualConfig) -> None:
@@ -102,7 +105,7 @@ class VisualTower(nn.Module):
         self.attn_pool.key_positions = _stretch(self.attn_pool.pos_embed, self._grid_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Encode pictures.
+        """Encode images.
 
         Shapes:
             pixels: [N, 3, S, S]; result: [N, 256, output_dim].
@@ -167,7 +170,7 @@ class _Mlp(nn.Module):
 
 
 class _Resampler(nn.Module):
-    """One cross-attention from learned queries to all patches; positions count in the keys only."""
+    """One cross-attention from learned queries to all patches; only the keys have positions."""
 
     key_positions: Tensor
 
@@ -203,10 +206,10 @@ class _PoolAttention(nn.Module):
         """Attend.
 
         Shapes:
-            query: [Q, D], the same for all pictures; keys, values: [N, T, D]; result: [N, Q, D].
+            query: [Q, D], the same for all images; keys, values: [N, T, D]; result: [N, Q, D].
         """
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        # Projected once and not once for each picture.
+        # The query is projected once, not once for each image.
         inputs = (query.expand(1, -1, -1), keys, values)
         query, keys, values = (
             projected.view(len(projected), projected.shape[1], -1, _POOL_HEAD_WIDTH).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Qwen-VL's vision model: a picture of any shape to 256 rows."""
+"""Qwen-VL's vision model: 256 embeddings for an image of any shape."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _STD = np.array((0.26862954, 0.26130258, 0.27577711), dtype=np.float32)
 
 
 class QwenVisionModel(VisionModel):
-    """The tower of a checkpoint; every picture gives 256 rows.
+    """The vision encoder of a checkpoint, with 256 embeddings for every image.
 
-    Source: ``visual.py`` of the released Qwen-VL.
+    Source: ``visual.py`` of the Qwen-VL reference implementation.
     """
 
     def __init__(self, tower: VisualTower, config: VisualConfig) -> None:
@@ -30,11 +30,11 @@ class QwenVisionModel(VisionModel):
         self._tower = tower
 
     def needed_size(self, size: tuple[int, int]) -> tuple[int, int]:  # noqa: ARG002
-        """Say the size of the square, whatever the picture's."""
+        """Return the size of the square, for an image of any size."""
         return self._image_size, self._image_size
 
     def preprocess(self, image: Image.Image, **options: Any) -> ImageInputs:
-        """Resize to a square, whatever the shape, and normalise.
+        """Resize an image of any shape to a square, and normalise it.
 
         Shapes:
             pixels: [1, 3, S, S] float32.
@@ -43,7 +43,7 @@ class QwenVisionModel(VisionModel):
         return ImageInputs(to_pixels(image, self._image_size)[None], num_rows=NUM_QUERIES)
 
     def tower(self, pixels: Tensor) -> Tensor:
-        """Encode pictures.
+        """Encode images.
 
         Shapes:
             pixels: [N, 3, S, S]; result: [N, 256, hidden_size].
@@ -52,7 +52,7 @@ class QwenVisionModel(VisionModel):
         return rows
 
     def assemble(self, features: Tensor, inputs: ImageInputs) -> Tensor:  # noqa: ARG002
-        """Give the rows of the one tile.
+        """Return the embeddings of the single view.
 
         Shapes:
             features: [1, 256, hidden_size]; result: [256, hidden_size].
@@ -61,7 +61,7 @@ class QwenVisionModel(VisionModel):
 
 
 def to_pixels(image: Image.Image, edge: int) -> Tensor:
-    """Resize to a square, without regard to its shape, and normalise.
+    """Resize an image of any shape to a square, and normalise it.
 
     Shapes:
         result: [3, edge, edge] float32.
@@ -73,10 +73,10 @@ def to_pixels(image: Image.Image, edge: int) -> Tensor:
 
 
 def read_visual_config(checkpoint: Checkpoint) -> VisualConfig:
-    """Read the tower's sizes.
+    """Read the sizes of the vision encoder.
 
     Raises:
-        ConfigError: they are missing, or do not go together or with the language model.
+        ConfigError: sizes are missing, or inconsistent with each other or the language model.
     """
     config: Mapping[str, Any] = checkpoint.config
     where = f"visual in config.json of {checkpoint.name}"
@@ -92,7 +92,7 @@ def read_visual_config(checkpoint: Checkpoint) -> VisualConfig:
 def load_tower(
     checkpoint: Checkpoint, config: VisualConfig, device: torch.device, dtype: torch.dtype
 ) -> VisualTower:
-    """Load the tower alone.
+    """Load only the vision encoder.
 
     Raises:
         TensorError: tensors are missing, unexpected or misshapen.

@@ -1,9 +1,9 @@
-"""A fast tokenizer out of ``qwen.tiktoken``, without remote code.
+"""A fast tokenizer from ``qwen.tiktoken``, without remote code.
 
-The file gives the bytes of each token and its rank. A byte-pair tokenizer joins the neighbours
-whose whole has the lowest rank, so the ranks are the order of its merges.
+The file has the bytes of each token and its rank. A byte-pair tokenizer merges the neighbours whose
+concatenation has the lowest rank, so the ranks are the order of its merges.
 
-Source: ``tokenization_qwen.py`` of the released Qwen-VL.
+Source: ``tokenization_qwen.py`` of the Qwen-VL reference implementation.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FILENAME = "qwen.tiktoken"
 END_OF_TEXT = "<|endoftext|>"
 CONTROL = (END_OF_TEXT, "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205)))
 NOTATION = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
-"""Tokens that are part of an answer's text, and stay in it when special tokens are left out."""
+"""Tokens that are part of a completion's text, and stay in it when special tokens are skipped."""
 IMAGE = ("<img>", "</img>", "<imgpad>")
 _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
@@ -36,7 +36,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
 
     Raises:
         CheckpointNotFoundError: there is no such file.
-        CheckpointError: it is damaged.
+        CheckpointError: the file is damaged.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
     from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
@@ -44,7 +44,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
 
     tokens = read_tokens(path)
     ranks = {token: rank for rank, token in enumerate(tokens)}
-    # A word that is a token is taken whole, as the release's library does.
+    # A word that is a token is not split, as in the tiktoken library.
     model = models.BPE(
         vocab={_as_text(token): rank for token, rank in ranks.items()},
         merges=[(_as_text(left), _as_text(right)) for left, right in _merges(tokens, ranks)],
@@ -89,7 +89,7 @@ def read_tokens(path: Path) -> list[bytes]:
         try:
             token = base64.b64decode(text, validate=True)
             if int(rank) != len(tokens) or not token:
-                raise ValueError(f"rank {len(tokens)} is due")
+                raise ValueError(f"rank {len(tokens)} is expected")
         except (ValueError, binascii.Error) as error:
             raise CheckpointError(
                 f"line {number} of {path} is {line[:40]!r}, where a token in base64 and its rank "
@@ -100,14 +100,14 @@ def read_tokens(path: Path) -> list[bytes]:
     missing = [byte for byte in range(256) if bytes([byte]) not in known]
     if missing or len(known) < len(tokens):
         raise CheckpointError(
-            f"{path} is damaged: of its {len(tokens)} tokens {len(tokens) - len(known)} stand "
-            f"there twice, and {len(missing)} of the 256 bytes are missing"
+            f"{path} is damaged: {len(tokens) - len(known)} of its {len(tokens)} tokens are "
+            f"duplicates, and {len(missing)} of the 256 bytes are missing"
         )
     return tokens
 
 
 def _merges(tokens: Sequence[bytes], ranks: dict[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
-    """Give the pairs that make each token, lowest rank first."""
+    """Yield the pairs that form each token, the lowest rank first."""
     for token in tokens:
         pairs = [
             (token[:cut], token[cut:])
@@ -118,7 +118,7 @@ def _merges(tokens: Sequence[bytes], ranks: dict[bytes, int]) -> Iterator[tuple[
 
 
 def _as_text(token: bytes) -> str:
-    """Write bytes as the printable characters that stand for them in a byte-level tokenizer."""
+    """Convert bytes to the printable characters that represent them in a byte-level tokenizer."""
     return token.decode("latin-1").translate(_CHARACTERS)
 
 

@@ -42,9 +42,9 @@ def test_a_projector_with_norms_over_a_clip_tower_matches(change: dict[str, Any]
         ({"mm_projector_type": "mlp0x_gelu_Norm"}, "its projector 'mlp0x_gelu_Norm' has no"),
         ({"mm_projector_type": ["mlp2x_gelu_Norm"]}, "its projector ['mlp2x_gelu_Norm'] has no"),
         ({"mm_projector_type": None}, "its projector None has no norms"),
-        ({"mm_vision_tower": None}, "config.json names no vision tower in mm_vision_tower"),
-        ({"mm_vision_tower": ""}, "config.json names no vision tower in mm_vision_tower"),
-        ({"mm_vision_tower": "OpenGVLab/InternViT-6B"}, "is not known to be a CLIP tower"),
+        ({"mm_vision_tower": None}, "config.json names no vision encoder in mm_vision_tower"),
+        ({"mm_vision_tower": ""}, "config.json names no vision encoder in mm_vision_tower"),
+        ({"mm_vision_tower": "OpenGVLab/InternViT-6B"}, "is not known to be a CLIP model"),
     ],
     ids=str,
 )

@@ -27,26 +27,26 @@ _PROJECTOR = re.compile(r"mlp[1-9]\d?x_gelu_Norm")
 
 @hookimpl
 def vl_match(config: Mapping[str, Any], files: CheckpointFiles) -> Literal[True] | str:
-    """Match a projector with norms over a CLIP tower, by its own configuration or its name."""
+    """Match a projector with norms and a CLIP vision encoder, by its configuration or name."""
     projector = config.get("mm_projector_type")
     if not isinstance(projector, str) or not _PROJECTOR.fullmatch(projector):
         return f"its projector {projector!r} has no norms; Yi-VL's is mlp2x_gelu_Norm"
     tower = config.get("mm_vision_tower")
     if not isinstance(tower, str) or not tower:
-        return "config.json names no vision tower in mm_vision_tower"
+        return "config.json names no vision encoder in mm_vision_tower"
     model_type = (files.read_json(f"{tower}/config.json") or {}).get("model_type")
     if model_type in _CLIP_MODEL_TYPES:
         return True
     if model_type is not None:
         return (
-            f"its tower {tower!r} is a {model_type!r}, as the config.json of that folder says; "
-            f"{', '.join(_CLIP_MODEL_TYPES)} are known"
+            f"its vision encoder {tower!r} is a {model_type!r} by the config.json of that folder; "
+            f"known: {', '.join(_CLIP_MODEL_TYPES)}"
         )
     is_path = tower.startswith((".", "/", "~")) or not {"/", "\\"} & set(tower)
     if not is_path and "clip" not in tower.lower():
         return (
-            f"its tower {tower!r} is not known to be a CLIP tower: its name does not say so, and "
-            "the checkpoint has no folder of that name whose config.json gives a model_type"
+            f"its vision encoder {tower!r} is not known to be a CLIP model: its name does not say "
+            "so, and the checkpoint has no folder of that name whose config.json has a model_type"
         )
     return True
 
@@ -59,7 +59,7 @@ def vl_vision_model(
     device_map: DeviceMap | None,
     max_memory: MaxMemory | None,
 ) -> VisionModel:
-    """Load tower and projector."""
+    """Load encoder and projector."""
     from vl_plugin_yi.vision import load_vision_model
 
     return load_vision_model(
@@ -69,7 +69,7 @@ def vl_vision_model(
 
 @hookimpl
 def vl_chat_template(name: str | None) -> ChatTemplate:
-    """Give the one template."""
+    """Return the only template."""
     from vl_plugin_yi.template import load_chat_template
 
     return load_chat_template(name)
@@ -77,7 +77,7 @@ def vl_chat_template(name: str | None) -> ChatTemplate:
 
 @hookimpl
 def vl_language_model(checkpoint: Checkpoint) -> LanguageModel:
-    """Describe the text part as Llama."""
+    """Describe the language model as Llama."""
     from vl_plugin_yi.language import load_language_model
 
     return load_language_model(checkpoint)

@@ -1,4 +1,4 @@
-"""Yi-VL's language model: Llama under its own names."""
+"""Yi-VL's language model: Llama with its standard tensor names."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from vlcore.flat_layout import FlatLanguageModel
 
 
 def load_language_model(checkpoint: Checkpoint) -> FlatLanguageModel:
-    """Describe the text part."""
+    """Describe the language model."""
     return FlatLanguageModel.read(checkpoint, model_type="llama", architecture="LlamaForCausalLM")

@@ -1,6 +1,6 @@
 """Yi-VL's chat template.
 
-Source: ``conversation.py`` and ``cli.py`` of the released Yi-VL code.
+Source: ``conversation.py`` and ``cli.py`` of the Yi-VL reference implementation.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ NAME = "mm_default"
 
 
 class YiTemplate(RoleTemplate):
-    """Turns marked ``### Human:`` and ``### Assistant:``."""
+    """Messages with the prefixes ``### Human:`` and ``### Assistant:``."""
 
     def answer2parts(self, answer: str) -> tuple[PromptPart, ...]:
         """Strip an earlier answer, as the reference implementation does.
@@ -40,10 +40,10 @@ TEMPLATE = YiTemplate(
 
 
 def load_chat_template(name: str | None) -> YiTemplate:
-    """Give the template.
+    """Return the template.
 
     Raises:
-        OptionError: another one is asked for.
+        OptionError: another template is requested.
     """
     if name not in (None, NAME):
         raise OptionError(f"Yi-VL has no chat template {name!r}; it has {NAME}")

@@ -1,4 +1,4 @@
-"""Yi-VL's vision model: a CLIP tower, and a projector whose linear layers end in norms."""
+"""Yi-VL's vision model: a CLIP encoder, and a projector whose linear layers have norms."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def load_vision_model(
 ) -> ClipVisionModel:
     """Load the vision model.
 
-    Source: the released Yi-VL code (``clip_encoder.py``, ``multimodal_projector/builder.py``).
+    Source: the Yi-VL reference implementation (``clip_encoder.py``,
+    ``multimodal_projector/builder.py``).
     """
     part = FlatVisionPart.read(checkpoint)
     kind: str = checkpoint.config["mm_projector_type"]

@@ -102,7 +102,7 @@ def _expect_end(
 @check("answers", "a question about a picture is answered, along the whole road")
 def answers(subject: Subject) -> None:
     """Answer with a few tokens."""
-    reason = subject.plugin.match(subject.checkpoint.config, subject.checkpoint.files)
+    reason = subject.plugin.mismatch(subject.checkpoint.config, subject.checkpoint.files)
     if reason is not None:
         raise NotRunError(f"vl_match says {reason!r}: see match-own")
     subject.need("vision_model", "template", "prompt_tokenizer", "text_model")

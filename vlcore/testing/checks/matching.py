@@ -15,7 +15,7 @@ def match_own(subject: Subject) -> None:
     """Ask with a copy of the configuration."""
     config = copy.deepcopy(dict(subject.checkpoint.config))
     before = copy.deepcopy(config)
-    reason = subject.plugin.match(config, subject.checkpoint.files)
+    reason = subject.plugin.mismatch(config, subject.checkpoint.files)
     where = f"vl_match, with config.json of {subject.checkpoint.name}"
     if reason is not None:
         fail(
@@ -43,7 +43,7 @@ def match_siblings(subject: Subject) -> None:
     """Ask about every configuration that the kit ships and that is not the plugin's."""
     for sibling in subject.siblings:
         config = copy.deepcopy(dict(sibling.config))
-        reason = subject.plugin.match(config)
+        reason = subject.plugin.mismatch(config)
         where = f"vl_match, with the kit's configuration {sibling.name!r}"
         if reason is None:
             fail(
