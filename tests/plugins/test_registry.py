@@ -494,7 +494,7 @@ def test_a_plugin_without_a_valid_name_is_broken(site: Site) -> None:
     info = info_of("vl-plugin-odd")
     assert (info.state, info.architectures) == (PluginState.BROKEN, ())
     assert load_plugin(info) == info
-    assert "registers no architecture" in info.reason
+    assert "registers no valid architecture" in info.reason
 
 
 def test_a_checkpoint_may_have_such_a_name(site: Site) -> None:

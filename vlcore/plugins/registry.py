@@ -167,8 +167,8 @@ class Plugin:
         hook = self._manager.hook.vl_chat_template
         if name is not None and "name" not in _argument_names(hook):
             raise OptionError(
-                f"plugin {self.info.distribution} {self.info.version} has one chat template, "
-                f"without a name: leave {name!r} out (chat_template, --chat-template)"
+                f"plugin {self.info.distribution} {self.info.version} has one chat template "
+                f"and no name for it: leave {name!r} out (chat_template, --chat-template)"
             )
         return hook(checkpoint=checkpoint, name=name)
 
