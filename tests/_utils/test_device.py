@@ -26,7 +26,7 @@ def test_a_dtype_is_read(given: Any, dtype: torch.dtype | None) -> None:
 
 @pytest.mark.parametrize("given", ["int8", torch.int64, "float13", "nn", "", 16, "__doc__"])
 def test_a_dtype_that_is_none(given: Any) -> None:
-    with pytest.raises(OptionError, match="dtype must be a floating torch dtype") as caught:
+    with pytest.raises(OptionError, match="dtype must be a floating-point torch dtype") as caught:
         as_dtype(given)
     assert repr(given) in str(caught.value)
 

@@ -35,10 +35,10 @@ def test_a_plan_of_ones_own_is_kept() -> None:
 @pytest.mark.parametrize(
     ("device_map", "max_memory", "message"),
     [
-        ("everywhere", None, "device_map must be one of auto, balanced, sequential, or give"),
-        ({"0": "cpu"}, None, "device_map leaves parts out.*1.weight"),
-        ("sequential", {"cpu": 100}, "parts of Sequential fit on no device: all. Give more in"),
-        ({"0": "cpu", "1": "disk"}, None, "parts of Sequential fit on no device: 1"),
+        ("everywhere", None, "device_map must be one of auto, balanced, sequential, or a mapping"),
+        ({"0": "cpu"}, None, "device_map does not cover .*1.weight"),
+        ("sequential", {"cpu": 100}, "submodules of Sequential fit on no device: all. Raise"),
+        ({"0": "cpu", "1": "disk"}, None, "submodules of Sequential fit on no device: 1"),
     ],
 )
 def test_what_cannot_be_placed_is_refused(device_map: Any, max_memory: Any, message: str) -> None:

@@ -52,7 +52,7 @@ def test_a_gate_lets_so_many_in_and_owners_take_turns() -> None:
     order: list[str] = []
 
     async def enter(gate: FairSemaphore, owner: str) -> None:
-        async with gate.place(owner):
+        async with gate.hold(owner):
             inside.append(owner)
             order.append(owner)
             assert len(inside) <= 2
@@ -70,12 +70,12 @@ def test_a_gate_lets_so_many_in_and_owners_take_turns() -> None:
 
 def test_a_cancelled_wait_gives_its_place_to_the_next() -> None:
     async def wait(gate: FairSemaphore, entered: list[int], number: int) -> None:
-        async with gate.place(number):
+        async with gate.hold(number):
             entered.append(number)
 
     async def body() -> None:
         gate, entered = FairSemaphore(1), list[int]()
-        async with gate.place("first"):
+        async with gate.hold("first"):
             tasks = [asyncio.create_task(wait(gate, entered, number)) for number in range(3)]
             await asyncio.sleep(0)
             tasks[0].cancel()  # while it waits
@@ -93,7 +93,7 @@ def test_an_error_inside_gives_the_place_back() -> None:
     async def body() -> None:
         gate = FairSemaphore(1)
         with pytest.raises(KeyError):
-            async with gate.place("a"):
+            async with gate.hold("a"):
                 raise KeyError
         assert gate._num_free == 1
 

@@ -95,6 +95,6 @@ def test_a_tower_that_cannot_be_recorded_runs_as_it_is(caplog: pytest.LogCapture
         for num_tiles in (3, 2, 3):
             assert torch.equal(graphs(tiles(num_tiles)), Tower()(tiles(num_tiles)))
     assert [record.message for record in caplog.records] == [
-        "the vision tower runs without CUDA graphs: it cannot be recorded for 3 tile(s) "
+        "the vision encoder runs without CUDA graphs: it cannot be captured for 3 tile(s) "
         "(RuntimeError: operation not permitted when stream is capturing)"
     ]

@@ -114,4 +114,4 @@ def test_a_model_without_a_tower_is_not_compiled(torch_compile: Any) -> None:
 
 def test_a_model_on_the_cpu_has_one_batch_at_a_time() -> None:
     replica = make_device_runner(Tiled(), rows_device=None, torch_compile=False, cuda_graphs=True)
-    assert (type(replica), replica.num_lanes) == (DeviceRunner, 1)
+    assert (type(replica), replica.num_concurrent_batches) == (DeviceRunner, 1)

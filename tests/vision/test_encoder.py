@@ -298,9 +298,9 @@ def test_an_error_of_vlcore_passes_unchanged() -> None:
 @pytest.mark.parametrize(
     ("result", "reason"),
     [
-        ([], r"given 1 image\(s\) and returned 0"),
-        ([torch.zeros(1, 3)] * 2, r"given 1 image\(s\) and returned 2"),
-        ([torch.zeros(1, 4)], r"rows \[k, 3\]; it returned \[1, 4\]"),
+        ([], r"it returned 0 result"),
+        ([torch.zeros(1, 3)] * 2, r"it returned 2 result"),
+        ([torch.zeros(1, 4)], r"shape \[k, 3\]; it returned \[1, 4\]"),
         ([torch.zeros(3)], r"it returned \[3\]"),
         ([torch.zeros(1, 1, 3)], r"it returned \[1, 1, 3\]"),
         ([[[0.0, 0.0, 0.0]]], "it returned list"),

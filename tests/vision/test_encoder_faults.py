@@ -52,16 +52,16 @@ async def clean_encoder(model: VisionModel, **options: Any) -> AsyncIterator[Ima
 
 async def settled(encoder: ImageEncoder) -> None:
     """Wait for what runs on the device for nobody."""
-    while encoder._devices._running:
-        await asyncio.wait(encoder._devices._running)
+    while encoder._scheduler._running:
+        await asyncio.wait(encoder._scheduler._running)
     assert_empty(encoder)
 
 
 def assert_empty(encoder: ImageEncoder) -> None:
     assert not encoder._queue._jobs
     assert not encoder._queue._waiting
-    assert not encoder._preparation._pending._waiting
-    assert encoder._preparation._pending._num_free == 4 * encoder.max_batch_size
+    assert not encoder._preprocessor._pending._waiting
+    assert encoder._preprocessor._pending._num_free == 4 * encoder.max_batch_size
 
 
 async def all_at_once(encoder: ImageEncoder, numbers: Sequence[int]) -> list[Any]:
@@ -128,9 +128,9 @@ def too_narrow(rows: list[torch.Tensor]) -> list[torch.Tensor]:
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (too_few, r"given 1 image\(s\) and returned 0"),
+        (too_few, r"it returned 0 result"),
         (nan, "returned NaN or Inf"),
-        (too_narrow, r"rows \[k, 3\]; it returned \[1, 2\]"),
+        (too_narrow, r"shape \[k, 3\]; it returned \[1, 2\]"),
     ],
 )
 def test_results_that_are_wrong_name_the_plugin_and_the_image(broken: Any, message: str) -> None:
@@ -378,7 +378,11 @@ def test_images_behind_the_bound_are_not_even_preprocessed() -> None:
             many = asyncio.create_task(encoder.encode([image(n) for n in range(50)]))
             await model.wait_until_entered()
             late = asyncio.create_task(encoder.encode([image(60)]))
-            await until(lambda: len(encoder._gate._waiting) == 43 and len(preprocessed) == 8)
+            await until(
+                lambda: (
+                    len(encoder._preprocessor._pending._waiting) == 43 and len(preprocessed) == 8
+                )
+            )
             model.gate.release(100)
             await asyncio.gather(many, late)
             assert preprocessed.index(60) < 20  # it is let in among the first of those that wait

@@ -140,9 +140,9 @@ def test_a_tower_without_assemble() -> None:
 @pytest.mark.parametrize(
     ("results", "message"),
     [
-        ([], r"was given 2 image\(s\) and returned 0 result\(s\)"),
-        ([torch.zeros(1, 4)] * 3, r"was given 2 image\(s\) and returned 3 result\(s\)"),
-        ([torch.zeros(1, 4), torch.zeros(1, 5)], r"rows \[k, 4\]; it returned \[1, 5\]"),
+        ([], r"it returned 0 result\(s\)"),
+        ([torch.zeros(1, 4)] * 3, r"it returned 3 result\(s\)"),
+        ([torch.zeros(1, 4), torch.zeros(1, 5)], r"shape \[k, 4\]; it returned \[1, 5\]"),
         ([torch.zeros(4), torch.zeros(1, 4)], r"it returned \[4\]"),
         ([torch.zeros(1, 1, 4), torch.zeros(1, 4)], r"it returned \[1, 1, 4\]"),
         ([torch.zeros(1, 4), None], "it returned NoneType"),

@@ -160,7 +160,7 @@ def test_pixels_that_are_no_tiles_break_the_contract(pixels: Any) -> None:
         def preprocess(self, image: Image.Image, **options: Any) -> Any:
             return ImageInputs(pixels)
 
-    with pytest.raises(PluginContractError, match=r"Odd.preprocess must give pixels \[tiles, 3"):
+    with pytest.raises(PluginContractError, match=r"Odd.preprocess must return pixels \[tiles, 3"):
         prepared(image(1), Odd())
 
 
@@ -234,6 +234,6 @@ def test_a_model_that_fails_to_say_what_it_needs_is_told() -> None:
 
     with pytest.raises(
         ImageError,
-        match=r"^Failing\.needed_size failed for a picture of 256 x 256: ZeroDivisionError: ",
+        match=r"^Failing\.needed_size failed for an image of 256 x 256 pixels: ZeroDivisionError: ",
     ):
         shrunk(jpeg(), Failing())

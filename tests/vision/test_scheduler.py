@@ -81,7 +81,7 @@ def test_replicas_must_be_of_one_model() -> None:
 def test_a_device_that_computes_takes_only_a_whole_batch_ahead(
     monkeypatch: pytest.MonkeyPatch, num_waiting: int, num_ahead: int
 ) -> None:
-    monkeypatch.setattr(DeviceRunner, "num_lanes", 2)
+    monkeypatch.setattr(DeviceRunner, "num_concurrent_batches", 2)
 
     async def body() -> None:
         model = GatedModel()
@@ -112,7 +112,7 @@ def test_closing_leaves_a_forward_behind_that_hangs(caplog: pytest.LogCaptureFix
             await encoder.close(timeout_s=0.05)
         with pytest.raises(EngineClosedError):
             await hanging
-        assert "did not finish 1 batch(es) in 0.05 s" in caplog.text
+        assert "did not finish 1 batch(es) within 0.05 s" in caplog.text
         model.gate.release()
 
     run(body)
@@ -136,7 +136,7 @@ def test_closing_leaves_a_preprocess_behind_that_hangs(caplog: pytest.LogCapture
         await asyncio.to_thread(entered.wait, TIMEOUT_S)
         with caplog.at_level(logging.ERROR):
             await encoder.close(timeout_s=0.05)
-        assert "Hanging.preprocess did not finish in 0.05 s" in caplog.text
+        assert "Hanging.preprocess did not finish within 0.05 s" in caplog.text
         gate.set()
         with pytest.raises(EngineClosedError):
             await hanging

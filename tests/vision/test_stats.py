@@ -10,7 +10,7 @@ from vlcore.vision.stats import EncoderStats, Meter
 def test_a_snapshot_is_frozen_and_does_not_change_later() -> None:
     meter = Meter()
     meter.count("num_images", 3)
-    meter.time("queue_wait_s", 0.5)
+    meter.add_time("queue_wait_s", 0.5)
     meter.count_forward(2, 7, 0.25)
     before = meter.stats(num_waiting=4)
     meter.count("num_images")

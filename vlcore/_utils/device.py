@@ -1,4 +1,4 @@
-"""Where a model goes, and in which dtype."""
+"""The device and the dtype of a model."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 from vlcore.errors import EngineUnavailableError, OptionError
 
 _BFLOAT16_FEATURES = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
-"""As torch and Linux both name them."""
+"""Names of the processor features, which torch and Linux share."""
 
 
 def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """Read a floating dtype or its name, such as ``"float16"``.
+    """Convert a floating-point dtype or its name, such as ``"float16"``.
 
     Raises:
-        OptionError: it is no floating dtype of torch.
+        OptionError: ``dtype`` is not a floating-point dtype of torch.
     """
     if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         return dtype
@@ -27,46 +27,47 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     if isinstance(named, torch.dtype) and named.is_floating_point:
         return named
     raise OptionError(
-        f"dtype must be a floating torch dtype or its name, such as 'float16', 'bfloat16' or "
+        f"dtype must be a floating-point torch dtype or its name, such as 'float16', 'bfloat16' or "
         f"'float32'; it is {dtype!r}"
     )
 
 
 def as_device(device: torch.device | str) -> torch.device:
-    """Read a device or its name; ``"auto"`` is CUDA where there is any.
+    """Convert a device or its name; ``"auto"`` is CUDA where it is available, or else the CPU.
 
     Raises:
-        OptionError: it is neither a CPU nor a CUDA device.
-        EngineUnavailableError: it is a CUDA device, and there is none.
+        OptionError: ``device`` is neither a CPU nor a CUDA device.
+        EngineUnavailableError: ``device`` is a CUDA device, and CUDA is not available.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        place = torch.device(device)
+        resolved = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise OptionError(
             f"device must be auto, cpu, cuda or cuda:N; it is {str(device)!r}: {error}"
         ) from error
-    if place.type not in ("cpu", "cuda"):
+    if resolved.type not in ("cpu", "cuda"):
         raise OptionError(f"device must be auto, cpu, cuda or cuda:N; it is {str(device)!r}")
-    if place.type == "cuda" and not torch.cuda.is_available():
+    if resolved.type == "cuda" and not torch.cuda.is_available():
         raise EngineUnavailableError(
-            f"device {str(device)!r} was asked for and torch {torch.__version__} sees no CUDA "
+            f"device {str(device)!r} was requested and torch {torch.__version__} sees no CUDA "
             "device: use device='cpu', or install a CUDA build of torch"
         )
-    return place
+    return resolved
 
 
 def choose_dtype(
     dtype: torch.dtype | str, device: torch.device, config: Mapping[str, Any]
 ) -> torch.dtype:
-    """Read a dtype; ``"auto"`` goes by the device and by what ``config.json`` states.
+    """Convert a dtype; ``"auto"`` depends on the device and on the dtype in ``config.json``.
 
-    On CUDA it is the bfloat16 or float32 that is stated, or else float16. On a CPU it is bfloat16
-    where the processor multiplies it natively and float32 is not stated, or else float32.
+    On CUDA, ``"auto"`` is the dtype in ``config.json`` if that is bfloat16 or float32, or else
+    float16. On a CPU, it is bfloat16 if the processor supports it natively and ``config.json`` does
+    not state float32, or else float32.
 
     Raises:
-        OptionError: it is no floating dtype.
+        OptionError: ``dtype`` is not a floating-point dtype.
     """
     if dtype != "auto":
         return as_dtype(dtype) or torch.float32
@@ -78,10 +79,10 @@ def choose_dtype(
 
 
 def has_native_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware, and torch has the kernels for it.
+    """Return whether this CPU multiplies bfloat16 in hardware, and torch has the kernels for it.
 
-    That is AVX512-BF16 or AMX-BF16 on x86, and BF16 on Arm; without oneDNN, as on macOS, torch
-    computes bfloat16 slower than float32 whatever the processor can do.
+    The features are AVX512-BF16 or AMX-BF16 on x86, and BF16 on Arm. Without oneDNN, as on macOS,
+    torch computes bfloat16 more slowly than float32 on any processor.
     """
     has_kernels: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return has_kernels and not _BFLOAT16_FEATURES.isdisjoint(_processor_features())
@@ -90,17 +91,17 @@ def has_native_bfloat16() -> bool:
 def _processor_features() -> set[str]:
     if hasattr(torch.cpu, "get_capabilities"):
         return {name for name, has in torch.cpu.get_capabilities().items() if has is True}
-    # Older releases of torch tell this in private functions only.
+    # Older releases of torch have only private functions for this.
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return set()
     flags = [line.partition(":")[2] for line in lines if line.startswith(("flags", "Features"))]
     return {name for line in flags for name in line.split()}
 
 
 def _stated_dtype(config: Mapping[str, Any]) -> torch.dtype | None:
-    """The bfloat16 or float32 that a ``config.json`` states, if it does."""
+    """Return the dtype that a ``config.json`` states, if it is bfloat16 or float32."""
     for part in (config, config.get("text_config")):
         for key in ("torch_dtype", "dtype"):
             if isinstance(part, Mapping) and part.get(key) in ("bfloat16", "float32"):
@@ -109,7 +110,7 @@ def _stated_dtype(config: Mapping[str, Any]) -> torch.dtype | None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that a device has left."""
+    """Return the free memory of a device, in bytes."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free

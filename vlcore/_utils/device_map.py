@@ -1,4 +1,4 @@
-"""A module over several devices, for one that fits on none; accelerate moves what it reads."""
+"""Distribution of a module over several devices, with accelerate."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import nn
 from vlcore.errors import OptionError
 
 DeviceMap = str | Mapping[str, int | str | torch.device]
-"""``"auto"``, ``"balanced"`` or ``"sequential"``, or the device of each part by name."""
+"""``"auto"``, ``"balanced"`` or ``"sequential"``, or the device of each submodule by name."""
 MaxMemory = Mapping[int | str, int | str]
-"""By number of a CUDA device, or ``"cpu"``: bytes, or a size such as ``"4GiB"``."""
+"""Maximum memory by index of a CUDA device, or ``"cpu"``: bytes, or a size such as ``"4GiB"``."""
 
 _STRATEGIES = ("auto", "balanced", "sequential")
 
@@ -25,17 +25,17 @@ def plan_devices(
     dtype: torch.dtype,
     whole: Sequence[type[nn.Module]],
 ) -> dict[str, int | str | torch.device]:
-    """Choose a device for each part of a module that has no weights yet.
+    """Choose a device for each submodule of a module whose weights are not loaded yet.
 
     Args:
-        module: what will be spread.
-        device_map: how, or the choice itself.
-        max_memory: what may be used of each device; ``None`` for what is free.
-        dtype: of the weights.
-        whole: classes whose modules stay on one device.
+        module: the module to distribute.
+        device_map: strategy, or the device of each submodule.
+        max_memory: maximum memory on each device; ``None`` for the free memory.
+        dtype: dtype of the weights.
+        whole: classes of modules that must not be split.
 
     Raises:
-        OptionError: it does not fit, or the choice leaves parts out.
+        OptionError: the module does not fit, or ``device_map`` does not cover all submodules.
     """
     from accelerate import infer_auto_device_map
     from accelerate.utils import check_device_map, get_balanced_memory
@@ -52,18 +52,18 @@ def plan_devices(
         )
     else:
         raise OptionError(
-            f"device_map must be one of {', '.join(_STRATEGIES)}, or give the device of each part "
-            f"by name; it is {device_map!r}"
+            f"device_map must be one of {', '.join(_STRATEGIES)}, or a mapping from submodules to "
+            f"devices; it is {device_map!r}"
         )
-    if on_disk := sorted(part or "all" for part, device in plan.items() if device == "disk"):
+    if on_disk := sorted(name or "all" for name, device in plan.items() if device == "disk"):
         raise OptionError(
-            f"these parts of {type(module).__name__} fit on no device: {', '.join(on_disk)}. Give "
-            f"more in max_memory (now {memory}), or use a smaller dtype"
+            f"these submodules of {type(module).__name__} fit on no device: {', '.join(on_disk)}. "
+            f"Raise max_memory (now {memory}), or use a smaller dtype"
         )
     try:
         check_device_map(module, plan)
     except ValueError as error:
-        raise OptionError(f"device_map leaves parts out: {error}") from error
+        raise OptionError(f"device_map does not cover all submodules: {error}") from error
     return plan
 
 
@@ -72,27 +72,28 @@ def dispatch(
     plan: Mapping[str, int | str | torch.device],
     device: torch.device,
 ) -> None:
-    """Let a module whose parts lie on several devices be called like any other.
+    """Make a module whose submodules are on several devices callable like any other.
 
     Args:
-        module: its parts lie where ``plan`` says.
-        plan: the device of each part; what lies on the CPU is moved to ``device`` when it runs.
-        device: where inputs come from, and where the result goes.
+        module: the module, distributed according to ``plan``.
+        plan: the device of each submodule. Weights on the CPU are copied to ``device`` when they
+            are needed.
+        device: device of the inputs and of the result.
     """
     from accelerate import dispatch_model
 
-    # accelerate tells a CPU by the string.
+    # accelerate recognizes a CPU by the string only.
     main_device = "cpu" if device.type == "cpu" else device
-    places = {
-        part: "cpu" if torch.device(place).type == "cpu" else place
-        for part, place in plan.items()
-        if not isinstance(place, int)
+    normalized = {
+        name: "cpu" if torch.device(submodule_device).type == "cpu" else submodule_device
+        for name, submodule_device in plan.items()
+        if not isinstance(submodule_device, int)
     }
-    dispatch_model(module, {**plan, **places}, main_device=main_device, force_hooks=True)
+    dispatch_model(module, {**plan, **normalized}, main_device=main_device, force_hooks=True)
 
 
 def device_of(plan: Mapping[str, int | str | torch.device], name: str) -> torch.device:
-    """The device of a tensor: that of the smallest part which holds it."""
-    parts = [part for part in plan if not part or name == part or name.startswith(f"{part}.")]
-    device = plan[max(parts, key=len)]
+    """Return the device of a tensor, that of the innermost submodule of ``plan`` that holds it."""
+    modules = [key for key in plan if not key or name == key or name.startswith(f"{key}.")]
+    device = plan[max(modules, key=len)]
     return torch.device(f"cuda:{device}" if isinstance(device, int) else device)

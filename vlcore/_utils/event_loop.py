@@ -1,4 +1,4 @@
-"""An event loop in a thread of its own, for callers with a loop of their own or with none."""
+"""``LoopThread``: an event loop in a background thread."""
 
 from __future__ import annotations
 
@@ -17,23 +17,27 @@ _CLOSED = "the pipeline was closed: create a new one"
 
 
 class LoopThread:
-    """Runs coroutines on a background loop, for synchronous and asynchronous callers alike."""
+    """Runs coroutines on a background event loop, for synchronous and asynchronous callers.
+
+    Args:
+        name: name of the thread.
+    """
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
         self._executor = ThreadPoolExecutor(thread_name_prefix=name)
         self._loop.set_default_executor(self._executor)
-        self._lock = threading.RLock()  # the garbage collector may close a stream anywhere
+        self._lock = threading.RLock()  # reentrant: the garbage collector may close a stream
         self._closed = False
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._thread.start()
 
     def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
-        """Run to the end and wait; an interrupted wait cancels the coroutine.
+        """Run a coroutine and block until it ends; an interruption cancels it.
 
         Raises:
-            EngineClosedError: the loop was closed, before or meanwhile.
-            RuntimeError: called on the loop itself, which would wait for itself.
+            EngineClosedError: the loop was closed before the coroutine ended.
+            RuntimeError: the caller is on the loop, which would wait for itself.
         """
         try:
             self.check_elsewhere()
@@ -50,10 +54,10 @@ class LoopThread:
             raise
 
     async def wait(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
-        """Run to the end and await; cancelling the caller cancels the coroutine.
+        """Run a coroutine and await it; cancelling the caller cancels the coroutine.
 
         Raises:
-            EngineClosedError: the loop was closed, before or meanwhile.
+            EngineClosedError: the loop was closed before the coroutine ended.
         """
         if self._runs_here():
             return await coroutine
@@ -67,7 +71,7 @@ class LoopThread:
             raise EngineClosedError(_CLOSED) from error
 
     def iterate(self, generator: AsyncGenerator[_T]) -> Generator[_T]:
-        """Iterate an asynchronous generator; leaving the loop closes it."""
+        """Iterate an asynchronous generator; closing the iterator closes it."""
         try:
             while True:
                 try:
@@ -76,7 +80,7 @@ class LoopThread:
                     return
         finally:
             if threading.current_thread() is self._thread:
-                # The garbage collector runs anywhere, and the loop cannot wait for itself.
+                # The garbage collector runs in any thread, and the loop cannot wait for itself.
                 self._loop.create_task(_close(generator))
             elif not self._closed:
                 self.run(_close(generator))
@@ -99,7 +103,7 @@ class LoopThread:
                 await self.wait(_close(generator))
 
     def submit(self, coroutine: Coroutine[Any, Any, _T]) -> Future[_T]:
-        """Start a coroutine and do not wait.
+        """Start a coroutine without waiting for it.
 
         Raises:
             EngineClosedError: the loop was closed.
@@ -111,10 +115,10 @@ class LoopThread:
         raise EngineClosedError(_CLOSED)
 
     def check_elsewhere(self) -> None:
-        """Refuse what would make the loop wait for itself.
+        """Check that the caller is not on the loop, which would wait for itself.
 
         Raises:
-            RuntimeError: called on the loop.
+            RuntimeError: the caller is on the loop.
         """
         if threading.current_thread() is self._thread:
             raise RuntimeError(
@@ -123,18 +127,18 @@ class LoopThread:
             )
 
     def call_soon(self, callback: Callable[[], object]) -> None:
-        """Call a function on the loop, unless it was closed."""
+        """Call a function on the loop, unless the loop was closed."""
         with self._lock:
             if not self._closed:
                 self._loop.call_soon_threadsafe(callback)
 
     def close(self) -> None:
-        """Cancel what still runs, stop the loop and join its thread."""
+        """Cancel the running coroutines, stop the loop and join its thread."""
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-        # Whoever submitted before the flag was set has a task by the time this runs.
+        # Coroutines that were submitted before the flag was set have a task when this runs.
         asyncio.run_coroutine_threadsafe(self._finish(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()

@@ -1,4 +1,4 @@
-"""Threads that can be left behind: one that hangs keeps neither a caller nor the interpreter."""
+"""``DaemonExecutor``: a thread pool whose threads can be abandoned if they hang."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _Call = tuple[Future[Any], Callable[[], Any]]
 
 
 class DaemonExecutor(Executor):
-    """Makes calls in a fixed number of daemon threads.
+    """Runs calls in a fixed number of daemon threads.
 
-    ``concurrent.futures.ThreadPoolExecutor`` joins its threads when the interpreter exits, and so
-    waits for a call that never returns.
+    ``concurrent.futures.ThreadPoolExecutor`` joins its threads when the interpreter exits, and
+    therefore waits for a call that never returns.
 
     Args:
-        num_threads: calls at a time.
-        name: of the threads.
+        num_threads: number of threads.
+        name: prefix of the threads' names.
     """
 
     def __init__(self, num_threads: int, name: str) -> None:
@@ -35,7 +35,7 @@ class DaemonExecutor(Executor):
         self._lock = threading.Lock()
 
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
-        """Make a call when a thread is free."""
+        """Run a call when a thread is free."""
         with self._lock:
             if not self._threads:
                 self._start()
@@ -44,11 +44,11 @@ class DaemonExecutor(Executor):
         return future
 
     async def stop(self, timeout_s: float) -> bool:
-        """Let the calls that were submitted finish; say whether they did in time."""
+        """Wait for the submitted calls, and return whether they finished in time."""
         for _ in self._threads:
             self._calls.put(None)
         deadline = time.monotonic() + timeout_s
-        # Looked at rather than joined in an executor, which takes no more calls at exit.
+        # Polled, because an executor that could join the threads accepts no calls at exit.
         while any(thread.is_alive() for thread in self._threads):
             if time.monotonic() >= deadline:
                 return False
@@ -69,4 +69,4 @@ class DaemonExecutor(Executor):
                     future.set_result(call())
                 except BaseException as error:
                     future.set_exception(error)
-            del item, future, call  # they hold the inputs and results of the last call
+            del item, future, call  # would keep the inputs and results of the last call alive

@@ -1,4 +1,7 @@
-"""Owners take turns, so that one who brings much holds nobody up."""
+"""``FairQueue`` and ``FairSemaphore``: they serve several owners in turn.
+
+An owner with many items does not delay the others.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,11 @@ _T = TypeVar("_T")
 
 
 class FairQueue(Generic[_T]):
-    """A queue that gives one item of each owner, then the next of each."""
+    """A queue that returns one item of each owner in turn."""
 
     def __init__(self) -> None:
         self._items: OrderedDict[Hashable, deque[_T]] = OrderedDict()
-        """Of each owner; the first owner's turn is next."""
+        """The items by owner; the first owner is the next one."""
 
     def __bool__(self) -> bool:
         return bool(self._items)
@@ -25,15 +28,15 @@ class FairQueue(Generic[_T]):
         return sum(map(len, self._items.values()))
 
     def add(self, owner: Hashable, item: _T) -> None:
-        """Put an item behind the others of its owner."""
+        """Append an item to those of its owner."""
         self._items.setdefault(owner, deque()).append(item)
 
     def peek(self) -> _T:
-        """Look at the next item; the queue must hold one."""
+        """Return the next item without removing it; the queue must not be empty."""
         return next(iter(self._items.values()))[0]
 
     def pop(self) -> _T:
-        """Take the next item; the queue must hold one."""
+        """Remove and return the next item; the queue must not be empty."""
         owner, items = self._items.popitem(last=False)
         item = items.popleft()
         if items:
@@ -41,7 +44,7 @@ class FairQueue(Generic[_T]):
         return item
 
     def discard(self, owner: Hashable, item: _T) -> None:
-        """Take an item out, if it is there."""
+        """Remove an item, if it is in the queue."""
         items = self._items.get(owner, ())
         if isinstance(items, deque) and item in items:
             items.remove(item)
@@ -50,36 +53,40 @@ class FairQueue(Generic[_T]):
 
 
 class FairSemaphore:
-    """Lets so many in at a time; the owners of those who wait take turns."""
+    """A semaphore whose permits are given to the waiting owners in turn.
+
+    Args:
+        size: number of permits.
+    """
 
     def __init__(self, size: int) -> None:
         self._num_free = size
         self._waiting: FairQueue[asyncio.Future[None]] = FairQueue()
 
     @asynccontextmanager
-    async def place(self, owner: Hashable) -> AsyncIterator[None]:
-        """Wait for a place, and hold it."""
+    async def hold(self, owner: Hashable) -> AsyncIterator[None]:
+        """Wait for a permit, and hold it within the context."""
         if self._num_free:
             self._num_free -= 1
         else:
-            turn = asyncio.get_running_loop().create_future()
-            self._waiting.add(owner, turn)
+            permit = asyncio.get_running_loop().create_future()
+            self._waiting.add(owner, permit)
             try:
-                await turn
+                await permit
             except asyncio.CancelledError:
-                self._waiting.discard(owner, turn)
-                if not turn.cancelled():  # the place came together with the cancellation
-                    self._leave()
+                self._waiting.discard(owner, permit)
+                if not permit.cancelled():  # the permit was granted before the cancellation
+                    self._release()
                 raise
         try:
             yield
         finally:
-            self._leave()
+            self._release()
 
-    def _leave(self) -> None:
+    def _release(self) -> None:
         while self._waiting:
-            turn = self._waiting.pop()
-            if not turn.done():
-                turn.set_result(None)
+            permit = self._waiting.pop()
+            if not permit.done():
+                permit.set_result(None)
                 return
         self._num_free += 1

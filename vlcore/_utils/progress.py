@@ -1,4 +1,4 @@
-"""Progress bars, for those who want them."""
+"""Progress bars."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from contextlib import contextmanager
 def progress_bar(
     total: int, *, description: str, unit: str, shown: bool
 ) -> Iterator[Callable[[], object]]:
-    """Give a function to call for each step; nothing is drawn, and no thread made, unless shown."""
+    """Show a progress bar, and yield the function that advances it by one step.
+
+    Args:
+        total: number of steps.
+        description: text before the bar.
+        unit: unit of the steps.
+        shown: whether there is a bar at all.
+    """
     if not shown:
         yield lambda: None
         return

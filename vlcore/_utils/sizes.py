@@ -1,10 +1,10 @@
-"""Numbers of bytes as people read them."""
+"""Formatting of sizes in bytes."""
 
 from __future__ import annotations
 
 
 def readable_size(num_bytes: int) -> str:
-    """Write a number of bytes for people."""
+    """Format a number of bytes with a binary unit, such as ``"1.5 GiB"``."""
     size = float(num_bytes)
     for unit in ("bytes", "KiB", "MiB"):
         if size < 1024:

@@ -1,7 +1,7 @@
-"""CUDA graphs of a tower: its kernels are recorded once for a few batch sizes, and launched as one.
+"""CUDA graphs of a vision encoder, captured once for each of a few batch sizes.
 
-What a tower of many small kernels costs at a small batch is mostly their launching, which also
-competes with the language model's thread for the interpreter.
+At small batch sizes, the time of an encoder with many small kernels is dominated by launching them,
+which also competes with the language model's thread for the interpreter.
 """
 
 from __future__ import annotations
@@ -17,30 +17,31 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 GRAPH_SIZES = (1, 2, 3, 4, 6, 8, 12, 16)
-"""Tiles of which a batch is recorded. Of larger ones, launching is a small part."""
+"""The captured batch sizes, in tiles. For larger batches, launching takes a small part of the
+time."""
 _MAX_PADDING = 1 / 4
-"""Of a batch: what would be padded more runs as it is."""
+"""Maximum padding, relative to the size of the batch; other batches run without a graph."""
 
 Tower = Callable[[Tensor], Tensor]
 Recorder = Callable[[Callable[[], None]], Callable[[], object]]
-"""Takes work for the device, and gives what launches it again."""
+"""Captures what a function launches on the device, and returns a function that replays it."""
 
 
 class CudaRecorder:
-    """Records work as CUDA graphs, which share one pool of memory because no two run at a time."""
+    """Captures CUDA graphs, which share one memory pool because only one runs at a time."""
 
     def __init__(self) -> None:
         self._pool: Any = None
 
     def __call__(self, work: Callable[[], None]) -> Callable[[], object]:
-        """Record what ``work`` launches on the current stream."""
+        """Capture what ``work`` launches on the current stream."""
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         stream = torch.cuda.current_stream()
         for _ in range(2):  # libraries choose their kernels and workspaces in the first calls
             work()
         stream.synchronize()
         graph = torch.cuda.CUDAGraph()
-        # Other threads, such as the language model's, go on using the device meanwhile.
+        # thread_local, because other threads use the device at the same time.
         with torch.cuda.graph(
             graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
         ):
@@ -49,71 +50,74 @@ class CudaRecorder:
 
 
 class CudaGraphs:
-    """A tower that is recorded at the first batch of each size. Not thread-safe.
+    """A vision encoder that is captured at the first batch of each size. Not thread-safe.
 
-    A tower that cannot be recorded, because it waits for the device or chooses by what it computed,
-    runs as it is, and the log says so once.
+    An encoder that cannot be captured, because it synchronizes with the device or branches on
+    computed values, runs without graphs, and a warning is logged once.
 
     Args:
-        tower: takes pixels [N, 3, H, W], gives features [N, T, D].
-        record: records what is launched.
+        tower: encodes pixels [N, 3, H, W] as features [N, T, D].
+        record: captures a graph.
     """
 
     def __init__(self, tower: Tower, record: Recorder) -> None:
         self._tower = tower
         self._record = record
-        self._refused = False
+        self._is_disabled = False
         self._replays: dict[int, Callable[[], object]] = {}
         self._pixels = self._features = torch.empty(0)
-        """Where every recording reads and writes; of the largest size."""
+        """The input and output buffers of all graphs, of the largest size."""
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Encode tiles; the batch is padded to a size that is recorded.
+        """Encode tiles, padded to a captured batch size.
 
         Shapes:
-            pixels: [N, 3, H, W]; result: [N, T, D], which the next call leaves alone.
+            pixels: [N, 3, H, W].
+            result: [N, T, D], not overwritten by later calls.
         """
         size = padded_size(len(pixels))
-        if size is None or self._refused:
+        if size is None or self._is_disabled:
             return self._tower(pixels)
         if not self._replays:
-            self._prepare(pixels)
+            self._allocate_buffers(pixels)
         if pixels.shape[1:] != self._pixels.shape[1:] or pixels.dtype != self._pixels.dtype:
             return self._tower(pixels)
         self._pixels[: len(pixels)].copy_(pixels)
-        if size not in self._replays and not self._add(size):
+        if size not in self._replays and not self._capture(size):
             return self._tower(pixels)
         self._replays[size]()
         return self._features[: len(pixels)].clone()
 
-    def _prepare(self, pixels: Tensor) -> None:
-        one = self._tower(pixels[:1])
-        largest = GRAPH_SIZES[-1]
-        self._pixels = pixels.new_zeros((largest, *pixels.shape[1:]))
-        self._features = one.new_empty((largest, *one.shape[1:]))
+    def _allocate_buffers(self, pixels: Tensor) -> None:
+        features = self._tower(pixels[:1])
+        max_size = GRAPH_SIZES[-1]
+        self._pixels = pixels.new_zeros((max_size, *pixels.shape[1:]))
+        self._features = features.new_empty((max_size, *features.shape[1:]))
 
-    def _add(self, size: int) -> bool:
+    def _capture(self, size: int) -> bool:
+        """Capture the graph of a batch size, and return whether that was possible."""
+
         def work() -> None:
             self._features[:size].copy_(self._tower(self._pixels[:size]))
 
         try:
             self._replays[size] = self._record(work)
         except Exception as error:
-            self._refused = True
+            self._is_disabled = True
             logger.warning(
-                "the vision tower runs without CUDA graphs: it cannot be recorded for %d tile(s) "
+                "the vision encoder runs without CUDA graphs: it cannot be captured for %d tile(s) "
                 "(%s: %s)",
                 size,
                 type(error).__name__,
                 error,
             )
-        return not self._refused
+        return not self._is_disabled
 
 
 def padded_size(num_tiles: int) -> int | None:
-    """The recorded size for a batch; ``None`` where padding would cost more than it saves."""
-    place = bisect_left(GRAPH_SIZES, num_tiles)
-    if place == len(GRAPH_SIZES):
+    """Return the captured size for a batch, or ``None`` if the padding is not worth it."""
+    index = bisect_left(GRAPH_SIZES, num_tiles)
+    if index == len(GRAPH_SIZES):
         return None
-    size = GRAPH_SIZES[place]
+    size = GRAPH_SIZES[index]
     return size if size - num_tiles <= _MAX_PADDING * num_tiles else None

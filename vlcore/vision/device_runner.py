@@ -1,7 +1,7 @@
-"""One copy of a vision model on one device: how a batch gets there, and how its rows come back.
+"""``DeviceRunner``: runs a vision model on one device, including the copies to and from it.
 
-On CUDA a batch is copied from pinned memory on a stream of its own while the one before it still
-computes, and computes on a second stream, so that the language model's is not held up.
+On CUDA, a batch is copied from pinned memory on a separate stream while the previous one is still
+computed, and the computation has another stream, so that it does not delay the language model's.
 """
 
 from __future__ import annotations
@@ -27,30 +27,31 @@ from vlcore.vision.model import (
     not_finite,
 )
 
-Checked = ImageRows | PluginContractError
-"""An image's rows, or what is wrong with them."""
+CheckedResult = ImageRows | PluginContractError
+"""An image's embeddings, or the error that describes what is wrong with them."""
 
 
 class _Event(Protocol):
     def synchronize(self) -> None: ...
 
 
-class _Done:
+class _CompletedEvent:
     def synchronize(self) -> None:
-        """What computes at once is ready at once."""
+        """Return at once, because the device computes synchronously."""
 
 
 class DeviceRunner:
-    """Encodes batches on a device that computes when it is told to, such as a CPU.
+    """Encodes batches on a device that computes synchronously, such as a CPU.
 
     Args:
-        model: what encodes.
-        rows_device: where the rows go; ``None`` leaves them on the model's device.
-        torch_compile: compile the tower; options of ``torch.compile``, or true for its defaults.
+        model: the vision model.
+        rows_device: device for the image embeddings; ``None`` leaves them on the model's device.
+        torch_compile: compile the vision encoder, with these options of ``torch.compile`` or, if
+            true, with its defaults.
     """
 
-    num_lanes = 1
-    """Batches at a time: more than one where the next can be brought while one computes."""
+    num_concurrent_batches = 1
+    """Number of batches in progress: 2 where one can be copied while another is computed."""
 
     def __init__(
         self,
@@ -68,21 +69,21 @@ class DeviceRunner:
                 options = torch_compile if isinstance(torch_compile, Mapping) else {}
                 self._tower = torch.compile(model.tower, **options)
 
-    def __call__(self, inputs: Sequence[Any]) -> list[Checked]:
-        """Encode a batch; what is returned is ready to be read from any stream.
+    def __call__(self, inputs: Sequence[Any]) -> list[CheckedResult]:
+        """Encode a batch. The results can be read from any stream.
 
         Raises:
-            PluginContractError: the model did not give one result for each image.
+            PluginContractError: the model did not return one result for each image.
         """
         with torch.inference_mode():
-            pixels = self._bring(inputs) if self._tower is not None else None
-            with self._computing() as done:
+            pixels = self._copy_to_device(inputs) if self._tower is not None else None
+            with self._compute_context() as done:
                 results = self._forward(inputs, pixels)
                 checked = check_results(self.model, results, len(inputs))
-                finite = self._fetch(_are_finite(checked))
+                finite = self._copy_to_host(_are_finite(checked))
             done.synchronize()
             return [
-                self._deliver(image) if is_finite else not_finite(self.model)
+                self._move_rows(image) if is_finite else not_finite(self.model)
                 for image, is_finite in zip(checked, finite.tolist(), strict=True)
             ]
 
@@ -91,8 +92,8 @@ class DeviceRunner:
             return self.model.forward(inputs)
         return assemble_batch(self.model, self._tower(pixels), inputs)
 
-    def _bring(self, inputs: Sequence[ImageInputs]) -> Tensor:
-        """Stack the pixels of a batch on the device, in the model's dtype.
+    def _copy_to_device(self, inputs: Sequence[ImageInputs]) -> Tensor:
+        """Concatenate the pixels of a batch on the device, in the model's dtype.
 
         Shapes:
             result: [tiles of all images, 3, H, W].
@@ -101,31 +102,33 @@ class DeviceRunner:
         return pixels.to(self.model.device, self.model.dtype)
 
     @contextmanager
-    def _computing(self) -> Iterator[_Event]:
-        """Launch what computes; the event comes when all of it has."""
-        yield _Done()
+    def _compute_context(self) -> Iterator[_Event]:
+        """Yield an event that is complete when everything launched in the context is computed."""
+        yield _CompletedEvent()
 
-    def _fetch(self, values: Tensor) -> Tensor:
-        """Bring a few values to the host, where they can be read after the event."""
+    def _copy_to_host(self, values: Tensor) -> Tensor:
+        """Copy a few values to the host, where they can be read after the event."""
         return values
 
-    def _deliver(self, image: Checked) -> Checked:
+    def _move_rows(self, image: CheckedResult) -> CheckedResult:
+        """Move image embeddings to the device that was requested for them."""
         if self._rows_device is None or isinstance(image, PluginContractError):
             return image
         return replace(image, rows=image.rows.to(self._rows_device))
 
 
 class CudaDeviceRunner(DeviceRunner):
-    """Encodes batches on a CUDA device, one after another on a stream of its own.
+    """Encodes batches on a CUDA device, one after another on a separate stream.
 
     Args:
-        model: what encodes.
-        rows_device: where the rows go; ``None`` leaves them on the model's device.
-        torch_compile: compile the tower; options of ``torch.compile``, or true for its defaults.
-        cuda_graphs: record the tower at a few batch sizes, at the first batch of each.
+        model: the vision model.
+        rows_device: device for the image embeddings; ``None`` leaves them on the model's device.
+        torch_compile: compile the vision encoder, with these options of ``torch.compile`` or, if
+            true, with its defaults.
+        cuda_graphs: capture the vision encoder as a CUDA graph at the first batch of a few sizes.
     """
 
-    num_lanes = 2
+    num_concurrent_batches = 2
 
     def __init__(
         self,
@@ -137,50 +140,50 @@ class CudaDeviceRunner(DeviceRunner):
     ) -> None:
         super().__init__(model, rows_device=rows_device, torch_compile=torch_compile)
         self._device = model.device
-        self._copies = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        self._computes = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        self._deliveries = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        # The weights may still be on their way on the stream of whoever loaded them.
-        self._computes.wait_stream(torch.cuda.current_stream(self._device))
-        self._launching = threading.Lock()
+        self._input_stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        self._compute_stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        self._output_stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        # The current stream may still be copying the weights.
+        self._compute_stream.wait_stream(torch.cuda.current_stream(self._device))
+        self._launch_lock = threading.Lock()
         if self._tower is not None and cuda_graphs and not model.is_spread:
             self._tower = CudaGraphs(self._tower, CudaRecorder())
 
-    def _bring(self, inputs: Sequence[ImageInputs]) -> Tensor:
+    def _copy_to_device(self, inputs: Sequence[ImageInputs]) -> Tensor:
         shape = (sum(len(image.pixels) for image in inputs), *inputs[0].pixels.shape[1:])
         pinned = torch.empty(shape, dtype=inputs[0].pixels.dtype, pin_memory=True)
         torch.cat([image.pixels for image in inputs], out=pinned)
-        with torch.cuda.stream(self._copies):
+        with torch.cuda.stream(self._input_stream):
             pixels = pinned.to(self._device, non_blocking=True)
-            brought = self._copies.record_event()
-        brought.synchronize()  # this lane waits; what the other launched computes meanwhile
+            copied = self._input_stream.record_event()
+        copied.synchronize()  # the batch of the other thread is computed meanwhile
         return pixels
 
     @contextmanager
-    def _computing(self) -> Iterator[_Event]:
+    def _compute_context(self) -> Iterator[_Event]:
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        with self._launching, torch.cuda.stream(self._computes):
+        with self._launch_lock, torch.cuda.stream(self._compute_stream):
             yield done
             done.record()
 
     def _forward(self, inputs: Sequence[Any], pixels: Tensor | None) -> object:
         if pixels is not None:
-            # Its memory came from the stream of the copies and must not go back before it is read.
-            pixels.record_stream(self._computes)
+            # The memory belongs to the input stream, and must not be reused before it is read.
+            pixels.record_stream(self._compute_stream)
             pixels = pixels.to(self.model.dtype)
         return super()._forward(inputs, pixels)
 
-    def _fetch(self, values: Tensor) -> Tensor:
+    def _copy_to_host(self, values: Tensor) -> Tensor:
         return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(
             values, non_blocking=True
         )
 
-    def _deliver(self, image: Checked) -> Checked:
+    def _move_rows(self, image: CheckedResult) -> CheckedResult:
         if isinstance(image, ImageRows) and image.rows.is_cuda:
-            # Who reads them does so on the default stream, and may drop them at once.
+            # The reader uses the default stream, and may release the tensor before it has run.
             image.rows.record_stream(torch.cuda.default_stream(image.rows.device))
-        with torch.cuda.stream(self._deliveries):
-            return super()._deliver(image)
+        with torch.cuda.stream(self._output_stream):
+            return super()._move_rows(image)
 
 
 def make_device_runner(
@@ -190,7 +193,7 @@ def make_device_runner(
     torch_compile: bool | Mapping[str, Any],
     cuda_graphs: bool,
 ) -> DeviceRunner:
-    """Choose the replica for a model's device."""
+    """Create the runner for a model's device."""
     if model.device.type != "cuda":
         return DeviceRunner(model, rows_device=rows_device, torch_compile=torch_compile)
     return CudaDeviceRunner(
@@ -198,16 +201,16 @@ def make_device_runner(
     )
 
 
-def _are_finite(checked: Sequence[Checked]) -> Tensor:
-    """Tell whose rows are all finite; true where there are no rows.
+def _are_finite(checked: Sequence[CheckedResult]) -> Tensor:
+    """Return for each image whether its embeddings are finite; true where it has none.
 
     Shapes:
-        result: [images] bool, on the device of the rows.
+        result: [images] bool, on the device of the embeddings.
     """
     flags = [
         torch.isfinite(image.rows).all() if isinstance(image, ImageRows) else None
         for image in checked
     ]
     device = next((flag.device for flag in flags if flag is not None), torch.device("cpu"))
-    yes = torch.ones((), dtype=torch.bool, device=device)
-    return torch.stack([yes if flag is None else flag for flag in flags])
+    true = torch.ones((), dtype=torch.bool, device=device)
+    return torch.stack([true if flag is None else flag for flag in flags])

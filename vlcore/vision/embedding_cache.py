@@ -1,4 +1,4 @@
-"""Image rows by content, least recently used first out, bounded in bytes."""
+"""``EmbeddingCache``: an LRU cache of image embeddings by content, limited in bytes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ _MAX_FILES = 16384
 
 
 class EmbeddingCache:
-    """Keeps rows of images that were encoded before. Thread-safe.
+    """A cache of the embeddings of images that were encoded before. Thread-safe.
 
-    Rows are kept by the key of their pixels. The key of a file leads to them without decoding it.
+    Embeddings are stored by the key of the image's pixels. The key of a file is linked to it, so
+    that a file does not need to be decoded again.
 
     Args:
-        max_bytes: how much the kept rows may take; 0 keeps none.
+        max_bytes: maximum size of the cached embeddings; 0 disables the cache.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -29,14 +30,14 @@ class EmbeddingCache:
         self.num_bytes = 0
         self._rows: OrderedDict[str, ImageRows] = OrderedDict()
         self._files: OrderedDict[str, str] = OrderedDict()
-        """From a file's key to that of its pixels."""
+        """The key of the pixels, by the key of the file."""
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def get(self, key: str) -> ImageRows | None:
-        """Look rows up by the key of their pixels or of a file, and mark them as used."""
+        """Return embeddings by the key of the pixels or of a file, and mark them as used."""
         with self._lock:
             if key in self._files:
                 self._files.move_to_end(key)
@@ -47,7 +48,7 @@ class EmbeddingCache:
             return rows
 
     def put(self, key: str, rows: ImageRows) -> None:
-        """Keep rows, dropping the least recently used to make room."""
+        """Store embeddings, and drop the least recently used ones to make room."""
         size = rows.rows.nbytes
         with self._lock:
             if key in self._rows or size > self.max_bytes:
@@ -55,11 +56,11 @@ class EmbeddingCache:
             self._rows[key] = rows
             self.num_bytes += size
             while self.num_bytes > self.max_bytes:
-                _, dropped = self._rows.popitem(last=False)
-                self.num_bytes -= dropped.rows.nbytes
+                _, evicted = self._rows.popitem(last=False)
+                self.num_bytes -= evicted.rows.nbytes
 
     def link(self, file: str, key: str) -> None:
-        """Let a file's key lead to that of its pixels."""
+        """Link the key of a file to the key of its pixels."""
         with self._lock:
             self._files[file] = key
             if len(self._files) > _MAX_FILES:
@@ -67,7 +68,7 @@ class EmbeddingCache:
 
 
 def image_key(image: Image.Image, options: Mapping[str, Any], model: VisionModel) -> str:
-    """Digest everything that an image's rows depend on."""
+    """Return a digest of everything that an image's embeddings depend on."""
     return _digest(
         *_settings(options, model),
         b"pixels",
@@ -81,13 +82,16 @@ def image_key(image: Image.Image, options: Mapping[str, Any], model: VisionModel
 def file_key(
     data: bytes, options: Mapping[str, Any], model: VisionModel, *, shrink_on_load: bool = False
 ) -> str:
-    """Digest everything that the rows of a picture in a file depend on, without decoding it."""
-    how = b"file shrunk on load" if shrink_on_load else b"file"
-    return _digest(*_settings(options, model), how, data)
+    """Return a digest of everything that the embeddings of an image file depend on.
+
+    The file is not decoded.
+    """
+    kind = b"file shrunk on load" if shrink_on_load else b"file"
+    return _digest(*_settings(options, model), kind, data)
 
 
 def model_key(model: VisionModel) -> str:
-    """Digest everything that rows depend on beside the image and its options."""
+    """Return a digest of everything that embeddings depend on except the image and its options."""
     return _digest(*_settings({}, model))
 
 
@@ -102,7 +106,7 @@ def _settings(options: Mapping[str, Any], model: VisionModel) -> tuple[bytes, ..
 
 
 def _digest(*fields: bytes) -> str:
-    """Digest fields, each framed by its length, so that no two different inputs read alike."""
+    """Return the digest of fields, each preceded by its length so that the input is unambiguous."""
     digest = hashlib.sha256()
     for field in fields:
         digest.update(len(field).to_bytes(8, "little"))

@@ -1,7 +1,8 @@
-"""``ImageEncoder``: the images of all requests through one ``VisionModel``.
+"""``ImageEncoder``: encodes the images of all requests with one ``VisionModel``.
 
-Whatever waits when the device becomes free forms the next batch, whichever request it came with;
-there is no waiting window. An image that fails, fails alone. Knows nothing of prompts or engines.
+When the device becomes free, the images that wait form the next batch, regardless of the requests
+they belong to; the encoder never waits for a batch to fill. An image that fails does not affect the
+others. The encoder knows nothing of prompts or engines.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from vlcore._utils.progress import progress_bar
 from vlcore.errors import EngineClosedError, ImageLimitError, OptionError, VlcoreError
 from vlcore.media.policy import DEFAULT_LIMITS, TRUSTING, DecodedBudget, ImageAccess, ImageLimits
 from vlcore.media.source import ImageSource
-from vlcore.vision.batch_executor import Outcome, explain
+from vlcore.vision.batch_executor import Outcome, label_error
 from vlcore.vision.device_runner import make_device_runner
 from vlcore.vision.embedding_cache import EmbeddingCache
 from vlcore.vision.model import ImageRows, VisionModel
@@ -37,7 +38,7 @@ _T = TypeVar("_T")
 
 
 class EncoderOptions(TypedDict, total=False):
-    """The settings of :class:`ImageEncoder`, for those who pass them on."""
+    """The keyword arguments of :class:`ImageEncoder`, for code that passes them on."""
 
     max_batch_size: int
     max_batch_tiles: int | None
@@ -54,31 +55,34 @@ class EncoderOptions(TypedDict, total=False):
 class ImageEncoder:
     """Encodes images of concurrent requests in shared batches.
 
-    Use it inside one event loop: ``async with ImageEncoder(model) as encoder``. Pictures are
-    fetched, decoded and preprocessed in pools of threads, and the model runs in threads of its
-    own, never on the loop.
+    Use an encoder within one event loop: ``async with ImageEncoder(model) as encoder``. Images are
+    read, decoded and preprocessed in thread pools, and the model runs in separate threads, never on
+    the event loop.
 
     Args:
-        vision_model: what encodes; or several replicas of it, each on a device of its own, which
-            share one queue.
-        max_batch_size: how many images one forward takes at most.
-        max_batch_tiles: how many tiles one forward takes at most, if it takes more than one image;
-            ``None`` for four to an image. An image of a plugin without tiles counts as one.
-        cache_bytes: how much memory the rows of earlier images may take.
-        max_pending: how many images of all requests together are on their way at a time, from
-            fetching to rows; the others wait before anything is read or decoded. ``None`` for four
+        vision_model: the vision model, or several replicas of it on different devices, which share
+            one queue.
+        max_batch_size: maximum number of images in a forward pass.
+        max_batch_tiles: maximum number of tiles in a forward pass of more than one image; ``None``
+            for four times ``max_batch_size``. An image of a model without tiles counts as one.
+        cache_bytes: maximum size of the cache of image embeddings, in bytes.
+        max_pending: maximum number of images of all requests that are being read, preprocessed or
+            encoded; further images wait before anything is read or decoded. ``None`` for four
             batches.
-        image_limits: what a picture may cost, and those of a request.
-        image_access: where pictures may come from; anywhere, unless told otherwise.
-        rows_device: where rows go and are kept; ``None`` leaves them on the device that gave them.
-        cuda_graphs: on CUDA, record the tower as a CUDA graph at the first batch of a few sizes.
-        torch_compile: compile the tower at its first batch, with options of ``torch.compile`` or
-            with its defaults. Only a plugin's ``tower`` is compiled or recorded.
-        shrink_on_load: let a JPEG's decoder, which is fast at it, shrink a picture that is much
-            larger than the model needs; its rows then differ a little.
+        image_limits: limits for each image and for the images of a request.
+        image_access: sources that images may be read from; any by default.
+        rows_device: device for the image embeddings, including the cached ones; ``None`` leaves
+            them on the device of the model.
+        cuda_graphs: on CUDA, capture the vision encoder as a CUDA graph at the first batch of a few
+            sizes.
+        torch_compile: compile the vision encoder at its first batch, with these options of
+            ``torch.compile`` or, if true, with its defaults. Only a plugin's ``tower`` is compiled
+            or captured.
+        shrink_on_load: let the JPEG decoder reduce images that are much larger than the model
+            needs, which is fast; their embeddings differ slightly.
 
     Raises:
-        OptionError: a limit is out of range, or the replicas are not of one model.
+        OptionError: a limit is out of range, or the replicas differ.
     """
 
     def __init__(
@@ -110,7 +114,7 @@ class ImageEncoder:
         self._limits = image_limits
         self._meter = Meter()
         self._cache = EmbeddingCache(cache_bytes)
-        self._preparation = ImagePreprocessor(
+        self._preprocessor = ImagePreprocessor(
             self.vision_model,
             self._cache,
             limits=image_limits,
@@ -120,7 +124,7 @@ class ImageEncoder:
             shrink_on_load=shrink_on_load,
         )
         self._queue = ImageQueue(max_batch_size, self._meter)
-        replicas = [
+        runners = [
             make_device_runner(
                 model,
                 rows_device=None if rows_device is None else as_device(rows_device),
@@ -129,8 +133,8 @@ class ImageEncoder:
             )
             for model in models
         ]
-        self._devices = Scheduler(
-            replicas, self._queue, self._settle, max_tiles=max_batch_tiles, meter=self._meter
+        self._scheduler = Scheduler(
+            runners, self._queue, self._on_outcome, max_tiles=max_batch_tiles, meter=self._meter
         )
 
     async def __aenter__(self) -> Self:
@@ -153,16 +157,16 @@ class ImageEncoder:
 
         Args:
             images: paths, URLs, bytes of files or PIL images.
-            options: per image; names that the vision model does not take are errors.
+            options: options for each image, which the vision model must know.
 
         Shapes:
-            rows of each: [k, hidden_size], on the model's device, in its dtype.
+            rows: [k, hidden_size] for each image, on the model's device, in its dtype.
 
         Raises:
-            OptionError: an unknown image option.
+            OptionError: an image option is unknown.
             ImageError: an image cannot be read or encoded.
-            ImageLimitError: the images are too many or too large.
-            PluginContractError: the vision model returned something else than rows.
+            ImageLimitError: there are too many images, or they are too large.
+            PluginContractError: the vision model did not return image embeddings.
             EngineClosedError: the encoder was closed.
         """
         requests = self._requests(images, options, self._budget(images))
@@ -175,7 +179,7 @@ class ImageEncoder:
         *,
         progress: bool = False,
     ) -> list[ImageRows | VlcoreError]:
-        """Encode like :meth:`encode`; an image that fails has its error in the place of rows."""
+        """Encode images like :meth:`encode`, and return errors for those that fail."""
         requests = self._requests(images, options)
         with progress_bar(
             len(requests), description="encoding", unit="image", shown=progress
@@ -196,40 +200,41 @@ class ImageEncoder:
         images: Sequence[ImageSource],
         options: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[PreparedImage]:
-        """Take the first step of :meth:`encode`: fetch, decode and preprocess, in parallel."""
+        """Read, decode and preprocess images in parallel, the first step of :meth:`encode`."""
         requests = self._requests(images, options, self._budget(images))
-        return await _together([self._preparation.prepare(request) for request in requests])
+        return await _together([self._preprocessor.prepare(request) for request in requests])
 
     async def encode_prepared(self, images: Sequence[PreparedImage]) -> list[ImageRows]:
-        """Take the second step of :meth:`encode`: put prepared images through the model."""
-        self._preparation.check_open()
+        """Encode preprocessed images, the second step of :meth:`encode`."""
+        self._preprocessor.check_open()
         owner = object()
         return await _together([self._rows(image, owner) for image in images])
 
     async def load(self, sources: Sequence[ImageSource]) -> list[Image.Image]:
-        """Fetch and decode the pictures of one request, to keep them."""
-        return await self._preparation.load(sources, self._budget(sources))
+        """Read and decode the images of one request, without encoding them."""
+        return await self._preprocessor.load(sources, self._budget(sources))
 
     def stats(self) -> EncoderStats:
-        """Take a snapshot of the counts."""
+        """Take a snapshot of the statistics."""
         return self._meter.stats(
             num_waiting=len(self._queue),
-            max_batch_tiles=self._devices.max_tiles,
+            max_batch_tiles=self._scheduler.max_tiles,
             cached_images=len(self._cache),
             cached_bytes=self._cache.num_bytes,
         )
 
     async def close(self, timeout_s: float = 60.0) -> None:
-        """Fail what waits, let the batches on the devices finish, and free the threads.
+        """Fail the waiting images, finish the running batches, and stop the threads.
 
-        What has not finished in ``timeout_s`` seconds is failed too, and its thread left behind.
+        A batch that has not finished within ``timeout_s`` seconds fails too, and its thread is
+        abandoned.
         """
-        self._preparation.refuse()
+        self._preprocessor.stop_accepting()
         closed = EngineClosedError("the image encoder was closed")
-        self._queue.refuse_waiting(closed)
-        await self._devices.close(timeout_s)
-        self._queue.refuse_all(closed)
-        await self._preparation.close(timeout_s)
+        self._queue.fail_waiting(closed)
+        await self._scheduler.close(timeout_s)
+        self._queue.fail_all(closed)
+        await self._preprocessor.close(timeout_s)
 
     def _requests(
         self,
@@ -238,7 +243,7 @@ class ImageEncoder:
         budget: DecodedBudget | None = None,
     ) -> list[ImageRequest]:
         """Combine the images of one request with their options and labels."""
-        self._preparation.check_open()
+        self._preprocessor.check_open()
         options = [NO_OPTIONS] * len(images) if options is None else options
         pairs = list(zip(images, options, strict=True))
         self._meter.count("num_images", len(pairs))
@@ -259,55 +264,55 @@ class ImageEncoder:
         return DecodedBudget(self._limits)
 
     async def _encode(self, request: ImageRequest) -> ImageRows:
-        async with self._preparation.admitted(request) as admitted:
-            image = await self._preparation.prepare_admitted(admitted)
+        async with self._preprocessor.admitted(request) as admitted:
+            image = await self._preprocessor.prepare_admitted(admitted)
             return await self._rows(image, request.owner)
 
     async def _rows(self, image: PreparedImage, owner: Hashable) -> ImageRows:
-        self._preparation.check_open()
+        self._preprocessor.check_open()
         rows = image.rows or self._cache.get(image.key)
         if rows is not None:
             self._meter.count("num_cache_hits")
             return rows
-        job = self._queue.ask(image, owner)
-        self._devices.serve()
+        job = self._queue.add(image, owner)
+        self._scheduler.schedule()
         outcome = await self._queue.wait(job)
         if isinstance(outcome, Exception):
-            raise explain(outcome, self.vision_model, image.label)
+            raise label_error(outcome, self.vision_model, image.label)
         if image.file:
             self._cache.link(image.file, image.key)
         return outcome
 
-    def _settle(self, job: ImageJob, outcome: Outcome) -> None:
+    def _on_outcome(self, job: ImageJob, outcome: Outcome) -> None:
         if isinstance(outcome, ImageRows):
             self._meter.count("num_encoded")
             self._cache.put(job.image.key, outcome)
         else:
             self._meter.count("num_failures")
-        self._queue.settle(job, outcome)
+        self._queue.complete(job, outcome)
 
 
 def _check_replicas(models: Sequence[VisionModel]) -> None:
     if not models:
         raise OptionError("an image encoder needs a vision model; the list of replicas is empty")
-    facts = {
+    identities = {
         (type(model).__name__, model.hidden_size, model.dtype, model.fingerprint)
         for model in models
     }
-    if len(facts) > 1:
+    if len(identities) > 1:
         raise OptionError(
             "replicas must be copies of one model (class, hidden_size, dtype, fingerprint); these "
-            f"differ: {sorted(map(str, facts))}"
+            f"differ: {sorted(map(str, identities))}"
         )
 
 
-def _check_limit(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise OptionError(f"{name} must be an integer of at least {least}; it is {value!r}")
+def _check_limit(name: str, value: object, minimum: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise OptionError(f"{name} must be an integer of at least {minimum}; it is {value!r}")
 
 
 async def _together(coroutines: Sequence[Coroutine[Any, Any, _T]]) -> list[_T]:
-    """Await all; where one fails, the others are cancelled and gone before its error is raised."""
+    """Await all coroutines; if one fails, cancel the others and wait for them to end."""
     tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
         return list(await asyncio.gather(*tasks))

@@ -1,6 +1,6 @@
-"""``VisionModel``: images in, rows of the language model's embedding space out.
+"""``VisionModel``: encodes images as embeddings of the language model.
 
-Knows nothing of prompts or engines.
+It knows nothing of prompts or engines.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from vlcore.prompts.tokenization import ImageLayout
 
 @dataclass(frozen=True)
 class ImageInputs:
-    """What ``preprocess`` returns where ``tower`` is used.
+    """A preprocessed image, the result of ``preprocess`` in models that define ``tower``.
 
     Shapes:
-        pixels: [tiles, 3, H, W], floating point, on the CPU; H and W the same for all images of a
-            model.
+        pixels: [tiles, 3, H, W], floating point, on the CPU. H and W are the same for all images
+            of a model.
     """
 
     pixels: Tensor
     layout: Any = None
-    """Anything ``assemble`` and ``ChatTemplate.expand`` want to know, such as a grid."""
+    """Layout of the image for ``assemble`` and ``ChatTemplate.expand``, such as a grid of tiles."""
     num_rows: int | None = None
-    """How many rows the image will give, where that is known before it is encoded."""
+    """Number of embeddings of the image, where it is known before the image is encoded."""
 
 
 @dataclass(frozen=True)
 class ImageRows:
-    """One image as the language model reads it.
+    """The embeddings of one image, in the embedding space of the language model.
 
     Shapes:
         rows: [k, hidden_size].
@@ -53,23 +53,23 @@ def image_layout(image: ImageRows) -> ImageLayout:
 class VisionModel:
     """Base class of a plugin's vision model.
 
-    A subclass sets :attr:`hidden_size` and writes either :meth:`forward`, or the pair
-    :meth:`tower` and :meth:`assemble` from which :meth:`forward` is then built. With the pair,
-    tiles of different images share a batch.
+    A subclass sets :attr:`hidden_size` and defines either :meth:`forward`, or both :meth:`tower`
+    and :meth:`assemble`, from which :meth:`forward` is then composed. In the second case, tiles of
+    different images share a batch.
     """
 
     hidden_size: int
-    """Width of every row."""
+    """Width of the embeddings."""
     image_options: frozenset[str] = frozenset()
-    """Names of the per-image options that :meth:`preprocess` takes."""
+    """Names of the per-image options that :meth:`preprocess` accepts."""
     fingerprint: str = ""
-    """Tells the weights apart from any others; set from the checkpoint when it is loaded."""
+    """Identifies the weights; set from the checkpoint when the model is loaded."""
     is_spread: bool = False
-    """Whether the weights lie on several devices."""
+    """Whether the weights are distributed over several devices."""
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are; by default, where the first tensor among the attributes is."""
+        """Device of the weights; by default, that of the first tensor among the attributes."""
         tensor = self._first_tensor()
         return torch.device("cpu") if tensor is None else tensor.device
 
@@ -81,42 +81,45 @@ class VisionModel:
 
     @property
     def preprocess_settings(self) -> Any:
-        """What :meth:`preprocess` depends on beside the checkpoint; its ``repr`` says all of it."""
+        """Settings of :meth:`preprocess` that are not in the checkpoint.
+
+        The ``repr`` of this value is part of the key of cached embeddings, and must be complete.
+        """
         return None
 
     def needed_size(self, size: tuple[int, int]) -> tuple[int, int] | None:  # noqa: ARG002
-        """Say to what width and height :meth:`preprocess` resizes a picture, whatever the options.
+        """Return the width and height that :meth:`preprocess` resizes an image to at most.
 
-        A JPEG that is much larger may then be made smaller while it is decoded, if whoever runs the
-        model asks for that (``shrink_on_load``). Thread-safe.
+        With ``shrink_on_load``, a JPEG that is much larger is reduced while it is decoded.
+        Thread-safe.
 
         Args:
-            size: width and height of the upright picture.
+            size: width and height of the image, after its EXIF orientation is applied.
 
         Returns:
-            ``None`` where every pixel matters.
+            The size for any image options, or ``None`` where the full resolution is needed.
         """
         return None
 
     def preprocess(self, image: Image.Image, **options: Any) -> Any:
-        """Turn one picture of any PIL mode into what :meth:`forward` takes. Thread-safe.
+        """Convert an image of any PIL mode into an input of :meth:`forward`. Thread-safe.
 
         Args:
-            image: the picture.
-            options: the ones named in :attr:`image_options`.
+            image: the image.
+            options: per-image options, of those listed in :attr:`image_options`.
 
         Returns:
-            :class:`ImageInputs` where :meth:`tower` is used, anything else where not.
+            :class:`ImageInputs` in models that define :meth:`tower`, and any value in others.
         """
         if options:
             raise TypeError(f"unexpected image options: {', '.join(sorted(options))}")
         return image
 
     def forward(self, inputs: Sequence[Any]) -> Sequence[Tensor | ImageRows]:
-        """Encode a list of preprocessed images; moves them to the device first.
+        """Encode a list of preprocessed images, after moving them to the device.
 
         Shapes:
-            each result: [k, hidden_size], k free for each image.
+            results: [k, hidden_size] each; k may differ between images.
         """
         pixels = torch.cat([image.pixels for image in inputs])
         with torch.inference_mode():
@@ -124,20 +127,22 @@ class VisionModel:
             return assemble_batch(self, features, inputs)
 
     def tower(self, pixels: Tensor) -> Tensor:
-        """Encode tiles, each for itself.
+        """Encode tiles independently of each other.
 
         Shapes:
-            pixels: [N, 3, H, W]; result: [N, T, D].
+            pixels: [N, 3, H, W].
+            result: [N, T, D].
         """
-        raise NotImplementedError(self._neither())
+        raise NotImplementedError(self._missing_methods())
 
     def assemble(self, features: Tensor, inputs: ImageInputs) -> Tensor | ImageRows:
-        """Put the features of one image's tiles together as rows.
+        """Combine the features of one image's tiles into the embeddings of the image.
 
         Shapes:
-            features: [tiles, T, D]; result: [k, hidden_size].
+            features: [tiles, T, D].
+            result: [k, hidden_size].
         """
-        raise NotImplementedError(self._neither())
+        raise NotImplementedError(self._missing_methods())
 
     def __call__(self, inputs: Sequence[Any]) -> Sequence[Tensor | ImageRows]:
         """Call :meth:`forward`."""
@@ -153,19 +158,19 @@ class VisionModel:
                     return parameter
         return None
 
-    def _neither(self) -> str:
+    def _missing_methods(self) -> str:
         return f"{type(self).__name__} must define forward, or both tower and assemble"
 
 
 def has_tower(model: VisionModel) -> bool:
-    """Whether the model's forward is the one built from ``tower`` and ``assemble``."""
+    """Return whether the model's forward is composed of ``tower`` and ``assemble``."""
     return type(model).forward is VisionModel.forward
 
 
 def assemble_batch(
     model: VisionModel, features: Tensor, inputs: Sequence[ImageInputs]
 ) -> list[ImageRows]:
-    """Take the second half of the default forward: each image's rows from its tiles' features.
+    """Assemble the embeddings of each image in a batch, the second half of the default forward.
 
     Shapes:
         features: [tiles of all images, T, D].
@@ -183,36 +188,40 @@ def assemble_batch(
 def check_results(
     model: VisionModel, results: object, num_images: int
 ) -> list[ImageRows | PluginContractError]:
-    """Check what a forward returned, but for the values; for each image its rows or what is wrong.
+    """Check the types and shapes of a forward's results, but not their values.
+
+    Returns:
+        For each image its embeddings, or an error that describes what is wrong with them.
 
     Raises:
-        PluginContractError: the results are no list, or not one for each image.
+        PluginContractError: the results are not a list, or not one for each image.
     """
     name = type(model).__name__
     if not isinstance(results, Sequence | Tensor):
         raise PluginContractError(
-            f"{name}.forward must return a list of rows, one for each image; "
+            f"{name}.forward must return a list of image embeddings, one item for each image; "
             f"it returned {type(results).__name__}"
         )
     if len(results) != num_images:
         raise PluginContractError(
-            f"{name}.forward was given {num_images} image(s) and returned {len(results)} result(s)"
+            f"{name}.forward must return one result for each of {num_images} image(s); it returned "
+            f"{len(results)} result(s)"
         )
     return [_as_rows(model, result) for result in results]
 
 
 def not_finite(model: VisionModel) -> PluginContractError:
-    """Say that rows hold something else than numbers."""
+    """Return the error for embeddings that hold NaN or infinity."""
     return PluginContractError(
         f"{type(model).__name__}.forward returned NaN or Inf: try another dtype"
     )
 
 
 def encode_batch(model: VisionModel, inputs: Sequence[Any]) -> list[ImageRows]:
-    """Encode preprocessed images in one forward and check what comes back.
+    """Encode preprocessed images in one forward pass, and check the results.
 
     Raises:
-        PluginContractError: a wrong number of results, or rows of a wrong shape or value.
+        PluginContractError: the number of results is wrong, or the shape or values of one.
     """
     with torch.inference_mode():
         results = model.forward(inputs)
@@ -231,10 +240,11 @@ def _as_rows(model: VisionModel, result: Any) -> ImageRows | PluginContractError
     image_rows = result if isinstance(result, ImageRows) else ImageRows(result)
     rows = image_rows.rows
     if not isinstance(rows, Tensor) or rows.ndim != 2 or rows.shape[1] != model.hidden_size:
-        came = list(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
+        actual = list(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
         return PluginContractError(
-            f"{name}.forward must return rows [k, {model.hidden_size}]; it returned {came}"
+            f"{name}.forward must return image embeddings of shape [k, {model.hidden_size}]; it "
+            f"returned {actual}"
         )
-    if rows.untyped_storage().nbytes() > rows.nbytes:  # a view would keep its whole batch
+    if rows.untyped_storage().nbytes() > rows.nbytes:  # a view would keep its whole batch alive
         return ImageRows(rows.clone(), image_rows.layout)
     return image_rows

@@ -1,8 +1,9 @@
-"""From where a picture lies to what a ``VisionModel`` takes: fetched, decoded, preprocessed.
+"""``ImagePreprocessor``: reads, decodes and preprocesses images for a ``VisionModel``.
 
-A download waits on the loop, outside of the places of what is worked on, so that a slow server
-holds up only its own pictures; cancelling closes its connection. Files have threads. A picture is
-decoded and preprocessed in one go in a pool sized to the cores, so no decoded one waits.
+Downloads run on the event loop, and do not count as images in progress, so that a slow server
+delays only its own images; a cancelled download closes its connection. Files are read in threads.
+An image is decoded and preprocessed by one thread without a break, in a pool with as many threads
+as there are CPUs, so that no decoded image waits in memory.
 """
 
 from __future__ import annotations
@@ -43,10 +44,10 @@ from vlcore.vision.stats import Meter
 logger = logging.getLogger(__name__)
 
 _MAX_FETCHES = 32
-"""Files read at a time; a read that hangs keeps neither the others nor the interpreter."""
+"""Maximum number of files that are read at the same time."""
 
 _MAX_DOWNLOADS = 128
-"""Downloads at a time, with those that have come and wait for their turn to be decoded."""
+"""Maximum number of downloads, including complete ones that wait to be decoded."""
 
 NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
@@ -73,12 +74,15 @@ class PreparedImage:
     label: str
     """Position in the request, description of the source and size, for error messages."""
     key: str
+    """Key of the image's embeddings in the cache."""
     inputs: Any = None
+    """Result of the vision model's ``preprocess``."""
     num_tiles: int = 1
-    """What it costs in a batch."""
+    """Size of the image in a batch."""
     rows: ImageRows | None = None
+    """The cached embeddings of the image."""
     file: str = ""
-    """The key of its file, if it comes from one."""
+    """Key of the image's file in the cache, if it comes from a file."""
 
     @property
     def layout(self) -> ImageLayout | None:
@@ -91,16 +95,16 @@ class PreparedImage:
 
 
 class ImagePreprocessor:
-    """Prepares images of concurrent requests, which take turns.
+    """Preprocesses the images of concurrent requests in turn.
 
     Args:
-        model: preprocesses.
-        cache: knows the rows of earlier images, which are not prepared again.
-        limits: what a picture may cost.
-        access: where pictures may come from.
-        max_pending: Maximum number of admitted images at a time.
+        model: the vision model.
+        cache: embeddings of earlier images, which are not preprocessed again.
+        limits: limits for each image.
+        access: sources that images may be read from.
+        max_pending: maximum number of admitted images.
         meter: counts failures and times.
-        shrink_on_load: let a JPEG's decoder shrink it towards what the model needs.
+        shrink_on_load: let the JPEG decoder reduce images towards the size that the model needs.
     """
 
     def __init__(
@@ -125,7 +129,7 @@ class ImagePreprocessor:
         self._fetchers = DaemonExecutor(_MAX_FETCHES, "vlcore-fetch")
         self._pool = DaemonExecutor(_num_cores(), "vlcore-preprocess")
         self._prepared: WeakValueDictionary[str, PreparedImage] = WeakValueDictionary()
-        """What some request still needs: an equal picture takes its inputs."""
+        """Preprocessed images that are in use, by key; equal images share their inputs."""
         self._closed = False
 
     async def prepare(self, image: ImageRequest) -> PreparedImage:
@@ -151,16 +155,16 @@ class ImagePreprocessor:
         """
         async with AsyncExitStack() as stack:
             if is_web_url(image.source):
-                await stack.enter_async_context(self._downloads.place(image.owner))
+                await stack.enter_async_context(self._downloads.hold(image.owner))
                 image = replace(image, source=await self._download(str(image.source)))
-            await stack.enter_async_context(self._pending.place(image.owner))
+            await stack.enter_async_context(self._pending.hold(image.owner))
             self.check_open()
             yield image
 
     async def load(
         self, sources: Sequence[ImageSource], budget: DecodedBudget
     ) -> list[Image.Image]:
-        """Fetch and decode the pictures of a request for another use than encoding them."""
+        """Read and decode the images of a request, without preprocessing them."""
         self.check_open()
         loop = asyncio.get_running_loop()
 
@@ -169,7 +173,7 @@ class ImagePreprocessor:
                 source = await self._download(str(source))
             return await loop.run_in_executor(self._fetchers, self._load, source, budget)
 
-        return await _all(map(load, sources))
+        return await _gather(map(load, sources))
 
     async def prepare_admitted(self, image: ImageRequest) -> PreparedImage:
         """Prepare an image like :meth:`prepare`, within the context of :meth:`admitted`."""
@@ -188,23 +192,30 @@ class ImagePreprocessor:
             self._meter.count("num_failures")
             raise
 
-    def refuse(self) -> None:
-        """Refuse what waits and what comes."""
+    def stop_accepting(self) -> None:
+        """Fail the images that wait, and all later ones."""
         self._closed = True
 
     async def close(self, timeout_s: float = 60.0) -> None:
-        """Refuse what waits, let what runs finish, and free the threads; leave one that hangs."""
-        self.refuse()
-        await self._fetchers.stop(min(1.0, timeout_s))  # nobody waits for these files any more
+        """Fail the images that wait, finish those in progress, and stop the threads.
+
+        A thread that hangs is abandoned after ``timeout_s`` seconds.
+        """
+        self.stop_accepting()
+        await self._fetchers.stop(min(1.0, timeout_s))  # these files are no longer needed
         if not await self._pool.stop(timeout_s):
             logger.error(
-                "%s.preprocess did not finish in %g s: its thread is left behind",
+                "%s.preprocess did not finish within %g s: its thread is abandoned",
                 type(self._model).__name__,
                 timeout_s,
             )
 
     def check_open(self) -> None:
-        """Raise where the encoder was closed."""
+        """Raise an error if the encoder was closed.
+
+        Raises:
+            EngineClosedError: the encoder was closed.
+        """
         if self._closed:
             raise EngineClosedError("the image encoder was closed")
 
@@ -229,7 +240,7 @@ class ImagePreprocessor:
             self._meter.count("num_failures")
             raise
         finally:
-            self._meter.time("preprocess_s", time.perf_counter() - started)
+            self._meter.add_time("preprocess_s", time.perf_counter() - started)
 
     def _prepare(self, request: ImageRequest) -> PreparedImage:
         model, source, options, label = self._model, request.source, request.options, request.label
@@ -273,22 +284,22 @@ class ImagePreprocessor:
             return self._model.needed_size(size)
         except Exception as error:
             raise ImageError(
-                f"{type(self._model).__name__}.needed_size failed for a picture of "
-                f"{size[0]} x {size[1]}: {type(error).__name__}: {error}"
+                f"{type(self._model).__name__}.needed_size failed for an image of "
+                f"{size[0]} x {size[1]} pixels: {type(error).__name__}: {error}"
             ) from error
 
     def _count_tiles(self, inputs: Any) -> int:
         if not isinstance(inputs, ImageInputs):
             return 1
         pixels: object = inputs.pixels
-        came = type(pixels).__name__
+        actual = type(pixels).__name__
         if isinstance(pixels, Tensor):
             if pixels.ndim > 0 and pixels.device.type == "cpu":
                 return len(pixels)
-            came = f"{list(pixels.shape)} on {pixels.device}"
+            actual = f"{list(pixels.shape)} on {pixels.device}"
         raise PluginContractError(
-            f"{type(self._model).__name__}.preprocess must give pixels [tiles, 3, H, W] on the "
-            f"CPU; they came as {came}"
+            f"{type(self._model).__name__}.preprocess must return pixels [tiles, 3, H, W] on the "
+            f"CPU; it returned {actual}"
         )
 
 
@@ -300,9 +311,9 @@ def image_label(source: ImageSource, number: int, total: int) -> str:
     return label if isinstance(source, bytes) else f"{label}, {describe(source)}"
 
 
-async def _all(coroutines: Iterable[Coroutine[Any, Any, Image.Image]]) -> list[Image.Image]:
-    """Await all; where one fails or the caller is cancelled, none is left behind."""
-    tasks = [asyncio.create_task(one) for one in coroutines]
+async def _gather(coroutines: Iterable[Coroutine[Any, Any, Image.Image]]) -> list[Image.Image]:
+    """Await all coroutines; if one fails, cancel the others and wait for them to end."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
         return list(await asyncio.gather(*tasks))
     finally:
@@ -312,7 +323,7 @@ async def _all(coroutines: Iterable[Coroutine[Any, Any, Image.Image]]) -> list[I
 
 
 def _num_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of CPUs that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,6 +1,6 @@
-"""Images that wait for a device, each once, whoever asked for it.
+"""``ImageQueue`` and ``Scheduler``: which images wait, and which device encodes them next.
 
-Lives on one event loop. Knows nothing of devices or files.
+Both are used from one event loop. An image that several requests need is encoded once.
 """
 
 from __future__ import annotations
@@ -18,77 +18,80 @@ from vlcore.vision.device_runner import DeviceRunner
 from vlcore.vision.preprocessing import PreparedImage
 from vlcore.vision.stats import Meter
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(eq=False)
 class ImageJob:
-    """An image that somebody waits for."""
+    """An image that waits to be encoded, or is being encoded."""
 
     image: PreparedImage
     outcome: asyncio.Future[Outcome]
-    asked: float = field(default_factory=time.perf_counter)
+    queued_at: float = field(default_factory=time.perf_counter)
     owners: set[Hashable] = field(default_factory=set)
-    """Requests in whose turn it may come."""
+    """The requests that need the image."""
     num_waiters: int = 0
-    started: bool = False
-    """Left the queue, for the device or because the encoder was closed."""
+    """Number of callers that await the outcome."""
+    is_started: bool = False
+    """Whether the image was removed from the queue."""
 
 
 class ImageQueue:
-    """The images of all requests, which take turns.
+    """A queue of images that is fair to the requests that they belong to.
 
     Args:
-        max_batch_size: images in a batch at most.
-        meter: counts shared and cancelled images, and times the wait.
+        max_batch_size: maximum number of images in a batch.
+        meter: counts shared and cancelled images, and the time they wait.
     """
 
     def __init__(self, max_batch_size: int, meter: Meter) -> None:
         self._max_batch_size = max_batch_size
         self._meter = meter
         self._jobs: dict[str, ImageJob] = {}
-        """By the image's key: those that wait, and those on a device."""
+        """The jobs that wait or are being encoded, by the key of the image."""
         self._waiting: FairQueue[ImageJob] = FairQueue()
 
     def __len__(self) -> int:
-        """Images that wait."""
-        return sum(not job.started for job in self._jobs.values())
+        """Return the number of images that wait."""
+        return sum(not job.is_started for job in self._jobs.values())
 
-    def ask(self, image: PreparedImage, owner: Hashable) -> ImageJob:
-        """Put an image into the queue, or join those who wait for an equal one."""
+    def add(self, image: PreparedImage, owner: Hashable) -> ImageJob:
+        """Add an image, or share the job of an equal image that was added before."""
         job = self._jobs.get(image.key)
         if job is None:
             job = ImageJob(image, asyncio.get_running_loop().create_future())
             self._jobs[image.key] = job
         else:
             self._meter.count("num_cache_hits")
-        if not job.started and owner not in job.owners:
+        if not job.is_started and owner not in job.owners:
             job.owners.add(owner)
             self._waiting.add(owner, job)
         return job
 
     async def wait(self, job: ImageJob) -> Outcome:
-        """Wait for an image; one that nobody waits for any more leaves the queue."""
+        """Wait for the outcome of a job, and remove the job if its last waiter is cancelled."""
         job.num_waiters += 1
         try:
-            # Shielded: one request's cancellation must not take the rows from another.
+            # Shielded, because the cancellation of one request must not affect the others.
             return await asyncio.shield(job.outcome)
         finally:
             job.num_waiters -= 1
-            if not job.num_waiters and not job.started:
-                self._leave(job)
+            if not job.num_waiters and not job.is_started:
+                self._remove(job)
                 del self._jobs[job.image.key]
                 self._meter.count("num_cancelled")
 
-    def fills(self, max_tiles: int) -> bool:
-        """Whether a whole batch waits, which gains nothing by waiting longer."""
-        tiles = [job.image.num_tiles for job in self._jobs.values() if not job.started]
+    def has_full_batch(self, max_tiles: int) -> bool:
+        """Return whether enough images wait for a batch of the maximum size."""
+        tiles = [job.image.num_tiles for job in self._jobs.values() if not job.is_started]
         return len(tiles) >= self._max_batch_size or sum(tiles) >= max_tiles
 
     def next_batch(self, max_tiles: int, shared_by: int = 1) -> list[ImageJob]:
-        """Take what fits into a forward, request by request.
+        """Remove the images of the next batch from the queue, in turn for each request.
 
         Args:
-            max_tiles: what fits, if it is more than one image.
-            shared_by: devices that are free, of which each takes an equal part.
+            max_tiles: maximum number of tiles in a batch of more than one image.
+            shared_by: number of idle devices, each of which gets an equal share.
         """
         batch: list[ImageJob] = []
         num_tiles = 0
@@ -97,102 +100,103 @@ class ImageQueue:
             num_tiles += self._waiting.peek().image.num_tiles
             if batch and num_tiles > max_tiles:
                 break
-            batch.append(job := self._next())
-            self._meter.time("queue_wait_s", time.perf_counter() - job.asked)
+            batch.append(job := self._pop())
+            self._meter.add_time("queue_wait_s", time.perf_counter() - job.queued_at)
         return batch
 
-    def settle(self, job: ImageJob, outcome: Outcome) -> None:
-        """Give everybody who waits for an image its outcome."""
+    def complete(self, job: ImageJob, outcome: Outcome) -> None:
+        """Set the outcome of a job, for all its waiters."""
         del self._jobs[job.image.key]
         job.outcome.set_result(outcome)
 
-    def refuse_waiting(self, error: Exception) -> None:
-        """Give an error to those whose image was not started."""
+    def fail_waiting(self, error: Exception) -> None:
+        """Complete the jobs that are not started with an error."""
         while self._waiting:
-            self.settle(self._next(), error)
+            self.complete(self._pop(), error)
 
-    def refuse_all(self, error: Exception) -> None:
-        """Give an error to everybody."""
-        self.refuse_waiting(error)
+    def fail_all(self, error: Exception) -> None:
+        """Complete all jobs with an error."""
+        self.fail_waiting(error)
         for job in list(self._jobs.values()):
-            self.settle(job, error)
+            self.complete(job, error)
 
-    def _next(self) -> ImageJob:
+    def _pop(self) -> ImageJob:
         job = self._waiting.pop()
-        job.started = True
-        self._leave(job)
+        job.is_started = True
+        self._remove(job)
         return job
 
-    def _leave(self, job: ImageJob) -> None:
+    def _remove(self, job: ImageJob) -> None:
         for owner in job.owners:
             self._waiting.discard(owner, job)
 
 
-logger = logging.getLogger(__name__)
-
-
 class _Device:
-    """A replica, the threads in which its batches run, and how many do."""
+    """A device, the threads in which its batches run, and the number of running batches."""
 
-    def __init__(self, replica: DeviceRunner, max_tiles: int, meter: Meter, name: str) -> None:
-        self.forward = BatchExecutor(replica, max_tiles, meter)
-        self.threads = DaemonExecutor(replica.num_lanes, name)
-        self.num_lanes = replica.num_lanes
+    def __init__(self, runner: DeviceRunner, max_tiles: int, meter: Meter, name: str) -> None:
+        self.execute = BatchExecutor(runner, max_tiles, meter)
+        self.threads = DaemonExecutor(runner.num_concurrent_batches, name)
+        self.num_concurrent_batches = runner.num_concurrent_batches
         self.num_running = 0
 
 
 class Scheduler:
-    """Gives every device that is free the next batch.
+    """Starts the next batch on every device that is free.
 
-    A device that is idle takes whatever waits, shared with the other idle ones. One that computes
-    takes a batch ahead, where it can, only when a whole one waits: a smaller one may still grow.
+    An idle device gets the waiting images at once, shared with the other idle devices. A busy
+    device that can copy the next batch in advance gets one only if a full batch waits, because a
+    smaller one may still grow.
 
     Args:
-        replicas: what encodes.
-        queue: what waits.
-        settle: takes the outcome of each image.
-        max_tiles: how many tiles one forward takes at most, if it takes more than one image.
-        meter: counts the forwards.
+        runners: one for each device.
+        queue: the waiting images.
+        on_outcome: called with the outcome of each image.
+        max_tiles: maximum number of tiles in a batch of more than one image.
+        meter: counts the forward passes.
     """
 
     def __init__(
         self,
-        replicas: Sequence[DeviceRunner],
+        runners: Sequence[DeviceRunner],
         queue: ImageQueue,
-        settle: Callable[[ImageJob, Outcome], None],
+        on_outcome: Callable[[ImageJob, Outcome], None],
         *,
         max_tiles: int,
         meter: Meter,
     ) -> None:
         self._queue = queue
-        self._settle = settle
+        self._on_outcome = on_outcome
         self._devices = [
-            _Device(replica, max_tiles, meter, f"vlcore-vision-{number}")
-            for number, replica in enumerate(replicas)
+            _Device(runner, max_tiles, meter, f"vlcore-vision-{number}")
+            for number, runner in enumerate(runners)
         ]
         self._running: set[asyncio.Task[None]] = set()
-        self._is_due = False
+        self._is_scheduled = False
 
     @property
     def max_tiles(self) -> int:
-        """The bound of a batch now, on the device that has least memory left."""
-        return min(device.forward.max_tiles for device in self._devices)
+        """Current maximum number of tiles in a batch, on the device where it is lowest."""
+        return min(device.execute.max_tiles for device in self._devices)
 
-    def serve(self) -> None:
-        """Take what waits, once those who are asking at this moment have asked."""
-        if not self._is_due:
-            self._is_due = True
-            asyncio.get_running_loop().call_soon(self._hand_out)
+    def schedule(self) -> None:
+        """Start batches in the next iteration of the event loop.
+
+        Images that are added in this iteration can share a batch.
+        """
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            asyncio.get_running_loop().call_soon(self._start_batches)
 
     async def close(self, timeout_s: float) -> None:
-        """Wait for the batches on the devices, and free the threads; leave one that hangs."""
+        """Wait for the running batches, and stop the threads; one that hangs is abandoned."""
         deadline = time.monotonic() + timeout_s
         if self._running:
             _, hanging = await asyncio.wait(self._running, timeout=timeout_s)
             if hanging:
                 logger.error(
-                    "the vision model did not finish %d batch(es) in %g s: their threads are left "
-                    "behind",
+                    "the vision model did not finish %d batch(es) within %g s: their threads are "
+                    "abandoned",
                     len(hanging),
                     timeout_s,
                 )
@@ -200,11 +204,10 @@ class Scheduler:
                 task.cancel()
             await asyncio.gather(*hanging, return_exceptions=True)
         for device in self._devices:
-            left = max(0.0, deadline - time.monotonic())
-            await device.threads.stop(left)
+            await device.threads.stop(max(0.0, deadline - time.monotonic()))
 
-    def _hand_out(self) -> None:
-        self._is_due = False
+    def _start_batches(self) -> None:
+        self._is_scheduled = False
         for device in sorted(self._devices, key=lambda device: device.num_running):
             while batch := self._next_batch(device):
                 device.num_running += 1
@@ -213,11 +216,12 @@ class Scheduler:
                 task.add_done_callback(self._running.discard)
 
     def _next_batch(self, device: _Device) -> list[ImageJob]:
-        max_tiles = device.forward.max_tiles
+        max_tiles = device.execute.max_tiles
         if device.num_running == 0:
             num_idle = sum(other.num_running == 0 for other in self._devices)
             return self._queue.next_batch(max_tiles, shared_by=num_idle)
-        if device.num_running < device.num_lanes and self._queue.fills(max_tiles):
+        can_start = device.num_running < device.num_concurrent_batches
+        if can_start and self._queue.has_full_batch(max_tiles):
             return self._queue.next_batch(max_tiles)
         return []
 
@@ -225,9 +229,9 @@ class Scheduler:
         loop = asyncio.get_running_loop()
         inputs = [job.image.inputs for job in batch]
         try:
-            outcomes = await loop.run_in_executor(device.threads, device.forward, inputs)
+            outcomes = await loop.run_in_executor(device.threads, device.execute, inputs)
         finally:
             device.num_running -= 1
         for job, outcome in zip(batch, outcomes, strict=True):
-            self._settle(job, outcome)
-        self._hand_out()
+            self._on_outcome(job, outcome)
+        self._start_batches()

@@ -1,4 +1,4 @@
-"""What an image encoder did so far, as one frozen snapshot."""
+"""``EncoderStats``: statistics of an image encoder."""
 
 from __future__ import annotations
 
@@ -12,38 +12,41 @@ from typing import Any
 
 @dataclass(frozen=True)
 class EncoderStats:
-    """Counts and times since the encoder was made; times do not count when two are compared."""
+    """A snapshot of counts and times since the encoder was created.
+
+    Times, sizes and limits are ignored when two snapshots are compared.
+    """
 
     num_images: int = 0
-    """Images asked for."""
+    """Number of requested images."""
     num_cache_hits: int = 0
-    """Images whose rows were kept, or were just being computed for another request."""
+    """Number of images whose embeddings were cached, or being computed for another request."""
     num_forwards: int = 0
-    """Calls of the vision model."""
+    """Number of forward passes of the vision model."""
     num_encoded: int = 0
-    """Images that went through the vision model."""
+    """Number of images that were encoded by the vision model."""
     num_tiles: int = 0
-    """Tiles in these calls; an image of a plugin without tiles counts as one."""
+    """Number of tiles in all forward passes; an image of a model without tiles counts as one."""
     num_failures: int = 0
-    """Images that have no rows: their file, preprocessing or forward is at fault."""
+    """Number of images that could not be read, preprocessed or encoded."""
     num_cancelled: int = 0
-    """Images that left the queue because nobody wanted them any more."""
+    """Number of images that were removed from the queue because no request needed them any more."""
     num_waiting: int = 0
-    """Images that wait for the device now."""
+    """Number of images that wait for the device at the moment."""
     max_batch_tiles: int = field(default=0, compare=False)
-    """The bound of a batch now: smaller than what was asked for once memory ran out."""
+    """Current maximum number of tiles in a batch; reduced when memory runs out."""
     cached_images: int = field(default=0, compare=False)
-    """Images whose rows are kept now."""
+    """Number of images whose embeddings are cached at the moment."""
     cached_bytes: int = field(default=0, compare=False)
-    """What these rows take."""
+    """Size of the cached embeddings."""
     batch_sizes: Mapping[int, int] = field(default_factory=dict, compare=False)
-    """How many calls took how many images."""
+    """Number of forward passes by the number of images in them."""
     preprocess_s: float = field(default=0.0, compare=False)
-    """Spent decoding, hashing and preprocessing, summed over threads."""
+    """Time for decoding, hashing and preprocessing, in seconds, summed over threads."""
     queue_wait_s: float = field(default=0.0, compare=False)
-    """Spent by prepared images until their batch began, summed over images."""
+    """Time that preprocessed images waited for their batch, in seconds, summed over images."""
     forward_s: float = field(default=0.0, compare=False)
-    """Spent in the vision model."""
+    """Time of the forward passes, in seconds."""
 
     def __str__(self) -> str:
         parts = [
@@ -57,7 +60,7 @@ class EncoderStats:
 
 
 class Meter:
-    """Counts from many threads."""
+    """Collects the statistics of an encoder. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -66,26 +69,26 @@ class Meter:
         self._batch_sizes: Counter[int] = Counter()
 
     def count(self, name: str, number: int = 1) -> None:
-        """Add to one of the counts."""
+        """Increase a count."""
         with self._lock:
             self._values[name] += number
 
-    def time(self, name: str, seconds: float) -> None:
-        """Add to one of the times."""
+    def add_time(self, name: str, seconds: float) -> None:
+        """Increase a time."""
         with self._lock:
             self._times[name] += seconds
 
     def count_forward(self, num_images: int, num_tiles: int, seconds: float) -> None:
-        """Add one call of the vision model."""
+        """Count a forward pass of the vision model."""
         with self._lock:
             self._values["num_forwards"] += 1
             self._values["num_tiles"] += num_tiles
             self._batch_sizes[num_images] += 1
             self._times["forward_s"] += seconds
 
-    def stats(self, **now: Any) -> EncoderStats:
-        """Take a snapshot, together with what holds now."""
+    def stats(self, **current: Any) -> EncoderStats:
+        """Take a snapshot, and add the given current values to it."""
         with self._lock:
             sizes = MappingProxyType(dict(sorted(self._batch_sizes.items())))
-            values: dict[str, Any] = {**self._values, **self._times, **now}
+            values: dict[str, Any] = {**self._values, **self._times, **current}
             return EncoderStats(**values, batch_sizes=sizes)

@@ -675,5 +675,5 @@ def test_a_spread_tower_gives_the_same_rows(tmp_path: Path, spread: Any) -> None
 
 def test_a_tower_that_fits_nowhere_is_refused(tmp_path: Path) -> None:
     directory = write_llava(tmp_path)
-    with pytest.raises(OptionError, match="parts of ClipTower fit on no device"):
+    with pytest.raises(OptionError, match="submodules of ClipTower fit on no device"):
         vlcore.load_vision_model(directory, max_memory={"cpu": 100})
