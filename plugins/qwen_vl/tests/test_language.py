@@ -189,7 +189,7 @@ def test_a_prompt_beyond_the_context_is_reported_why(tmp_path: Path) -> None:
         answer = pipe(("Hi", PICTURE), {"max_new_tokens": 3, "ignore_eos": True})
         assert answer.generate_token_len == 3
         with pytest.raises(
-            ContextLengthError, match=r"holds 400 .*, because beyond seq_length 400"
+            ContextLengthError, match=r"length is 400 .*, because beyond seq_length 400"
         ):
             pipe(("Hi", [PICTURE, PICTURE]))
         assert pipe.encoder_stats().num_encoded == 1
