@@ -705,7 +705,7 @@ def test_limits_and_settings_are_applied(checkpoint: Path) -> None:
             pipe(("hello", RED), SHORT)
         assert pipe("hello").input_token_len < 15
         assert pipe("hello", {"ignore_eos": True}).finish_reason == "length"
-        with pytest.raises(ContextLengthError, match="holds 40"):
+        with pytest.raises(ContextLengthError, match="context length is 40"):
             pipe("hello " * 40)
 
 
@@ -886,6 +886,21 @@ def test_an_unreferenced_pipeline_is_freed_after_its_streams(checkpoint: Path) -
     del stream
     gc.collect()
     wait_for(lambda: set(threading.enumerate()) <= before)
+
+
+def test_an_unreferenced_pipeline_is_freed_after_its_asynchronous_streams(
+    checkpoint: Path,
+) -> None:
+    before = vlcore_threads()
+
+    async def body() -> None:
+        stream = pipeline(checkpoint, device="cpu").astream_infer("hello", SHORT)
+        gc.collect()
+        assert sum([len(chunk.token_ids) async for chunk in stream]) == 6
+
+    asyncio.run(body())
+    gc.collect()
+    wait_for(lambda: vlcore_threads() <= before)
 
 
 def test_invalid_unicode_is_rejected(pipe: Pipeline) -> None:

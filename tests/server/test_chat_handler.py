@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import socket
-from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import ExitStack, aclosing, suppress
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from server.wire import (
 from waits import TIMEOUT_S, wait_for
 
 import vlcore
+from vlcore.engines.base import EngineOutput, EngineRequest
 from vlcore.inference.pipeline import Pipeline
 from vlcore.media.policy import ImageAccess
 from vlcore.server.serving import Server
@@ -94,6 +96,30 @@ def test_a_disconnected_client_frees_its_batch_slot_and_its_permit(
         hold.release()
         wait_for(lambda: is_idle(pipe, server))
         assert hold.num_started == started
+
+
+def test_a_token_passes_through_three_generators(
+    server: Server, pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_generators: list[int] = []
+    generate = pipe.engine.generate
+
+    async def counting(request: EngineRequest) -> AsyncGenerator[EngineOutput]:
+        """Generate in place of the engine, and count the generators that wait for the token."""
+        async with aclosing(generate(request)) as outputs:
+            async for output in outputs:
+                frames = inspect.stack(context=0)
+                flags = [frame.frame.f_code.co_flags for frame in frames]
+                num_generators.append(
+                    sum(bool(flag & inspect.CO_ASYNC_GENERATOR) for flag in flags)
+                )
+                yield output
+
+    monkeypatch.setattr(pipe.engine, "generate", counting)
+    with connect(server) as connection:
+        connection.sendall(post(chat_body(stream=True, max_tokens=4, ignore_eos=True)))
+        read_until(connection, b"[DONE]")
+    assert num_generators == [3] * 4
 
 
 def test_a_disconnected_client_leaves_the_waiting_queue(

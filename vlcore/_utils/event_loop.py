@@ -6,7 +6,6 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import aclosing
 from types import AsyncGeneratorType
 from typing import Any, TypeVar
 
@@ -85,13 +84,14 @@ class LoopThread:
             elif not self._closed:
                 self.run(_close(generator))
 
-    async def aiterate(self, generator: AsyncGenerator[_T]) -> AsyncGenerator[_T]:
-        """Iterate an asynchronous generator from any loop; leaving closes it."""
-        if self._runs_here():
-            async with aclosing(generator):
-                async for item in generator:
-                    yield item
-            return
+    def aiterate(self, generator: AsyncGenerator[_T]) -> AsyncGenerator[_T]:
+        """Return a generator for the caller's event loop; closing it closes the given one.
+
+        A caller on this loop gets the given generator itself.
+        """
+        return generator if self._runs_here() else self._aiterate_elsewhere(generator)
+
+    async def _aiterate_elsewhere(self, generator: AsyncGenerator[_T]) -> AsyncGenerator[_T]:
         try:
             while True:
                 try:
@@ -146,7 +146,7 @@ class LoopThread:
         self._loop.close()
 
     def _runs_here(self) -> bool:
-        return asyncio.get_running_loop() is self._loop
+        return threading.current_thread() is self._thread
 
     async def _finish(self) -> None:
         while others := asyncio.all_tasks() - {asyncio.current_task()}:

@@ -6,9 +6,7 @@ import asyncio
 import atexit
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
-from contextlib import aclosing
-from functools import partial
+from collections.abc import AsyncGenerator, Coroutine, Generator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -32,10 +30,9 @@ class Pipeline:
         self._runner = runner
         self._loop = LoopThread("vlcore-pipeline")
         self._closed = False
-        # A thread that still computes while the interpreter exits would crash the process.
-        self._at_exit = partial(_close_if_alive, weakref.ref(self))
-        atexit.register(self._at_exit)
-        self._finalizer = weakref.finalize(self, _free_in_thread, runner, self._loop, self._at_exit)
+        self._cleanup = _Cleanup(runner, self._loop)
+        # Streams refer to the runner and not to the pipeline, which may be dropped before them.
+        self._finalizer = weakref.finalize(runner, self._cleanup.run_in_thread)
         self._finalizer.atexit = False
 
     # -- synchronous
@@ -78,7 +75,7 @@ class Pipeline:
         """
         self._check_open()
         config = as_generation_config(gen_config)
-        return self._keep(self._loop.iterate(self._runner.stream(prompts, config)))
+        return self._loop.iterate(self._runner.stream(prompts, config))
 
     def chat(
         self,
@@ -107,7 +104,7 @@ class Pipeline:
         """Generate a response like :meth:`chat`, as a stream."""
         self._check_open()
         config = as_generation_config(gen_config)
-        return self._keep(self._loop.iterate(self._runner.stream_chat(prompt, session, config)))
+        return self._loop.iterate(self._runner.stream_chat(prompt, session, config))
 
     def close(self) -> None:
         """Cancel running requests, stop the threads and free the models.
@@ -120,7 +117,7 @@ class Pipeline:
         self._loop.check_elsewhere()
         self._closed = True
         self._finalizer.detach()
-        _free(self._runner, self._loop, self._at_exit)
+        self._cleanup.run()
 
     def __enter__(self) -> Self:
         return self
@@ -155,7 +152,7 @@ class Pipeline:
         """Generate a stream like :meth:`stream_infer`, asynchronously."""
         self._check_open()
         config = as_generation_config(gen_config)
-        return self._akeep(self._loop.aiterate(self._runner.stream(prompts, config)))
+        return self._loop.aiterate(self._runner.stream(prompts, config))
 
     async def achat(
         self,
@@ -177,7 +174,7 @@ class Pipeline:
         """Generate a stream like :meth:`stream_chat`, asynchronously."""
         self._check_open()
         config = as_generation_config(gen_config)
-        return self._akeep(self._loop.aiterate(self._runner.stream_chat(prompt, session, config)))
+        return self._loop.aiterate(self._runner.stream_chat(prompt, session, config))
 
     def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
         """Run a coroutine on the pipeline's own event loop, and wait for its result.
@@ -235,33 +232,40 @@ class Pipeline:
         """Return the image encoder's statistics."""
         return self._runner.encoder.stats()
 
-    def _keep(self, chunks: Generator[Response]) -> Generator[Response]:
-        """Iterate with a reference to the pipeline, which keeps it from being freed."""
-        yield from chunks
-
-    async def _akeep(self, chunks: AsyncGenerator[Response]) -> AsyncGenerator[Response]:
-        """Iterate with a reference to the pipeline, which keeps it from being freed."""
-        async with aclosing(chunks):
-            async for chunk in chunks:
-                yield chunk
-
     def _check_open(self) -> None:
         if self._closed:
             raise EngineClosedError("the pipeline was closed: create a new one")
 
 
-def _close_if_alive(reference: weakref.ref[Pipeline]) -> None:
-    pipe = reference()
-    if pipe is not None:
-        pipe.close()
+class _Cleanup:
+    """Frees the models and the event loop of a pipeline once: when it is closed, when it and its
+    streams are garbage collected, or at exit.
 
+    A thread that still computes while the interpreter exits would crash the process.
+    """
 
-def _free(runner: RequestRunner, loop: LoopThread, at_exit: Callable[[], None]) -> None:
-    atexit.unregister(at_exit)
-    loop.run(runner.close())
-    loop.close()
+    def __init__(self, runner: RequestRunner, loop: LoopThread) -> None:
+        # Without a reference to the runner, whose garbage collection is the signal to run.
+        self._engine = runner.engine
+        self._encoder = runner.encoder
+        self._loop = loop
+        self._is_done = False
+        atexit.register(self.run)
 
+    def run(self) -> None:
+        """Cancel running requests, free the models and stop the event loop."""
+        if self._is_done:
+            return
+        self._is_done = True
+        atexit.unregister(self.run)
+        self._loop.run(self._close_stages())
+        self._loop.close()
 
-def _free_in_thread(runner: RequestRunner, loop: LoopThread, at_exit: Callable[[], None]) -> None:
-    """Free a pipeline that was garbage collected, possibly in one of the pipeline's own threads."""
-    threading.Thread(target=_free, args=(runner, loop, at_exit), name="vlcore-free").start()
+    def run_in_thread(self) -> None:
+        """Run without waiting: the garbage collector may call this in a thread of the pipeline."""
+        if not self._is_done:
+            threading.Thread(target=self.run, name="vlcore-free").start()
+
+    async def _close_stages(self) -> None:
+        await self._engine.close()
+        await self._encoder.close()

@@ -48,12 +48,13 @@ class RequestRunner:
     )
 
     async def generate(
-        self, conversation: Conversation, config: GenerationConfig, index: int = 0
+        self, prompt: Prompt, config: GenerationConfig, index: int = 0
     ) -> AsyncGenerator[Response]:
-        """Generate the response to a conversation: encode its prompt, and run the engine."""
+        """Generate the response to one prompt, as a stream."""
+        conversation = await _parse(prompt)
         async with self._encoding:
-            prompt, rows = await self._encode(conversation)
-        request = EngineRequest(prompt, rows, config, tuple(self.template.stop))
+            tokens, rows = await self._encode(conversation)
+        request = EngineRequest(tokens, rows, config, tuple(self.template.stop))
         num_generated = Counter[int]()
         num_rows = sum(map(len, rows))
         async with aclosing(self.engine.generate(request)) as outputs:
@@ -62,7 +63,7 @@ class RequestRunner:
                 yield Response(
                     output.text,
                     num_generated[output.choice],
-                    len(prompt.token_ids),
+                    len(tokens.token_ids),
                     output.finish_reason,
                     output.token_ids,
                     index,
@@ -81,14 +82,13 @@ class RequestRunner:
         parts = await asyncio.to_thread(write_prompt, self.template, conversation)
         prepared = await self.encoder.prepare(conversation.images, conversation.image_options)
         known = [image.layout for image in prepared if image.layout is not None]
-        if len(known) == len(
-            prepared
-        ):  # a prompt that is too long is rejected before its images are encoded
+        are_known = len(known) == len(prepared)
+        if are_known:  # a prompt that is too long is rejected before its images are encoded
             prompt = await self._build(parts, known)
             self._check_length(prompt)
         encoded = await self.encoder.encode_prepared(prepared)
         layouts = [image_layout(image) for image in encoded]
-        if len(known) < len(prepared) or not _are_equal(known, layouts):
+        if not are_known or not _are_equal(known, layouts):
             prompt = await self._build(parts, layouts)
             self._check_length(prompt)
         return prompt, tuple(image.rows for image in encoded)
@@ -103,9 +103,9 @@ class RequestRunner:
         return await asyncio.to_thread(self.tokenizer.build, parts, layouts, self.template)
 
     async def _generate_whole(
-        self, conversation: Conversation, config: GenerationConfig, index: int = 0
+        self, prompt: Prompt, config: GenerationConfig, index: int = 0
     ) -> Response:
-        async with aclosing(self.generate(conversation, config, index)) as chunks:
+        async with aclosing(self.generate(prompt, config, index)) as chunks:
             return join_responses([chunk async for chunk in chunks])
 
     async def infer(
@@ -120,7 +120,7 @@ class RequestRunner:
         In a list, the failure of one prompt does not affect the others.
         """
         if not is_batch(prompts):
-            return await self._generate_whole(await _parse(prompts), config)
+            return await self._generate_whole(prompts, config)
         permits = asyncio.Semaphore(_MAX_RUNNING_PROMPTS)
         with progress_bar(
             len(prompts), description="generating", unit="prompt", shown=shows_progress
@@ -129,7 +129,7 @@ class RequestRunner:
             async def run(index: int, prompt: Prompt) -> Response:
                 async with permits:
                     try:
-                        return await self._generate_whole(await _parse(prompt), config, index)
+                        return await self._generate_whole(prompt, config, index)
                     except Exception as error:  # the other prompts are not affected
                         return error_response(error, index)
                     finally:
@@ -137,26 +137,24 @@ class RequestRunner:
 
             return list(await asyncio.gather(*(run(*item) for item in enumerate(prompts))))
 
-    async def stream(
-        self,
-        prompts: Prompt | Sequence[Any],
-        config: GenerationConfig,
+    def stream(
+        self, prompts: Prompt | Sequence[Any], config: GenerationConfig
     ) -> AsyncGenerator[Response]:
         """Generate responses like :meth:`infer`, as a stream."""
-        if not is_batch(prompts):
-            conversation = await _parse(prompts)
-            async with aclosing(self.generate(conversation, config)) as chunks:
-                async for chunk in chunks:
-                    yield chunk
-            return
+        if is_batch(prompts):
+            return self._stream_batch(prompts, config)
+        return self.generate(prompts, config)
+
+    async def _stream_batch(
+        self, prompts: Sequence[Any], config: GenerationConfig
+    ) -> AsyncGenerator[Response]:
         responses: asyncio.Queue[Response | None] = asyncio.Queue()
         permits = asyncio.Semaphore(_MAX_RUNNING_PROMPTS)
 
         async def run(index: int, prompt: Prompt) -> None:
             async with permits:
                 try:
-                    conversation = await _parse(prompt)
-                    async with aclosing(self.generate(conversation, config, index)) as chunks:
+                    async with aclosing(self.generate(prompt, config, index)) as chunks:
                         async for chunk in chunks:
                             responses.put_nowait(chunk)
                 except Exception as error:  # the other prompts are not affected
@@ -218,11 +216,6 @@ class RequestRunner:
                         messages = (*conversation.messages, reply)
                         session.conversation = replace(conversation, messages=messages)
                     yield chunk
-
-    async def close(self) -> None:
-        """Cancel running requests, and free the models."""
-        await self.engine.close()
-        await self.encoder.close()
 
 
 async def _parse(prompt: Any) -> Conversation:

@@ -13,7 +13,7 @@ from typing import Any
 
 from vlcore.inference.pipeline import Pipeline
 from vlcore.inference.response import Response, join_responses
-from vlcore.server.metrics import Metrics
+from vlcore.server.metrics import Metrics, TokenRecorder
 from vlcore.server.request_parsing import ParsedRequest
 
 logger = logging.getLogger(__name__)
@@ -45,8 +45,13 @@ class Completion:
 
     async def create(self) -> dict[str, Any]:
         """Generate the whole completion and return it as JSON."""
-        async with aclosing(self._generate()) as deltas:
-            joined = join_responses([delta async for delta in deltas])
+        deltas = []
+        with TokenRecorder(self.metrics) as recorder:
+            async with aclosing(self._responses()) as responses:
+                async for delta in responses:
+                    recorder.record(delta)
+                    deltas.append(delta)
+        joined = join_responses(deltas)
         choices = []
         for response in joined.choices:
             choice: dict[str, Any] = {
@@ -56,53 +61,37 @@ class Completion:
                 "logprobs": self._logprobs(response),
             }
             choices.append(choice | self._regions(response.text))
-        num_generated = sum(response.generate_token_len for response in joined.choices)
-        return self._body("chat.completion", choices) | {"usage": _usage(joined, num_generated)}
+        usage = _usage(joined, recorder.num_completion_tokens)
+        return self._body("chat.completion", choices) | {"usage": usage}
 
     async def stream(self) -> AsyncGenerator[bytes]:
         """Generate the completion and yield it as server-sent events."""
         texts: dict[int, list[str]] = {}
-        num_generated: dict[int, int] = {}
         delta = None
-        async with aclosing(self._generate()) as deltas:
-            async for delta in deltas:
-                event = b""
-                if delta.choice not in texts:
-                    texts[delta.choice] = []
-                    event = self._chunk(delta.choice, {"role": "assistant", "content": ""})
-                texts[delta.choice].append(delta.text)
-                num_generated[delta.choice] = delta.generate_token_len
-                if delta.text or delta.logprobs:
-                    message = {"content": delta.text}
-                    event += self._chunk(delta.choice, message, logprobs=self._logprobs(delta))
-                if delta.finish_reason is not None:
-                    regions = self._regions("".join(texts[delta.choice]))
-                    event += self._chunk(delta.choice, {}, delta.finish_reason, **regions)
-                if event:
-                    yield event
+        with TokenRecorder(self.metrics) as recorder:
+            async with aclosing(self._responses()) as responses:
+                async for delta in responses:
+                    recorder.record(delta)
+                    event = b""
+                    if delta.choice not in texts:
+                        texts[delta.choice] = []
+                        event = self._chunk(delta.choice, {"role": "assistant", "content": ""})
+                    texts[delta.choice].append(delta.text)
+                    if delta.text or delta.logprobs:
+                        message = {"content": delta.text}
+                        event += self._chunk(delta.choice, message, logprobs=self._logprobs(delta))
+                    if delta.finish_reason is not None:
+                        regions = self._regions("".join(texts[delta.choice]))
+                        event += self._chunk(delta.choice, {}, delta.finish_reason, **regions)
+                    if event:
+                        yield event
         if self.request.include_usage and delta is not None:
-            usage = _usage(delta, sum(num_generated.values()))
+            usage = _usage(delta, recorder.num_completion_tokens)
             yield _event(self._body("chat.completion.chunk", []) | {"usage": usage})
         yield b"data: [DONE]\n\n"
 
-    async def _generate(self) -> AsyncGenerator[Response]:
-        """Yield the pipeline's deltas, and record the metrics."""
-        started = time.perf_counter()
-        generator = self.pipeline.astream_infer(self.request.conversation, self.request.config)
-        num_generated: dict[int, int] = {}
-        delta = None
-        try:
-            async with aclosing(generator) as deltas:
-                async for delta in deltas:
-                    if not num_generated:
-                        self.metrics.time_to_first_token.observe(time.perf_counter() - started)
-                    num_generated[delta.choice] = delta.generate_token_len
-                    yield delta
-        finally:
-            if delta is not None:
-                self.metrics.count_tokens(
-                    delta.input_token_len, delta.image_token_len, sum(num_generated.values())
-                )
+    def _responses(self) -> AsyncGenerator[Response]:
+        return self.pipeline.astream_infer(self.request.conversation, self.request.config)
 
     def _chunk(
         self,

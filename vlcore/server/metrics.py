@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
+from typing import Self
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from vlcore.engines.base import EngineStats
+from vlcore.inference.response import Response
 from vlcore.vision.stats import EncoderStats
 
 _BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -69,6 +72,44 @@ class Metrics:
     def text(self) -> bytes:
         """Return the metrics in Prometheus' text format."""
         return generate_latest(self._registry)
+
+
+class TokenRecorder:
+    """Records the tokens of one request, and the time to the first of its completion.
+
+    The tokens are counted at the end of the context, however the request ends.
+
+    Args:
+        metrics: Where they are counted.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._started = time.perf_counter()
+        self._last: Response | None = None
+        self._num_generated: dict[int, int] = {}
+        """Number of tokens of each choice."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._last is not None:
+            self._metrics.count_tokens(
+                self._last.input_token_len, self._last.image_token_len, self.num_completion_tokens
+            )
+
+    @property
+    def num_completion_tokens(self) -> int:
+        """Number of tokens generated so far, of all choices."""
+        return sum(self._num_generated.values())
+
+    def record(self, delta: Response) -> None:
+        """Record the next delta of the completion."""
+        if self._last is None:
+            self._metrics.time_to_first_token.observe(time.perf_counter() - self._started)
+        self._last = delta
+        self._num_generated[delta.choice] = delta.generate_token_len
 
 
 class _StatsCollector(Collector):
