@@ -20,7 +20,7 @@ from vlcore._utils.progress import progress_bar
 from vlcore.errors import EngineClosedError, ImageLimitError, OptionError, VlcoreError
 from vlcore.media.policy import DEFAULT_LIMITS, TRUSTING, DecodedBudget, ImageAccess, ImageLimits
 from vlcore.media.source import ImageSource
-from vlcore.vision.batch_executor import Outcome, label_error
+from vlcore.vision.batch_executor import label_error
 from vlcore.vision.device_runner import make_device_runner
 from vlcore.vision.embedding_cache import EmbeddingCache
 from vlcore.vision.model import ImageRows, VisionModel
@@ -31,7 +31,7 @@ from vlcore.vision.preprocessing import (
     PreparedImage,
     image_label,
 )
-from vlcore.vision.scheduler import ImageJob, ImageQueue, Scheduler
+from vlcore.vision.scheduler import ImageQueue, Scheduler
 from vlcore.vision.stats import EncoderStats, Meter
 
 _T = TypeVar("_T")
@@ -134,7 +134,7 @@ class ImageEncoder:
             for model in models
         ]
         self._scheduler = Scheduler(
-            runners, self._queue, self._on_outcome, max_tiles=max_batch_tiles, meter=self._meter
+            runners, self._queue, self._cache, max_tiles=max_batch_tiles, meter=self._meter
         )
 
     async def __aenter__(self) -> Self:
@@ -282,14 +282,6 @@ class ImageEncoder:
         if image.file:
             self._cache.link(image.file, image.key)
         return outcome
-
-    def _on_outcome(self, job: ImageJob, outcome: Outcome) -> None:
-        if isinstance(outcome, ImageRows):
-            self._meter.count("num_encoded")
-            self._cache.put(job.image.key, outcome)
-        else:
-            self._meter.count("num_failures")
-        self._queue.complete(job, outcome)
 
 
 def _check_replicas(models: Sequence[VisionModel]) -> None:

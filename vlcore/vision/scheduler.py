@@ -8,13 +8,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 from vlcore._utils.executor import DaemonExecutor
 from vlcore._utils.fair_queue import FairQueue
 from vlcore.vision.batch_executor import BatchExecutor, Outcome
 from vlcore.vision.device_runner import DeviceRunner
+from vlcore.vision.embedding_cache import EmbeddingCache
+from vlcore.vision.model import ImageRows
 from vlcore.vision.preprocessing import PreparedImage
 from vlcore.vision.stats import Meter
 
@@ -151,22 +153,23 @@ class Scheduler:
     Args:
         runners: one for each device.
         queue: the waiting images.
-        on_outcome: called with the outcome of each image.
+        cache: stores the embeddings.
         max_tiles: maximum number of tiles in a batch of more than one image.
-        meter: counts the forward passes.
+        meter: counts the forward passes and their outcomes.
     """
 
     def __init__(
         self,
         runners: Sequence[DeviceRunner],
         queue: ImageQueue,
-        on_outcome: Callable[[ImageJob, Outcome], None],
+        cache: EmbeddingCache,
         *,
         max_tiles: int,
         meter: Meter,
     ) -> None:
         self._queue = queue
-        self._on_outcome = on_outcome
+        self._cache = cache
+        self._meter = meter
         self._devices = [
             _Device(runner, max_tiles, meter, f"vlcore-vision-{number}")
             for number, runner in enumerate(runners)
@@ -233,5 +236,10 @@ class Scheduler:
         finally:
             device.num_running -= 1
         for job, outcome in zip(batch, outcomes, strict=True):
-            self._on_outcome(job, outcome)
+            if isinstance(outcome, ImageRows):
+                self._meter.count("num_encoded")
+                self._cache.put(job.image.key, outcome)
+            else:
+                self._meter.count("num_failures")
+            self._queue.complete(job, outcome)
         self._start_batches()
