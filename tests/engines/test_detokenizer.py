@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -143,6 +144,80 @@ def test_an_unfinished_character_comes_at_the_end(tokenizer: PreTrainedTokenizer
     rest = detokenizer.finish()
     assert rest
     assert set(rest) == {"�"}
+
+
+# -- work per token
+
+
+class CountingTokenizer:
+    """Passes calls on to a tokenizer, and counts the tokens that are decoded."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self.num_decoded = 0
+
+    def decode(self, token_ids: list[int], **options: Any) -> Any:
+        self.num_decoded += len(token_ids)
+        return self._tokenizer.decode(token_ids, **options)
+
+    def convert_ids_to_tokens(self, token_id: int) -> Any:
+        return self._tokenizer.convert_ids_to_tokens(token_id)
+
+
+def unfinished_byte(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the token of the first byte of an emoji."""
+    return next(i for i in ids(tokenizer, "a\U0001f642") if "�" in decode(tokenizer, [i]))
+
+
+NUM_TOKENS = 2000
+MAX_DECODED_PER_TOKEN = 24
+
+
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize("kind", ["special token", "unfinished byte", "outside the vocabulary"])
+def test_the_work_per_token_does_not_grow_with_the_answer(
+    tokenizer: PreTrainedTokenizerBase, kind: str, skip: bool
+) -> None:
+    end = tokenizer.convert_tokens_to_ids("</s>")
+    assert isinstance(end, int)
+    repeated = {
+        "special token": end,
+        "unfinished byte": unfinished_byte(tokenizer),
+        "outside the vocabulary": len(tokenizer) + 7,
+    }[kind]
+    token_ids = [*ids(tokenizer, "hello"), *[repeated] * NUM_TOKENS, *ids(tokenizer, " there")]
+    counting = CountingTokenizer(tokenizer)
+    detokenizer = Detokenizer(cast("Any", counting), skip_special_tokens=skip)
+    text = "".join(stream(detokenizer, token_ids))
+    assert text == tokenizer.decode(token_ids, skip_special_tokens=skip)
+    assert counting.num_decoded < MAX_DECODED_PER_TOKEN * len(token_ids)
+
+
+def test_special_tokens_between_the_bytes_of_a_character_do_not_split_it(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    end = tokenizer.convert_tokens_to_ids("</s>")
+    assert isinstance(end, int)
+    token_ids = ids(tokenizer, "a🙂b")
+    spread = [token_id for pair in zip(token_ids, [end] * 99, strict=False) for token_id in pair]
+    assert "".join(stream(Detokenizer(tokenizer), spread)) == tokenizer.decode(token_ids)
+
+
+@pytest.mark.parametrize("num_tokens", [3, 8, 40])
+def test_tokens_that_all_end_inside_a_character_lose_no_character(num_tokens: int) -> None:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    (piece, _), *_ = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str("猫")
+    first, rest = piece[0], piece[1:]
+    words = [*alphabet, rest, rest + first]
+    backend = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[]))
+    backend.decoder = decoders.ByteLevel()
+    tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast(tokenizer_object=backend)  # type: ignore[no-untyped-call]
+    middle, last = words.index(rest + first), words.index(rest)
+    token_ids = [words.index(first), *[middle] * num_tokens, last]
+    chunks = stream(Detokenizer(tokenizer), token_ids)
+    assert "".join(chunks) == "猫" * (num_tokens + 1)
+    if num_tokens > 8:
+        assert sum(map(bool, chunks)) > 1  # the text does not wait for the end of the answer
 
 
 # -- stop texts
