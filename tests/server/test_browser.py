@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
 from itertools import pairwise
@@ -18,6 +17,7 @@ from browser import ask, chromium, give
 from playwright.sync_api import Browser, Page, expect
 from qwen_checkpoints import write_pointing_qwen
 from server.conftest import DEMO, running
+from waits import TIMEOUT_S, until, wait_for
 
 import vlcore
 from vlcore.errors import EngineClosedError
@@ -31,6 +31,9 @@ COLOUR = "What colour is the circle?"
 _REFUSED = re.compile(r"Failed to load resource: the server responded with a status of 400 ")
 DESCRIBE = "Describe the picture."
 DESCRIPTION = "a large red circle and a small blue square"
+
+
+expect.set_options(timeout=1000 * TIMEOUT_S)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,7 @@ def visiting(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
     """
     with browser.new_context(**options) as context:
         page = context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(1000 * TIMEOUT_S)
         faults: list[str] = []
         page.on("console", lambda message: faults.append(message.text))
         page.on("pageerror", lambda error: faults.append(str(error)))
@@ -68,18 +71,30 @@ def page(browser: Browser, url: str) -> Iterator[Page]:
         yield page
 
 
+class HeldDeltas:
+    """Lets the server send some deltas of each completion, and the next when the test allows it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._allowed = threading.Semaphore(0)
+        astream_infer = vlcore.Pipeline.astream_infer
+
+        async def held(
+            self_: vlcore.Pipeline, *args: Any, **options: Any
+        ) -> AsyncIterator[Response]:
+            async with aclosing(astream_infer(self_, *args, **options)) as deltas:
+                async for delta in deltas:
+                    await until(lambda: self._allowed.acquire(blocking=False))
+                    yield delta
+
+        monkeypatch.setattr(vlcore.Pipeline, "astream_infer", held)
+
+    def allow(self, num_deltas: int) -> None:
+        self._allowed.release(num_deltas)
+
+
 @pytest.fixture
-def slow_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Delay each delta, so that the page shows them one by one."""
-    astream_infer = vlcore.Pipeline.astream_infer
-
-    async def delayed(self: vlcore.Pipeline, *args: Any, **options: Any) -> AsyncIterator[Response]:
-        async with aclosing(astream_infer(self, *args, **options)) as deltas:
-            async for delta in deltas:
-                yield delta
-                await asyncio.sleep(0.25)
-
-    monkeypatch.setattr(vlcore.Pipeline, "astream_infer", delayed)
+def deltas(monkeypatch: pytest.MonkeyPatch) -> HeldDeltas:
+    return HeldDeltas(monkeypatch)
 
 
 def count_active(url: str) -> int:
@@ -113,29 +128,28 @@ def test_two_questions_about_a_dropped_image(page: Page) -> None:
     expect(page.get_by_role("heading", name="Ask about an image")).to_be_visible()
 
 
-def test_a_completion_is_shown_while_it_is_generated(page: Page, slow_engine: None) -> None:
+def test_a_completion_is_shown_while_it_is_generated(page: Page, deltas: HeldDeltas) -> None:
     give(page, "drop", IMAGES / "circle_and_square.png")
-    page.evaluate(
-        """() => {
-          window.seen = [];
-          new MutationObserver(() => {
-            const text = document.querySelector(".completion .text")?.textContent;
-            if (text && text !== window.seen.at(-1)) window.seen.push(text);
-          }).observe(document.body, { subtree: true, childList: true, characterData: true });
-        }"""
-    )
     ask(page, DESCRIBE)
+    text = page.locator(".completion .text")
+    seen = [""]
+    for _ in range(3):
+        deltas.allow(2)
+        expect(text).not_to_have_text(seen[-1])
+        seen.append(text.text_content() or "")
+    deltas.allow(100)
     expect(page.locator(".completion .timing")).to_contain_text("tokens")
-    seen = page.evaluate("window.seen")
-    assert len(seen) > 2
+    seen.append(text.text_content() or "")
     assert all(later.startswith(earlier) for earlier, later in pairwise(seen))
+    assert len(set(seen)) == 5
     assert seen[-1] == DESCRIPTION
 
 
 @pytest.mark.parametrize("way", ["button", "key"])
-def test_stopping_frees_the_request(page: Page, url: str, slow_engine: None, way: str) -> None:
+def test_stopping_frees_the_request(page: Page, url: str, deltas: HeldDeltas, way: str) -> None:
     give(page, "drop", IMAGES / "circle_and_square.png")
     ask(page, DESCRIBE)
+    deltas.allow(3)
     expect(page.locator(".completion .text")).not_to_be_empty()
     assert count_active(url) == 1
     if way == "button":
@@ -148,10 +162,7 @@ def test_stopping_frees_the_request(page: Page, url: str, slow_engine: None, way
     assert text
     assert DESCRIPTION.startswith(text)
     assert text != DESCRIPTION
-    until = time.monotonic() + 5
-    while count_active(url):
-        assert time.monotonic() < until, "the request is still active"
-        time.sleep(0.02)
+    wait_for(lambda: not count_active(url))
 
 
 def test_pasted_images_keep_their_order_and_can_be_removed(page: Page) -> None:
@@ -308,7 +319,7 @@ def test_the_key_is_requested_and_kept_in_the_tab(browser: Browser) -> None:
         host, port = server.address
         with browser.new_context() as context:
             page = context.new_page()
-            page.set_default_timeout(10_000)
+            page.set_default_timeout(1000 * TIMEOUT_S)
             page.goto(f"http://{host}:{port}")
             for key, reason in (("wrong", "an API key is required"), ("open sesame", "is wrong")):
                 expect(page.locator("#key-reason")).to_contain_text(reason)
