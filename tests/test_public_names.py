@@ -36,7 +36,7 @@ PAGES = [
     *sorted((ROOT / "examples").glob("*/README.md")),
 ]
 BLOCKS = [block for block in blocks_of(PAGES) if block.language in ("python", "pyi", "py")]
-NEW_PACKAGE = render(PluginNames.of("vl-plugin-mosaic", "MosaicForConditionalGeneration"))
+NEW_PACKAGE = render(PluginNames.parse("vl-plugin-mosaic", "MosaicForConditionalGeneration"))
 
 
 def relative(path: Path) -> str:
