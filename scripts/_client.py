@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from _good import Good
 from _hostile import Hostile
 
-PATIENCE_S = 60.0
+PATIENCE_S = 300.0
 _WAYS_TO_LEAVE = ("drops", "stalls and drops", "reads nothing")
 _HEADERS = {"content-type": "application/json", "host": "127.0.0.1"}
 

@@ -12,7 +12,7 @@ from documents import ROOT
 @pytest.mark.slow
 def test_a_short_soak_finds_no_fault() -> None:
     command = [sys.executable, str(ROOT / "scripts" / "soak.py")]
-    command += ["--seconds", "3", "--clients", "4"]
+    command += ["--seconds", "3", "--clients", "4", "--time-limit-s", "10"]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert "good: 200" in finished.stdout
