@@ -96,6 +96,12 @@ def test_sampling_is_repeatable_with_a_seed(checkpoint: Path) -> None:
     assert sampled[0] == sampled[1] != sampled[2]
 
 
+def test_temperature_zero_is_greedy(checkpoint: Path) -> None:
+    greedy = chat(checkpoint, "Hello").stdout
+    assert chat(checkpoint, "--temperature", "0", "Hello").stdout == greedy
+    assert chat(checkpoint, "--temperature", "1", "--top-p", "0", "Hello").stdout == greedy
+
+
 def test_an_engine_that_cannot_run_here_is_an_error_and_none_takes_its_place(
     checkpoint: Path,
 ) -> None:

@@ -14,7 +14,7 @@ from vlcore.errors import OptionError
     [
         ("max_new_tokens", 0),
         ("max_new_tokens", -1),
-        ("max_new_tokens", 1.0),
+        ("max_new_tokens", 1.5),
         ("max_new_tokens", "8"),
         ("max_new_tokens", None),
         ("max_new_tokens", True),
@@ -24,17 +24,18 @@ from vlcore.errors import OptionError
         ("do_sample", 1),
         ("do_sample", "yes"),
         ("do_sample", None),
-        ("temperature", 0),
+        ("max_new_tokens", float("inf")),
+        ("max_new_tokens", float("nan")),
         ("temperature", -0.1),
         ("temperature", 101.0),
         ("temperature", float("nan")),
         ("temperature", float("inf")),
         ("temperature", "0.8"),
         ("temperature", True),
-        ("top_k", -1),
+        ("top_k", -2),
         ("top_k", 1.5),
         ("top_k", None),
-        ("top_p", 0.0),
+        ("top_p", -0.1),
         ("top_p", 1.1),
         ("top_p", float("nan")),
         ("top_p", None),
@@ -44,7 +45,7 @@ from vlcore.errors import OptionError
         ("repetition_penalty", 0),
         ("repetition_penalty", 101),
         ("repetition_penalty", None),
-        ("random_seed", 1.0),
+        ("random_seed", 1.5),
         ("random_seed", "1"),
         ("random_seed", True),
         ("random_seed", -1),
@@ -57,8 +58,8 @@ from vlcore.errors import OptionError
         ("stop_token_ids", ["a"]),
         ("stop_token_ids", "a"),
         ("stop_token_ids", [True]),
-        ("stop_token_ids", [1.0]),
-        ("stop_token_ids", 1.0),
+        ("stop_token_ids", [1.5]),
+        ("stop_token_ids", 1.5),
         ("stop_token_ids", [-1]),
         ("bad_words", ""),
         ("bad_words", ["a", ""]),
@@ -66,7 +67,7 @@ from vlcore.errors import OptionError
         ("bad_token_ids", ["a"]),
         ("bad_token_ids", [-1]),
         ("n", 0),
-        ("n", 1.0),
+        ("n", 1.5),
         ("n", None),
         ("n", True),
         ("logprobs", -1),
@@ -89,11 +90,13 @@ def test_an_option_out_of_range_or_of_a_wrong_type_is_named(option: str, value: 
     [
         ("max_new_tokens", 1),
         ("min_new_tokens", 512),
+        ("temperature", 0),
         ("temperature", 100),
         ("temperature", 1),
         ("top_k", 0),
         ("top_p", 1),
         ("top_p", 1e-6),
+        ("top_p", 0),
         ("min_p", 0),
         ("min_p", 1.0),
         ("repetition_penalty", 0.5),
@@ -105,6 +108,51 @@ def test_an_option_out_of_range_or_of_a_wrong_type_is_named(option: str, value: 
 )
 def test_the_ends_of_every_range_are_allowed(option: str, value: Any) -> None:
     assert getattr(GenerationConfig(**{option: value}), option) == value
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["n", "max_new_tokens", "min_new_tokens", "top_k", "random_seed", "logprobs"],
+)
+def test_whole_numbers_may_be_floats(option: str) -> None:
+    options: dict[str, Any] = {option: 8.0}
+    value = getattr(GenerationConfig(**options), option)
+    assert (value, type(value)) == (8, int)
+
+
+@pytest.mark.parametrize("option", ["stop_token_ids", "bad_token_ids"])
+def test_token_ids_may_be_floats(option: str) -> None:
+    options: dict[str, Any] = {option: [8.0]}
+    (value,) = getattr(GenerationConfig(**options), option)
+    assert (value, type(value)) == (8, int)
+
+
+def test_top_k_of_minus_one_is_no_limit() -> None:
+    assert GenerationConfig(top_k=-1) == GenerationConfig(top_k=0)
+    assert GenerationConfig(top_k=-1.0).top_k == 0  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "is_greedy"),
+    [
+        ({}, True),
+        ({"temperature": 0.7}, True),
+        ({"do_sample": True}, False),
+        ({"do_sample": True, "temperature": 0}, True),
+        ({"do_sample": True, "temperature": 0.0, "top_k": 5}, True),
+        ({"do_sample": True, "temperature": 1e-46}, True),
+        ({"do_sample": True, "temperature": 0.01}, False),
+        ({"do_sample": True, "top_p": 0}, True),
+        ({"do_sample": True, "top_p": 0.01}, False),
+        ({"do_sample": True, "top_k": 1}, True),
+        ({"do_sample": True, "top_k": -1}, False),
+        ({"do_sample": True, "min_p": 1}, False),
+    ],
+)
+def test_greedy_options_generate_one_answer(options: dict[str, Any], is_greedy: bool) -> None:
+    config = GenerationConfig(n=3, **options)
+    assert config.is_greedy is is_greedy
+    assert config.num_distinct_answers == (1 if is_greedy else 3)
 
 
 def test_unknown_options_are_refused_with_the_known_ones() -> None:
@@ -138,7 +186,6 @@ def test_a_copy_is_checked_too() -> None:
             {"min_new_tokens": 9, "max_new_tokens": 8},
             "min_new_tokens .* at most .*=8; it is 9",
         ),
-        ({"n": 2}, "n must be 1 without do_sample=True: .* the same; it is 2"),
         ({"stop_token_ids": [3, 4], "bad_token_ids": [4]}, r"stop_token_ids .*: \[4\] are also in"),
         (
             {"stop_words": ["Stop"], "bad_words": ["top"]},

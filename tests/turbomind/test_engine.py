@@ -265,6 +265,17 @@ def test_each_of_n_answers_is_a_request_with_a_seed_of_its_own(
     assert token_ids(second) == token_ids(alone)
 
 
+def test_greedy_answers_are_generated_once_and_repeated(
+    engine: TurbomindEngine, communicator: Communicator
+) -> None:
+    alone = ask(engine, request(5, max_new_tokens=4))
+    num_before = len(communicator.asked)
+    outputs = ask(engine, request(5, n=3, do_sample=True, temperature=0, max_new_tokens=4))
+    assert len(communicator.asked) == num_before + 1
+    for choice in range(3):
+        assert token_ids([o for o in outputs if o.choice == choice]) == token_ids(alone)
+
+
 def test_unseeded_answers_are_drawn_with_different_seeds(
     engine: TurbomindEngine, communicator: Communicator
 ) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from vlcore.engines.generation import GenerationConfig
@@ -57,6 +57,12 @@ class EngineOutput:
     logits: Tensor | None = field(default=None, compare=False, repr=False)
     prompt_logits: Tensor | None = field(default=None, compare=False, repr=False)
     """On the first chunk of an answer, if requested."""
+
+    def for_each_answer(self, config: GenerationConfig) -> Iterable[EngineOutput]:
+        """Repeat a chunk for each of the answers that are the same as the generated one."""
+        if config.num_distinct_answers == config.n:
+            return (self,)
+        return (replace(self, choice=choice) for choice in range(config.n))
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,29 @@ from typing import Any, Literal, Self
 
 from vlcore.errors import OptionError
 
+MIN_TEMPERATURE = 1e-5
+"""Below this temperature decoding is greedy: the most likely token is practically certain, and the
+logits would overflow."""
+
+_INTEGERS = ("n", "max_new_tokens", "min_new_tokens", "top_k", "random_seed", "logprobs")
+_TOKEN_IDS = ("stop_token_ids", "bad_token_ids")
+_SEQUENCES = ("stop_words", "bad_words", *_TOKEN_IDS)
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """The options of text generation. By default, decoding is greedy.
+    """The options of text generation.
+
+    By default, decoding is greedy, whatever ``generation_config.json`` of the checkpoint states.
+    Whole numbers may be given as floats, such as 8.0.
 
     Raises:
         OptionError: an option is unknown, of the wrong type, out of range or contradicts another.
     """
 
     n: int = 1
-    """Number of answers for the prompt; more than one needs ``do_sample``. The answer with index i
-    is the same as the single answer for ``random_seed + i``."""
+    """Number of answers for the prompt. The sampled answer with index i is the same as the single
+    answer for ``random_seed + i``. Greedy answers are all the same."""
     max_new_tokens: int = 512
     """Maximum length of the answer, in tokens; the end of the context limits it too."""
     min_new_tokens: int = 0
@@ -28,11 +39,13 @@ class GenerationConfig:
     """Sample the tokens. ``False`` chooses the most likely token (greedy decoding) and ignores
     ``temperature``, ``top_k``, ``top_p`` and ``min_p``."""
     temperature: float = 0.8
-    """Divides the logits before sampling; lower values make the answers less random."""
+    """Divides the logits before sampling; lower values make the answers less random. 0 chooses the
+    most likely token."""
     top_k: int = 50
-    """Sample from this many most likely tokens; 0 for all tokens."""
+    """Sample from this many most likely tokens; 0 and -1 for all tokens."""
     top_p: float = 1.0
-    """Sample from the most likely tokens whose probabilities add up to this value."""
+    """Sample from the most likely tokens whose probabilities add up to this value; 0 chooses the
+    most likely token."""
     min_p: float = 0.0
     """Sample from tokens with at least this probability relative to the most likely token."""
     repetition_penalty: float = 1.0
@@ -74,13 +87,33 @@ class GenerationConfig:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        for name in ("stop_words", "stop_token_ids", "bad_words", "bad_token_ids"):
+        for name in _SEQUENCES:
             value = getattr(self, name)
             is_iterable = isinstance(value, Iterable) and not isinstance(value, str)
             value = () if value is None else value if is_iterable else (value,)
-            object.__setattr__(self, name, tuple(value))
+            values = map(_without_fraction, value) if name in _TOKEN_IDS else value
+            object.__setattr__(self, name, tuple(values))
+        for name in _INTEGERS:
+            object.__setattr__(self, name, _without_fraction(getattr(self, name)))
+        if _is_int(self.top_k) and self.top_k == -1:
+            object.__setattr__(self, "top_k", 0)
         self._check_ranges()
         self._check_combinations()
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether every token is the most likely one that the options allow."""
+        return (
+            not self.do_sample
+            or self.temperature < MIN_TEMPERATURE
+            or self.top_p == 0
+            or self.top_k == 1
+        )
+
+    @property
+    def num_distinct_answers(self) -> int:
+        """Number of answers that must be generated; greedy answers are generated once."""
+        return 1 if self.is_greedy else self.n
 
     def _check_ranges(self) -> None:
         minima = {"n": 1, "max_new_tokens": 1, "min_new_tokens": 0, "top_k": 0}
@@ -88,21 +121,16 @@ class GenerationConfig:
             value = getattr(self, name)
             is_valid = _is_int(value) and value >= minimum
             self._check(name, is_valid, f"an integer of at least {minimum}")
-        ranges = {
-            "temperature": (0.0, 100.0),
-            "top_p": (0.0, 1.0),
-            "min_p": (0.0, 1.0),
-            "repetition_penalty": (0.0, 100.0),
-        }
-        for name, (low, high) in ranges.items():
+        maxima = {"temperature": 100.0, "top_p": 1.0, "min_p": 1.0, "repetition_penalty": 100.0}
+        for name, maximum in maxima.items():
             value = getattr(self, name)
+            includes_zero = name != "repetition_penalty"
             is_number = isinstance(value, float) or _is_int(value)
-            includes_low = name == "min_p"
-            is_valid = (
-                is_number and (low <= value if includes_low else low < value) and value <= high
+            is_valid = is_number and (value >= 0 if includes_zero else value > 0)
+            bracket = "[" if includes_zero else "("
+            self._check(
+                name, is_valid and value <= maximum, f"a number in {bracket}0, {maximum:g}]"
             )
-            bracket = "[" if includes_low else "("
-            self._check(name, is_valid, f"a number in {bracket}{low:g}, {high:g}]")
         for name in ("do_sample", "ignore_eos", "skip_special_tokens"):
             self._check(name, isinstance(getattr(self, name), bool), "True or False")
         seed, logprobs = self.random_seed, self.logprobs
@@ -122,8 +150,6 @@ class GenerationConfig:
     def _check_combinations(self) -> None:
         self._check("min_new_tokens", self.min_new_tokens <= self.max_new_tokens,
                     f"at most max_new_tokens={self.max_new_tokens}")  # fmt: skip
-        self._check("n", self.n == 1 or self.do_sample,
-                    "1 without do_sample=True: greedy answers are all the same")  # fmt: skip
         banned = sorted(set(self.stop_token_ids) & set(self.bad_token_ids))
         self._check("stop_token_ids", not banned,
                     f"tokens that are not banned: {banned} are also in bad_token_ids")  # fmt: skip
@@ -157,6 +183,11 @@ def as_generation_config(
         "gen_config must be a GenerationConfig or a mapping of its options, "
         f"not {type(config).__name__}"
     )
+
+
+def _without_fraction(value: Any) -> Any:
+    """Convert a whole number that is a float to an integer; other values are returned as is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _is_int(value: object) -> bool:

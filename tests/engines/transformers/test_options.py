@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -76,6 +77,23 @@ def test_n_answers_share_a_prompt_and_differ(engine: TransformersEngine) -> None
         assert await answer(engine, request(9, image_rows=3, **SAMPLED)) == answers[0]
         third = {**SAMPLED, "random_seed": SAMPLED["random_seed"] + 2}
         assert await answer(engine, request(9, image_rows=3, **third)) == answers[2]
+
+    run(body)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"do_sample": True, "temperature": 0}, {"do_sample": True, "top_p": 0}]
+)
+def test_greedy_answers_are_generated_once_and_repeated(
+    engine: TransformersEngine, options: dict[str, Any]
+) -> None:
+    async def body() -> None:
+        alone = await pieces(engine, request(9, image_rows=3, logprobs=2))
+        sizes = watch_batches(engine)
+        outputs = await pieces(engine, request(9, image_rows=3, n=3, logprobs=2, **options))
+        assert set(sizes) == {1}
+        for choice in range(3):
+            assert [replace(o, choice=0) for o in of_choice(outputs, choice)] == alone
 
     run(body)
 

@@ -125,13 +125,24 @@ def test_no_end_comes_before_the_least_number_of_tokens() -> None:
     assert drawn(end=(0, 1), min_new_tokens=1) == {2, 3, 4}
 
 
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"top_p": 0}, {"top_k": 1}])
+def test_sampling_options_can_select_the_most_likely_token(options: dict[str, Any]) -> None:
+    assert sampler(do_sample=True, **options).is_greedy()
+    assert drawn(**options) == {0}
+    assert drawn(bad_token_ids=[0], **options) == {1}
+
+
+def test_top_k_of_minus_one_draws_from_all_tokens() -> None:
+    assert drawn(top_k=-1) == drawn(top_k=0) == {0, 1, 2, 3, 4}
+
+
 def test_bad_tokens_never_come() -> None:
     assert draw(sampler(bad_token_ids=[0, 1]), LOGITS) == 2
     assert drawn(bad_token_ids=[0, 4]) == {1, 2, 3}
     assert drawn(bad_token_ids=[0], end=(1,), min_new_tokens=1) == {2, 3, 4}
 
 
-@pytest.mark.parametrize("temperature", [1e-30, 1e-6, 100.0])
+@pytest.mark.parametrize("temperature", [0, 1e-46, 1e-30, 1e-6, 1e-4, 100.0])
 def test_no_temperature_overflows(temperature: float) -> None:
     expected = {0} if temperature < 1 else {0, 1, 2, 3, 4}
     options: dict[str, Any] = {"do_sample": True, "random_seed": 0, "top_k": 0}
@@ -141,9 +152,8 @@ def test_no_temperature_overflows(temperature: float) -> None:
     } == expected
 
 
-@pytest.mark.parametrize("options", [{"temperature": 1e-46}, {"repetition_penalty": 1e-40}])
-def test_options_that_make_nan_damage_their_own_row_only(options: dict[str, Any]) -> None:
-    extreme = sampler((0, 1, 2, 3, 4), do_sample=True, random_seed=0, **options)
+def test_options_that_make_nan_damage_their_own_row_only() -> None:
+    extreme = sampler((0, 1, 2, 3, 4), do_sample=True, random_seed=0, repetition_penalty=1e-40)
     rows = torch.stack([LOGITS + 4] * 3)
     chosen = choose_tokens(rows, [sampler(), extreme, sampler()])
     assert chosen.tolist() == [0, INVALID_TOKEN_ID, 0]

@@ -18,14 +18,27 @@ def options(config: GenerationConfig | None = None, **facts: Any) -> dict[str, A
     return to_turbomind(config or GenerationConfig(), **stated)
 
 
-def test_greedy_is_a_draw_among_one() -> None:
-    made = options(GenerationConfig(temperature=0.3, top_k=9, top_p=0.5, min_p=0.5))
+@pytest.mark.parametrize(
+    "greedy",
+    [
+        {"temperature": 0.3, "top_k": 9},
+        {"do_sample": True, "temperature": 0, "top_k": 9},
+        {"do_sample": True, "top_p": 0, "top_k": 5000},
+        {"do_sample": True, "top_k": 1},
+    ],
+)
+def test_greedy_decoding_samples_from_one_token(greedy: dict[str, Any]) -> None:
+    config = GenerationConfig(**{"top_p": 0.5, "min_p": 0.5} | greedy)
+    made = options(config)
+    check_options(config, [])
+    assert made["do_sample"] is False
     assert (made["top_k"], made["temperature"], made["top_p"], made["min_p"]) == (1, 1, 1, 0)
 
 
-def test_sampling_keeps_its_options() -> None:
+@pytest.mark.parametrize("top_k", [0, -1])
+def test_sampling_keeps_its_options(top_k: int) -> None:
     made = options(
-        GenerationConfig(do_sample=True, temperature=0.3, top_k=0, top_p=0.5, min_p=0.25)
+        GenerationConfig(do_sample=True, temperature=0.3, top_k=top_k, top_p=0.5, min_p=0.25)
     )
     assert (made["top_k"], made["temperature"], made["top_p"], made["min_p"]) == (0, 0.3, 0.5, 0.25)
 

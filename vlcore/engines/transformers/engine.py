@@ -153,7 +153,8 @@ class TransformersEngine(Engine):
                 if isinstance(chunk, EngineError):
                     raise chunk
                 num_running -= chunk.finish_reason is not None
-                yield chunk
+                for copy in chunk.for_each_answer(request.config):
+                    yield copy
         finally:
             for sequence in group:
                 sequence.is_finished = True
@@ -207,7 +208,7 @@ class TransformersEngine(Engine):
             OptionError: the sequences could never run together, or the options allow no token as
                 the first one.
         """
-        num_answers, num_cached = request.config.n, self._max_cached_tokens
+        num_answers, num_cached = request.config.num_distinct_answers, self._max_cached_tokens
         longest = min(
             len(request.prompt.token_ids) + request.config.max_new_tokens, self.context_length
         )

@@ -73,7 +73,7 @@ class Sampler:
             self._penalty = RepetitionPenaltyLogitsProcessor(float(config.repetition_penalty))
         self._generator: torch.Generator | None = None
         self._warpers = LogitsProcessorList()
-        if config.do_sample:
+        if not config.is_greedy:
             self._generator = torch.Generator(device)
             if config.random_seed is None:
                 self._generator.seed()

@@ -126,7 +126,7 @@ class TurbomindEngine(Engine):
                 self._instances,
                 self._make_options,
             )
-            for choice in range(request.config.n)
+            for choice in range(request.config.num_distinct_answers)
         ]
         try:
             for running_request in running:
@@ -137,7 +137,8 @@ class TurbomindEngine(Engine):
                 if isinstance(chunk, EngineError):
                     raise chunk
                 num_running -= chunk.finish_reason is not None
-                yield chunk
+                for copy in chunk.for_each_answer(request.config):
+                    yield copy
         finally:
             for running_request in running:
                 self._loop.call_soon(running_request.cancel)

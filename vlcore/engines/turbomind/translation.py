@@ -36,12 +36,12 @@ def check_options(config: GenerationConfig, end_token_ids: Collection[int]) -> N
     Raises:
         OptionError: an option is out of TurboMind's range.
     """
-    if config.do_sample and config.temperature > _MAX_TEMPERATURE:
+    if not config.is_greedy and config.temperature > _MAX_TEMPERATURE:
         raise OptionError(
             f"temperature must be at most {_MAX_TEMPERATURE:g} with TurboMind; it is "
             f"{config.temperature}: lower it, {_HINT}"
         )
-    if config.do_sample and config.top_k > _MAX_TOP_K:
+    if not config.is_greedy and config.top_k > _MAX_TOP_K:
         raise OptionError(
             f"top_k must be at most {_MAX_TOP_K} with TurboMind, or 0 for all tokens; it is "
             f"{config.top_k}: lower it, {_HINT}"
@@ -86,7 +86,7 @@ def to_turbomind(
     """
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
-        "do_sample": config.do_sample,
+        "do_sample": not config.is_greedy,
         # lmdeploy's sampler always samples; with top_k=1 that is greedy.
         "top_k": 1,
         "top_p": 1.0,
@@ -102,7 +102,7 @@ def to_turbomind(
         "output_logits": _output_logits(config, num_generated),
         "random_seed": 0,
     }
-    if config.do_sample:
+    if not config.is_greedy:
         seed = config.random_seed
         options |= {
             "top_k": config.top_k,
