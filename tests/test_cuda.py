@@ -24,16 +24,28 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("name", ["llava15", "llava16_anyres", "yi_vl"])
-def test_features_are_those_of_the_release(name: str) -> None:
+@pytest.fixture(autouse=True)
+def _full_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let convolutions in float32 compute in float32: by default, torch may take TF32."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.mark.parametrize("name", ["llava15", "llava16_anyres", "qwen_vl_vision", "yi_vl"])
+def test_features_are_those_of_the_cpu(name: str) -> None:
+    """On the CPU they are compared with the reference, where Pillow is the one it resized with."""
     case = load_case(name)
-    model = vlcore.load_vision_model(case.directory, "cuda", torch.float32)
-    encoded = model.forward([model.preprocess(image) for image in case.images()])
-    for index, image in enumerate(encoded):
-        rows = image.rows if isinstance(image, vlcore.ImageRows) else image
-        assert rows.device.type == "cuda"
-        expected = torch.from_numpy(case.expected[f"features_{index}"])
-        torch.testing.assert_close(rows.cpu(), expected, **case.facts["loose_tol"])
+    features = {}
+    for device in ("cpu", "cuda"):
+        model = vlcore.load_vision_model(case.directory, device, torch.float32)
+        encoded = model.forward([model.preprocess(image) for image in case.images()])
+        assert all(rows.device.type == device for rows in map(_rows_of, encoded))
+        features[device] = [_rows_of(image).cpu() for image in encoded]
+    for ours, expected in zip(features["cuda"], features["cpu"], strict=True):
+        torch.testing.assert_close(ours, expected, **case.facts["loose_tol"])
+
+
+def _rows_of(image: Tensor | vlcore.ImageRows) -> Tensor:
+    return image.rows if isinstance(image, vlcore.ImageRows) else image
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -109,6 +121,14 @@ class Wide(VisionModel):
         return features.flatten(0, 1)
 
 
+class Waiting(Wide):
+    """A tower that waits for the device, so that it cannot be recorded."""
+
+    def tower(self, pixels: Tensor) -> Tensor:
+        features = super().tower(pixels)
+        return features * float(features.abs().max() >= 0)
+
+
 def pictures(num: int) -> list[Image.Image]:
     return [Image.new("L", (number + 1, 1)) for number in range(num)]
 
@@ -154,16 +174,25 @@ def test_a_batch_size_is_recorded_once() -> None:
 def test_a_tower_that_waits_for_the_device_runs_without_graphs(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    class Waiting(Wide):
-        def tower(self, pixels: Tensor) -> Tensor:
-            features = super().tower(pixels)
-            return features * float(features.abs().max() >= 0)
-
     images = pictures(5)
     encoded = encode(Waiting(), images)
     assert "runs without CUDA graphs" in caplog.text
     for ours, theirs in zip(encoded, encode(Wide(), images, cuda_graphs=False), strict=True):
         torch.testing.assert_close(ours.rows, theirs.rows, rtol=1e-4, atol=1e-4)
+
+
+def test_a_refused_recording_leaves_the_device_usable() -> None:
+    encode(Waiting(), pictures(5))
+    assert bool(torch.rand(8, device="cuda").isfinite().all())
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_reserved()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    for _ in range(8):  # memory that two streams used is free again once both are done
+        block = torch.empty(256 * 1024**2, dtype=torch.uint8, device="cuda")
+        block.record_stream(side)
+        del block
+        torch.cuda.synchronize()
+    assert torch.cuda.memory_reserved() - before <= 512 * 1024**2
 
 
 @pytest.mark.parametrize("rows_device", ["cpu", "cuda", None])
@@ -210,7 +239,8 @@ def test_nan_on_the_device_fails_its_image_alone() -> None:
 def test_out_of_memory_on_the_device_halves_the_batch() -> None:
     class Greedy(Wide):
         def tower(self, pixels: Tensor) -> Tensor:
-            torch.empty(len(pixels) * torch.cuda.mem_get_info()[1] // 6, device="cuda")
+            share = torch.cuda.mem_get_info()[1] // 6
+            torch.empty(len(pixels) * share, dtype=torch.uint8, device="cuda")
             return super().tower(pixels)
 
     images = pictures(8)

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from vlcore._utils.device import as_dtype, choose_dtype, has_native_bfloat16
-from vlcore.errors import OptionError
+from vlcore._utils.device import as_device, as_dtype, choose_dtype, has_native_bfloat16
+from vlcore.errors import EngineUnavailableError, OptionError
 
 
 @pytest.mark.parametrize(
@@ -122,3 +122,12 @@ def test_torch_and_linux_agree_on_this_machine(monkeypatch: pytest.MonkeyPatch) 
     told_by_torch = has_native_bfloat16()
     monkeypatch.delattr(torch.cpu, "get_capabilities")
     assert has_native_bfloat16() is told_by_torch
+
+
+def test_a_cuda_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert as_device("cuda:1") == torch.device("cuda", 1)
+    assert as_device("cuda") == torch.device("cuda")
+    with pytest.raises(EngineUnavailableError, match=r"cuda:2.*sees 2 CUDA device"):
+        as_device("cuda:2")

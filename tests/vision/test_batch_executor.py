@@ -172,6 +172,7 @@ def test_every_forward_is_counted() -> None:
         (RuntimeError("CUDA error: out of memory"), True),
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9"), True),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), True),
         (RuntimeError("shapes cannot be multiplied"), False),
         (ValueError("out of memory"), False),
     ],

@@ -115,3 +115,13 @@ def test_a_model_without_a_tower_is_not_compiled(torch_compile: Any) -> None:
 def test_a_model_on_the_cpu_has_one_batch_at_a_time() -> None:
     replica = make_device_runner(Tiled(), rows_device=None, torch_compile=False, cuda_graphs=True)
     assert (type(replica), replica.num_concurrent_batches) == (DeviceRunner, 1)
+
+
+def test_embeddings_for_cuda_go_to_the_current_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The threads of a runner may have another current device than the caller."""
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 1)
+    for given, expected in (("cuda", "cuda:1"), ("cuda:0", "cuda:0"), ("cpu", "cpu")):
+        runner = make_device_runner(
+            Tiled(), rows_device=torch.device(given), torch_compile=False, cuda_graphs=True
+        )
+        assert runner._rows_device == torch.device(expected)

@@ -37,7 +37,8 @@ def as_device(device: torch.device | str) -> torch.device:
 
     Raises:
         OptionError: ``device`` is neither a CPU nor a CUDA device.
-        EngineUnavailableError: ``device`` is a CUDA device, and CUDA is not available.
+        EngineUnavailableError: ``device`` is a CUDA device, and CUDA is not available or has fewer
+            devices.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -53,6 +54,12 @@ def as_device(device: torch.device | str) -> torch.device:
         raise EngineUnavailableError(
             f"device {str(device)!r} was requested and torch {torch.__version__} sees no CUDA "
             "device: use device='cpu', or install a CUDA build of torch"
+        )
+    num_devices = torch.cuda.device_count() if resolved.type == "cuda" else 0
+    if resolved.type == "cuda" and (resolved.index or 0) >= num_devices:
+        raise EngineUnavailableError(
+            f"device {str(device)!r} was requested and torch sees {num_devices} CUDA device(s), "
+            f"cuda:0 to cuda:{num_devices - 1}"
         )
     return resolved
 

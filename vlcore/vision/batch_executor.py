@@ -18,7 +18,12 @@ from vlcore.vision.model import ImageInputs, ImageRows, VisionModel
 from vlcore.vision.stats import Meter
 
 _SUCCESSES_BEFORE_GROWTH = 64
-_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "alloc_failed",  # cuBLAS and cuDNN, which allocate memory of their own
+)
 
 Outcome = ImageRows | Exception
 """An image's embeddings, or the error of an image that could not be encoded."""

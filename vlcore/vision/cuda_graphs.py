@@ -36,17 +36,38 @@ class CudaRecorder:
     def __call__(self, work: Callable[[], None]) -> Callable[[], object]:
         """Capture what ``work`` launches on the current stream."""
         self._pool = self._pool or torch.cuda.graph_pool_handle()
-        stream = torch.cuda.current_stream()
         for _ in range(2):  # libraries choose their kernels and workspaces in the first calls
             work()
-        stream.synchronize()
+        torch.cuda.current_stream().synchronize()
+        try:
+            return self._capture(work, self._pool).replay
+        except Exception:
+            self._clean_up()
+            raise
+
+    def _capture(self, work: Callable[[], object], pool: Any = None) -> torch.cuda.CUDAGraph:
+        stream = torch.cuda.current_stream()
         graph = torch.cuda.CUDAGraph()
         # thread_local, because other threads use the device at the same time.
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
-        ):
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             work()
-        return graph.replay
+        return graph
+
+    def _clean_up(self) -> None:
+        """Undo what torch leaves behind, for the whole process, where a capture is invalidated.
+
+        ``capture_end`` raises before it informs the allocator and the random number generator that
+        the capture is over (seen in torch 2.11). Without this, memory that two streams used is
+        never freed again, and ``torch.rand`` on the device raises an error.
+        """
+        device = torch.cuda.current_device()
+        try:
+            torch._C._cuda_endAllocateToPool(device, self._pool)
+        except RuntimeError:  # the capture did end
+            return
+        torch._C._cuda_releasePool(device, self._pool)
+        # The next capture that succeeds resets the generator.
+        self._capture(torch.zeros((), device="cuda").zero_)
 
 
 class CudaGraphs:
@@ -109,7 +130,7 @@ class CudaGraphs:
                 "(%s: %s)",
                 size,
                 type(error).__name__,
-                error,
+                str(error).partition("\n")[0],  # the other lines of CUDA's errors are advice
             )
         return not self._is_disabled
 

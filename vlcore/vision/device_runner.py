@@ -179,11 +179,16 @@ class CudaDeviceRunner(DeviceRunner):
         )
 
     def _move_rows(self, image: CheckedResult) -> CheckedResult:
-        if isinstance(image, ImageRows) and image.rows.is_cuda:
-            # The reader uses the default stream, and may release the tensor before it has run.
-            image.rows.record_stream(torch.cuda.default_stream(image.rows.device))
-        with torch.cuda.stream(self._output_stream):
+        if not isinstance(image, ImageRows) or not image.rows.is_cuda:
             return super()._move_rows(image)
+        # The reader uses the default stream, and may release the tensor before it has run.
+        image.rows.record_stream(torch.cuda.default_stream(image.rows.device))
+        with torch.cuda.stream(self._output_stream):
+            moved = super()._move_rows(image)
+        if self._rows_device is not None and self._rows_device != image.rows.device:
+            # A copy to another GPU may still be running, and its source is released on return.
+            self._output_stream.synchronize()
+        return moved
 
 
 def make_device_runner(
@@ -194,6 +199,10 @@ def make_device_runner(
     cuda_graphs: bool,
 ) -> DeviceRunner:
     """Create the runner for a model's device."""
+    if rows_device is not None and rows_device.type == "cuda":
+        # "cuda" means the current device, which differs in the threads of a runner.
+        index = torch.cuda.current_device() if rows_device.index is None else rows_device.index
+        rows_device = torch.device("cuda", index)
     if model.device.type != "cuda":
         return DeviceRunner(model, rows_device=rows_device, torch_compile=torch_compile)
     return CudaDeviceRunner(
