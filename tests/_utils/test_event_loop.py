@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
+from typing import Any
 
 import pytest
 from waits import TIMEOUT_S
 
-from vlcore._utils.event_loop import LoopThread
+from vlcore._utils.event_loop import LoopMailboxes, LoopThread
 from vlcore.errors import EngineClosedError
 
 
@@ -308,3 +310,55 @@ def test_what_is_submitted_runs_while_nobody_waits() -> None:
     with pytest.raises(EngineClosedError):
         loop.submit(coroutine)
     loop.call_soon(lambda: 1 / 0)  # never called
+
+
+def test_a_mailbox_wakes_its_loop_once_for_all_that_arrives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def body() -> tuple[list[int], int]:
+        loop = asyncio.get_running_loop()
+        wakes: list[object] = []
+        call_soon = loop.call_soon_threadsafe
+
+        def count(callback: Callable[..., object], *arguments: Any) -> asyncio.Handle:
+            wakes.append(callback)
+            return call_soon(callback, *arguments)
+
+        monkeypatch.setattr(loop, "call_soon_threadsafe", count)
+        arrived: list[int] = []
+        mailboxes = LoopMailboxes()
+        first, second = mailboxes.sender(arrived.append), mailboxes.sender(arrived.append)
+
+        def send() -> None:  # while the loop waits for this thread to end
+            for number in range(100):
+                (first, second)[number % 2](number)
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        thread.join()
+        await asyncio.sleep(0)
+        first(100)
+        await asyncio.sleep(0)
+        return arrived, len(wakes)
+
+    arrived, num_wakes = asyncio.run(body())
+    assert arrived == list(range(101))
+    assert num_wakes == 2
+
+
+def test_a_mailbox_of_a_closed_loop_refuses() -> None:
+    async def body() -> Callable[[int], None]:
+        send = LoopMailboxes().sender(print)
+        send(1)
+        return send
+
+    loop = asyncio.new_event_loop()
+    send = loop.run_until_complete(body())
+    loop.close()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="closed"):
+            send(2)
+    del loop
+    gc.collect()
+    with pytest.raises(RuntimeError, match="gone"):
+        send(3)

@@ -1,13 +1,16 @@
-"""``LoopThread``: an event loop in a background thread."""
+"""``LoopThread``: an event loop in a background thread; ``LoopMailboxes``: items for other loops."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from functools import partial
 from types import AsyncGeneratorType
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary, ref
 
 from vlcore.errors import EngineClosedError
 
@@ -154,6 +157,53 @@ class LoopThread:
                 task.cancel()
             await asyncio.gather(*others, return_exceptions=True)
         await self._loop.shutdown_asyncgens()
+
+
+class LoopMailboxes:
+    """Delivers items from other threads to the event loops of their receivers.
+
+    A loop is woken once for all items that arrive before it runs. With one ``call_soon_threadsafe``
+    per item, an engine that generates tokens for many requests would spend much time on wake-ups.
+    """
+
+    def __init__(self) -> None:
+        self._of_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, _Mailbox] = WeakKeyDictionary()
+
+    def sender(self, take: Callable[[_T], object]) -> Callable[[_T], None]:
+        """Return a thread-safe function that calls ``take`` on the running loop, in order.
+
+        The function raises RuntimeError if the loop was closed.
+        """
+        loop = asyncio.get_running_loop()
+        mailbox = self._of_loop.setdefault(loop, _Mailbox(loop))
+
+        def send(item: _T) -> None:
+            mailbox.put(partial(take, item))
+
+        return send
+
+
+class _Mailbox:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = ref(loop)  # weak, as the loop is the key of this mailbox
+        self._calls: deque[Callable[[], object]] = deque()
+        self._is_due = False
+
+    def put(self, call: Callable[[], object]) -> None:
+        loop = self._loop()
+        if loop is None:
+            raise RuntimeError("the event loop is gone")
+        # Before the flag is looked at: a delivery clears the flag before it looks at the calls.
+        self._calls.append(call)
+        if self._is_due and not loop.is_closed():
+            return
+        self._is_due = True
+        loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        self._is_due = False
+        for _ in range(len(self._calls)):
+            self._calls.popleft()()
 
 
 async def _next(generator: AsyncGenerator[_T]) -> _T:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from vlcore._utils.device import free_bytes
+from vlcore._utils.event_loop import LoopMailboxes
 from vlcore.engines.base import Engine, EngineOutput, EngineRequest, EngineStats
 from vlcore.engines.sequence import Emit
 from vlcore.engines.stop_conditions import StopConditions
@@ -132,18 +133,15 @@ class TransformersEngine(Engine):
             self.context_limit_reason = language_model.context_limit_reason
         self._stop_conditions = StopConditions.from_model(language_model, tokenizer)
         self._waiting = WaitingQueue()
+        self._mailboxes = LoopMailboxes()
         self._thread = threading.Thread(target=self._run, name="vlcore-engine", daemon=True)
         self._thread.start()
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput]:
         """Continue a prompt, chunk by chunk. Closing the iterator cancels the request."""
         self.check(request)
-        loop = asyncio.get_running_loop()
         chunks: asyncio.Queue[EngineOutput | EngineError] = asyncio.Queue()
-
-        def emit(chunk: EngineOutput | EngineError) -> None:
-            loop.call_soon_threadsafe(chunks.put_nowait, chunk)
-
+        emit = self._mailboxes.sender(chunks.put_nowait)
         group = self._make_group(request, emit)
         self._waiting.add(group)
         try:

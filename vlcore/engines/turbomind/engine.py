@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sys
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vlcore._utils.event_loop import LoopThread
+from vlcore._utils.event_loop import LoopMailboxes, LoopThread
 from vlcore.engines.base import Engine, EngineOutput, EngineRequest, EngineStats
 from vlcore.engines.stop_conditions import StopConditions
 from vlcore.engines.turbomind.requests import InstancePool, RunningRequest, TurbomindSequence
@@ -87,6 +86,7 @@ class TurbomindEngine(Engine):
         self._requests: set[RunningRequest] = set()
         self._is_closed = False
         self._loop = LoopThread("vlcore-turbomind")
+        self._mailboxes = LoopMailboxes()
         if self_test:
             embedding = embedding_name(language_model.view_config["architectures"][0])
             try:
@@ -106,12 +106,8 @@ class TurbomindEngine(Engine):
         max_new_tokens = min(
             request.config.max_new_tokens, self.context_length - len(prompt.token_ids)
         )
-        loop = asyncio.get_running_loop()
         chunks: asyncio.Queue[EngineOutput | EngineError] = asyncio.Queue()
-
-        def emit(chunk: EngineOutput | EngineError) -> None:
-            loop.call_soon_threadsafe(chunks.put_nowait, chunk)
-
+        emit = self._mailboxes.sender(chunks.put_nowait)
         running = [
             RunningRequest(
                 TurbomindSequence(
@@ -233,7 +229,8 @@ def _import_lmdeploy() -> Any:
     Raises:
         EngineUnavailableError: lmdeploy or its extension module cannot be imported.
     """
-    is_first = "lmdeploy" not in sys.modules
+    # lmdeploy's own pipeline sets the same level, because it would log every request.
+    is_quiet = os.environ.setdefault("TM_LOG_LEVEL", "WARNING") == "WARNING"
     levels = {handler: handler.level for handler in logging.root.handlers}
     try:
         from lmdeploy import messages, turbomind
@@ -244,9 +241,9 @@ def _import_lmdeploy() -> Any:
     finally:
         for handler, level in levels.items():  # lmdeploy mutes the handlers that exist
             handler.setLevel(level)
-    if is_first:  # as lmdeploy's own pipeline does, because it would log every request
-        logging.getLogger("lmdeploy").setLevel(logging.WARNING)
-        os.environ.setdefault("TM_LOG_LEVEL", "WARNING")
+    logger = logging.getLogger("lmdeploy")
+    if is_quiet and logger.level == logging.INFO:  # which it sets when it is imported
+        logger.setLevel(logging.WARNING)
     if not turbomind.is_available():
         cause = getattr(turbomind, "_import_error", None)
         raise EngineUnavailableError(
