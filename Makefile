@@ -13,7 +13,7 @@ TURBOMIND := .venv-turbomind
 TURBOMIND_LISTS := constraints-turbomind.txt tests/turbomind/requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help check-python setup demo browser test test-all coverage soak test-turbomind test-cuda lint types words format \
+.PHONY: help check-python setup demo browser test test-all coverage soak test-turbomind gpu-dry-run test-cuda lint types words format \
 	fuzz bench bench-lmdeploy train-demo evaluate-demo docs build wheels-check clean
 
 help:  ## list the commands
@@ -70,6 +70,9 @@ $(TURBOMIND)/ready: $(DEFINED_BY) $(TURBOMIND_LISTS) | check-python
 	$(TURBOMIND)/bin/python -m pip install --quiet --no-deps --constraint constraints-turbomind.txt \
 		--requirement tests/turbomind/requirements.txt
 	@touch $@
+
+gpu-dry-run: $(READY)  ## run the steps of scripts/gpu.py with tiny sizes, on whatever device is there
+	$(BIN)/python scripts/gpu.py run facts tests encoder graphs embedded turbomind-bench --dry-run
 
 test-cuda: $(READY)  ## run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m cuda -rs

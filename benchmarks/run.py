@@ -45,12 +45,32 @@ def run(script: Path, options: Iterable[str]) -> tuple[bool, str]:
 
 def results_by_title(path: Path) -> dict[str, str]:
     """Read what earlier runs wrote, by benchmark."""
-    _, *sections = re.split(r"\n\n(?=## )", path.read_text("utf-8").strip())
+    _, *sections = sections_of(path.read_text("utf-8"))
     return {_title(section): section for section in sections}
+
+
+def sections_of(text: str) -> list[str]:
+    """Split Markdown before each ``## Title``."""
+    return re.split(r"\n\n(?=## )", text.strip())
 
 
 def _title(section: str) -> str:
     return section.partition("\n")[0]
+
+
+def take(files: Iterable[Path], where: str | None, output: Path) -> int:
+    """Put results of another machine into a file of results, and say where they are from."""
+    head, *_ = sections_of(output.read_text("utf-8"))
+    sections = results_by_title(output)
+    for file in files:
+        title, _, text = file.read_text("utf-8").strip().partition("\n\n")
+        if not title.startswith("## ") or NOT_MEASURED in text.lower():
+            progress(f"left out, not measured: {file}")
+            continue
+        sections[title] = "\n\n".join([title, *([where] if where else []), text])
+        progress(f"taken: {file}")
+    output.write_text("\n\n".join([head, *sections.values()]) + "\n", "utf-8")
+    return 0
 
 
 def machine() -> str:
@@ -94,14 +114,24 @@ def main() -> int:
     parser.add_argument(
         "--only", nargs="+", metavar="NAME", help="run these, and keep the other results"
     )
+    parser.add_argument(
+        "--take",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="run nothing: take what benchmarks printed elsewhere, and keep the other results",
+    )
+    parser.add_argument("--where", help="the machine and versions of what is taken")
     options = parser.parse_args()
+    if options.take:
+        return take(options.take, options.where, options.output)
     scripts = benchmarks(options.directory)
     earlier = results_by_title(options.output) if options.output.exists() else {}
     if options.only:
         scripts = [script for script in scripts if script.stem in options.only]
     results = [run(script, ["--quick"] if options.quick else []) for script in scripts]
     sections = dict(earlier) if options.only else {}
-    for _, text in results:
+    for text in (section for _, output in results for section in sections_of(output)):
         title = _title(text)
         measured = NOT_MEASURED not in text.lower()
         sections[title] = text if measured else earlier.get(title, text)

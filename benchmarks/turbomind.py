@@ -1,140 +1,115 @@
-"""TurboMind beside the embedded engine on one GPU, on a random Llama with pictures' rows."""
+"""TurboMind through vlcore, alone, and next to the embedded engine, on a random Llama."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
+import os
+import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import count, product
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
-from engine import tokenizer
+from _cuda import DRY_RUN, device, device_name, parser
+from _llama import (
+    DTYPE,
+    LLAMA_7B,
+    NUM_ROWS,
+    NUM_TEXT,
+    SMALL,
+    requests,
+    seconds_for,
+    write_model,
+)
 from measure import interleave, markdown_table, progress, ratios, spread
-from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig
 
-from vlcore.checkpoint.checkpoint import Checkpoint, renamed
-from vlcore.engines.base import Engine, EngineRequest
-from vlcore.engines.generation import GenerationConfig
+from vlcore.checkpoint.checkpoint import Checkpoint
+from vlcore.engines.base import EngineRequest
 from vlcore.engines.transformers.engine import TransformersEngine, TransformersEngineConfig
 from vlcore.engines.turbomind.engine import TurbomindEngine
 from vlcore.engines.turbomind.support import lmdeploy_version, unsupported_reason
 from vlcore.language.model import LanguageModel
 from vlcore.language.view_cache import ViewCache
-from vlcore.prompts.tokenization import Span, TokenizedPrompt
 
-LLAMA_7B: dict[str, Any] = {
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "num_hidden_layers": 32,
-    "vocab_size": 32000,
-    "max_position_embeddings": 4096,
-}
-SMALL: dict[str, Any] = LLAMA_7B | {
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "num_hidden_layers": 2,
-    "vocab_size": 1024,
-}
-NUM_ROWS = 576
-"""Of a picture in LLaVA 1.5."""
-NUM_TEXT = 48
-DTYPE = torch.float16
 PARTIES = (1, 8, 32, 128)
-SHARD_BYTES = 2**30
+SMALL_LAYERS, ALL_LAYERS = 8, 32
+"""Of the two models: one that fits into minutes next to the embedded engine, and a whole one."""
+COLUMNS = {
+    "vlcore": "TurboMind through vlcore",
+    "alone": "TurboMind alone",
+    "embedded": "embedded",
+}
 
 
-def write_model(directory: Path, shape: Mapping[str, Any]) -> LanguageModel:
-    """Write random weights, a shard at a time."""
-    config = LlamaConfig(**shape)
-    with init_empty_weights():
-        shapes = {name: t.shape for name, t in LlamaForCausalLM(config).state_dict().items()}
-    weight_map: dict[str, str] = {}
-    shard: dict[str, torch.Tensor] = {}
-    draw = torch.Generator().manual_seed(0)
-    for number, (name, size) in enumerate(shapes.items(), start=1):
-        is_norm = name.endswith("norm.weight")
-        noise = torch.empty(size).normal_(0, 0.02, generator=draw)
-        shard[name] = (torch.ones(size) if is_norm else noise).to(DTYPE)
-        if number == len(shapes) or sum(t.nbytes for t in shard.values()) >= SHARD_BYTES:
-            filename = f"model-{number:05}.safetensors"
-            save_file(shard, directory / filename, {"format": "pt"})
-            weight_map |= dict.fromkeys(shard, filename)
-            shard = {}
-    index = {"metadata": {}, "weight_map": weight_map}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
-    values = config.to_dict() | {"architectures": ["LlamaForCausalLM"], "dtype": "float16"}
-    (directory / "config.json").write_text(json.dumps(values))
-    tokenizer(shape["vocab_size"]).save_pretrained(directory)
-    checkpoint = Checkpoint(directory)
-    return LanguageModel(checkpoint, values, renamed(checkpoint, {"": ""}))
+class TurbomindAlone:
+    """TurboMind through lmdeploy's own interface, with nothing of vlcore in between.
 
+    Args:
+        engine: started TurboMind; vlcore's part of it is left aside.
+        asked: the requests, whose embeddings are on the host already.
+    """
 
-def requests(
-    shape: Mapping[str, Any], *, num: int, num_new: int, with_picture: bool
-) -> list[EngineRequest]:
-    """Draw prompts of text, each with a picture's rows in its middle or without."""
-    draw = torch.Generator().manual_seed(num)
-    config = GenerationConfig(max_new_tokens=num_new, ignore_eos=True)
-    made = []
-    for _ in range(num):
-        ids = torch.randint(1, shape["vocab_size"], (NUM_TEXT,), generator=draw).tolist()
-        if not with_picture:
-            made.append(EngineRequest(TokenizedPrompt(tuple(ids)), (), config))
-            continue
-        half = NUM_TEXT // 2
-        ids[half:half] = [0] * NUM_ROWS
-        rows = torch.randn(NUM_ROWS, shape["hidden_size"], generator=draw) / 50
-        spans = (Span(half, half + NUM_ROWS, 0, 0),)
-        made.append(EngineRequest(TokenizedPrompt(tuple(ids), spans), (rows.to(DTYPE),), config))
-    return made
+    def __init__(self, engine: TurbomindEngine, asked: list[EngineRequest]) -> None:
+        from lmdeploy import GenerationConfig as LmdeployConfig
 
+        self._instances = [engine._model.create_instance() for _ in asked]
+        self._asked = asked
+        self._configs = [
+            LmdeployConfig(
+                max_new_tokens=request.config.max_new_tokens,
+                ignore_eos=True,
+                top_k=1,
+                temperature=1.0,
+                random_seed=0,
+            )
+            for request in asked
+        ]
+        self._session_ids = count(2**32)  # apart from those of the engine
 
-def tokens_per_second(engine: Engine, asked: list[EngineRequest]) -> float:
-    """Answer all at once."""
+    def seconds(self) -> float:
+        """Seconds for all requests, sent at once."""
 
-    async def answer(request: EngineRequest) -> int:
-        async with aclosing(engine.generate(request)) as pieces:
-            return sum([len(piece.token_ids) async for piece in pieces])
+        async def tokens_of(instance: Any, request: EngineRequest, config: Any) -> int:
+            outputs = instance.async_stream_infer(
+                next(self._session_ids),
+                list(request.prompt.token_ids),
+                input_embeddings=list(request.rows),
+                input_embedding_ranges=[[span.start, span.stop] for span in request.prompt.spans],
+                gen_config=config,
+                stream_output=True,
+            )
+            return sum([len(output.token_ids) async for output in outputs])
 
-    async def body() -> float:
-        started = time.perf_counter()
-        counts = await asyncio.gather(*map(answer, asked))
-        return sum(counts) / (time.perf_counter() - started)
+        async def body() -> float:
+            started = time.perf_counter()
+            together = zip(self._instances, self._asked, self._configs, strict=True)
+            counts = await asyncio.gather(*(tokens_of(*one) for one in together))
+            seconds = time.perf_counter() - started
+            if counts != [request.config.max_new_tokens for request in self._asked]:
+                raise RuntimeError(f"TurboMind returned {counts} tokens")
+            return seconds
 
-    return asyncio.run(body())
+        return asyncio.run(body())
 
 
 @contextmanager
-def engines(model: LanguageModel, cache: Path) -> Iterator[dict[str, Engine]]:
-    """Start both on the first GPU; TurboMind last, as it takes a share of what is left."""
+def turbomind_engine(model: LanguageModel, cache: Path) -> Iterator[TurbomindEngine]:
+    """Start TurboMind on the first GPU."""
     from lmdeploy import TurbomindEngineConfig
 
-    device = torch.device("cuda", 0)
-    text = model.tokenizer()
-    embedded = TransformersEngine(
+    progress("starting TurboMind")
+    engine = TurbomindEngine(
         model,
-        text,
-        device=device,
-        dtype=DTYPE,
-        config=TransformersEngineConfig(max_num_seqs=max(PARTIES), session_len=1024),
-    )
-    turbomind = TurbomindEngine(
-        model,
-        text,
+        model.tokenizer(),
         ViewCache(cache).get(model),
-        device=device,
+        device=device(),
         dtype=DTYPE,
         config=TurbomindEngineConfig(
             dtype="float16",
@@ -144,45 +119,88 @@ def engines(model: LanguageModel, cache: Path) -> Iterator[dict[str, Engine]]:
         ),
     )
     try:
-        yield {"TurboMind": turbomind, "embedded": embedded}
+        yield engine
     finally:
-        asyncio.run(turbomind.close())
-        asyncio.run(embedded.close())
+        asyncio.run(engine.close())
 
 
-def measure(shape: Mapping[str, Any], parties: tuple[int, ...], rounds: int, num_new: int) -> str:
-    """Measure both engines on each workload, and write the table."""
-    rows = []
-    with tempfile.TemporaryDirectory() as name:
+@contextmanager
+def embedded_engine(model: LanguageModel) -> Iterator[TransformersEngine]:
+    """Start the embedded engine on the first GPU."""
+    engine = TransformersEngine(
+        model,
+        model.tokenizer(),
+        device=device(),
+        dtype=DTYPE,
+        config=TransformersEngineConfig(max_num_seqs=max(PARTIES), session_len=1024),
+    )
+    try:
+        yield engine
+    finally:
+        asyncio.run(engine.close())
+
+
+@contextmanager
+def standard_output_apart() -> Iterator[None]:
+    """Send what TurboMind's C++ prints to standard error: standard output is for the result."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def measure(
+    shape: Mapping[str, Any],
+    parties: tuple[int, ...],
+    rounds: int,
+    num_new: int,
+    *,
+    with_embedded: bool,
+) -> str:
+    """Measure all on each workload, and write the table."""
+    rows, cut_off = [], ""
+    with tempfile.TemporaryDirectory() as name, ExitStack() as running:
         directory = Path(name) / "model"
         directory.mkdir()
         progress("writing the model")
-        model = write_model(directory, shape)
-        with engines(model, Path(name) / "views") as running:
-            for with_picture in (True, False):
-                for num in parties:
-                    asked = requests(shape, num=num, num_new=num_new, with_picture=with_picture)
-                    contenders = {
-                        engine: partial(tokens_per_second, running[engine], asked)
-                        for engine in running
-                    }
-                    for warm in contenders.values():
-                        warm()
-                    measured = interleave(rounds, contenders)
-                    rows.append(
-                        (
-                            f"{num} with {'a picture' if with_picture else 'text alone'}",
-                            spread(measured["TurboMind"], 1),
-                            spread(measured["embedded"], 1),
-                            spread(ratios(measured["TurboMind"], measured["embedded"])),
-                        )
-                    )
-    return table(rows)
+        model = write_model(directory, shape, device())
+        # TurboMind last, as it takes a share of the memory that is left.
+        embedded = running.enter_context(embedded_engine(model)) if with_embedded else None
+        turbomind = running.enter_context(turbomind_engine(model, Path(name) / "views"))
+        try:
+            for with_image, num in product((True, False), parties):
+                asked = requests(shape, num=num, num_new=num_new, with_image=with_image)
+                contenders: dict[str, Callable[[], float]] = {
+                    "vlcore": partial(seconds_for, turbomind, asked),
+                    "alone": TurbomindAlone(turbomind, asked).seconds,
+                }
+                if embedded is not None:
+                    contenders["embedded"] = partial(seconds_for, embedded, asked)
+                for warm in contenders.values():
+                    warm()
+                seconds = interleave(rounds, contenders)
+                rates = {who: [num * num_new / each for each in seconds[who]] for who in contenders}
+                row = [
+                    f"{num} with {'an image' if with_image else 'text alone'}",
+                    *(spread(rates[who], 0) for who in contenders),
+                    *(spread(ratios(rates["vlcore"], rates[who])) for who in list(contenders)[1:]),
+                ]
+                progress(" | ".join(row))
+                rows.append(row)
+        except KeyboardInterrupt:  # keeps what was measured until then
+            cut_off = "\n\nThe run was cut off before the workloads that are missing."
+    return markdown_table(headers(with_embedded), rows) + cut_off
 
 
-def table(rows: list[tuple[Any, ...]]) -> str:
-    """Write the results."""
-    return markdown_table(["requests at once", "TurboMind", "embedded", "times faster"], rows)
+def headers(with_embedded: bool) -> list[str]:
+    """Name the columns of the table."""
+    names = list(COLUMNS.values())[: 3 if with_embedded else 2]
+    wanted = ["vlcore by TurboMind alone (wanted >= 0.97)", "vlcore by embedded (wanted >= 5)"]
+    return ["requests at once", *names, *wanted[: len(names) - 1]]
 
 
 def reason_not_to_measure() -> str | None:
@@ -191,35 +209,55 @@ def reason_not_to_measure() -> str | None:
         return "torch sees no CUDA device"
     config = LlamaConfig(**SMALL).to_dict() | {"architectures": ["LlamaForCausalLM"]}
     nowhere = Checkpoint(Path("nowhere"))
-    return unsupported_reason(LanguageModel(nowhere, config, {}), torch.device("cuda", 0), DTYPE)
+    return unsupported_reason(LanguageModel(nowhere, config, {}), device(), DTYPE)
+
+
+def report(layers: int, options: argparse.Namespace, *, with_embedded: bool) -> str:
+    """Measure a model of so many layers, or say why not, as a section of results."""
+    tiny = options.quick or options.dry_run
+    shape = SMALL if tiny else LLAMA_7B | {"num_hidden_layers": layers}
+    parties = PARTIES[:2] if tiny else PARTIES
+    num_new, rounds = (8, 1) if tiny else (128, options.rounds)
+    reason = reason_not_to_measure()
+    if reason is None:
+        where = f"{DRY_RUN if options.dry_run else 'measured'} on {device_name()}"
+        where += f", lmdeploy {lmdeploy_version()}"
+        with standard_output_apart():
+            result = measure(shape, parties, rounds, num_new, with_embedded=with_embedded)
+    else:
+        where = f"not measured: {reason}"
+        names = headers(with_embedded)
+        result = markdown_table(
+            names, [(num, *["not measured"] * (len(names) - 1)) for num in parties]
+        )
+    others = " and of the embedded engine" if with_embedded else ""
+    return (
+        f"## TurboMind, a model of {layers} layers\n\n"
+        f"New tokens a second of TurboMind{others} on one GPU ({where}), in float16, on a random "
+        f"Llama of width {shape['hidden_size']}. Prompts have {NUM_TEXT} tokens of text, with the "
+        f"{NUM_ROWS} embeddings of an image or without, and answers {num_new} tokens; all requests "
+        "are sent at once. TurboMind alone is lmdeploy's own interface, asked for the same token "
+        "ids; vlcore also turns them into text. Ratios are taken within a round; median "
+        f"(min..max) of {rounds} round(s).\n\n{result}"
+    )
 
 
 def main() -> None:
     """Measure and print, or say why not."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--layers", type=int, default=LLAMA_7B["num_hidden_layers"])
-    parser.add_argument("--quick", action="store_true", help="a tiny model, one round")
-    options = parser.parse_args()
-    shape = SMALL if options.quick else LLAMA_7B | {"num_hidden_layers": options.layers}
-    parties = PARTIES[:2] if options.quick else PARTIES
-    num_new = 8 if options.quick else 128
-    reason = reason_not_to_measure()
-    if reason is None:
-        where = f"{torch.cuda.get_device_name(0)}, lmdeploy {lmdeploy_version()}"
-        result = measure(shape, parties, 1 if options.quick else options.rounds, num_new)
-    else:
-        where = f"not measured: {reason}"
-        result = table([(num, *["not measured"] * 3) for num in parties])
-    print("## TurboMind\n")
-    print(
-        f"Tokens a second of TurboMind and of the embedded engine on the same GPU ({where}), in "
-        f"float16, on a random Llama of {shape['num_hidden_layers']} layers of width "
-        f"{shape['hidden_size']}. Prompts have {NUM_TEXT} tokens of text, with the {NUM_ROWS} rows "
-        f"of a picture or without, and answers {num_new} tokens; all are asked at once. Ratios "
-        "are taken within a round.\n"
+    command = parser(__doc__, rounds=3)
+    command.add_argument(
+        "--layers",
+        type=int,
+        nargs="+",
+        default=[SMALL_LAYERS, ALL_LAYERS],
+        choices=[SMALL_LAYERS, ALL_LAYERS],
+        help="of the models; the larger one runs without the embedded engine",
     )
-    print(result)
+    options = command.parse_args()
+    sections = [
+        report(layers, options, with_embedded=layers == SMALL_LAYERS) for layers in options.layers
+    ]
+    print("\n\n".join(sections))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``LoopThread``: an event loop in a background thread; ``LoopMailboxes``: items for other loops."""
+"""``LoopThread``: an event loop in a background thread; ``LoopMailboxes``: items for others."""
 
 from __future__ import annotations
 
