@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import write_llava
+from checkpoints import write_json, write_llava
 from distributions import Site, make_site
 from patchwork import install_patchwork, write_patchwork
 from safetensors.torch import load_file, save_file
@@ -52,6 +52,7 @@ def test_a_model_that_runs(model: Path) -> None:
         "template",
         "language model",
         "tokenizer",
+        "sampling",
         "engine",
         "memory",
     ]
@@ -136,6 +137,22 @@ def test_a_tokenizer_that_is_missing(model: Path) -> None:
     assert problems(findings(model)) == ["tokenizer"]
 
 
+def test_the_sampling_defaults_of_a_served_model_are_reported(model: Path) -> None:
+    assert findings(model)["sampling"].facts == {"defaults": {}}
+    write_json(model / "generation_config.json", {"temperature": 0.9, "top_k": 20.0, "top_p": None})
+    found = findings(model)["sampling"]
+    assert found.verdict is Verdict.FINE
+    assert found.facts == {"defaults": {"temperature": 0.9, "top_k": 20}}
+    assert "temperature 0.9, top_k 20" in found.text
+
+
+def test_an_invalid_sampling_default_is_a_problem(model: Path) -> None:
+    write_json(model / "generation_config.json", {"top_p": 7})
+    found = findings(model)
+    assert problems(found) == ["sampling"]
+    assert "top_p must be" in found["sampling"].text
+
+
 def test_an_engine_that_lacks_what_the_model_requires(model: Path) -> None:
     language_model = ModelStages(model).language_model()
     reasons = unsupported_reasons(language_model, CPU, torch.float32)
@@ -169,7 +186,7 @@ def test_a_plugin_that_looks_at_values_cannot_be_counted(
     assert problems(found) == []
     assert found["vision encoder"].verdict is Verdict.NOTE
     assert "cannot be determined in advance" in found["vision encoder"].text
-    assert "of text weights alone" in found["memory"].text
+    assert "of the language model only" in found["memory"].text
     assert found["memory"].facts["vision_bytes"] is None
 
 

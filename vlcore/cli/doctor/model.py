@@ -19,6 +19,7 @@ from vlcore._utils.sizes import readable_size
 from vlcore.checkpoint.checkpoint import Checkpoint
 from vlcore.checkpoint.headers import HeaderCheckpoint
 from vlcore.cli.doctor.installation import Finding, Verdict
+from vlcore.engines.sampling_defaults import read_sampling_defaults
 from vlcore.engines.selection import unsupported_reasons
 from vlcore.engines.transformers.batch import Batch
 from vlcore.engines.transformers.engine import CACHE_SHARE
@@ -122,6 +123,7 @@ class _Stages:
             return
         yield finding
         yield _tokenizer(language_model)
+        yield _sampling_defaults(language_model)
         yield _engine(language_model, self._device, self._dtype)
         yield from self._download()
         need = MemoryNeed(vision_bytes, text_bytes, bytes_per_token, language_model.context_length)
@@ -196,6 +198,18 @@ def _tokenizer(language_model: LanguageModel) -> Finding:
     except Exception as error:
         return _problem("tokenizer", error)
     return Finding("tokenizer", Verdict.FINE, f"{len(tokenizer)} tokens")
+
+
+def _sampling_defaults(language_model: LanguageModel) -> Finding:
+    try:
+        defaults = read_sampling_defaults(language_model.checkpoint)
+    except Exception as error:
+        return _problem("sampling", error)
+    text = "generation_config.json has no sampling values"
+    if defaults:
+        values = ", ".join(f"{name} {value:g}" for name, value in defaults.items())
+        text = f"{values}: defaults of vlcore serve, from generation_config.json"
+    return Finding("sampling", Verdict.FINE, text, {"defaults": defaults})
 
 
 def _engine(language_model: LanguageModel, device: torch.device, dtype: torch.dtype) -> Finding:
