@@ -1,4 +1,4 @@
-"""Downloads as a server makes them, from a server here that stands for the public net."""
+"""Downloads with the restrictions of a server, from a local server in place of a public one."""
 
 from __future__ import annotations
 
@@ -8,34 +8,42 @@ import socket
 import ssl
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from typing import Any
 
 import pytest
 import trustme
 from waits import TIMEOUT_S, until
 
+import vlcore
 from vlcore.errors import ImageError, ImageLimitError
 from vlcore.media import ssrf as addresses
 from vlcore.media.download import download, tls_context
 from vlcore.media.policy import ImageAccess, ImageLimits
 
 OPEN = ImageAccess(allowed_networks=["127.0.0.1/32"])
-"""The server of these tests stands for a public one; the metadata address stays refused."""
+"""Allows the local server of these tests; the metadata address stays refused."""
 
 
+GZIP_HEAD = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n"
 NOT_FOUND = b"HTTP/1.1 404 Not Found\r\n\r\nsecret"
 RESPONSES = {
     "/picture": b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody",
     "/claims": b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n",
-    "/gzip": b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n"
-    + gzip.compress(b"0" * 10_000_000),
+    "/203": b"HTTP/1.1 203 Non-Authoritative Information\r\nContent-Length: 4\r\n\r\nbody",
+    "/gzip": GZIP_HEAD + gzip.compress(b"0" * 10_000_000),
+    "/x-gzip": GZIP_HEAD.replace(b"gzip", b"X-GZIP") + gzip.compress(b"body"),
+    "/half-gzip": GZIP_HEAD + gzip.compress(b"0" * 10_000)[:-9],
+    "/no-gzip": GZIP_HEAD + b"body",
+    "/br": GZIP_HEAD.replace(b"gzip", b"br") + b"body",
 }
-"""What the server sends at once, by path."""
+"""Complete responses of the server, by path."""
 
 
 class Server:
-    """Answers each connection with what a function of the request's head sends."""
+    """Answers each connection depending on the path of the request."""
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self._tls = tls
@@ -97,7 +105,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def lookups(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Every name is this machine at the first look-up, and the metadata service afterwards."""
+    """Every name resolves to this machine at first, and to the metadata service afterwards."""
     asked: list[str] = []
 
     async def resolve(host: str, port: int) -> list[str]:
@@ -117,7 +125,7 @@ def fetch(
     return asyncio.run(download(url, "'it'", limits or ImageLimits(), access))
 
 
-def test_a_name_is_looked_up_once_and_the_checked_address_is_asked(
+def test_a_name_is_resolved_once_and_the_checked_address_is_contacted(
     server: Server, lookups: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
@@ -126,7 +134,7 @@ def test_a_name_is_looked_up_once_and_the_checked_address_is_asked(
     assert f"Host: a.example:{server.port}\r\n" in server.heads[0]
 
 
-def test_the_next_address_is_asked_where_one_does_not_answer(
+def test_the_next_address_is_tried_if_one_does_not_respond(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def resolve(host: str, port: int) -> list[str]:
@@ -145,7 +153,7 @@ def test_the_next_address_is_asked_where_one_does_not_answer(
 
 
 @pytest.mark.parametrize(("certified", "answer"), [("a.example", b"body"), ("b.example", None)])
-def test_a_certificate_must_be_of_the_name_though_an_address_is_asked(
+def test_a_certificate_is_verified_against_the_name(
     certified: str, answer: bytes | None, lookups: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     authority = trustme.CA()
@@ -168,13 +176,13 @@ def test_a_certificate_must_be_of_the_name_though_an_address_is_asked(
     assert asked == ["a.example"]
 
 
-def test_certificates_of_authorities_are_read_once_and_trust_nobody_else() -> None:
+def test_certificates_of_authorities_are_loaded_once() -> None:
     context = tls_context(False)
     assert context is tls_context(False)
     assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
 
 
-def test_a_second_look_up_at_a_redirect_is_checked_too(server: Server, lookups: list[str]) -> None:
+def test_the_address_after_a_redirect_is_checked(server: Server, lookups: list[str]) -> None:
     with pytest.raises(ImageError, match="not found or is not allowed"):
         fetch(server, "/to//picture")
     assert lookups == ["a.example", "a.example"]
@@ -206,7 +214,7 @@ def test_a_redirect_to_what_is_not_allowed_is_refused(
     assert len(server.heads) == 1
 
 
-def test_redirects_end(server: Server, lookups: list[str]) -> None:
+def test_the_number_of_redirects_is_limited(server: Server, lookups: list[str]) -> None:
     far = f"http://c.example:{server.port}/picture"
     with pytest.raises(ImageLimitError, match="max_redirects=1"):
         fetch(server, f"/to/http://b.example:{server.port}/to/{far}", ImageLimits(max_redirects=1))
@@ -218,9 +226,83 @@ def test_a_body_ends_at_the_limit(server: Server, lookups: list[str], path: str)
         fetch(server, path, ImageLimits(max_bytes=5000))
 
 
-def test_compression_is_not_undone(server: Server, lookups: list[str]) -> None:
-    with pytest.raises(ImageError, match="compressed it unasked"):
-        fetch(server, "/gzip")
+def test_gzip_of_stored_objects_is_decompressed(server: Server, lookups: list[str]) -> None:
+    assert fetch(server, "/gzip") == b"0" * 10_000_000
+    assert "accept-encoding: identity" in server.heads[0].lower()
+
+
+def test_the_old_name_of_gzip_is_known(server: Server, lookups: list[str]) -> None:
+    assert fetch(server, "/x-gzip") == b"body"
+
+
+def test_gzip_is_decompressed_within_the_limit_of_bytes(
+    server: Server, lookups: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    decompressobj = zlib.decompressobj
+
+    def spied(*, wbits: int) -> Any:
+        decompressor = decompressobj(wbits=wbits)
+
+        class Spy:
+            eof = False
+
+            def decompress(self, chunk: bytes, max_length: int) -> bytes:
+                inflated = decompressor.decompress(chunk, max_length)
+                sizes.append(len(inflated))
+                return inflated
+
+        return Spy()
+
+    monkeypatch.setattr("vlcore.media.download.zlib.decompressobj", spied)
+    with pytest.raises(ImageLimitError, match="max_bytes=9999"):
+        fetch(server, "/gzip", ImageLimits(max_bytes=9999))
+    assert sum(sizes) == 10_000
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/half-gzip", "gzip compression ends early"),
+        ("/no-gzip", "gzip compression is damaged"),
+        ("/br", "Content-Encoding 'br'"),
+    ],
+)
+def test_a_body_that_cannot_be_decompressed_is_an_error(
+    server: Server, lookups: list[str], path: str, message: str
+) -> None:
+    with pytest.raises(ImageError, match=message):
+        fetch(server, path)
+
+
+def test_status_203_is_accepted(server: Server, lookups: list[str]) -> None:
+    assert fetch(server, "/203") == b"body"
+
+
+def test_the_user_agent_names_a_contact(server: Server, lookups: list[str]) -> None:
+    fetch(server, "/picture")
+    agent = f"vlcore/{vlcore.__version__} (+https://github.com/vlcore/vlcore)"
+    assert f"user-agent: {agent}".lower() in server.heads[0].lower()
+
+
+def test_messages_do_not_tell_hosts_that_are_refused_from_absent_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found: list[str] = []
+
+    async def resolve(host: str, port: int) -> list[str]:
+        if not found:
+            raise OSError("no such host")
+        return found
+
+    monkeypatch.setattr(addresses, "resolve", resolve)
+    messages = set()
+    for addresses_of_host in ([], ["10.0.0.1"], ["93.184.216.34", "127.0.0.1"]):
+        found[:] = addresses_of_host
+        with pytest.raises(ImageError) as caught:
+            asyncio.run(download("http://a.example/", "'it'", access=ImageAccess()))
+        messages.add(str(caught.value))
+    assert messages == {"'it' could not be fetched: its host was not found or is not allowed"}
 
 
 def test_a_status_is_reported_without_the_body(server: Server, lookups: list[str]) -> None:
@@ -229,7 +311,7 @@ def test_a_status_is_reported_without_the_body(server: Server, lookups: list[str
 
 
 def test_a_trickle_of_header_bytes_ends_in_time(server: Server, lookups: list[str]) -> None:
-    """Without the limit it would not end at all."""
+    """Without the limit it would never end."""
     with pytest.raises(ImageLimitError, match=r"took longer than timeout_s=0\.2"):
         fetch(server, "/trickle", ImageLimits(timeout_s=0.2))
 
@@ -248,7 +330,7 @@ def test_cancelling_closes_the_connection(server: Server, lookups: list[str]) ->
     assert server.gone.wait(TIMEOUT_S)
 
 
-def test_a_resolver_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resolver_that_hangs_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
     done = threading.Event()
 
     def getaddrinfo(*_: object, **__: object) -> list[object]:
@@ -271,7 +353,7 @@ def test_a_resolver_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> N
         (ImageAccess(allowed_networks=["127.0.0.1/32"], allowed_ports=[443]), "port"),
     ],
 )
-def test_what_is_refused_is_never_asked(
+def test_a_refused_url_is_never_requested(
     server: Server, lookups: list[str], access: ImageAccess, message: str
 ) -> None:
     with pytest.raises(ImageError, match=message):

@@ -1,4 +1,4 @@
-"""Whatever comes as a picture ends in an image or in an error of vlcore.
+"""Whatever comes as a image ends in an image or in an error of vlcore.
 
 ``VLCORE_FUZZ_EXAMPLES`` sets how many are drawn for each property.
 """
@@ -34,19 +34,19 @@ def _files() -> list[bytes]:
     files = []
     for kind in FORMATS:
         for mode in ("RGB", "P", "1"):
-            picture = Image.radial_gradient("L").resize((13, 9)).convert(mode)
+            image = Image.radial_gradient("L").resize((13, 9)).convert(mode)
             buffer = io.BytesIO()
             try:
-                picture.save(buffer, kind)
-            except OSError:
-                continue  # the format has no such mode
+                image.save(buffer, kind)
+            except (OSError, KeyError):
+                continue  # the format does not support the mode, or is not installed
             files.append(buffer.getvalue())
     return files
 
 
 @st.composite
 def damaged(draw: st.DrawFn) -> bytes:
-    """A picture's file in which some stretches are others."""
+    """An image file in which some ranges of bytes are replaced."""
     file = bytearray(draw(st.sampled_from(FILES)))
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(file)))
@@ -60,7 +60,7 @@ schemes = st.sampled_from(["data:", "data:image/png;base64,", "file://", "http:/
 
 
 def ends_well(source: bytes | str) -> None:
-    with warnings.catch_warnings():  # Pillow's, of what it makes the best of
+    with warnings.catch_warnings():  # Pillow warns of damage that it tolerates
         warnings.simplefilter("ignore")
         try:
             image = load_image(source, LIMITS, ACCESS)

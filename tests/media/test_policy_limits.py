@@ -35,13 +35,13 @@ def test_a_number_that_is_none_is_refused() -> None:
 def test_only_wanted_formats_are_opened() -> None:
     limits = ImageLimits(formats=("PNG",))
     assert load_image(encoded("PNG"), limits).size == (2, 2)
-    with pytest.raises(ImageError, match=r"not a picture in one of PNG$"):
+    with pytest.raises(ImageError, match=r"not an image in one of PNG$"):
         load_image(encoded("GIF"), limits)
 
 
 @pytest.mark.parametrize("kind", ["EPS", "ICO", "ICNS", "TGA", "PCX", "PDF", "DDS"])
 def test_other_formats_are_never_opened(kind: str) -> None:
-    with pytest.raises(ImageError, match="is not a picture in one of"):
+    with pytest.raises(ImageError, match="is not an image in one of"):
         load_image(encoded(kind, (16, 16)))
 
 
@@ -58,10 +58,11 @@ def failing(work: str, limits: ImageLimits, sources: list[Any], **options: Any) 
 def test_a_request_has_limits(work: str) -> None:
     with pytest.raises(ImageLimitError, match="has 3 images, more than max_images=2"):
         failing(work, ImageLimits(max_images=2), [image(1)] * 3)
-    pictures = [encoded("PNG", (2, 2)), encoded("BMP", (2, 3))]
-    failing(work, ImageLimits(max_decoded_bytes=30), pictures)
-    with pytest.raises(ImageLimitError, match="max_decoded_bytes=29"):
-        failing(work, ImageLimits(max_decoded_bytes=29), pictures)
+    images = [encoded("PNG", (2, 2)), encoded("BMP", (2, 3))]
+    # Four bytes for each pixel, and a pointer for each row.
+    failing(work, ImageLimits(max_decoded_bytes=80), images)
+    with pytest.raises(ImageLimitError, match="max_decoded_bytes=79"):
+        failing(work, ImageLimits(max_decoded_bytes=79), images)
 
 
 @pytest.mark.parametrize("work", ["encode", "prepare", "load"])

@@ -101,7 +101,7 @@ def test_messages_say_which_image_it_is(tmp_path: Path) -> None:
     ("source", "expected", "message"),
     [
         (b"", ImageError, "^image 2 of 3 is empty"),
-        (b"no picture", ImageError, r"^image 2 of 3 \(10 bytes\) is not a picture"),
+        (b"no picture", ImageError, r"^image 2 of 3 \(10 bytes\) is not an image"),
         (png(1, (20, 20)), ImageLimitError, "^image 2 of 3 is 20 x 20"),
         ("nowhere.png", ImageError, "there is no file 'nowhere.png'"),
     ],

@@ -1,17 +1,20 @@
-"""The bytes behind an http(s) URL, within limits, from nowhere but an allowed address.
+"""Downloads from http(s) URLs, within limits and from allowed addresses only.
 
-Every hop is checked anew, and the connection goes to the address that was checked: no name is
-looked up twice. Messages say the same of every host that is refused or absent.
+Every redirect is checked like the first URL, and the connection is made to the address that was
+checked: no name is resolved twice. Messages do not distinguish hosts that are refused from hosts
+that do not exist.
 """
 
 from __future__ import annotations
 
 import asyncio
+import zlib
 from contextlib import suppress
 from functools import cache
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
+from vlcore._version import __version__
 from vlcore.errors import ImageError, ImageLimitError
 from vlcore.media.policy import DEFAULT_LIMITS, TRUSTING, ImageAccess, ImageLimits
 from vlcore.media.ssrf import checked_addresses
@@ -23,23 +26,29 @@ if TYPE_CHECKING:
 
 _PORTS = {"http": 80, "https": 443}
 _MAX_ADDRESSES = 3
-"""Of one host, that are tried one after another."""
+"""The number of addresses of a host that are tried one after another."""
+_SUCCESS = (200, 203)
+_HEADERS = {
+    # Some hosts of images refuse clients that do not say whom to contact.
+    "User-Agent": f"vlcore/{__version__} (+https://github.com/vlcore/vlcore)",
+    "Accept-Encoding": "identity",
+}
 
 
 async def download(
     url: str, name: str, limits: ImageLimits = DEFAULT_LIMITS, access: ImageAccess = TRUSTING
 ) -> bytes:
-    """Download a file; cancelling closes the connection.
+    """Download a file. Cancelling closes the connection.
 
     Args:
-        url: where it lies.
-        name: what messages call it.
-        limits: what it may cost.
-        access: where it may lie.
+        url: the URL.
+        name: the name of the image in messages.
+        limits: the limits of size and time.
+        access: the allowed URLs.
 
     Raises:
-        ImageError: it may not be asked for, or cannot be fetched.
-        ImageLimitError: it is larger or slower than a limit allows.
+        ImageError: the URL is not allowed, or cannot be fetched.
+        ImageLimitError: the file is too large, or the download takes too long.
     """
     import httpx2
 
@@ -63,29 +72,31 @@ async def download(
 
 async def _follow(url: httpx2.URL, name: str, limits: ImageLimits, access: ImageAccess) -> bytes:
     for _ in range(limits.max_redirects + 1):
-        found = await _ask(url, name, limits, access)
-        if isinstance(found, bytes):
-            return found
-        if url.scheme == "https" and found.scheme == "http" and not access.trusts_caller:
+        response = await _request(url, name, limits, access)
+        if isinstance(response, bytes):
+            return response
+        if url.scheme == "https" and response.scheme == "http" and not access.trusts_caller:
             raise ImageError(f"{name} could not be fetched: it redirects from https to http")
-        url = found
+        url = response
     raise ImageLimitError(
         f"{name} could not be fetched: TooManyRedirects, more than "
         f"max_redirects={limits.max_redirects} of vlcore.ImageLimits"
     )
 
 
-async def _ask(
+async def _request(
     url: httpx2.URL, name: str, limits: ImageLimits, access: ImageAccess
 ) -> bytes | httpx2.URL:
-    """Take one hop: the body, or where it lies instead."""
+    """Return the body of a URL, or the URL to which it redirects."""
     import httpx2
 
     if url.scheme not in _PORTS:
         raise ImageError(f"{name} could not be fetched: {url.scheme!r} is neither http nor https")
     if not url.host:
-        raise ImageError(f"{name} could not be fetched: its URL names no host")
-    *others, last = [url] if access.trusts_caller else await _pinned(url, name, limits, access)
+        raise ImageError(f"{name} could not be fetched: its URL has no host")
+    *others, last = (
+        [url] if access.trusts_caller else await _with_addresses(url, name, limits, access)
+    )
     for target in others:
         with suppress(httpx2.ConnectError, httpx2.ConnectTimeout):
             return await _get(url, target, name, limits, access)
@@ -95,10 +106,10 @@ async def _ask(
 async def _get(
     url: httpx2.URL, target: httpx2.URL, name: str, limits: ImageLimits, access: ImageAccess
 ) -> bytes | httpx2.URL:
-    """Get what a URL names from a target, which is its host or one of the host's addresses."""
+    """Send the request for a URL to a target, which is its host or one of the host's addresses."""
     import httpx2
 
-    headers = {"Accept-Encoding": "identity"}
+    headers = dict(_HEADERS)
     extensions: dict[str, Any] = {}
     if not access.trusts_caller:
         headers["Host"] = url.netloc.decode("ascii")
@@ -113,25 +124,78 @@ async def _get(
     ):
         if response.has_redirect_location:
             return url.join(response.headers["Location"])
-        if response.status_code != 200:
+        if response.status_code not in _SUCCESS:
             raise ImageError(f"{name} could not be fetched: status {response.status_code}")
-        if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise ImageError(f"{name} could not be fetched: its server compressed it unasked")
+        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        if encoding not in ("identity", "", "gzip", "x-gzip"):
+            raise ImageError(
+                f"{name} could not be fetched: its server sent the Content-Encoding {encoding!r}; "
+                "only gzip is supported"
+            )
         length = response.headers.get("Content-Length", "")
         if length.isdecimal() and int(length[:20]) > limits.max_bytes:
             raise _too_large(name, limits)
-        received = bytearray()
+        body = _GzipBody(name, limits) if encoding.endswith("gzip") else _Body(name, limits)
         async for chunk in response.aiter_raw():
-            received += chunk
-            if len(received) > limits.max_bytes:
-                raise _too_large(name, limits)
-        return bytes(received)
+            body.add(chunk)
+        return body.content()
 
 
-async def _pinned(
+class _Body:
+    """A response body, which is received in chunks up to the limit of its size."""
+
+    def __init__(self, name: str, limits: ImageLimits) -> None:
+        self._name = name
+        self._limits = limits
+        self._received = bytearray()
+
+    def add(self, chunk: bytes) -> None:
+        """Append a chunk.
+
+        Raises:
+            ImageLimitError: the body is too large.
+        """
+        self._received += chunk
+        if len(self._received) > self._limits.max_bytes:
+            raise _too_large(self._name, self._limits)
+
+    def content(self) -> bytes:
+        """Return the complete body."""
+        return bytes(self._received)
+
+
+class _GzipBody(_Body):
+    """A gzip-compressed body, as object stores return for files that were stored compressed."""
+
+    def __init__(self, name: str, limits: ImageLimits) -> None:
+        super().__init__(name, limits)
+        self._decompressor = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+
+    def add(self, chunk: bytes) -> None:
+        """Decompress and append a chunk; no more is inflated than the limit allows."""
+        free = self._limits.max_bytes + 1 - len(self._received)
+        try:
+            super().add(self._decompressor.decompress(chunk, free))
+        except zlib.error as error:
+            raise ImageError(
+                f"{self._name} could not be fetched: its gzip compression is damaged: {error}"
+            ) from error
+
+    def content(self) -> bytes:
+        """Return the complete body.
+
+        Raises:
+            ImageError: the body ends early.
+        """
+        if not self._decompressor.eof:
+            raise ImageError(f"{self._name} could not be fetched: its gzip compression ends early")
+        return super().content()
+
+
+async def _with_addresses(
     url: httpx2.URL, name: str, limits: ImageLimits, access: ImageAccess
 ) -> list[httpx2.URL]:
-    """Put each checked address in the place of the host."""
+    """Replace the host by each of its addresses, all of which are allowed."""
     if url.userinfo:
         raise ImageError(f"{name} could not be fetched: a URL with a user or password is refused")
     port = url.port or _PORTS[url.scheme]
@@ -143,7 +207,7 @@ async def _pinned(
             addresses = await checked_addresses(host, port, name, access)
     except TimeoutError as error:
         raise ImageLimitError(
-            f"{name} could not be fetched: finding its host took longer than "
+            f"{name} could not be fetched: resolving its host took longer than "
             f"connect_timeout_s={limits.connect_timeout_s:g} of vlcore.ImageLimits"
         ) from error
     return [url.copy_with(host=address) for address in addresses[:_MAX_ADDRESSES]]
@@ -151,7 +215,7 @@ async def _pinned(
 
 @cache
 def tls_context(trusts_env: bool) -> ssl.SSLContext:
-    """Read the certificates of the authorities, once: that takes tens of milliseconds."""
+    """Load the certificates of authorities, once, since that takes tens of milliseconds."""
     import httpx2
 
     return httpx2.create_ssl_context(trust_env=trusts_env)

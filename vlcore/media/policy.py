@@ -1,4 +1,4 @@
-"""Where pictures may come from: what a server lets its clients name."""
+"""The sources from which images may be loaded, and the limits of an image and a request."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ IpNetwork = IPv4Network | IPv6Network
 
 @dataclass(frozen=True)
 class ImageAccess:
-    """Which sources a picture may come from.
+    """The sources from which images may be loaded.
 
-    As it stands, it is safe for sources that a stranger names: data URLs, and http(s) URLs whose
-    hosts have globally routable addresses only; no files. Pictures that come as bytes or as PIL
+    The defaults are safe for sources from untrusted clients: data URLs, and http(s) URLs of hosts
+    with globally routable addresses only, but no files. Images that are given as bytes or as PIL
     images are always allowed.
 
     Raises:
-        OptionError: a setting is not of its kind.
+        OptionError: a setting has the wrong type.
     """
 
     trusts_caller: bool = False
-    """Every path and URL is allowed, as for the user of a Python program; the other settings then
-    say nothing."""
+    """Whether every path and URL is allowed, as for the user of a Python program. The other
+    settings then have no effect."""
     urls: bool = True
-    """Whether http(s) URLs are allowed at all."""
+    """Whether http(s) URLs are allowed."""
     allowed_hosts: Sequence[str] = ()
-    """Host names whose addresses may be any, such as ``images.internal``; subdomains are others."""
+    """Host names that may have any address, such as ``images.internal``, without subdomains."""
     allowed_networks: Sequence[str] = ()
-    """Networks beside the global ones, such as ``10.1.0.0/16``."""
+    """Networks that are allowed in addition to global addresses, such as ``10.1.0.0/16``."""
     allowed_ports: Sequence[int] | None = None
-    """``None`` for any."""
+    """Allowed ports; ``None`` for any port."""
     allowed_directories: Sequence[str | Path] = ()
     """Directories whose files may be read, by path or ``file:`` URL."""
 
@@ -64,27 +64,27 @@ class ImageAccess:
         return [ip_network(network) for network in self.allowed_networks]
 
     def allows_host(self, host: str) -> bool:
-        """Say whether a host's addresses may be any."""
+        """Return whether a host may have any address."""
         host = host.lower().removesuffix(".")
-        return host in {one.lower().removesuffix(".") for one in self.allowed_hosts}
+        return host in {allowed.lower().removesuffix(".") for allowed in self.allowed_hosts}
 
 
 TRUSTING = ImageAccess(trusts_caller=True)
 
 
 def open_file(path: Path, name: str, access: ImageAccess) -> int:
-    """Open a file for reading where that is allowed; what is checked is the open file itself.
+    """Open a file for reading if that is allowed. The check applies to the opened file itself.
 
     Returns:
-        A descriptor, for the caller to close.
+        A file descriptor, which the caller must close.
 
     Raises:
-        ImageError: it is not allowed.
-        OSError: it cannot be opened.
+        ImageError: the file is not in an allowed directory.
+        OSError: the file cannot be opened.
     """
     if access.trusts_caller:
         return os.open(path.expanduser(), os.O_RDONLY | os.O_CLOEXEC)
-    refused = ImageError(f"{name} is not in a directory that pictures may be read from")
+    message = f"{name} is not in a directory from which images may be read"
     for directory in access.allowed_directories:
         root = Path(directory).expanduser().resolve()
         try:
@@ -92,16 +92,16 @@ def open_file(path: Path, name: str, access: ImageAccess) -> int:
         except (OSError, ValueError, RuntimeError):
             continue
         if ".." in path.parts:
-            raise refused
+            raise ImageError(message)
         try:
             return _open_below(root, relative)
         except OSError as error:
-            raise refused from error
-    raise refused
+            raise ImageError(message) from error
+    raise ImageError(message)
 
 
 def _open_below(root: Path, relative: Path) -> int:
-    """Open step by step without following a link, so that nothing can be swapped on the way."""
+    """Open directory by directory without following links, so that none can be exchanged."""
     base = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
     current = os.open(root, base | os.O_DIRECTORY)
     try:
@@ -109,7 +109,7 @@ def _open_below(root: Path, relative: Path) -> int:
             inner = os.open(part, base | os.O_DIRECTORY, dir_fd=current)
             os.close(current)
             current = inner
-        # Opening a pipe would wait for its writer.
+        # Without O_NONBLOCK, opening a pipe would wait for its writer.
         opened = os.open(relative.name, base | os.O_NONBLOCK, dir_fd=current)
     finally:
         os.close(current)
@@ -119,34 +119,39 @@ def _open_below(root: Path, relative: Path) -> int:
     return opened
 
 
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""The formats that are read; no reader of another one ever sees a file."""
+FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""The supported image formats; no other decoder of Pillow is used. HEIF needs ``vlcore[heif]``."""
 
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What a picture may cost, and all pictures of a request.
+    """The limits of an image, and of all images of a request.
 
     Raises:
         OptionError: a limit is not positive, or a format is unknown.
     """
 
     max_pixels: int = 89_478_485
-    """Width times height, checked from the header before decoding. Pillow has a limit of its
-    own at twice ``PIL.Image.MAX_IMAGE_PIXELS``, which holds as well."""
+    """Width times height, checked in the header before decoding. Pillow's own limit, which is twice
+    ``PIL.Image.MAX_IMAGE_PIXELS``, applies too."""
     max_bytes: int = 64 * 1024**2
-    """Size of the file or download."""
+    """Size of the file or download, in bytes; also after gzip decompression."""
     connect_timeout_s: float = 10.0
-    """To find the server of an http(s) URL, to reach it, and between two pieces of its answer."""
+    """Time to resolve the host of an http(s) URL, to connect, and between two chunks of a response,
+    in seconds."""
     timeout_s: float = 60.0
-    """For a whole download, redirects included."""
+    """Time for a whole download, including redirects, in seconds."""
+    decode_timeout_s: float = 20.0
+    """Processor time for decoding an image, in seconds. It is checked whenever the decoder reads
+    from the file."""
     max_redirects: int = 5
     max_images: int = 1000
-    """In one request."""
+    """Number of images in one request."""
     max_decoded_bytes: int = 4 * 1024**3
-    """Of all pictures of a request together, as RGB, from their headers before decoding."""
+    """Memory of all images of a request as RGB, and of the largest working memory that decoding one
+    of them needs, in bytes. It is computed from the headers before decoding."""
     formats: tuple[str, ...] = FORMATS
-    """Those that are opened."""
+    """Allowed formats, out of ``AVIF, BMP, GIF, HEIF, JPEG, PNG, PPM, TIFF, WEBP``."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -155,7 +160,7 @@ class ImageLimits:
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if not is_number or not value >= 0 or (value == 0 and name != "max_redirects"):
                 raise OptionError(f"{name} must be a positive number; it is {value!r}")
-        # A text is a sequence of letters, none of which is a format.
+        # A string is a sequence of letters, none of which is a format.
         if not self.formats or set(self.formats) - set(FORMATS):
             raise OptionError(
                 f"formats must be some of {', '.join(FORMATS)}; it is {self.formats!r}"
@@ -167,23 +172,33 @@ DEFAULT_LIMITS = ImageLimits()
 
 @dataclass
 class DecodedBudget:
-    """What the pictures of one request may still take when they are decoded."""
+    """The memory that the images of one request may still take when they are decoded."""
 
     limits: ImageLimits
-    _taken: int = 0
+    _num_bytes: int = 0
+    _num_extra_bytes: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def take(self, width: int, height: int, name: str) -> None:
-        """Count a picture before it is decoded.
+    def take(self, num_bytes: int, num_extra_bytes: int, size: tuple[int, int], name: str) -> None:
+        """Count an image before it is decoded.
+
+        Args:
+            num_bytes: the memory of the image as RGB.
+            num_extra_bytes: the memory that decoding takes in addition. It is freed before the next
+                image is decoded, so only the largest such value of a request counts.
+            size: width and height of the image, for messages.
+            name: the name of the image in messages.
 
         Raises:
-            ImageLimitError: it would be too much for the request.
+            ImageLimitError: the images of the request would take too much memory.
         """
         with self._lock:
-            self._taken += width * height * 3
-            if self._taken <= self.limits.max_decoded_bytes:
-                return
-        raise ImageLimitError(
-            f"{name} is {width} x {height}, and the pictures of its request together are more "
-            f"than max_decoded_bytes={self.limits.max_decoded_bytes} of vlcore.ImageLimits"
-        )
+            self._num_bytes += num_bytes
+            self._num_extra_bytes = max(self._num_extra_bytes, num_extra_bytes)
+            total = self._num_bytes + self._num_extra_bytes
+        if total > self.limits.max_decoded_bytes:
+            raise ImageLimitError(
+                f"{name} is {size[0]} x {size[1]}, and decoding the images of its request takes "
+                f"{total} bytes, more than max_decoded_bytes={self.limits.max_decoded_bytes} of "
+                "vlcore.ImageLimits"
+            )

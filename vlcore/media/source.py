@@ -1,22 +1,21 @@
-"""The bytes of an image's file: a path, a URL, a ``data:`` URL or bytes, within limits."""
+"""The bytes of an image file from a path, a URL or bytes, within limits."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import os
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from PIL import Image
 
 from vlcore.errors import ImageError, ImageLimitError
+from vlcore.media.data_url import hint, read_data_url
 from vlcore.media.download import download
 from vlcore.media.policy import (
     DEFAULT_LIMITS,
@@ -35,28 +34,28 @@ def read_image(
     limits: ImageLimits = DEFAULT_LIMITS,
     access: ImageAccess = TRUSTING,
 ) -> bytes:
-    """Read or download the bytes of a picture's file; may be called inside a running loop too.
+    """Read or download the bytes of an image file. This works inside a running event loop too.
 
     Raises:
-        ImageError: it is missing, not allowed, or cannot be fetched.
-        ImageLimitError: it is larger than a limit.
+        ImageError: the file is missing, not allowed, or cannot be fetched.
+        ImageLimitError: the file exceeds a limit.
     """
     if is_web_url(source):
-        return _run_aside(download(str(source), describe(source), limits, access))
+        return _run_in_thread(download(str(source), describe(source), limits, access))
     return _read(source, describe(source), limits, access)
 
 
 def is_web_url(source: object) -> bool:
-    """Say whether a source is to be downloaded."""
+    """Return whether a source is an http(s) URL."""
     return isinstance(source, str) and _scheme(source) in ("http", "https")
 
 
 def describe(source: Any) -> str:
-    """Name a source in a message, briefly."""
+    """Return a short description of a source for messages."""
     if isinstance(source, Image.Image):
         return f"a PIL image ({source.mode}, {source.width} x {source.height})"
     if isinstance(source, bytes | bytearray | memoryview):
-        return f"a picture of {len(source)} bytes"
+        return f"an image of {len(source)} bytes"
     text = str(source)
     return repr(text if len(text) <= 80 else f"{text[:77]}...")
 
@@ -65,23 +64,28 @@ def _scheme(source: str) -> str:
     return source[:8].partition(":")[0].lower()
 
 
-def _run_aside(coroutine: Coroutine[Any, Any, bytes]) -> bytes:
-    """Run on a loop of its own in a thread: this thread may have a running one."""
+def _run_in_thread(coroutine: Coroutine[Any, Any, bytes]) -> bytes:
+    """Run a coroutine in a thread of its own, since this thread may have a running event loop."""
     outcome: Future[bytes] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(asyncio.run(coroutine))
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    thread = threading.Thread(target=run, name="vlcore-download", daemon=True)
+    thread = threading.Thread(
+        target=_complete, args=(outcome, coroutine), name="vlcore-download", daemon=True
+    )
     thread.start()
     try:
         return outcome.result()
     finally:
         if outcome.done():
             thread.join()
+        del outcome  # an error refers to this frame, which must not refer to the error
+
+
+def _complete(outcome: Future[bytes], coroutine: Coroutine[Any, Any, bytes]) -> None:
+    try:
+        outcome.set_result(asyncio.run(coroutine))
+    except BaseException as error:
+        outcome.set_exception(error)
+    finally:
+        del outcome  # for the same reason
 
 
 def _read(source: object, name: str, limits: ImageLimits, access: ImageAccess) -> bytes:
@@ -98,16 +102,21 @@ def _read(source: object, name: str, limits: ImageLimits, access: ImageAccess) -
         )
     scheme = _scheme(source)
     if scheme == "data":
-        return _read_data_url(source, name, limits)
+        return read_data_url(source, name, limits.max_bytes)
     if scheme == "file":
         try:
             url = urlsplit(source)
         except ValueError as error:
             raise ImageError(f"{name} cannot be read: {error}") from error
         if url.netloc not in ("", "localhost"):
-            raise ImageError(f"{name} is a file of another machine: file:///path is expected")
+            raise ImageError(f"{name} is a file of another host: file:///path is expected")
         return _read_file(Path(url2pathname(url.path)), name, limits, access)
-    return _read_file(Path(source), name, limits, access)
+    try:
+        return _read_file(Path(source), name, limits, access)
+    except ImageError as error:
+        if note := hint(source):
+            raise ImageError(f"{error}{note}") from error
+        raise
 
 
 def _read_file(path: Path, name: str, limits: ImageLimits, access: ImageAccess) -> bytes:
@@ -118,23 +127,10 @@ def _read_file(path: Path, name: str, limits: ImageLimits, access: ImageAccess) 
         raise ImageError(f"there is no file {name} (working directory {Path.cwd()})") from error
     except ImageError:
         raise
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a ~user nobody has
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: an unknown ~user
         raise ImageError(f"{name} cannot be read: {error}") from error
     _check_bytes(len(data), name, limits)
     return data
-
-
-def _read_data_url(url: str, name: str, limits: ImageLimits) -> bytes:
-    header, comma, body = url.partition(",")
-    if not comma:
-        raise ImageError(f"{name} is no data URL: data:image/png;base64,… is expected")
-    _check_bytes(len(body) * 3 // 4, name, limits)
-    if not header.endswith(";base64"):
-        return unquote_to_bytes(body)
-    try:
-        return base64.b64decode(unquote_to_bytes(body), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ImageError(f"{name} holds damaged base64: {error}") from error
 
 
 def _check_bytes(num_bytes: int, name: str, limits: ImageLimits) -> None:

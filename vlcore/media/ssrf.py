@@ -1,4 +1,4 @@
-"""The addresses of a host, each of them checked before anything is sent there."""
+"""The addresses of a host, all of which are checked before a connection is made."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vlcore.errors import ImageError
 from vlcore.media.policy import ImageAccess, IpAddress
 
 _resolvers = DaemonExecutor(16, "vlcore-resolve")
-"""A resolver that hangs holds nothing else up."""
+"""A pool of its own, so that a resolver that hangs does not block anything else."""
 
 _NOT_GLOBAL = [
     ip_network(network)
@@ -27,14 +27,14 @@ _NOT_GLOBAL = [
         "fec0::/10",
     )
 ]
-"""What some version of ``ipaddress`` takes for global, though no server of the public net is
-there; Teredo, which hides an IPv4 address, is in one of them."""
+"""Networks that some version of ``ipaddress`` considers global, although they have no public
+servers. One of them contains Teredo addresses, which embed an IPv4 address."""
 
 _NAT64 = ip_network("64:ff9b::/96")
 
 
 def is_global(address: IpAddress) -> bool:
-    """Say whether an address, and whatever it embeds, is routable in the public net."""
+    """Return whether an address, and any address embedded in it, is globally routable."""
     if isinstance(address, IPv6Address):
         if address.scope_id is not None:
             return False
@@ -51,14 +51,14 @@ def is_global(address: IpAddress) -> bool:
 
 
 def is_allowed(address: IpAddress, host: str, access: ImageAccess) -> bool:
-    """Say whether a picture of this host may come from this address."""
+    """Return whether images may be downloaded for this host from this address."""
     if access.allows_host(host) or any(address in network for network in access.networks):
         return True
     return is_global(address)
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """Look up the addresses of a host, in a thread of its own pool."""
+    """Resolve the addresses of a host in a thread."""
     loop = asyncio.get_running_loop()
     found = await loop.run_in_executor(
         _resolvers, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -67,20 +67,20 @@ async def resolve(host: str, port: int) -> list[str]:
 
 
 async def checked_addresses(host: str, port: int, name: str, access: ImageAccess) -> list[str]:
-    """Resolve a host once and give the addresses to connect to, the likeliest first.
+    """Resolve a host once, and return its addresses, the most likely to work first.
 
     Raises:
-        ImageError: it has none, or one of them is not allowed.
+        ImageError: the host has no address, or one of them is not allowed.
     """
     try:
-        found = [ip_address(one) for one in await resolve(host, port)]
-    except (OSError, ValueError) as error:
-        raise ImageError(f"{name} could not be fetched: its host was not found") from error
-    if not found:
-        raise ImageError(f"{name} could not be fetched: its host was not found")
-    if not all(is_allowed(address, host, access) for address in found):
+        addresses = [ip_address(address) for address in await resolve(host, port)]
+    except (OSError, ValueError):
+        addresses = []
+    if not addresses or not all(is_allowed(address, host, access) for address in addresses):
+        # One message for both, which does not tell whether a host of the network exists.
         raise ImageError(f"{name} could not be fetched: its host was not found or is not allowed")
-    return [str(one) for one in sorted(found, key=lambda one: one.version)]  # IPv6 may be unrouted
+    # IPv4 comes first, because IPv6 may be unrouted.
+    return [str(address) for address in sorted(addresses, key=lambda address: address.version)]
 
 
 def _embedded(address: IPv6Address) -> IPv4Address | None:
