@@ -45,6 +45,7 @@ def pipe() -> Pipeline:
 def server(pipe: Pipeline) -> Iterator[Server]:
     """A server whose time limits pass only when a test moves its clock."""
     limits = {"deadline_s": DEADLINE_S, "body_timeout_s": BODY_TIMEOUT_S, "max_requests": 3}
+    limits["write_timeout_s"] = 2 * DEADLINE_S
     with running(pipe, **limits) as server:
         yield server
 
@@ -72,6 +73,13 @@ def narrow_server() -> Iterator[tuple[Pipeline, Server]]:
 def is_idle(pipe: Pipeline, server: Server) -> bool:
     engine: Any = pipe.engine
     return not engine._batch.sequences and metric(server, "vlcore_active_requests") == 0
+
+
+def num_receiving(server: Server) -> int:
+    """Return the number of requests whose body is incomplete."""
+    connections: list[Any] = list(server.server_state.connections)
+    cycles = [connection.cycle for connection in connections if connection.is_responding]
+    return sum(cycle.more_body for cycle in cycles)
 
 
 def is_write_paused(server: Server) -> bool:
@@ -185,15 +193,26 @@ def test_a_request_above_the_bound_receives_429(server: Server, pipe: Pipeline) 
     wait_for(lambda: is_idle(pipe, server))
 
 
-def test_a_client_that_disconnects_in_its_body_frees_its_permit(
+def test_a_client_that_disconnects_within_its_body_is_counted(
     server: Server, pipe: Pipeline
 ) -> None:
     num_disconnected = outcomes(server, "disconnected")
     with connect(server) as connection:
         connection.sendall(post(b'{"model"', length=1000))
-        wait_for(lambda: metric(server, "vlcore_active_requests") == 1)
+        wait_for(lambda: num_receiving(server) == 1)
     wait_for(lambda: outcomes(server, "disconnected") == num_disconnected + 1)
     assert is_idle(pipe, server)
+
+
+def test_incomplete_bodies_hold_no_permit(server: Server, pipe: Pipeline) -> None:
+    with ExitStack() as stack:
+        for _ in range(8):  # more than max_requests
+            connection = stack.enter_context(connect(server))
+            connection.sendall(post(b"{", length=1000))
+        wait_for(lambda: num_receiving(server) == 8)
+        assert send_and_read(server, post(chat_body()))[0] == 200
+    wait_for(lambda: num_receiving(server) == 0)
+    wait_for(lambda: is_idle(pipe, server))
 
 
 @pytest.mark.parametrize("streams", [True, False])
@@ -251,7 +270,7 @@ def test_a_client_that_never_reads_is_disconnected_at_the_deadline(
 def test_a_slow_body_receives_408(server: Server, clock: LoopClock) -> None:
     with connect(server) as connection:
         connection.sendall(post(b'{"model"', length=1000))
-        wait_for(lambda: metric(server, "vlcore_active_requests") == 1)
+        wait_for(lambda: num_receiving(server) == 1)
         clock.advance(BODY_TIMEOUT_S)
         received = read_all(connection)
     assert received.startswith(b"HTTP/1.1 408 ")

@@ -60,7 +60,8 @@ def completion_of(pipeline: FakePipeline, **options: Any) -> tuple[Completion, M
 
 
 def create(pipeline: FakePipeline, **options: Any) -> dict[str, Any]:
-    return asyncio.run(completion_of(pipeline, **options)[0].create())
+    body: dict[str, Any] = json.loads(asyncio.run(completion_of(pipeline, **options)[0].create()))
+    return body
 
 
 def stream(pipeline: FakePipeline, **options: Any) -> list[Any]:
@@ -96,7 +97,7 @@ def test_the_tokens_of_all_completions_are_counted() -> None:
         delta("c", 2, "stop", choice=1), delta("d", 2, "length", choice=0),
     )  # fmt: skip
     completion, metrics = completion_of(pipeline)
-    body = asyncio.run(completion.create())
+    body = json.loads(asyncio.run(completion.create()))
     assert [choice["message"]["content"] for choice in body["choices"]] == ["ad", "bc"]
     assert [choice["finish_reason"] for choice in body["choices"]] == ["length", "stop"]
     assert body["usage"]["completion_tokens"] == 4
@@ -144,6 +145,19 @@ def test_infinite_logprobs_and_partial_characters_are_valid_json() -> None:
     assert (token["token"], token["logprob"], token["bytes"]) == ("\ufffd", -9999.0, None)
     assert token["top_logprobs"] == [{"token": "red", "logprob": -0.5, "bytes": [114, 101, 100]}]
     json.dumps(body, allow_nan=False)
+
+
+def test_separators_of_lines_are_escaped() -> None:
+    text = "a\u0085b\u2028c\u2029d"
+    pipeline = FakePipeline(delta(text, 1, "stop"))
+
+    async def events() -> bytes:
+        completion = completion_of(FakePipeline(delta(text, 1, "stop")))[0]
+        return b"".join([event async for event in completion.stream()])
+
+    for data in (asyncio.run(events()), asyncio.run(completion_of(pipeline)[0].create())):
+        assert not set("\u0085\u2028\u2029") & set(data.decode())
+    assert create(pipeline)["choices"][0]["message"]["content"] == text
 
 
 def test_a_warning_is_sent_once() -> None:

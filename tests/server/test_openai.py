@@ -167,6 +167,12 @@ def test_several_completions_are_reproducible_with_a_seed(client: openai.OpenAI)
     assert len(set(first)) > 1
 
 
+def test_several_greedy_completions_are_the_same(client: openai.OpenAI) -> None:
+    completion = create(client, COLOUR, n=3)
+    assert [choice.index for choice in completion.choices] == [0, 1, 2]
+    assert {choice.message.content for choice in completion.choices} == {"red"}
+
+
 def test_several_completions_in_one_stream(client: openai.OpenAI) -> None:
     texts = {0: "", 1: ""}
     finish_reasons = {}

@@ -48,8 +48,25 @@ def test_null_is_the_same_as_absent() -> None:
 
 @pytest.mark.parametrize("temperature", [0, 1e-6, 1e-300])
 def test_temperature_0_is_greedy(temperature: float) -> None:
-    assert parse(temperature=temperature, top_k=3, top_p=0.5).config.do_sample is False
-    assert parse_error(temperature=temperature, n=2).param == "n"
+    config = parse(temperature=temperature, top_k=3, top_p=0.5, n=2).config
+    assert (config.do_sample, config.n) == (False, 2)
+
+
+def test_top_p_0_is_greedy() -> None:
+    assert parse(top_p=0).config.do_sample is False
+
+
+def test_whole_numbers_may_be_floats() -> None:
+    options: dict[str, Any] = {
+        "max_tokens": 8.0,
+        "n": 2.0,
+        "seed": 5.0,
+        "top_k": 3.0,
+        "top_logprobs": 2.0,
+    }
+    config = parse(**options, logprobs=True).config
+    assert (config.max_new_tokens, config.n, config.random_seed) == (8, 2, 5)
+    assert (config.top_k, config.logprobs) == (3, 2)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +88,12 @@ def test_temperature_0_is_greedy(temperature: float) -> None:
         ({"stop": "a string of more than sixteen characters"}, "stop_words",
          ("a string of more than sixteen characters",)),
         ({"stop": ["a", "b"]}, "stop_words", ("a", "b")),
+        ({"stop": ""}, "stop_words", ()),
+        ({"stop": ["", "b"]}, "stop_words", ("b",)),
+        ({"top_k": -1}, "top_k", 0),
+        ({"min_tokens": 3}, "min_new_tokens", 3),
+        ({"stop_token_ids": [3, 4]}, "stop_token_ids", (3, 4)),
+        ({"skip_special_tokens": False}, "skip_special_tokens", False),
         ({"logprobs": True}, "logprobs", 0),
         ({"logprobs": True, "top_logprobs": 5}, "logprobs", 5),
     ],
@@ -85,6 +108,12 @@ def test_an_option_reaches_the_engine(option: dict[str, Any], field: str, value:
         {"frequency_penalty": 0}, {"presence_penalty": 0.0}, {"response_format": {"type": "text"}},
         {"modalities": ["text"]}, {"tools": []}, {"tool_choice": "auto"}, {"logit_bias": {}},
         {"user": "me"}, {"metadata": {"a": [1]}}, {"store": True}, {"service_tier": "auto"},
+        {"parallel_tool_calls": False}, {"functions": []}, {"function_call": "auto"},
+        {"best_of": 1}, {"echo": False}, {"stop": ""}, {"stop": []}, {"top_logprobs": 0},
+        {"skip_special_tokens": True}, {"stop_token_ids": []}, {"add_generation_prompt": True},
+        {"continue_final_message": False}, {"safety_identifier": "a"}, {"prompt_cache_key": "a"},
+        {"reasoning_effort": None}, {"length_penalty": 1}, {"use_beam_search": False},
+        {"chat_template_kwargs": {}}, {"an_unknown_field": None},
     ],
 )  # fmt: skip
 def test_neutral_values_of_unsupported_fields_are_accepted(
@@ -101,11 +130,19 @@ def test_neutral_values_of_unsupported_fields_are_accepted(
         ({"modalities": ["audio"]}, "modalities.0"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"logit_bias": {"3": 1}}, "logit_bias"),
-        ({"stream_options": {"x": 1}, "stream": True}, "stream_options.x"),
+        ({"best_of": 2}, "best_of"),
+        ({"echo": True}, "echo"),
+        ({"reasoning_effort": "high"}, "reasoning_effort"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"chat_template": "{{ 1 }}"}, "chat_template"),
+        ({"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs"),
+        ({"guided_json": {}}, "guided_json"),
+        ({"add_generation_prompt": False}, "add_generation_prompt"),
+        ({"continue_final_message": True}, "continue_final_message"),
+        ({"messages": [{"role": "user", "content": [IMAGE_PART, IMAGE_PART | {"image_url": 3}]}]},
+         "messages.0.content.1.image_url"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]},
          "messages.0.content.0.text"),
-        ({"messages": [{"role": "user", "content": [IMAGE_PART, IMAGE_PART | {"x": 1}]}]},
-         "messages.0.content.1.x"),
         ({"stop": ["a", 3]}, "stop.1"),
         ({"stop": {}}, "stop"),
     ],
@@ -162,4 +199,69 @@ def test_the_message_of_a_completion_is_accepted_back() -> None:
     assert parse(messages=messages).conversation[1] == Message("assistant", (Text("red"),))
     tool = reply | {"tool_calls": [{"id": "1"}]}
     error = parse_error(messages=[messages[0], tool, messages[2]])
-    assert error.message == "message 1 holds 'tool_calls', which is not supported"
+    assert error.param == "messages.1.tool_calls"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        {"role": "assistant"},
+        {"role": "assistant", "content": None, "tool_calls": [], "function_call": None},
+        {"role": "assistant", "content": "", "reasoning_content": "so", "reasoning": "so"},
+        {"role": "assistant", "content": [], "refusal": "no"},
+    ],
+)
+def test_an_assistant_message_without_text_is_empty(reply: dict[str, Any]) -> None:
+    messages = [{"role": "user", "content": "Hi"}, reply, {"role": "user", "content": "Hi"}]
+    parsed = parse(messages=messages)
+    assert parsed.conversation[1].text == ""
+    assert parsed.warnings == ()
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": "data:,"},
+        {"type": "image_url", "image_url": {"url": "data:,"}, "cache_control": {"type": "x"}},
+        {"type": "input_image", "image_url": "data:,", "detail": "auto", "file_id": None},
+    ],
+)
+def test_forms_of_an_image_part(part: dict[str, Any]) -> None:
+    text = {"type": "input_text", "text": "Hi", "cache_control": {"type": "ephemeral"}}
+    parsed = parse(messages=[{"role": "user", "content": [part, text]}])
+    assert parsed.conversation.images == ("data:,",)
+    assert parsed.conversation[0].content == (ImageSlot(0), Text("Hi"))
+    assert parsed.warnings == ()
+
+
+UNKNOWN: list[tuple[dict[str, Any], str]] = [
+    ({"speed": 9}, "speed"),
+    ({"speed": [{"a": 1}]}, "speed"),
+    ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x"),
+    ({"messages": [{"role": "user", "content": "Hi", "weight": 0}]}, "messages.0.weight"),
+    (
+        {"messages": [{"role": "user", "content": [IMAGE_PART | {"x": 1}]}]},
+        "messages.0.content.0.x",
+    ),
+]
+
+
+@pytest.mark.parametrize(("option", "name"), UNKNOWN)
+def test_an_unknown_field_is_ignored_and_named(option: dict[str, Any], name: str) -> None:
+    assert parse(**option).warnings == (f"unknown fields are ignored: {name!r}",)
+
+
+@pytest.mark.parametrize(("option", "name"), UNKNOWN)
+def test_a_strict_server_refuses_an_unknown_field(option: dict[str, Any], name: str) -> None:
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]} | option
+    strict = ServerSettings(model_name="tiny", strict=True)
+    with pytest.raises(ApiError) as caught:
+        parse_request(json.dumps(body).encode(), strict, frozenset(), 1000)
+    assert (caught.value.code, caught.value.param) == ("unknown_parameter", name)
+
+
+def test_many_unknown_fields_are_named_in_part() -> None:
+    fields: dict[str, Any] = {f"field_{number}": 1 for number in range(20)}
+    (warning,) = parse(**fields).warnings
+    assert "'field_7'" in warning
+    assert "and 12 others" in warning

@@ -15,7 +15,7 @@ MESSAGE = {"role": "user", "content": "Hi"}
     "option",
     [
         {"temperature": float("nan")}, {"temperature": float("inf")}, {"temperature": -0.1},
-        {"temperature": 2.1}, {"top_p": 0}, {"top_p": 1.1}, {"min_p": -1}, {"top_k": -1},
+        {"temperature": 2.1}, {"top_p": -0.1}, {"top_p": 1.1}, {"min_p": -1}, {"top_k": -2},
         {"repetition_penalty": 1e-300},
         {"top_k": True}, {"n": "1"}, {"logprobs": 0},
         {"repetition_penalty": 101}, {"seed": 2**63}, {"n": 0},

@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 
 from vlcore.errors import OptionError
-from vlcore.server.settings import ServerSettings, is_loopback
+from vlcore.server.settings import ServerSettings, is_loopback, parse_api_keys
 
 NUMBERS = [
     setting.name
     for setting in fields(ServerSettings)
-    if isinstance(setting.default, int | float) and setting.name != "port"
+    if isinstance(setting.default, int | float)
+    and not isinstance(setting.default, bool)
+    and setting.name != "port"
 ]
 
 
@@ -29,7 +31,7 @@ def test_a_port_must_be_in_range(port: int) -> None:
         ServerSettings(model_name="tiny", port=port)
 
 
-@pytest.mark.parametrize("key", ["", "sch\xfcssel", "two\nlines"])
+@pytest.mark.parametrize("key", ["", " ", "sch\xfcssel", "two\nlines"])
 def test_a_key_must_be_printable_ascii(key: str) -> None:
     with pytest.raises(OptionError, match="an API key must be printable ASCII and not empty"):
         ServerSettings(model_name="tiny", api_keys=("good", key))
@@ -41,20 +43,40 @@ def test_the_model_needs_a_name() -> None:
 
 
 def test_the_accepted_host_names() -> None:
-    def names(**options: Any) -> frozenset[str]:
-        return ServerSettings(model_name="tiny", **options).host_names
+    def names(address: str, **options: Any) -> frozenset[str]:
+        return ServerSettings(model_name="tiny", **options).host_names([address])
 
-    assert names() == {"localhost", "127.0.0.1", "::1"}
-    assert names(host="127.0.0.5") == {"localhost", "127.0.0.1", "::1", "127.0.0.5"}
-    assert names(host="0.0.0.0") == frozenset()
-    assert names(host="0.0.0.0", allowed_hosts=("Example.org",)) == {"example.org"}
-    assert names(allowed_hosts=("Example.org",)) == {"example.org"}
+    loopback = {"localhost", "127.0.0.1", "::1"}
+    assert names("127.0.0.1") == loopback
+    assert names("127.0.0.5", host="127.0.0.5") == loopback | {"127.0.0.5"}
+    assert names("127.0.1.1", host="Machine") == loopback | {"machine"}
+    assert names("0.0.0.0", host="0.0.0.0") == frozenset()
+    assert names("0.0.0.0", host="0.0.0.0", allowed_hosts=("Example.org",)) == {"example.org"}
+    assert names("127.0.0.1", allowed_hosts=("Example.org",)) == {"example.org"}
 
 
 @pytest.mark.parametrize(
-    ("host", "expected"),
-    [("localhost", True), ("127.8.8.8", True), ("::1", True), ("0.0.0.0", False),
-     ("::", False), ("example.org", False), ("10.0.0.1", False)],
+    ("address", "expected"),
+    [("localhost", True), ("127.8.8.8", True), ("::1", True), ("::ffff:127.0.0.1", True),
+     ("0.0.0.0", False), ("::", False), ("example.org", False), ("10.0.0.1", False),
+     ("::ffff:10.0.0.1", False), ("fe80::1%eth0", False)],
 )  # fmt: skip
-def test_whether_an_address_is_loopback(host: str, expected: bool) -> None:
-    assert is_loopback(host) is expected
+def test_whether_an_address_is_loopback(address: str, expected: bool) -> None:
+    assert is_loopback(address) is expected
+
+
+def test_api_keys_are_stripped() -> None:
+    assert parse_api_keys("a, b,,c ") == ("a", "b", "c")
+    assert ServerSettings(model_name="tiny", api_keys=(" a ",)).api_keys == ("a",)
+
+
+@pytest.mark.parametrize("text", ["", " ", ",", " , "])
+def test_a_list_without_a_key_is_refused(text: str) -> None:
+    with pytest.raises(OptionError, match="contains no key"):
+        parse_api_keys(text)
+
+
+def test_a_path_prefix_begins_with_a_slash() -> None:
+    assert ServerSettings(model_name="tiny", root_path="/a/b/").root_path == "/a/b"
+    with pytest.raises(OptionError, match="root_path must begin with /"):
+        ServerSettings(model_name="tiny", root_path="a")

@@ -52,7 +52,7 @@ def test_the_page_has_no_inline_code_and_loads_nothing_from_elsewhere(url: str) 
         for link in re.findall(r'from "([^"]*)"', path.read_text("utf-8"))
     ]
     assert links
-    assert {link.removeprefix("/page/") for link in links} <= set(FILES)
+    assert {link.removeprefix("page/").removeprefix("./") for link in links} <= set(FILES)
     for path in STATIC.glob("*.js"):
         assert not re.search(
             r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(", path.read_text()

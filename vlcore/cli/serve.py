@@ -71,6 +71,13 @@ def serve(
         list[str] | None,
         typer.Option(help="Origin whose web pages may send requests (CORS). May be repeated."),
     ] = None,
+    root_path: Annotated[
+        str, typer.Option(help="Path prefix of the server behind a reverse proxy, such as /vlcore.")
+    ] = "",
+    strict: Annotated[
+        bool,
+        typer.Option(help="Refuse requests with unknown fields instead of ignoring the fields."),
+    ] = False,
     max_requests: Annotated[
         int,
         typer.Option(
@@ -150,13 +157,15 @@ def serve(
         from vlcore.server.log_config import set_up_log
         from vlcore.server.serving import bind
         from vlcore.server.serving import serve as serve_pipeline
-        from vlcore.server.settings import ServerSettings
+        from vlcore.server.settings import ServerSettings, parse_api_keys
     except ModuleNotFoundError as error:
         raise EngineUnavailableError(
             f"the server needs {error.name}: pip install 'vlcore[serve]'"
         ) from error
 
-    keys = [*(api_key or []), *filter(None, os.environ.get(_KEY_VARIABLE, "").split(","))]
+    keys = [*(api_key or ())]
+    if (listed := os.environ.get(_KEY_VARIABLE)) is not None:
+        keys += parse_api_keys(listed)
     settings = ServerSettings(
         model_name=model_name or _name(model),
         host=host,
@@ -164,6 +173,8 @@ def serve(
         api_keys=tuple(keys),
         allowed_hosts=tuple(allow_host or ()),
         allowed_origins=tuple(allow_origin or ()),
+        root_path=root_path,
+        strict=strict,
         max_requests=max_requests,
         max_body_bytes=max_body_mib * 1024**2,
         deadline_s=deadline_s,

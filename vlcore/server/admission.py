@@ -33,6 +33,23 @@ class Admission:
         Raises:
             ApiError: No permit is free (429), or the server is stopping (503).
         """
+        self.check()
+        self.num_requests += 1
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.num_requests -= 1
+            self._mean_duration_s += _SMOOTHING * (
+                time.monotonic() - started - self._mean_duration_s
+            )
+
+    def check(self) -> None:
+        """Check that a permit is free.
+
+        Raises:
+            ApiError: No permit is free (429), or the server is stopping (503).
+        """
         if self.is_stopping:
             raise stopping_error()
         if self.num_requests >= self._max_requests:
@@ -42,15 +59,6 @@ class Admission:
                 f"the server handles {self._max_requests} requests at a time (max_requests): "
                 "retry later",
                 headers={"Retry-After": str(self._seconds_until_free())},
-            )
-        self.num_requests += 1
-        started = time.monotonic()
-        try:
-            yield
-        finally:
-            self.num_requests -= 1
-            self._mean_duration_s += _SMOOTHING * (
-                time.monotonic() - started - self._mean_duration_s
             )
 
     def _seconds_until_free(self) -> int:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
 from jinja2 import Environment
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, Response
 
 from vlcore.server.schema import ChatRequest, ErrorResponse
 from vlcore.server.settings import ServerSettings
@@ -41,31 +42,36 @@ def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def add_api_docs(app: FastAPI, settings: ServerSettings) -> None:
-    """Complete the OpenAPI document of an application, and serve it as HTML at ``/docs``.
+    """Complete the OpenAPI document of an application, and serve it as JSON and as HTML.
+
+    Both are rendered once, here: a request costs no more than sending them.
 
     Args:
         app: The application, with all its routes.
         settings: The server's settings; they decide whether the document mentions API keys.
     """
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        return app.openapi_schema or _complete(generate(), has_keys=bool(settings.api_keys))
-
-    app.openapi = openapi  # type: ignore[method-assign]
+    document = _complete(app.openapi(), has_keys=bool(settings.api_keys))
+    if settings.root_path:
+        document["servers"] = [{"url": settings.root_path}]
+    template = Environment(autoescape=True).from_string(_TEMPLATE.read_text("utf-8"))
+    html = template.render(document=document)
+    style = html.partition("<style>")[2].partition("</style>")[0]
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'"
+    )
+    json_document = json.dumps(document, ensure_ascii=False).encode()
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
-        """Render the document, without scripts and without resources from other servers."""
-        template = Environment(autoescape=True).from_string(_TEMPLATE.read_text("utf-8"))
-        html = template.render(document=app.openapi())
-        style = html.partition("<style>")[2].partition("</style>")[0]
-        digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-        policy = (
-            f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; "
-            "form-action 'none'; frame-ancestors 'none'"
-        )
+        """Return the document as HTML, without scripts and resources from other servers."""
         return HTMLResponse(html, headers={"Content-Security-Policy": policy})
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> Response:
+        """Return the document."""
+        return Response(json_document, media_type="application/json")
 
 
 def _complete(document: dict[str, Any], *, has_keys: bool) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -14,13 +15,17 @@ from vlcore import _version
 from vlcore.inference.pipeline import Pipeline
 from vlcore.server.admission import Admission
 from vlcore.server.api_docs import ERROR_RESPONSES, add_api_docs, error_responses
-from vlcore.server.chat_handler import ChatHandler
+from vlcore.server.chat_handler import ChatHandler, ChatResources
+from vlcore.server.connections import Uploads
 from vlcore.server.errors import ApiError, as_api_error, stopping_error
 from vlcore.server.metrics import Metrics
 from vlcore.server.middleware import RequestGuardMiddleware
 from vlcore.server.schema import ChatCompletion, Model, ModelList
 from vlcore.server.settings import ServerSettings
 from vlcore.server.web_ui import add_web_ui
+
+_NUM_PARSERS = 2
+"""Number of threads that parse large request bodies."""
 
 
 def create_app(
@@ -42,30 +47,36 @@ def create_app(
         version=_version.__version__,
         docs_url=None,  # FastAPI's own pages load scripts from other servers
         redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
     )
-    _add_api(app, pipeline, settings, admission, metrics)
+    resources = ChatResources(
+        pipeline,
+        settings,
+        admission,
+        metrics,
+        Uploads(settings.max_uploads),
+        ThreadPoolExecutor(_NUM_PARSERS, "vlcore-parse"),
+    )
+    _add_api(app, resources)
     _add_probes(app, admission, metrics)
     add_web_ui(app, settings.max_body_bytes)
     _add_error_handlers(app)
     add_api_docs(app, settings)
-    if settings.allowed_origins:
+    app.add_middleware(RequestGuardMiddleware, settings=settings)
+    if settings.allowed_origins:  # outside of the guard: a preflight has no key
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(settings.allowed_origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type"],
+            allow_headers=["*"],  # OpenAI's JavaScript client sends several of its own
+            expose_headers=["retry-after"],
         )
-    app.add_middleware(RequestGuardMiddleware, settings=settings)
     return app
 
 
-def _add_api(
-    app: FastAPI,
-    pipeline: Pipeline,
-    settings: ServerSettings,
-    admission: Admission,
-    metrics: Metrics,
-) -> None:
+def _add_api(app: FastAPI, resources: ChatResources) -> None:
+    settings = resources.settings
     served_model = Model(id=settings.model_name, created=int(time.time()))
 
     @app.post(
@@ -82,7 +93,7 @@ def _add_api(
     )
     async def chat_completions(request: Request) -> Response:
         """Generate the next message of a conversation."""
-        return ChatHandler(request, pipeline, settings, admission, metrics)
+        return ChatHandler(request, resources)
 
     @app.get("/v1/models", responses=error_responses(401, 421, 431), tags=["models"])
     async def models() -> ModelList:

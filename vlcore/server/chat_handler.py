@@ -6,20 +6,23 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
-from contextlib import aclosing
+from concurrent.futures import Executor
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from vlcore.inference.pipeline import Pipeline
 from vlcore.server.admission import Admission
 from vlcore.server.completion import Completion, error_event
-from vlcore.server.errors import ApiError, as_api_error, stopping_error
+from vlcore.server.connections import Uploads, client_address
+from vlcore.server.errors import ApiError, as_api_error, release_frames, stopping_error
 from vlcore.server.http_protocol import ABORT
 from vlcore.server.metrics import Metrics
-from vlcore.server.request_parsing import parse_request
+from vlcore.server.request_parsing import ParsedRequest, parse_request
 from vlcore.server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
@@ -27,11 +30,24 @@ logger = logging.getLogger(__name__)
 _ERROR_TIMEOUT_S = 1.0
 """Time that a client has to read an error."""
 _LARGE_BODY_BYTES = 64 * 1024
-"""Size above which parsing a body takes long enough to delay other requests."""
+"""Size above which a body needs a slot, and is parsed in another thread."""
 
 
 class _DisconnectedError(Exception):
     """The client has disconnected."""
+
+
+@dataclass(frozen=True)
+class ChatResources:
+    """What all chat requests of a server share."""
+
+    pipeline: Pipeline
+    settings: ServerSettings
+    admission: Admission
+    metrics: Metrics
+    uploads: Uploads
+    parsers: Executor
+    """Threads that parse large bodies."""
 
 
 class ChatHandler(Response):
@@ -39,26 +55,15 @@ class ChatHandler(Response):
 
     Args:
         request: The request, its body unread.
-        pipeline: The model.
-        settings: The server's limits.
-        admission: Admits the request.
-        metrics: Counts the request.
+        resources: What all chat requests share.
     """
 
-    def __init__(
-        self,
-        request: Request,
-        pipeline: Pipeline,
-        settings: ServerSettings,
-        admission: Admission,
-        metrics: Metrics,
-    ) -> None:
+    def __init__(self, request: Request, resources: ChatResources) -> None:
         super().__init__()
         self._request = request
-        self._pipeline = pipeline
-        self._settings = settings
-        self._admission = admission
-        self._metrics = metrics
+        self._resources = resources
+        self._settings = resources.settings
+        self._metrics = resources.metrics
         self._has_started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,13 +76,13 @@ class ChatHandler(Response):
         started = time.perf_counter()
         outcome = "ok"
         try:
-            with self._admission.permit():
-                await self._within_deadline(self._handle(scope, receive, record_and_send))
+            await self._within_deadline(self._handle(receive, record_and_send))
         except _DisconnectedError:
             outcome = "disconnected"
         except Exception as error:
             api_error = as_api_error(error)
             outcome = api_error.code
+            release_frames(error)
             await self._send_error(api_error, scope, receive, send)
         except asyncio.CancelledError:  # the shutdown timeout is over, and so is this task
             api_error = stopping_error()
@@ -101,25 +106,33 @@ class ChatHandler(Response):
                 f"the request took longer than {deadline_s:g} s (deadline_s)",
             ) from None
 
-    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _handle(self, receive: Receive, send: Send) -> None:
         self._check_content_type()
-        body = await self._read_body(receive)
-        arguments = (
-            body,
-            self._settings,
-            self._pipeline.image_options,
-            self._pipeline.engine.context_length,
-        )
-        if len(body) > _LARGE_BODY_BYTES:
-            parsed = await asyncio.to_thread(parse_request, *arguments)
-        else:
-            parsed = parse_request(*arguments)
-        completion = Completion(self._pipeline, parsed, self._settings.model_name, self._metrics)
-        if parsed.stream:
-            await _until_disconnected(receive, lambda: self._send_events(completion, send))
-            return
-        response = await _until_disconnected(receive, completion.create)
-        await JSONResponse(response)(scope, receive, send)
+        self._resources.admission.check()
+        parsed = await self._read_request(receive)
+        with self._resources.admission.permit():
+            completion = Completion(
+                self._resources.pipeline, parsed, self._settings.model_name, self._metrics
+            )
+            if parsed.stream:
+                await _until_disconnected(receive, lambda: self._send_events(completion, send))
+            else:
+                body = await _until_disconnected(receive, completion.create)
+                headers = [(b"content-type", b"application/json")]
+                headers.append((b"content-length", str(len(body)).encode()))
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+                await send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def _read_request(self, receive: Receive) -> ParsedRequest:
+        """Read and parse the body; a large one has a slot until it is parsed."""
+        async with AsyncExitStack() as stack:
+            body = await self._read_body(receive, stack)
+            pipeline = self._resources.pipeline
+            limits = (self._settings, pipeline.image_options, pipeline.engine.context_length)
+            if len(body) <= _LARGE_BODY_BYTES:
+                return parse_request(body, *limits)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._resources.parsers, parse_request, body, *limits)
 
     def _check_content_type(self) -> None:
         """Accept JSON alone: browsers send it to another site only after a CORS preflight."""
@@ -131,27 +144,36 @@ class ChatHandler(Response):
                 "the body must be JSON: Content-Type: application/json is expected",
             )
 
-    async def _read_body(self, receive: Receive) -> bytes:
-        """Read the body within its limits on size and time."""
+    async def _read_body(self, receive: Receive, stack: AsyncExitStack) -> bytes:
+        """Read the body within its limits on size and time.
+
+        Args:
+            receive: Returns the next part of the body.
+            stack: Keeps the slot of a large body.
+        """
         timeout_s, limit = self._settings.body_timeout_s, self._settings.max_body_bytes
-        too_large = ApiError(
-            413, "body_too_large", f"the request body is larger than {limit} bytes (max_body_bytes)"
-        )
         content_length = self._request.headers.get("content-length", "")
         if content_length.isdigit() and int(content_length[:20]) > limit:
-            raise too_large
-        body = bytearray()
+            raise _too_large(limit)
+        client = client_address(self._request.scope.get("client"))
+        parts: list[bytes] = []
+        num_bytes = 0
+        has_slot = False
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise _DisconnectedError
-                    body += message.get("body", b"")
-                    if len(body) > limit:
-                        raise too_large
+                    parts.append(message.get("body", b""))
+                    num_bytes += len(parts[-1])
+                    if num_bytes > limit:
+                        raise _too_large(limit)
                     if not message.get("more_body", False):
-                        return bytes(body)
+                        return b"".join(parts)
+                    if num_bytes > _LARGE_BODY_BYTES and not has_slot:
+                        await stack.enter_async_context(self._resources.uploads.slot(client))
+                        has_slot = True
         except TimeoutError:
             raise ApiError(
                 408,
@@ -195,6 +217,12 @@ class ChatHandler(Response):
             logger.warning("a client did not read its response in time")
             scope[ABORT]()
             await asyncio.sleep(0)  # lets the connection process the abort
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(
+        413, "body_too_large", f"the request body is larger than {limit} bytes (max_body_bytes)"
+    )
 
 
 async def _until_disconnected(

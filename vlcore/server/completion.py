@@ -6,13 +6,13 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
 from vlcore.inference.pipeline import Pipeline
-from vlcore.inference.response import Response, join_responses
+from vlcore.inference.response import Response
 from vlcore.server.metrics import Metrics, TokenRecorder
 from vlcore.server.request_parsing import ParsedRequest
 
@@ -43,26 +43,41 @@ class Completion:
     created: int = field(default_factory=lambda: int(time.time()))
     _has_warned: bool = False
 
-    async def create(self) -> dict[str, Any]:
-        """Generate the whole completion and return it as JSON."""
-        deltas = []
+    async def create(self) -> bytes:
+        """Generate the whole completion and return it as JSON.
+
+        Log-probabilities are many times larger than the text. They are converted to JSON as they
+        arrive, so that the event loop does not wait for all of them at the end.
+        """
+        choices: dict[int, _Choice] = {}
+        delta = None
         with TokenRecorder(self.metrics) as recorder:
             async with aclosing(self._responses()) as responses:
                 async for delta in responses:
                     recorder.record(delta)
-                    deltas.append(delta)
-        joined = join_responses(deltas)
-        choices = []
-        for response in joined.choices:
-            choice: dict[str, Any] = {
-                "index": response.choice,
-                "message": {"role": "assistant", "content": response.text, "refusal": None},
-                "finish_reason": response.finish_reason,
-                "logprobs": self._logprobs(response),
-            }
-            choices.append(choice | self._regions(response.text))
-        usage = _usage(joined, recorder.num_completion_tokens)
-        return self._body("chat.completion", choices) | {"usage": usage}
+                    choice = choices.setdefault(delta.choice, _Choice())
+                    choice.text.append(delta.text)
+                    choice.finish_reason = delta.finish_reason
+                    if self.request.num_top_logprobs is not None:
+                        choice.logprobs += map(_json, self._logprobs(delta))
+        if delta is None:
+            raise RuntimeError("the pipeline generated nothing")
+        usage = _usage(delta, recorder.num_completion_tokens)
+        items = [self._choice(index, choices[index]) for index in sorted(choices)]
+        body = _json(self._body("chat.completion", []) | {"usage": usage})
+        return body.replace('"choices":[]', f'"choices":[{",".join(items)}]', 1).encode()
+
+    def _choice(self, index: int, choice: _Choice) -> str:
+        text = "".join(choice.text)
+        item = {
+            "index": index,
+            "message": {"role": "assistant", "content": text, "refusal": None},
+            "finish_reason": choice.finish_reason,
+        }
+        logprobs = "null"
+        if self.request.num_top_logprobs is not None:
+            logprobs = f'{{"content":[{",".join(choice.logprobs)}]}}'
+        return f'{{"logprobs":{logprobs},{_json(item | self._regions(text))[1:]}'
 
     async def stream(self) -> AsyncGenerator[bytes]:
         """Generate the completion and yield it as server-sent events."""
@@ -78,8 +93,11 @@ class Completion:
                         event = self._chunk(delta.choice, {"role": "assistant", "content": ""})
                     texts[delta.choice].append(delta.text)
                     if delta.text or delta.logprobs:
+                        logprobs = None
+                        if self.request.num_top_logprobs is not None:
+                            logprobs = {"content": self._logprobs(delta)}
                         message = {"content": delta.text}
-                        event += self._chunk(delta.choice, message, logprobs=self._logprobs(delta))
+                        event += self._chunk(delta.choice, message, logprobs=logprobs)
                     if delta.finish_reason is not None:
                         regions = self._regions("".join(texts[delta.choice]))
                         event += self._chunk(delta.choice, {}, delta.finish_reason, **regions)
@@ -138,16 +156,14 @@ class Completion:
         ]
         return {"regions": regions} if regions else {}
 
-    def _logprobs(self, response: Response) -> dict[str, Any] | None:
+    def _logprobs(self, response: Response) -> Sequence[Mapping[str, Any]]:
         num_top = self.request.num_top_logprobs
-        if num_top is None:
-            return None
         content = []
         for token_id, logprobs in zip(response.token_ids, response.logprobs, strict=True):
             top = sorted(logprobs.items(), key=lambda item: -item[1])[:num_top]
             sampled = self._logprob(token_id, logprobs[token_id])
             content.append(sampled | {"top_logprobs": [self._logprob(*item) for item in top]})
-        return {"content": content}
+        return content
 
     def _logprob(self, token_id: int, logprob: float) -> dict[str, Any]:
         token = self.pipeline.token_text(token_id)
@@ -163,10 +179,27 @@ def error_event(body: Mapping[str, Any]) -> bytes:
     return _event(body)
 
 
+@dataclass
+class _Choice:
+    """What has been generated of one choice."""
+
+    text: list[str] = field(default_factory=list)
+    logprobs: list[str] = field(default_factory=list)
+    """The log-probabilities of each token, as JSON."""
+    finish_reason: str | None = None
+
+
 def _event(body: Mapping[str, Any]) -> bytes:
-    return (
-        b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
-    )
+    return f"data: {_json(body)}\n\n".encode()
+
+
+def _json(value: Any) -> str:
+    """Return a value as JSON, without characters at which some clients split lines."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    for character in "\u0085\u2028\u2029":
+        if character in text:
+            text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
 
 
 def _usage(response: Response, num_generated: int) -> dict[str, Any]:

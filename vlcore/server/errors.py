@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,6 +86,25 @@ def stopping_error() -> ApiError:
     return ApiError(
         503, "stopping", "the server is stopping: retry later", headers={"Retry-After": "10"}
     )
+
+
+def overloaded_error(message: str) -> ApiError:
+    """Return the error for a connection or a body above the server's bounds."""
+    return ApiError(503, "overloaded", f"{message}: retry later", headers={"Retry-After": "1"})
+
+
+def release_frames(error: BaseException | None) -> None:
+    """Clear the local variables of the frames that an exception refers to.
+
+    An exception refers to the frames that it passed, and a frame to the exception. Such a cycle
+    keeps request bodies and images in memory until the garbage collector's next full run.
+    """
+    seen = set[int]()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 def head_too_large_error(limit: int) -> ApiError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,16 +11,24 @@ from pydantic import ValidationError
 from vlcore.engines.generation import GenerationConfig
 from vlcore.inference.user_input import parse_prompt
 from vlcore.prompts.messages import Conversation
-from vlcore.server.errors import ApiError
-from vlcore.server.schema import ChatMessage, ChatRequest, Part, TextPart
+from vlcore.server.body import JsonBody
+from vlcore.server.errors import ApiError, release_frames
+from vlcore.server.schema import (
+    ChatMessage,
+    ChatRequest,
+    ImagePart,
+    ImageUrl,
+    Part,
+    RefusalPart,
+    TextPart,
+)
 from vlcore.server.settings import ServerSettings
-
-_ECHOED_FIELDS = frozenset({"annotations", "regions"})
-"""Fields of a completion's message that clients send back with it."""
 
 _MIN_TEMPERATURE = 1e-5
 """Below it decoding is greedy: the most likely token is practically certain, and small temperatures
 overflow."""
+_MAX_REPORTED = 8
+"""Maximum number of unknown fields that a warning names."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +61,8 @@ def parse_request(
         OptionError: The generation options contradict each other.
         PromptError: The messages are invalid.
     """
-    try:
-        request = ChatRequest.model_validate_json(body)
-    except ValidationError as error:
-        raise _as_api_error(error) from error
+    json_body = JsonBody(body, settings.max_text_bytes)
+    request = _validate(json_body.text)
     if request.model != settings.model_name:
         raise ApiError(
             404,
@@ -66,15 +72,16 @@ def parse_request(
             "model",
         )
     warnings: list[str] = []
-    messages = [
-        {"role": _role(message), "content": _content(message, image_options, warnings)}
-        for message in _check_fields(request.messages)
-    ]
+    if unknown := list(_unknown_fields(request)):
+        _report_unknown(unknown, settings, warnings)
+    parser = _MessageParser(image_options, json_body, warnings)
+    messages = [parser.parse(message, index) for index, message in enumerate(request.messages)]
+    _check_final_message(request)
     wants_logprobs = bool(request.logprobs)
-    if request.top_logprobs is not None and not wants_logprobs:
-        raise ApiError(400, "invalid_value", "top_logprobs needs logprobs: true", "top_logprobs")
+    if request.top_logprobs and not wants_logprobs:
+        raise _invalid("top_logprobs", "it requires logprobs: true")
     if request.stream_options is not None and not request.stream:
-        raise ApiError(400, "invalid_value", "stream_options needs stream: true", "stream_options")
+        raise _invalid("stream_options", "it requires stream: true")
     return ParsedRequest(
         parse_prompt(messages),
         _config(request, settings, context_length),
@@ -85,45 +92,107 @@ def parse_request(
     )
 
 
-def _check_fields(messages: list[ChatMessage]) -> list[ChatMessage]:
-    for position, message in enumerate(messages):
-        unknown = [
-            key
-            for key, value in (message.model_extra or {}).items()
-            if value is not None and key not in _ECHOED_FIELDS
-        ]
-        if unknown:
-            raise ApiError(
-                400,
-                "unknown_parameter",
-                f"message {position} holds {unknown[0][:100]!r}, which is not supported",
-                f"messages.{position}.{unknown[0][:100]}",
-            )
-    return messages
+def _validate(text: bytes) -> ChatRequest:
+    try:
+        return ChatRequest.model_validate_json(text)
+    except ValidationError as error:
+        api_error = _as_api_error(error)
+        release_frames(error)
+    raise api_error
 
 
-def _role(message: ChatMessage) -> str:
-    return "system" if message.role == "developer" else message.role
+def _unknown_fields(request: ChatRequest) -> Iterator[str]:
+    """Yield the paths of all fields that are not part of the API."""
+    yield from request.unknown_fields
+    for index, message in enumerate(request.messages):
+        for name in message.unknown_fields:
+            yield f"messages.{index}.{name}"
+        if isinstance(message.content, list):
+            for position, part in enumerate(message.content):
+                for name in part.unknown_fields:
+                    yield f"messages.{index}.content.{position}.{name}"
+    if request.stream_options is not None:
+        for name in request.stream_options.unknown_fields:
+            yield f"stream_options.{name}"
 
 
-def _content(
-    message: ChatMessage, image_options: frozenset[str], warnings: list[str]
-) -> str | list[dict[str, Any]]:
-    if isinstance(message.content, str):
-        return message.content
-    return [_part(part, image_options, warnings) for part in message.content]
+def _report_unknown(unknown: list[str], settings: ServerSettings, warnings: list[str]) -> None:
+    if settings.strict:
+        name = unknown[0][:100]
+        raise ApiError(400, "unknown_parameter", f"{name}: the field is not supported", name)
+    names = ", ".join(repr(name[:100]) for name in unknown[:_MAX_REPORTED])
+    more = f" and {len(unknown) - _MAX_REPORTED} others" if len(unknown) > _MAX_REPORTED else ""
+    warnings.append(f"unknown fields are ignored: {names}{more}")
 
 
-def _part(part: Part, image_options: frozenset[str], warnings: list[str]) -> dict[str, Any]:
-    if isinstance(part, TextPart):
-        return {"type": "text", "text": part.text}
-    options: dict[str, Any] = dict(part.image_url.model_extra or {})
-    if part.image_url.detail not in (None, "auto"):
-        if "detail" in image_options:
-            options["detail"] = part.image_url.detail
-        else:
-            warnings.append("detail has no effect: this model encodes every image in the same way")
-    return {"type": "image_url", "image_url": {**options, "url": part.image_url.url}}
+class _MessageParser:
+    """Converts messages of the API to those of the pipeline.
+
+    Args:
+        image_options: Options of an image that the model supports.
+        body: Has the data URLs of the request.
+        warnings: Receives warnings about options without effect.
+    """
+
+    def __init__(self, image_options: frozenset[str], body: JsonBody, warnings: list[str]) -> None:
+        self._image_options = image_options
+        self._body = body
+        self._warnings = warnings
+
+    def parse(self, message: ChatMessage, index: int) -> dict[str, Any]:
+        """Return a message of the pipeline."""
+        role = "system" if message.role == "developer" else message.role
+        content = message.content
+        if content is None:
+            if role != "assistant":
+                raise ApiError(
+                    400,
+                    "missing_parameter",
+                    f"messages.{index}.content: Field required",
+                    f"messages.{index}.content",
+                )
+            content = ""
+        if isinstance(content, str):
+            return {"role": role, "content": self._body.restore(content)}
+        return {"role": role, "content": [self._part(part) for part in content]}
+
+    def _part(self, part: Part) -> dict[str, Any]:
+        if isinstance(part, TextPart):
+            return {"type": "text", "text": self._body.restore(part.text)}
+        if isinstance(part, RefusalPart):
+            return {"type": "text", "text": self._body.restore(part.refusal)}
+        return {"type": "image_url", "image_url": self._image_url(part)}
+
+    def _image_url(self, part: ImagePart) -> dict[str, Any]:
+        image = part.image_url
+        if isinstance(image, str):
+            image = ImageUrl.model_construct(url=image)
+        options = {
+            name: value for name, value in (image.model_extra or {}).items() if value is not None
+        }
+        detail = image.detail if "detail" in image.model_fields_set else part.detail
+        if detail not in (None, "auto"):
+            if "detail" in self._image_options:
+                options["detail"] = detail
+            else:
+                self._warnings.append(
+                    "detail has no effect: this model encodes every image in the same way"
+                )
+        return {**options, "url": self._body.restore(image.url)}
+
+
+def _check_final_message(request: ChatRequest) -> None:
+    continues = request.messages[-1].role == "assistant"
+    if request.continue_final_message not in (None, continues):
+        raise _invalid(
+            "continue_final_message",
+            "a last message of the assistant is always continued, and no other is",
+        )
+    if request.add_generation_prompt not in (None, not continues):
+        raise _invalid(
+            "add_generation_prompt",
+            "it must be true unless the last message is the assistant's, which is continued",
+        )
 
 
 def _config(
@@ -131,57 +200,99 @@ def _config(
 ) -> GenerationConfig:
     num_completions = request.n or 1
     if num_completions > settings.max_answers:
-        raise ApiError(
-            400,
-            "invalid_value",
-            f"n is {num_completions}; the maximum is {settings.max_answers} (max_answers)",
-            "n",
+        raise _invalid(
+            "n", f"it is {num_completions}; the maximum is {settings.max_answers} (max_answers)"
         )
     temperature = 1.0 if request.temperature is None else request.temperature
-    is_greedy = temperature < _MIN_TEMPERATURE
-    if is_greedy and num_completions > 1:
-        raise ApiError(
-            400,
-            "invalid_value",
-            "with temperature 0 all completions are the same: n must be 1",
-            "n",
-        )
+    is_greedy = temperature < _MIN_TEMPERATURE or request.top_p == 0
     max_tokens = request.max_completion_tokens or request.max_tokens or settings.default_max_tokens
     options: dict[str, Any] = {
         "max_new_tokens": min(max_tokens, context_length),
         "n": num_completions,
     }
     if not is_greedy:
-        options |= {"do_sample": True, "temperature": temperature, "top_k": request.top_k or 0}
+        top_k = max(0, request.top_k or 0)
+        options |= {"do_sample": True, "temperature": temperature, "top_k": top_k}
+        if request.top_p is not None:
+            options["top_p"] = request.top_p
     if request.seed is not None:
         options["random_seed"] = request.seed % 2**64
     if request.logprobs:
         options["logprobs"] = request.top_logprobs or 0
-    stop_strings = [request.stop] if isinstance(request.stop, str) else request.stop or []
-    options["stop_words"] = tuple(stop_strings)
-    for name in ("top_p", "min_p", "repetition_penalty", "ignore_eos"):
+    if request.min_tokens:
+        options["min_new_tokens"] = min(request.min_tokens, options["max_new_tokens"])
+    stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    options["stop_words"] = tuple(filter(None, stop))
+    options["stop_token_ids"] = tuple(request.stop_token_ids or ())
+    for name in ("min_p", "repetition_penalty", "ignore_eos", "skip_special_tokens"):
         if (value := getattr(request, name)) is not None:
             options[name] = value
     return GenerationConfig(**options)
 
 
+def _invalid(param: str, message: str) -> ApiError:
+    return ApiError(400, "invalid_value", f"{param}: {message}", param)
+
+
+_UNION_MESSAGES = {
+    "content": "a string or a list of parts is expected",
+    "stop": "a string or a list of strings is expected",
+    "image_url": "a string or an object with a url is expected",
+}
+"""For each field with two types: the message for a value of neither."""
+_WRONG_TYPE = frozenset(
+    {"string_type", "list_type", "model_type", "int_type", "float_type", "bool_type"}
+)
+
+
 def _as_api_error(error: ValidationError) -> ApiError:
     """Describe the first fault; values are not repeated, because they can be long."""
-    first: Mapping[str, Any] = error.errors(include_url=False, include_input=False)[0]
+    errors: list[Mapping[str, Any]] = list(error.errors(include_url=False, include_input=False))
+    first = errors[0]
     if first["type"] == "json_invalid":
         return ApiError(400, "invalid_json", f"the body is not JSON: {first['ctx']['error']}")
-    param = ".".join(str(step)[:100] for step in _field_path(first["loc"]))
-    code = "unknown_parameter" if first["type"] == "extra_forbidden" else "invalid_value"
-    if first["type"] == "missing":
-        code = "missing_parameter"
-    return ApiError(400, code, f"{param}: {first['msg']}", param or None)
+    paths = {id(other): _field_path(other["loc"]) for other in errors}
+    related = [other for other in errors if other["loc"][:1] == first["loc"][:1]]
+    # A field of two types has an error for each; that of the value's own type is to the point.
+    specific = [
+        other for other in related if paths[id(other)][1] or other["type"] not in _WRONG_TYPE
+    ]
+    fault = specific[0] if specific else max(related, key=lambda other: len(other["loc"]))
+    path, _ = paths[id(fault)]
+    message = fault["msg"]
+    if fault["type"] == "too_long":
+        message = f"at most {fault['ctx']['max_length']} items are supported"
+    elif fault["type"] == "union_tag_invalid":
+        message = f"the type is not one of {fault['ctx']['expected_tags']}"
+    elif not specific:
+        message = _UNION_MESSAGES.get(str(path[-1]), "a string, a number or a boolean is expected")
+    param = ".".join(str(step)[:100] for step in path)
+    code = "missing_parameter" if fault["type"] == "missing" else "invalid_value"
+    return ApiError(400, code, f"{param}: {message}" if param else message, param or None)
 
 
-def _field_path(location: tuple[int | str, ...]) -> list[int | str]:
-    """Drop the names of union members from the location of a validation error."""
-    keys = list(location)
-    if keys[0:1] == ["stop"]:
-        del keys[1:2]
-    elif keys[0:1] == ["messages"] and keys[2:3] == ["content"]:
-        del keys[5:6], keys[3:4]
-    return keys
+def _field_path(location: tuple[int | str, ...]) -> tuple[list[int | str], bool]:
+    """Drop the names of union members from the location of a validation error.
+
+    Returns:
+        The path of the field, and whether the error is about the field, not a member of a union.
+    """
+    path: list[int | str] = []
+    is_member = False
+    for step in location:
+        is_member = not is_member and _is_union(path)
+        if not is_member:
+            path.append(step)
+    return path, not is_member
+
+
+def _is_union(path: list[int | str]) -> bool:
+    """Return whether a field has several types, such as ``messages.0.content``."""
+    match path:
+        case ["stop"] | ["messages", _, "content"] | ["messages", _, "content", _]:
+            return True
+        case ["messages", _, "content", _, "image_url"]:
+            return True
+        case ["messages", _, "content", _, "image_url", name]:
+            return name not in ("url", "detail")
+    return False

@@ -4,126 +4,216 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
 
+MAX_MESSAGES = 4096
+"""Maximum number of messages of a request."""
+MAX_PARTS = 4096
+"""Maximum number of parts of a message."""
 _MAX_STOP_STRINGS = 16
 _UNSUPPORTED = "Not supported: only its neutral value is accepted."
+_EXTENSION = "An extension of OpenAI's API."
+_NO_EFFECT = "Has no effect."
 
 
-class TextPart(BaseModel):
+class _Ignored:
+    """A value whose content does not matter: ``None`` for null, ``True`` for any other.
+
+    The value is not converted to Python objects, however large it is.
+    """
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _: Any, __: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.with_default_schema(
+            core_schema.none_schema(), default=True, on_error="default"
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, _: CoreSchema, __: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {}
+
+
+def _as_int(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Ignored = Annotated[Any, _Ignored]
+Integer = Annotated[int, BeforeValidator(_as_int)]
+"""An integer, which some clients write as a float: 8.0."""
+EmptyList = Annotated[list[Ignored], Field(max_length=0)]
+EmptyDict = Annotated[dict[str, Ignored], Field(max_length=0)]
+
+
+class _Model(BaseModel):
+    """A part of a request. Unknown fields are noted, and their values are ignored."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+    __pydantic_extra__: dict[str, Ignored] = Field(init=False)
+
+    @property
+    def unknown_fields(self) -> list[str]:
+        """Names of the fields that are not part of the API and not null."""
+        return [name for name, value in (self.model_extra or {}).items() if value is not None]
+
+
+class TextPart(_Model):
     """Text within a message."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
-    type: Literal["text"]
+    type: Literal["text", "input_text", "output_text"]
     text: str
+    cache_control: Ignored = Field(None, description=_NO_EFFECT)
+    annotations: Ignored = Field(None, description=_NO_EFFECT)
 
 
 class ImageUrl(BaseModel):
     """The URL of an image; additional fields are passed on as options of the model."""
 
     model_config = ConfigDict(extra="allow", strict=True)
-    __pydantic_extra__: dict[str, str | int | float | bool] = Field(init=False)
+    __pydantic_extra__: dict[str, str | int | float | bool | None] = Field(init=False)
     url: str = Field(min_length=1, description="An http(s) or data URL.")
     detail: Literal["auto", "low", "high"] | None = None
 
 
-class ImagePart(BaseModel):
-    """An image part of a message."""
+class ImagePart(_Model):
+    """An image within a message."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
-    type: Literal["image_url"]
-    image_url: ImageUrl
-
-
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
-
-
-def _text_or_list(value: Any) -> str | None:
-    return "text" if isinstance(value, str) else "list" if isinstance(value, list) else None
+    type: Literal["image_url", "input_image"]
+    image_url: Annotated[str, Field(min_length=1)] | ImageUrl
+    detail: Literal["auto", "low", "high"] | None = None
+    file_id: None = Field(None, description=_UNSUPPORTED)
+    cache_control: Ignored = Field(None, description=_NO_EFFECT)
 
 
-# With a discriminator, an error is about the member of the union that was meant.
-Content = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[Part], Tag("list")],
-    Discriminator(
-        _text_or_list,
-        custom_error_type="text_or_list",
-        custom_error_message="a string or a list of parts is expected",
-    ),
-]
-StopString = Annotated[str, Field(min_length=1)]
-StopStrings = Annotated[
-    Annotated[StopString, Tag("text")]
-    | Annotated[list[StopString], Field(max_length=_MAX_STOP_STRINGS), Tag("list")],
-    Discriminator(
-        _text_or_list,
-        custom_error_type="text_or_list",
-        custom_error_message="a string or a list of strings is expected",
-    ),
-]
+class RefusalPart(_Model):
+    """The refusal of an earlier completion, which clients send back with it."""
+
+    type: Literal["refusal"]
+    refusal: str
 
 
-class ChatMessage(BaseModel):
+Part = Annotated[TextPart | ImagePart | RefusalPart, Field(discriminator="type")]
+Parts = Annotated[list[Part], Field(max_length=MAX_PARTS, fail_fast=True)]
+StopString = Annotated[str, Field()]
+StopStrings = Annotated[list[StopString], Field(max_length=_MAX_STOP_STRINGS, fail_fast=True)]
+
+
+class ChatMessage(_Model):
     """A message. Fields of earlier completions that clients send back are accepted."""
 
-    model_config = ConfigDict(extra="allow", strict=True)
     role: Literal["system", "developer", "user", "assistant"]
-    content: Content
-    name: str | None = None
+    content: str | Parts | None = None
+    name: str | None = Field(None, description=_NO_EFFECT)
+    tool_calls: EmptyList | None = Field(None, description=_UNSUPPORTED)
+    function_call: None = Field(None, description=_UNSUPPORTED)
+    audio: None = Field(None, description=_UNSUPPORTED)
+    refusal: Ignored = Field(None, description=_NO_EFFECT)
+    reasoning: Ignored = Field(None, description=_NO_EFFECT)
+    reasoning_content: Ignored = Field(None, description=_NO_EFFECT)
+    annotations: Ignored = Field(None, description=_NO_EFFECT)
+    regions: Ignored = Field(None, description=_NO_EFFECT)
+    cache_control: Ignored = Field(None, description=_NO_EFFECT)
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(_Model):
     """Options of a stream."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
     include_usage: bool | None = None
-    include_obfuscation: bool | None = None
+    include_obfuscation: bool | None = Field(None, description=_NO_EFFECT)
+    continuous_usage_stats: Literal[False] | None = Field(None, description=_UNSUPPORTED)
 
 
-class ResponseFormat(BaseModel):
+class ResponseFormat(_Model):
     """The format of the completion; free text is the only one."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
     type: Literal["text"]
 
 
-class ChatRequest(BaseModel):
-    """A conversation to continue. Unknown fields are refused, so that none is silently lost."""
+class ChatRequest(_Model):
+    """A conversation to continue. Unknown fields are ignored, and named in ``warnings``."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     model: str
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Annotated[
+        list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
+    ]
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_tokens: Integer | None = Field(None, ge=1)
+    max_completion_tokens: Integer | None = Field(None, ge=1)
     temperature: float | None = Field(
         None, ge=0, le=2, description="0 (or less than 0.00001) selects the most likely token."
     )
-    top_p: float | None = Field(None, gt=0, le=1)
-    n: int | None = Field(None, ge=1)
-    stop: StopStrings | None = None
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    top_p: float | None = Field(None, ge=0, le=1, description="0 selects the most likely token.")
+    n: Integer | None = Field(None, ge=1)
+    stop: str | StopStrings | None = None
+    seed: Integer | None = Field(None, ge=-(2**63), lt=2**63)
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
-    top_k: int | None = Field(None, ge=0, description="An extension of OpenAI's API.")
-    min_p: float | None = Field(None, ge=0, le=1, description="An extension of OpenAI's API.")
-    repetition_penalty: float | None = Field(
-        None, ge=0.01, le=100, description="An extension of OpenAI's API."
+    top_logprobs: Integer | None = Field(None, ge=0, le=20)
+    top_k: Integer | None = Field(None, ge=-1, description=f"{_EXTENSION} 0 and -1: no limit.")
+    min_p: float | None = Field(None, ge=0, le=1, description=_EXTENSION)
+    min_tokens: Integer | None = Field(None, ge=0, description=_EXTENSION)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100, description=_EXTENSION)
+    ignore_eos: bool | None = Field(None, description=_EXTENSION)
+    skip_special_tokens: bool | None = Field(None, description=_EXTENSION)
+    stop_token_ids: Annotated[list[Integer], Field(max_length=256, fail_fast=True)] | None = Field(
+        None, description=_EXTENSION
     )
-    ignore_eos: bool | None = Field(None, description="An extension of OpenAI's API.")
+    add_generation_prompt: bool | None = Field(
+        None, description=f"{_EXTENSION} False only if the last message is the assistant's."
+    )
+    continue_final_message: bool | None = Field(
+        None, description=f"{_EXTENSION} True if and only if the last message is the assistant's."
+    )
 
+    audio: None = Field(None, description=_UNSUPPORTED)
+    best_of: Literal[1] | None = Field(None, description=_UNSUPPORTED)
+    chat_template: None = Field(None, description=_UNSUPPORTED)
+    chat_template_kwargs: EmptyDict | None = Field(None, description=_UNSUPPORTED)
+    echo: Literal[False] | None = Field(None, description=_UNSUPPORTED)
     frequency_penalty: float | None = Field(None, ge=0, le=0, description=_UNSUPPORTED)
+    function_call: Literal["none", "auto"] | None = Field(None, description=_UNSUPPORTED)
+    functions: EmptyList | None = Field(None, description=_UNSUPPORTED)
+    guided_choice: EmptyList | None = Field(None, description=_UNSUPPORTED)
+    guided_grammar: None = Field(None, description=_UNSUPPORTED)
+    guided_json: None = Field(None, description=_UNSUPPORTED)
+    guided_regex: None = Field(None, description=_UNSUPPORTED)
+    include_stop_str_in_output: Literal[False] | None = Field(None, description=_UNSUPPORTED)
+    length_penalty: float | None = Field(None, ge=1, le=1, description=_UNSUPPORTED)
+    logit_bias: EmptyDict | None = Field(None, description=_UNSUPPORTED)
+    modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] | None = Field(
+        None, description=_UNSUPPORTED
+    )
     presence_penalty: float | None = Field(None, ge=0, le=0, description=_UNSUPPORTED)
+    reasoning_effort: Literal["none"] | None = Field(None, description=_UNSUPPORTED)
     response_format: ResponseFormat | None = Field(None, description=_UNSUPPORTED)
-    modalities: list[Literal["text"]] | None = Field(None, description=_UNSUPPORTED)
-    tools: list[Any] | None = Field(None, max_length=0, description=_UNSUPPORTED)
+    structured_outputs: None = Field(None, description=_UNSUPPORTED)
     tool_choice: Literal["none", "auto"] | None = Field(None, description=_UNSUPPORTED)
-    logit_bias: dict[str, float] | None = Field(None, max_length=0, description=_UNSUPPORTED)
-    user: str | None = Field(None, description="Has no effect.")
-    metadata: dict[str, Any] | None = Field(None, description="Has no effect.")
-    store: bool | None = Field(None, description="Has no effect.")
-    service_tier: str | None = Field(None, description="Has no effect.")
+    tools: EmptyList | None = Field(None, description=_UNSUPPORTED)
+    truncate_prompt_tokens: None = Field(None, description=_UNSUPPORTED)
+    use_beam_search: Literal[False] | None = Field(None, description=_UNSUPPORTED)
+    verbosity: Literal["medium"] | None = Field(None, description=_UNSUPPORTED)
+    web_search_options: None = Field(None, description=_UNSUPPORTED)
+
+    metadata: Ignored = Field(None, description=_NO_EFFECT)
+    parallel_tool_calls: bool | None = Field(None, description=_NO_EFFECT)
+    prediction: Ignored = Field(None, description=_NO_EFFECT)
+    prompt_cache_key: str | None = Field(None, description=_NO_EFFECT)
+    prompt_cache_retention: str | None = Field(None, description=_NO_EFFECT)
+    safety_identifier: str | None = Field(None, description=_NO_EFFECT)
+    service_tier: str | None = Field(None, description=_NO_EFFECT)
+    spaces_between_special_tokens: bool | None = Field(None, description=_NO_EFFECT)
+    store: bool | None = Field(None, description=_NO_EFFECT)
+    user: str | None = Field(None, description=_NO_EFFECT)
 
 
 class TokenLogprob(BaseModel):

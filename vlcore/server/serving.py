@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -15,21 +18,30 @@ from vlcore.errors import OptionError
 from vlcore.inference.pipeline import Pipeline
 from vlcore.server.admission import Admission
 from vlcore.server.app import create_app
+from vlcore.server.connections import Connections
 from vlcore.server.http_protocol import TimedProtocol
+from vlcore.server.middleware import ADDRESSES
 from vlcore.server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 
 _BACKLOG = 2048
 """Maximum number of connections that wait to be accepted."""
+_MAX_ACCEPTED = 64
+"""Maximum number of connections that are accepted without returning to the event loop."""
+_LAST_RESPONSE_S = 2.0
+"""Time that cancelled requests have to send their error."""
+_FORCED_EXIT_S = 5.0
+"""Time that a second signal leaves to a clean end of the process."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Server(uvicorn.Server):
     """A server of one model.
 
-    A first signal stops it: running requests have ``shutdown_timeout_s`` seconds to finish, new
-    ones are refused, and ``/ready`` returns 503. A second signal ends it at once.
+    A first signal stops it: running requests have ``shutdown_timeout_s`` seconds to finish. In this
+    time the server still listens, refuses new chat requests, and ``/ready`` returns 503, so that a
+    load balancer can see it. A second signal ends it at once.
 
     Args:
         pipeline: The model. The server runs best on its event loop (``Pipeline.run``).
@@ -38,11 +50,14 @@ class Server(uvicorn.Server):
 
     def __init__(self, pipeline: Pipeline, settings: ServerSettings) -> None:
         self._admission = Admission(settings.max_requests)
+        self._shutdown_timeout_s = settings.shutdown_timeout_s
         protocol = type(
             "Protocol",
             (TimedProtocol,),
             {
+                "open_connections": Connections(settings),
                 "header_timeout_s": settings.header_timeout_s,
+                "write_timeout_s": settings.write_timeout_s,
                 "max_head_bytes": settings.max_head_bytes,
             },
         )
@@ -59,9 +74,7 @@ class Server(uvicorn.Server):
                 headers=[("x-content-type-options", "nosniff")],
                 proxy_headers=False,
                 log_config=None,
-                limit_concurrency=settings.max_connections,
-                h11_max_incomplete_event_size=settings.max_head_bytes,
-                timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout_s)),
+                backlog=_MAX_ACCEPTED,
             )
         )
 
@@ -70,6 +83,38 @@ class Server(uvicorn.Server):
         """The host and port that the server listens on, once it has started."""
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         return host, port
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and let requests know the addresses."""
+        await super().startup(sockets)
+        listening = [bound for server in self.servers for bound in server.sockets]
+        self.lifespan.state[ADDRESSES] = [bound.getsockname()[0] for bound in listening]
+        for bound in sockets or ():
+            bound.listen(_BACKLOG)  # uvicorn has set it to the number accepted at a time
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let running requests finish, then close all connections."""
+        logger.info("stopping: %d requests are running", self._admission.num_requests)
+        try:
+            async with asyncio.timeout(self._shutdown_timeout_s):
+                while self._admission.num_requests and not self.force_exit:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            logger.warning("%d requests are cancelled", self._admission.num_requests)
+        for server in self.servers:
+            server.close()
+        for bound in sockets or ():
+            bound.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        for task in self.server_state.tasks:
+            task.cancel()
+        if tasks := list(self.server_state.tasks):
+            await asyncio.wait(tasks, timeout=0.0 if self.force_exit else _LAST_RESPONSE_S)
+        await asyncio.sleep(0)  # lets the connections close
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        await asyncio.sleep(0)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Refuse new requests from now on; on a second signal, end at once.
@@ -105,8 +150,20 @@ def serve(pipeline: Pipeline, settings: ServerSettings, bound: socket.socket) ->
 
 @contextmanager
 def _stopped_by_signals(server: Server) -> Iterator[None]:
-    """Let signals, which arrive in the main thread, stop a server that runs in another."""
-    handlers = {kind: signal.signal(kind, server.handle_exit) for kind in _SIGNALS}
+    """Let signals, which arrive in the main thread, stop a server that runs in another.
+
+    After a second signal the process ends in any case: a thread that decodes an image cannot be
+    interrupted.
+    """
+
+    def handle(sig: int, frame: FrameType | None) -> None:
+        server.handle_exit(sig, frame)
+        if server.force_exit:
+            watchdog = threading.Timer(_FORCED_EXIT_S, os._exit, (1,))
+            watchdog.daemon = True
+            watchdog.start()
+
+    handlers = {kind: signal.signal(kind, handle) for kind in _SIGNALS}
     try:
         yield
     finally:

@@ -1,6 +1,6 @@
 // The dialog that shows a request as code.
 
-import { abbreviated } from "/page/request.js";
+import { abbreviated } from "./request.js";
 
 const dialog = document.getElementById("code-dialog");
 const copy = document.getElementById("copy");

@@ -1,6 +1,6 @@
 // A completion on the page: its text, its timing, its regions, or its error.
 
-import { imageWithRegions } from "/page/regions.js";
+import { imageWithRegions } from "./regions.js";
 
 export class Completion {
   #text;

@@ -1,14 +1,15 @@
 // The page: turns user actions into requests, and shows their completions.
 
-import { Completion } from "/page/completion.js";
-import { showCode } from "/page/code.js";
-import { Conversation } from "/page/conversation.js";
-import { askForKey, storedKey } from "/page/key.js";
-import { Images, imageElement } from "/page/images.js";
-import { asCurl, asPython, body } from "/page/request.js";
-import { chunks, fetchApi } from "/page/stream.js";
+import { Completion } from "./completion.js";
+import { showCode } from "./code.js";
+import { Conversation } from "./conversation.js";
+import { askForKey, storedKey } from "./key.js";
+import { Images, imageElement } from "./images.js";
+import { asCurl, asPython, body } from "./request.js";
+import { chunks, fetchApi } from "./stream.js";
 
 const byId = (id) => document.getElementById(id);
+const baseUrl = new URL("v1", document.baseURI).href;
 const maxBodyBytes = Number(document.querySelector("meta[name=max-body-bytes]").content);
 const images = new Images(byId("tray"));
 let conversation = new Conversation();
@@ -28,7 +29,7 @@ async function fetchWithKey(path, options) {
 
 async function findModel() {
   if (!model) {
-    const models = await (await fetchWithKey("/v1/models", {})).json();
+    const models = await (await fetchWithKey("v1/models", {})).json();
     model = models.data[0].id;
     byId("model").textContent = model;
     document.title = `${model} · vlcore`;
@@ -85,9 +86,9 @@ async function generate(completion, current, prompt, sentImages, signal) {
     { maxTokens: byId("max-tokens").valueAsNumber, temperature: byId("temperature").valueAsNumber },
   );
   const hasKey = Boolean(storedKey());
-  completion.addButton("as curl", () => showCode("As curl", asCurl(location.origin, request, hasKey)));
+  completion.addButton("as curl", () => showCode("As curl", asCurl(baseUrl, request, hasKey)));
   completion.addButton("as Python", () =>
-    showCode("As Python", asPython(location.origin, request, hasKey)),
+    showCode("As Python", asPython(baseUrl, request, hasKey)),
   );
   scrollToEnd();
   const bytes = new Blob([JSON.stringify(request)]);
@@ -98,7 +99,7 @@ async function generate(completion, current, prompt, sentImages, signal) {
         "new conversation.",
     );
   }
-  const response = await fetchWithKey("/v1/chat/completions", { body: bytes, signal });
+  const response = await fetchWithKey("v1/chat/completions", { body: bytes, signal });
   for await (const chunk of chunks(response)) {
     completion.append(chunk);
     scrollToEnd();

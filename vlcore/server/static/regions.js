@@ -1,6 +1,6 @@
 // The regions of a completion, drawn over an image.
 
-import { imageElement } from "/page/images.js";
+import { imageElement } from "./images.js";
 
 /** Return a figure of an image with regions: a label, and a box of left, top, right and bottom as fractions. */
 export function imageWithRegions(image, regions) {

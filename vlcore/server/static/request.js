@@ -16,22 +16,22 @@ export function body(model, messages, { maxTokens, temperature }) {
 
 /** Return a shell command. The body is a here-document, which needs no quoting and, unlike an
  * argument, has room for images. */
-export function asCurl(origin, request, hasKey) {
-  const lines = [`curl --no-buffer ${quote(`${origin}/v1/chat/completions`)}`];
+export function asCurl(baseUrl, request, hasKey) {
+  const lines = [`curl --no-buffer ${quote(`${baseUrl}/chat/completions`)}`];
   if (hasKey) lines.push(`--header "Authorization: Bearer $${KEY}"`);
   lines.push("--header 'Content-Type: application/json'", "--data-binary @- <<'JSON'");
   return `${lines.join(" \\\n  ")}\n${JSON.stringify(request, null, 2)}\nJSON\n`;
 }
 
 /** Return a program that uses the openai package. */
-export function asPython(origin, request, hasKey) {
+export function asPython(baseUrl, request, hasKey) {
   const key = hasKey ? `os.environ["${KEY}"]` : '"unused"';
   const options = Object.entries(request).map(([name, value]) => {
     return `    ${name}=${literal(value, "    ")},\n`;
   });
   return `${hasKey ? "import os\n\n" : ""}from openai import OpenAI
 
-client = OpenAI(base_url=${JSON.stringify(`${origin}/v1`)}, api_key=${key})
+client = OpenAI(base_url=${JSON.stringify(baseUrl)}, api_key=${key})
 stream = client.chat.completions.create(
 ${options.join("")})
 for chunk in stream:
