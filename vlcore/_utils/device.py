@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
+from vlcore._utils.resources import available_memory
 from vlcore.errors import EngineUnavailableError, OptionError
 
 _BFLOAT16_FEATURES = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
@@ -117,8 +117,8 @@ def _stated_dtype(config: Mapping[str, Any]) -> torch.dtype | None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the free memory of a device, in bytes."""
+    """Return the free memory of a device, in bytes; that of a CPU is limited by its container."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free
-    return int(psutil.virtual_memory().available)
+    return available_memory()

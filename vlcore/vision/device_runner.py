@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from vlcore._utils.resources import limit_torch_threads
 from vlcore.errors import PluginContractError
 from vlcore.vision.cuda_graphs import CudaGraphs, CudaRecorder, Tower
 from vlcore.vision.model import (
@@ -204,6 +205,7 @@ def make_device_runner(
         index = torch.cuda.current_device() if rows_device.index is None else rows_device.index
         rows_device = torch.device("cuda", index)
     if model.device.type != "cuda":
+        limit_torch_threads()
         return DeviceRunner(model, rows_device=rows_device, torch_compile=torch_compile)
     return CudaDeviceRunner(
         model, rows_device=rows_device, torch_compile=torch_compile, cuda_graphs=cuda_graphs

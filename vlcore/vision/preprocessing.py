@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import AsyncIterator, Coroutine, Hashable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from vlcore._utils.executor import DaemonExecutor
 from vlcore._utils.fair_queue import FairSemaphore
+from vlcore._utils.resources import num_cpus
 from vlcore.errors import (
     EngineClosedError,
     ImageError,
@@ -127,7 +127,7 @@ class ImagePreprocessor:
         self._downloads = FairSemaphore(_MAX_DOWNLOADS)
         self._meter = meter
         self._fetchers = DaemonExecutor(_MAX_FETCHES, "vlcore-fetch")
-        self._pool = DaemonExecutor(_num_cores(), "vlcore-preprocess")
+        self._pool = DaemonExecutor(num_cpus(), "vlcore-preprocess")
         self._prepared: WeakValueDictionary[str, PreparedImage] = WeakValueDictionary()
         """Preprocessed images that are in use, by key; equal images share their inputs."""
         self._closed = False
@@ -320,10 +320,3 @@ async def _gather(coroutines: Iterable[Coroutine[Any, Any, Image.Image]]) -> lis
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _num_cores() -> int:
-    """Return the number of CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -34,7 +34,7 @@ def test_an_installation_that_works_has_no_problem() -> None:
     found = list(diagnose())
     assert [one for one in found if one.verdict is Verdict.PROBLEM] == []
     topics = list(dict.fromkeys(one.topic for one in found))
-    expected = ["python", "vlcore", "packages", "torch", "cuda", "lmdeploy", "plugin"]
+    expected = ["python", "vlcore", "packages", "resources", "torch", "cuda", "lmdeploy", "plugin"]
     expected += ["disk", "views"]
     assert topics == expected
 

@@ -18,6 +18,8 @@ import importlib_metadata
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from vlcore._utils.cgroup import cpu_quota, memory_limit
+from vlcore._utils.resources import available_memory, num_cpus
 from vlcore._utils.sizes import readable_size
 from vlcore._version import __version__
 from vlcore.plugins.metadata import PluginInfo, PluginState, installed_plugins
@@ -54,6 +56,7 @@ def diagnose() -> Iterator[Finding]:
     yield _python()
     yield Finding("vlcore", Verdict.FINE, __version__, {"version": __version__})
     yield _requirements()
+    yield _resources()
     yield from _torch()
     yield _lmdeploy()
     yield from _plugins()
@@ -71,6 +74,23 @@ def _python() -> Finding:
         )
         return Finding("python", Verdict.PROBLEM, text, facts)
     return Finding("python", Verdict.FINE, f"{version} on {platform.platform()}", facts)
+
+
+def _resources() -> Finding:
+    """The CPUs and the memory that a process can use here."""
+    cpus, available, limit, quota = num_cpus(), available_memory(), memory_limit(), cpu_quota()
+    facts = {
+        "num_cpus": cpus,
+        "available_bytes": available,
+        "container_memory_bytes": limit,
+        "container_cpus": quota,
+    }
+    text = f"{cpus} CPU(s), {readable_size(available)} of memory available"
+    limits = [] if quota is None else [f"{quota:g} CPU(s)"]
+    limits += [] if limit is None else [f"{readable_size(limit)} of memory"]
+    if limits:
+        text += f"; the container is limited to {' and '.join(limits)}"
+    return Finding("resources", Verdict.FINE, text, facts)
 
 
 def _requirements() -> Finding:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vlcore._utils.device import free_bytes
 from vlcore._utils.event_loop import LoopMailboxes
+from vlcore._utils.resources import limit_torch_threads
 from vlcore.engines.base import Engine, EngineOutput, EngineRequest, EngineStats
 from vlcore.engines.sequence import Emit
 from vlcore.engines.stop_conditions import StopConditions
@@ -117,6 +118,8 @@ class TransformersEngine(Engine):
         self._config = config
         self._tokenizer = tokenizer
         self._device = device
+        if device.type == "cpu":
+            limit_torch_threads()
         self._model: PreTrainedModel = language_model.to_transformers(
             device, dtype, progress=progress
         )
