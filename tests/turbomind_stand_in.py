@@ -48,6 +48,7 @@ class Communicator:
     """The root of what lmdeploy loaded."""
     asked: list[Asked] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    was_cancelled: threading.Event = field(default_factory=threading.Event)
     num_requests: int = 0
     in_flight: set[int] = field(default_factory=set)
     """Session ids of the requests that run."""
@@ -143,10 +144,11 @@ class Request:
     def __init__(self, communicator: Communicator) -> None:
         self._communicator = communicator
         self._is_cancelled = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._is_serving = False
 
     def cancel(self) -> None:
         self._is_cancelled.set()
+        self._communicator.was_cancelled.set()
 
     def forward(
         self,
@@ -159,10 +161,9 @@ class Request:
         cb: Callable[[], None],
     ) -> tuple[Any, _State, Any]:
         owner = self._communicator
-        if self._thread is not None and self._thread.is_alive():
-            self._thread.join(0.2)  # it may be about to return
-            if self._thread.is_alive():
-                owner.faults.append("an instance was asked again while it served a request")
+        if self._is_serving:
+            owner.faults.append("an instance was asked again while it served a request")
+        self._is_serving = True
         tensors = {
             name: torch.utils.dlpack.from_dlpack(value).clone()
             for name, value in input_tensors.items()
@@ -189,10 +190,8 @@ class Request:
             outputs[name] = _tm.from_dlpack(buffer)
         state = _State()
         self._is_cancelled = threading.Event()
-        self._thread = threading.Thread(
-            target=self._serve, args=(asked, buffers, state, cb), daemon=True
-        )
-        self._thread.start()
+        arguments = (asked, buffers, state, cb)
+        threading.Thread(target=self._serve, args=arguments, daemon=True).start()
         metrics = SimpleNamespace(cached_tokens=0, enqueue_time=0, scheduled_time=0)
         return outputs, state, metrics
 
@@ -204,6 +203,7 @@ class Request:
         def signal(status: int, seq_len: int) -> None:
             if status != RUNNING:
                 owner.in_flight.discard(asked.session_id)
+                self._is_serving = False
             state.latest = SimpleNamespace(status=status, seq_len=seq_len)
             cb()
 

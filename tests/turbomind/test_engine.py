@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from engine_requests import request, run, text, token_ids
+from waits import TIMEOUT_S, until
 
 from vlcore.engines.base import EngineOutput, EngineRequest, EngineStats
 from vlcore.engines.detokenizer import Detokenizer
@@ -401,7 +402,7 @@ def test_text_arrives_while_tokens_do(engine: TurbomindEngine, communicator: Com
 
     def wait(num_tokens: int) -> None:
         if num_tokens == 3:
-            assert seen.wait(60)
+            assert seen.wait(TIMEOUT_S)
 
     communicator.step = wait
 
@@ -419,6 +420,21 @@ def test_text_arrives_while_tokens_do(engine: TurbomindEngine, communicator: Com
 # -- instances and cancellation
 
 
+def hold_after_the_first_token(
+    communicator: Communicator,
+) -> tuple[threading.Event, threading.Event]:
+    """Return what is set at the first token, and what lets TurboMind go on after it."""
+    first, go_on = threading.Event(), threading.Event()
+
+    def step(num_tokens: int) -> None:
+        if num_tokens:
+            first.set()
+            assert go_on.wait(TIMEOUT_S)
+
+    communicator.step = step
+    return first, go_on
+
+
 def test_a_cancelled_request_frees_its_instance(
     engine: TurbomindEngine, communicator: Communicator
 ) -> None:
@@ -426,8 +442,7 @@ def test_a_cancelled_request_frees_its_instance(
         for _ in range(3):
             async with aclosing(engine.generate(request(6, max_new_tokens=400))) as generated:
                 await anext(generated)
-            while engine._requests:
-                await asyncio.sleep(0.001)
+            await until(lambda: not engine._requests)
 
     run(body)
     assert communicator.num_requests == 1
@@ -437,17 +452,17 @@ def test_a_cancelled_request_frees_its_instance(
 def test_a_cancelled_task_is_cancelled_at_turbomind(
     engine: TurbomindEngine, communicator: Communicator
 ) -> None:
-    first = threading.Event()
-    communicator.step = lambda num_tokens: first.set() if num_tokens else None
+    first, go_on = hold_after_the_first_token(communicator)
 
     async def body() -> None:
         task = asyncio.create_task(pieces(engine, request(6, max_new_tokens=400)))
-        assert await asyncio.to_thread(first.wait, 60)
+        assert await asyncio.to_thread(first.wait, TIMEOUT_S)
         task.cancel()
+        assert await asyncio.to_thread(communicator.was_cancelled.wait, TIMEOUT_S)
+        go_on.set()
         with pytest.raises(asyncio.CancelledError):
             await task
-        while engine._requests:
-            await asyncio.sleep(0.001)
+        await until(lambda: not engine._requests)
 
     run(body)
     assert communicator.in_flight == set()
@@ -498,19 +513,17 @@ def test_who_waits_for_an_instance_can_be_cancelled(
 
     def wait(num_tokens: int) -> None:
         first.set()
-        assert go_on.wait(60)
+        assert go_on.wait(TIMEOUT_S)
 
     communicator.step = wait
 
     async def body() -> None:
         running = asyncio.create_task(pieces(engine, request(5)))
-        assert await asyncio.to_thread(first.wait, 60)
+        assert await asyncio.to_thread(first.wait, TIMEOUT_S)
         waiting = asyncio.create_task(pieces(engine, request(6)))
-        while len(engine._requests) < 2:
-            await asyncio.sleep(0.001)
+        await until(lambda: len(engine._requests) == 2)
         waiting.cancel()
-        while len(engine._requests) > 1:
-            await asyncio.sleep(0.001)
+        await until(lambda: len(engine._requests) == 1)
         go_on.set()
         assert len(token_ids(await running)) == 8
 
@@ -553,14 +566,16 @@ def test_a_crash_in_lmdeploy_ends_its_request_alone(
 
 
 def test_closing_tells_those_who_wait(engine: TurbomindEngine, communicator: Communicator) -> None:
-    first = threading.Event()
-    communicator.step = lambda num_tokens: first.set() if num_tokens else None
+    first, go_on = hold_after_the_first_token(communicator)
 
     async def body() -> None:
         task = asyncio.create_task(pieces(engine, request(6, max_new_tokens=400)))
-        assert await asyncio.to_thread(first.wait, 60)
+        assert await asyncio.to_thread(first.wait, TIMEOUT_S)
         assert engine.stats() == EngineStats(num_running=1, num_waiting=0)
-        await engine.close()
+        closing = asyncio.create_task(engine.close())
+        assert await asyncio.to_thread(communicator.was_cancelled.wait, TIMEOUT_S)
+        go_on.set()
+        await closing
         with pytest.raises(EngineClosedError, match="closed while it served"):
             await task
         assert engine.stats() == EngineStats(num_running=0, num_waiting=0)
