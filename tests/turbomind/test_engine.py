@@ -136,7 +136,7 @@ def test_spans_that_do_not_fit_never_arrive(
         (
             EngineRequest(TokenizedPrompt((1, 0), (Span(1, 2, 0, 0),)), (torch.zeros(1, 64),)),
             PluginContractError,
-            r"must be \[k, 128\].*\[1, 64\]",
+            r"\[k, 128\].*\[1, 64\]",
         ),
         (
             EngineRequest(
@@ -152,7 +152,7 @@ def test_spans_that_do_not_fit_never_arrive(
                 GenerationConfig(repetition_penalty=1.2),
             ),
             OptionError,
-            "repetition_penalty needs a prompt with a token besides",
+            "repetition_penalty needs a prompt with",
         ),
     ],
 )
@@ -393,7 +393,7 @@ def test_logits_of_the_prompt_are_refused_beside_a_prefix_cache(
     engine: TurbomindEngine, communicator: Communicator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine._settings, "enable_prefix_caching", True)
-    with pytest.raises(OptionError, match="enable_prefix_caching: switch one off"):
+    with pytest.raises(OptionError, match="with enable_prefix_caching"):
         ask(engine, request(6, output_logits="all"))
 
 
@@ -534,12 +534,12 @@ def test_who_waits_for_an_instance_can_be_cancelled(
 @pytest.mark.parametrize(
     ("status", "message"),
     [
-        (1, "TurboMind failed: it found the prompt's ranges of image rows invalid"),
-        (2, "another request had the same number"),
+        (1, "TurboMind failed: it found the prompt's ranges of image embeddings invalid"),
+        (2, "another request had the same session id"),
         (6, "longer than its session_len"),
         (8, "it cancelled the request by itself"),
-        (9, "prefix cache cannot give the logits"),
-        (11, "no room: raise cache_max_entry_count"),
+        (9, "cannot return the logits of a prompt"),
+        (11, "raise cache_max_entry_count"),
         (-1, "TurboMind failed: INTERNAL_ENGINE_ERROR"),
     ],
 )
