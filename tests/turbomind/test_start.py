@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,11 +91,9 @@ def test_an_engine_that_takes_rows_for_something_else_refuses_to_serve(
         return logits(self, replace(asked, embeddings=None), token_ids)
 
     monkeypatch.setattr(stand_in.Request, "_logits", without_rows)
-    with pytest.raises(
-        EngineUnavailableError, match=rf"vlcore {__version__} with lmdeploy 0\."
-    ) as told:
+    versions = rf"vlcore {re.escape(__version__)} does not run with this lmdeploy 0\."
+    with pytest.raises(EngineUnavailableError, match=versions):
         start()
-    assert "does not run with this lmdeploy" in str(told.value)
 
 
 def test_its_own_settings_are_made_of_the_models(
