@@ -43,6 +43,7 @@ from .plugins.stages import load_language_model as load_language_model
 from .plugins.stages import load_vision_model as load_vision_model
 from .prompts.chat_template import ChatTemplate as ChatTemplate
 from .prompts.chat_template import RoleTemplate as RoleTemplate
+from .prompts.conversation import parse_messages as parse_messages
 from .prompts.jinja_template import JinjaTemplate as JinjaTemplate
 from .prompts.messages import Control as Control
 from .prompts.messages import ImageSlot as ImageSlot
@@ -50,7 +51,6 @@ from .prompts.messages import Message as Message
 from .prompts.messages import PromptPart as PromptPart
 from .prompts.messages import Rows as Rows
 from .prompts.messages import Text as Text
-from .prompts.messages import parse_messages as parse_messages
 from .prompts.regions import Region as Region
 from .prompts.regions import draw_regions as draw_regions
 from .prompts.tokenization import ImageLayout as ImageLayout

@@ -39,9 +39,10 @@ from vlcore.inference.factory import pipeline
 from vlcore.inference.pipeline import Pipeline
 from vlcore.inference.response import Response, Session
 from vlcore.media.policy import ImageLimits
-from vlcore.prompts import messages
+from vlcore.prompts import conversation
 from vlcore.prompts.chat_template import ChatTemplate, RoleTemplate
 from vlcore.prompts.messages import Control, Message, PromptPart, Text
+from vlcore.prompts.tokenization import ImageLayout
 from vlcore.vision.stats import EncoderStats
 
 SHORT = GenerationConfig(max_new_tokens=6)
@@ -189,16 +190,44 @@ def test_the_order_of_images_matters(pipe: Pipeline) -> None:
 
 def test_messages_are_read_once(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     positions: list[int] = []
-    read_message = messages._read_message
+    read_message = conversation._read_message
 
     def recorded(message: object, position: int, images: list[Any]) -> Message:
         positions.append(position)
         return read_message(message, position, images)
 
-    monkeypatch.setattr(messages, "_read_message", recorded)
+    monkeypatch.setattr(conversation, "_read_message", recorded)
     answer = {"role": "assistant", "content": "a cat"}
     pipe([user(image_part(RED), "hello"), answer, user("and now?")], SHORT)
     assert positions == [0, 1, 2]
+
+
+def test_a_last_message_of_the_assistant_is_continued(pipe: Pipeline) -> None:
+    partial = {"role": "assistant", "content": "It is"}
+    messages = [user(image_part(RED), "hello"), partial]
+    parts = pipe.template.messages2prompt(messages)
+    tokens = pipe._runner.tokenizer.build(parts, [ImageLayout(NUM_ROWS)], pipe.template)
+    response = pipe(messages, SHORT)
+    assert response.input_token_len == len(tokens.token_ids)
+    assert response.text != pipe(messages[:1], SHORT).text
+    explicit = {"max_new_tokens": 6, "continue_final_message": True}
+    assert pipe(messages, explicit) == response
+    complete = pipe(messages, explicit | {"continue_final_message": False})
+    assert complete.input_token_len > response.input_token_len
+    with pytest.raises(PromptError, match="continue_final_message needs a last message"):
+        pipe("hello", explicit)
+    with pytest.raises(OptionError, match="continue_final_message must be True, False or None"):
+        pipe("hello", {"continue_final_message": "yes"})
+
+
+def test_a_session_has_the_whole_of_a_continued_message(pipe: Pipeline) -> None:
+    partial = {"role": "assistant", "content": "It is"}
+    session = pipe.chat([user("hello"), partial], gen_config=SHORT)
+    assert session.response is not None
+    texts = [message.text for message in session.messages]
+    assert texts == ["hello", "It is" + session.response.text]
+    pipe.chat("and now?", session, SHORT)
+    assert [message.role for message in session.messages] == ["user", "assistant"] * 2
 
 
 def test_generation_options_may_be_a_mapping(pipe: Pipeline) -> None:

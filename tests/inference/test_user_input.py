@@ -8,7 +8,8 @@ from PIL import Image
 
 from vlcore.errors import PromptError
 from vlcore.inference.user_input import is_batch, parse_prompt
-from vlcore.prompts.messages import Conversation, ImageSlot, Message, Text, read_conversation
+from vlcore.prompts.conversation import Conversation, read_conversation
+from vlcore.prompts.messages import ImageSlot, Message, Text
 
 IMAGE = Image.new("RGB", (2, 2))
 OTHER = Image.new("RGB", (3, 3))

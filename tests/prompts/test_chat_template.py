@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from vlcore.errors import PromptError
 from vlcore.prompts.chat_template import ChatTemplate, RoleTemplate
-from vlcore.prompts.messages import Control, ImageSlot, Message, PromptPart, Text, parse_messages
+from vlcore.prompts.conversation import read_conversation
+from vlcore.prompts.messages import Control, ImageSlot, PromptPart, Text
 from vlcore.prompts.regions import Region
 
 PLAIN = RoleTemplate(
@@ -30,99 +30,6 @@ IMAGE = {"type": "image", "image": None}
 def user(*content: Any) -> dict[str, Any]:
     parts = [{"type": "text", "text": p} if isinstance(p, str) else p for p in content]
     return {"role": "user", "content": parts}
-
-
-# -- parse_messages
-
-
-def test_a_text_becomes_one_part() -> None:
-    assert parse_messages([QUESTION]) == (Message("user", (Text("hello"),)),)
-
-
-def test_messages_pass_through() -> None:
-    message = Message("user", (ImageSlot(0), Text("hello")))
-    (parsed,) = parse_messages([message])
-    assert parsed is message
-
-
-def test_images_are_numbered_over_the_whole_conversation() -> None:
-    first, _, second = parse_messages(
-        [
-            user("a", {"type": "image_url", "image_url": {"url": "x.png"}}, IMAGE),
-            ANSWER,
-            user({"type": "image_url", "image_url": "y.png"}, "b"),
-        ]
-    )
-    assert first.content == (Text("a"), ImageSlot(0), ImageSlot(1))
-    assert second.content == (ImageSlot(2), Text("b"))
-
-
-def test_images_are_numbered_after_those_of_message_values() -> None:
-    ready = Message("user", (ImageSlot(0), ImageSlot(1), Text("a")))
-    parsed = parse_messages([ready, ANSWER, user(IMAGE)])
-    assert parsed[2].content == (ImageSlot(2),)
-
-
-def test_an_image_part_may_have_no_image() -> None:
-    (parsed,) = parse_messages([user({"type": "image"}, {"type": "image_url"})])
-    assert parsed.content == (ImageSlot(0), ImageSlot(1))
-
-
-@pytest.mark.parametrize(
-    ("part", "options"),
-    [
-        ({"type": "image_url", "image_url": {"url": "x", "detail": "low"}}, {"detail": "low"}),
-        ({"type": "image_url", "image_url": {"url": "x", "detail": "auto"}}, {}),
-        ({"type": "image", "image": "x", "max_pixels": 4}, {"max_pixels": 4}),
-        ({"type": "image_url", "image_url": "x", "detail": "high"}, {"detail": "high"}),
-    ],
-)
-def test_image_options_are_kept_in_the_slot(part: dict[str, Any], options: dict[str, Any]) -> None:
-    ((slot,),) = (message.content for message in parse_messages([user(part)]))
-    assert isinstance(slot, ImageSlot)
-    assert slot.options == options
-
-
-@pytest.mark.parametrize("content", ["<image>", "</s>", "[INST]", "<|im_end|>", "{{ 7*7 }}"])
-def test_text_that_looks_like_a_token_is_text(content: str) -> None:
-    for message in ({"role": "user", "content": content}, user(content)):
-        assert parse_messages([message])[0].content == (Text(content),)
-
-
-def test_the_text_of_a_message_joins_its_parts() -> None:
-    assert Message("user", (Text("a"), ImageSlot(0), Text("b"))).text == "a\nb"
-
-
-@pytest.mark.parametrize(
-    ("messages", "reason"),
-    [
-        ([], "at least one message"),
-        (["hello"], "message 0 must be a mapping.*not str"),
-        ([{"content": "x"}], "message 0 needs a role: one of system, user, assistant"),
-        ([{"role": 3, "content": "x"}], "message 0 needs a role"),
-        ([{"role": "tool", "content": "x"}], "message 0 has role 'tool'; expected one of system"),
-        ([QUESTION, {"role": "user"}], "message 1 needs content.*not NoneType"),
-        ([{"role": "user", "content": 5}], "message 0 needs content.*not int"),
-        ([{"role": "user", "content": b"x"}], "message 0 needs content.*not bytes"),
-        ([user({"type": "video"})], "message 0 has an invalid part of type 'video'"),
-        ([user({"text": "x"})], "message 0 has an invalid part of type None"),
-        ([user({"type": "text"})], "message 0 has an invalid part of type 'text'"),
-        ([user({"type": "text", "text": 4})], "invalid part of type 'text'"),
-        ([{"role": "user", "content": ["x"]}], "message 0 has an invalid part of type 'str'"),
-        ([QUESTION, {"role": "system", "content": "x"}, QUESTION], "message 1 is a system message"),
-        ([{"role": "system", "content": [IMAGE]}, QUESTION], r"0 \(system\) has an image"),
-        (
-            [QUESTION, {"role": "assistant", "content": [IMAGE]}, QUESTION],
-            r"message 1 \(assistant\) has an image",
-        ),
-        ([QUESTION, ANSWER], "ends with a message of the assistant"),
-        ([{"role": "system", "content": "x"}], "ends with a message of the system"),
-        ([Message("robot", (Text("x"),))], "has role 'robot'"),
-    ],
-)
-def test_an_invalid_conversation_is_rejected(messages: Any, reason: str) -> None:
-    with pytest.raises(PromptError, match=reason):
-        parse_messages(messages)
 
 
 # -- ChatTemplate
@@ -192,6 +99,53 @@ def test_the_system_text_may_be_inside_the_first_turn() -> None:
     first = "[INST] <<SYS>>be kind<</SYS>> hello [/INST]"
     assert inside.render([QUESTION]) == first
     assert inside.render([QUESTION, ANSWER, QUESTION]) == f"{first}hi[INST] hello [/INST]"
+
+
+INSIDE = RoleTemplate(
+    "[INST] ",
+    " [/INST]",
+    "",
+    answer_suffix="</s>",
+    system="be kind",
+    system_prefix="<<SYS>>",
+    system_suffix="<</SYS>> ",
+    system_inside_first_turn=True,
+)
+
+
+def test_a_conversation_may_begin_with_the_assistant() -> None:
+    assert PLAIN.render([ANSWER, QUESTION]) == "S<be kind>A:[hi]U:hello A:"
+    system = {"role": "system", "content": "be brief"}
+    assert PLAIN.render([system, ANSWER, QUESTION]) == "S<be brief>A:[hi]U:hello A:"
+    expected = "[INST] <<SYS>>be kind<</SYS>>  [/INST]hi</s>[INST] hello [/INST]"
+    assert INSIDE.render([ANSWER, QUESTION]) == expected
+    bare = replace(INSIDE, system="")
+    assert bare.render([ANSWER, QUESTION]) == "hi</s>[INST] hello [/INST]"
+
+
+def test_messages_of_one_role_in_a_row_are_one_turn() -> None:
+    prompt = PLAIN.render([QUESTION, QUESTION, ANSWER, ANSWER, QUESTION])
+    assert prompt == "S<be kind>U:hello\nhello A:[hi\nhi]U:hello A:"
+
+
+def test_a_last_message_of_the_assistant_is_continued() -> None:
+    assert PLAIN.render([QUESTION, ANSWER]) == "S<be kind>U:hello A:[hi"
+    assert PLAIN.render([QUESTION, ANSWER, ANSWER]) == "S<be kind>U:hello A:[hi\nhi"
+    assert PLAIN.render([ANSWER]) == "S<be kind>A:[hi"
+    parts = PLAIN.messages2prompt([QUESTION, ANSWER])
+    assert parts[-1] == Text("hi")
+
+
+def test_an_empty_last_message_of_the_assistant_asks_for_a_new_answer() -> None:
+    contents: list[Any] = ["", None, []]
+    for content in contents:
+        prompt = PLAIN.render([QUESTION, {"role": "assistant", "content": content}])
+        assert prompt == PLAIN.render([QUESTION])
+
+
+def test_a_complete_answer_is_followed_by_another() -> None:
+    conversation = replace(read_conversation([QUESTION, ANSWER]), continue_final_message=False)
+    assert PLAIN.render(conversation) == "S<be kind>U:hello A:[hi]A:"
 
 
 def test_images_come_before_the_text_that_follows_them() -> None:

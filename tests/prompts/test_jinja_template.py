@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEnvironment
 
 from vlcore.errors import PromptError
+from vlcore.prompts.conversation import read_conversation
 from vlcore.prompts.jinja_template import JinjaTemplate
 from vlcore.prompts.messages import Control, ImageSlot, PromptPart, Text
 
@@ -25,6 +27,7 @@ READS_TEXT = """\
 {% endif %}{% endfor %}"""
 
 IMAGE = {"type": "image"}
+ANSWER = {"role": "assistant", "content": "red"}
 
 
 def user(*content: Any) -> dict[str, Any]:
@@ -74,6 +77,133 @@ def test_a_template_over_strings_gets_images_on_lines_of_their_own() -> None:
         Text("two"),
         Control(" [/INST]"),
     ]
+
+
+IN_MACRO = """\
+{%- macro write(content) -%}{%- if content is string -%}{{ content }}{%- else -%}\
+{%- for item in content -%}{{ '<image>' if item.type == 'image' else item.text }}{%- endfor -%}\
+{%- endif -%}{%- endmacro -%}
+{%- for message in messages -%}<{{ message.role }}>{{ write(message.content) }}{%- endfor -%}"""
+THROUGH_SET = """\
+{%- for message in messages -%}{%- set parts = message['content'] -%}<{{ message.role }}>\
+{%- for part in parts -%}{%- if part['type'] == 'image' -%}<image>{%- else -%}{{ part['text'] }}\
+{%- endif -%}{%- endfor -%}{%- endfor -%}"""
+THROUGH_GET = THROUGH_SET.replace("message['content']", "message.get('content')")
+BY_FILTERS = """\
+{%- for message in messages -%}{%- set images = message.content | selectattr('type', 'equalto', \
+'image') | list -%}<{{ message.role }}>{{ '<image>' * (images | length) }}\
+{{- message.content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join('') }}\
+{%- endfor -%}"""
+BY_INDEX = """\
+{%- for message in messages -%}{%- set c = message.content -%}<{{ message.role }}>\
+{{- '<image>' if c[0].type == 'image' }}{{ c[-1].text }}{%- endfor -%}"""
+
+
+@pytest.mark.parametrize("source", [IN_MACRO, THROUGH_SET, THROUGH_GET, BY_FILTERS, BY_INDEX])
+def test_a_template_reads_parts_in_any_way(source: str) -> None:
+    parts = JinjaTemplate(source).messages2prompt([user(IMAGE, "what?"), ANSWER, user("so?")])
+    assert joined(parts) == [
+        Control("<user>"),
+        ImageSlot(0),
+        Text("what?"),
+        Control("<assistant>"),
+        Text("red"),
+        Control("<user>"),
+        Text("so?"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "message['content']",
+        "message.get('content') | trim",
+        "message.content.strip()",
+        "message.content + ''",
+        "'%s' % message.content",
+        "message.content ~ ''",
+        "(message | items | list)[1][1]",
+    ],
+)
+def test_a_template_reads_strings_in_any_way(expression: str) -> None:
+    loop = "{% for item in message.content %}{% endfor %}"  # over the characters of the string
+    source = "{% for message in messages %}" + loop + "<{{ " + expression + " }}>{% endfor %}"
+    assert JinjaTemplate(source).render([user("what?", IMAGE)]) == "<what?\n<image>>"
+
+
+def test_the_form_of_a_message_may_depend_on_its_role() -> None:
+    source = (
+        "{% for message in messages %}{% if message.role == 'user' %}"
+        "{% for part in message.content %}{{ part.text or '<image>' }}{% endfor %}"
+        "{% elif message.role == 'system' %}{{ message.content[0].text }}|"
+        "{% else %}[{{ message.content }}]{% endif %}{% endfor %}"
+    )
+    system = {"role": "system", "content": "be kind"}
+    messages = [system, user(IMAGE, "what?"), ANSWER, user("so?")]
+    assert JinjaTemplate(source).render(messages) == "be kind|<image>what?[red]so?"
+
+
+def test_the_form_is_determined_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rendered: list[str] = []
+    render = JinjaTemplate._render
+
+    def recorded(self: JinjaTemplate, messages: Any, **options: Any) -> str:
+        rendered.append(render(self, messages, **options))
+        return rendered[-1]
+
+    monkeypatch.setattr(JinjaTemplate, "_render", recorded)
+    template = JinjaTemplate(IN_MACRO)
+    template.render([user("a")])
+    rendered.clear()
+    assert [template.render([user("b")])] == ["<user>b"]
+    assert len(rendered) == 1
+
+
+# -- conversations that do not alternate or end with the user
+
+
+@pytest.mark.parametrize(
+    "source", [IN_MACRO, "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"]
+)
+def test_a_conversation_may_begin_with_the_assistant(source: str) -> None:
+    system = {"role": "system", "content": "be kind"}
+    prompt = JinjaTemplate(source).render([system, system, ANSWER, user("so?"), user("well?")])
+    assert prompt == "<system>be kind\nbe kind<assistant>red<user>so?\nwell?"
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+ASKED = "<|im_start|>user\nwhat?<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize(
+    "source", [CHATML, CHATML.replace("m['content'] | trim", "m.content[0].text")]
+)
+def test_a_last_message_of_the_assistant_is_continued(source: str) -> None:
+    template = JinjaTemplate(source)
+    assert template.render([user("what?"), ANSWER]) == ASKED + "red"
+    parts = template.messages2prompt([user("what?"), {"role": "assistant", "content": "red</s>"}])
+    assert parts[-1] == Text("red</s>")
+    for content in ("", None, " \n"):
+        empty = {"role": "assistant", "content": content}
+        assert template.render([user("what?"), empty]) == ASKED
+    complete = replace(read_conversation([user("what?"), ANSWER]), continue_final_message=False)
+    assert template.render(complete) == ASKED + "red<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_white_space_before_a_continuation_depends_on_the_template() -> None:
+    messages = [user("what?"), {"role": "assistant", "content": "It is \n"}]
+    keeps = JinjaTemplate(CHATML.replace(" | trim", ""))
+    assert keeps.render(messages) == ASKED + "It is \n"
+    assert JinjaTemplate(CHATML).render(messages) == ASKED + "It is"
+
+
+def test_a_template_that_omits_the_message_to_continue_is_an_error() -> None:
+    source = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+    with pytest.raises(PromptError, match="cannot be continued"):
+        JinjaTemplate(source).render([user("what?"), ANSWER])
 
 
 def test_several_images_keep_their_order_and_options() -> None:

@@ -15,7 +15,8 @@ from vlcore.engines.base import EngineStats
 from vlcore.engines.generation import GenerationConfig
 from vlcore.inference.pipeline import Pipeline
 from vlcore.inference.response import Response
-from vlcore.prompts.messages import Conversation, ImageSlot, Message, Text
+from vlcore.prompts.conversation import Conversation
+from vlcore.prompts.messages import ImageSlot, Message, Text
 from vlcore.prompts.regions import Region
 from vlcore.server.completion import Completion
 from vlcore.server.metrics import Metrics

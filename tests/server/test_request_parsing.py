@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from vlcore.prompts.messages import Conversation, ImageSlot, Message, Text
+from vlcore.prompts.conversation import Conversation
+from vlcore.prompts.messages import ImageSlot, Message, Text
 from vlcore.server.errors import ApiError
 from vlcore.server.request_parsing import ParsedRequest, parse_request
 from vlcore.server.settings import ServerSettings

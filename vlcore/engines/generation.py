@@ -65,6 +65,10 @@ class GenerationConfig:
     """Continue the answer after the model's end tokens and the chat template's stop strings."""
     skip_special_tokens: bool = True
     """Leave special tokens out of the text."""
+    continue_final_message: bool | None = None
+    """Continue the last message of the conversation, which must be one of the assistant (``True``),
+    or start a new answer after it (``False``). ``None`` continues it if it is one of the assistant.
+    The answer contains only the continuation."""
     logprobs: int | None = None
     """Return the log-probability of each token of the answer, and of this many most likely tokens
     at its position, according to the model, before other options are applied."""
@@ -133,6 +137,8 @@ class GenerationConfig:
             )
         for name in ("do_sample", "ignore_eos", "skip_special_tokens"):
             self._check(name, isinstance(getattr(self, name), bool), "True or False")
+        self._check("continue_final_message", self.continue_final_message in (None, True, False),
+                    "True, False or None")  # fmt: skip
         seed, logprobs = self.random_seed, self.logprobs
         self._check("random_seed", seed is None or (_is_int(seed) and 0 <= seed < 2**64),
                     "an integer in 0..2**64-1 or None")  # fmt: skip

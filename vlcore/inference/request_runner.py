@@ -18,8 +18,9 @@ from vlcore.errors import OptionError
 from vlcore.inference.response import Response, Session, error_response, join_responses
 from vlcore.inference.user_input import Prompt, is_batch, parse_prompt
 from vlcore.prompts.chat_template import ChatTemplate, write_prompt
+from vlcore.prompts.conversation import Conversation
 from vlcore.prompts.limits import PromptLimits
-from vlcore.prompts.messages import Conversation, Message, PromptPart, Text
+from vlcore.prompts.messages import PromptPart
 from vlcore.prompts.tokenization import ImageLayout, PromptTokenizer, TokenizedPrompt
 from vlcore.vision.encoder import ImageEncoder
 from vlcore.vision.model import image_layout
@@ -51,7 +52,7 @@ class RequestRunner:
         self, prompt: Prompt, config: GenerationConfig, index: int = 0
     ) -> AsyncGenerator[Response]:
         """Generate the response to one prompt, as a stream."""
-        conversation = await _parse(prompt)
+        conversation = await _read(prompt, config)
         async with self._encoding:
             tokens, rows = await self._encode(conversation)
         request = EngineRequest(tokens, rows, config, tuple(self.template.stop))
@@ -199,7 +200,7 @@ class RequestRunner:
                 f"a session continues with one response: n must be 1; it is {config.n}"
             )
         with session.reserved():
-            turn = await _parse(prompt)
+            turn = await _read(prompt, config)
             # The images are kept decoded: a file may change, and a download would be repeated with
             # every request.
             turn = replace(turn, images=tuple(await self.encoder.load(turn.images)))
@@ -212,17 +213,15 @@ class RequestRunner:
                     chunks.append(chunk)
                     if chunk.finish_reason is not None:  # the caller may stop reading here
                         session.response = join_responses(chunks)
-                        reply = Message("assistant", (Text(session.response.text),))
-                        messages = (*conversation.messages, reply)
-                        session.conversation = replace(conversation, messages=messages)
+                        session.conversation = conversation.with_response(session.response.text)
                     yield chunk
 
 
-async def _parse(prompt: Any) -> Conversation:
-    """Parse a prompt in a thread, because telling an image from a text may access the disk."""
-    if isinstance(prompt, Conversation):
-        return prompt
-    return await asyncio.to_thread(parse_prompt, prompt)
+async def _read(prompt: Prompt, config: GenerationConfig) -> Conversation:
+    """Read a prompt in a thread, because telling an image from a text may access the disk."""
+    if not isinstance(prompt, Conversation):
+        prompt = await asyncio.to_thread(parse_prompt, prompt)
+    return replace(prompt, continue_final_message=config.continue_final_message)
 
 
 def _are_equal(known: Sequence[ImageLayout], actual: Sequence[ImageLayout]) -> bool:

@@ -13,7 +13,8 @@ from torch import Tensor, cat
 
 from vlcore.engines.base import FinishReason
 from vlcore.errors import PromptError
-from vlcore.prompts.messages import Conversation, Message
+from vlcore.prompts.conversation import Conversation
+from vlcore.prompts.messages import Message
 
 logger = logging.getLogger(__name__)
 

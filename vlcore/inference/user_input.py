@@ -10,7 +10,8 @@ from PIL import Image
 
 from vlcore.errors import PromptError
 from vlcore.media.source import describe
-from vlcore.prompts.messages import Conversation, ImageSlot, Message, Text, read_conversation
+from vlcore.prompts.conversation import Conversation, read_conversation
+from vlcore.prompts.messages import ImageSlot, Message, Text
 
 _URL_SCHEMES = ("http://", "https://", "data:", "file:")
 

@@ -15,15 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vlcore.errors import PluginContractError, VlcoreError
-from vlcore.prompts.messages import (
-    Control,
-    ImageSlot,
-    Message,
-    PromptPart,
-    Rows,
-    Text,
-    read_conversation,
-)
+from vlcore.prompts.conversation import Conversation, read_conversation
+from vlcore.prompts.messages import Control, ImageSlot, Message, PromptPart, Rows, Text
 from vlcore.prompts.regions import Region
 
 
@@ -56,6 +49,13 @@ class ChatTemplate:
         self, messages: Sequence[Message | Mapping[str, Any]]
     ) -> tuple[PromptPart, ...]:
         """Turn a conversation into the prompt that asks for its next answer.
+
+        The answer continues the last message if that is one of the assistant; see
+        :attr:`Conversation.continues_final_message`.
+
+        Args:
+            messages: A :class:`Conversation`, :class:`Message` values or OpenAI-style messages, as
+                :func:`parse_messages` reads them.
 
         Raises:
             PromptError: The conversation cannot be read, or the template does not support it.
@@ -127,7 +127,8 @@ class RoleTemplate(ChatTemplate):
 
     A prompt consists of the system text; for each message of the user ``user_prefix``, the message,
     ``user_suffix`` and ``assistant_prefix``; and for each earlier answer ``answer_prefix``, the
-    answer and ``answer_suffix``.
+    answer and ``answer_suffix``. A conversation that begins with an answer has
+    ``assistant_prefix`` before it. The prompt ends after the answer that is to be continued.
     """
 
     user_prefix: str
@@ -167,29 +168,43 @@ class RoleTemplate(ChatTemplate):
         self, messages: Sequence[Message | Mapping[str, Any]]
     ) -> tuple[PromptPart, ...]:
         """Turn a conversation into the prompt that asks for its next answer."""
-        conversation: Sequence[Message] = read_conversation(messages)
-        system = self.system
-        if conversation[0].role == "system":
-            system = conversation[0].text
-            conversation = conversation[1:]
-        header: list[PromptPart] = []
-        if system:
-            header = [Control(self.system_prefix), Text(system), Control(self.system_suffix)]
-        parts: list[PromptPart] = [] if self.system_inside_first_turn else header
-        for position, message in enumerate(conversation):
+        conversation = read_conversation(messages)
+        parts: list[PromptPart] = []
+        system, turns = self._system_parts(conversation)
+        if not self.system_inside_first_turn:
+            parts, system = system, []
+        if turns[0].role == "assistant":
+            if system:  # inside a turn of the user, which is empty
+                parts += (Control(self.user_prefix), *system, Control(self.user_suffix))
+            parts.append(Control(self.assistant_prefix))
+        for position, message in enumerate(turns):
             if message.role == "user":
                 parts.append(Control(self.user_prefix))
-                if position == 0 and self.system_inside_first_turn:
-                    parts += header
+                if position == 0:
+                    parts += system
                 parts += self._user_content(message)
                 parts.append(Control(self.user_suffix + self.assistant_prefix))
-            else:
-                parts += (
-                    Control(self.answer_prefix),
-                    *self.answer2parts(message.text),
-                    Control(self.answer_suffix),
-                )
+            elif position < len(turns) - 1 or not conversation.continues_final_message:
+                parts += (*self._answer_parts(message), Control(self.answer_suffix))
+            elif message.text:
+                parts += self._answer_parts(message)
+        if turns[-1].role == "assistant" and not conversation.continues_final_message:
+            parts.append(Control(self.assistant_prefix))
         return tuple(part for part in parts if isinstance(part, ImageSlot) or part.text)
+
+    def _system_parts(
+        self, conversation: Conversation
+    ) -> tuple[list[PromptPart], tuple[Message, ...]]:
+        """Return the system text with its prefix and suffix, and the other messages."""
+        text, turns = self.system, conversation.messages
+        if turns[0].role == "system":
+            text, turns = turns[0].text, turns[1:]
+        if not text:
+            return [], turns
+        return [Control(self.system_prefix), Text(text), Control(self.system_suffix)], turns
+
+    def _answer_parts(self, message: Message) -> tuple[PromptPart, ...]:
+        return (Control(self.answer_prefix), *self.answer2parts(message.text))
 
     def _user_content(self, message: Message) -> Iterable[PromptPart]:
         slots = message.slots

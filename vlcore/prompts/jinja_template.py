@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from functools import cached_property
 from typing import Any, cast
 
 from vlcore.errors import PromptError
 from vlcore.prompts.chat_template import ChatTemplate
-from vlcore.prompts.messages import Control, ImageSlot, Message, PromptPart, Text, read_conversation
+from vlcore.prompts.conversation import read_conversation
+from vlcore.prompts.messages import Control, ImageSlot, Message, PromptPart, Text
 
-# Templates for text alone expect content as a string; those for images go through its parts.
-_READS_PARTS = re.compile(r"""for\s+\w+\s+in\s+\w+(\.content|\[['"]content['"]\])""")
+_PROBE = "7f4c2e9a1b"
+"""Text that is looked for in a rendered probe. Case changes by the template do not matter."""
+_ESCAPED_PROBE = re.compile(rf"""["']text["']\s*:\s*["']{_PROBE}""", re.IGNORECASE)
+"""The text within a part that was written as a whole, as Python or JSON."""
 
 
 class JinjaTemplate(ChatTemplate):
@@ -52,54 +56,98 @@ class JinjaTemplate(ChatTemplate):
         """Turn a conversation into the prompt that asks for its next answer.
 
         Raises:
-            PromptError: The template rejects the conversation, or omits or repeats an image.
+            PromptError: The template rejects the conversation, omits or repeats an image, or omits
+                the message to continue.
         """
-        from transformers.utils.chat_template_utils import render_jinja_template
-
         conversation = read_conversation(messages)
+        turns = conversation.messages
+        is_continued = conversation.continues_final_message
+        if is_continued and not turns[-1].text.strip():
+            is_continued, turns = False, turns[:-1]
         secret = secrets.token_hex(8)
         texts: list[str] = []
-        with_placeholders = [
-            self._insert_placeholders(message, secret, texts) for message in conversation
-        ]
+        with_placeholders = [self._insert_placeholders(turn, secret, texts) for turn in turns]
         try:
-            rendered = render_jinja_template(
-                conversations=[with_placeholders],
-                chat_template=self.source,
-                add_generation_prompt=True,
-                **self.variables,
-            )
+            prompt = self._render(with_placeholders, add_generation_prompt=not is_continued)
         except Exception as error:  # a template is a program and can raise anything
             raise PromptError(
                 f"the checkpoint's chat template rejected the conversation: {error}"
             ) from error
+        if is_continued:
+            prompt = _cut_after(prompt, f"{secret}:{len(texts) - 1};", turns[-1].text)
         slots = [slot for message in conversation for slot in message.slots]
-        # In spite of its annotation, it returns the prompts and the spans of generation blocks.
-        prompt = cast("Any", rendered)[0][0]
         return self._resolve_placeholders(prompt, secret, texts, slots)
+
+    def _render(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        rendered = render_jinja_template(
+            conversations=[messages],
+            chat_template=self.source,
+            add_generation_prompt=add_generation_prompt,
+            **self.variables,
+        )
+        # In spite of its annotation, it returns the prompts and the spans of generation blocks.
+        return cast("str", cast("Any", rendered)[0][0])
+
+    @cached_property
+    def _part_roles(self) -> frozenset[str]:
+        """Roles whose messages the template reads as lists of parts, and not as strings.
+
+        A template may read parts, strings or both, and differ between roles. Short conversations
+        are rendered in both forms, to see in which one the text of a role arrives in the prompt.
+        """
+        part_roles: set[str] = set()
+        for role, before, after in (
+            ("user", (), ()),
+            ("assistant", ("user",), ("user",)),
+            ("system", (), ("user",)),
+        ):
+            texts = [(other, "Hello") for other in before]
+            texts += [(role, _PROBE), *((other, "Hello") for other in after)]
+            if self._arrival(texts, part_roles | {role}) >= self._arrival(texts, part_roles):
+                part_roles.add(role)
+        return frozenset(part_roles)
+
+    def _arrival(self, texts: Sequence[tuple[str, str]], part_roles: Set[str]) -> int:
+        """Return 2 if the probe is in the prompt, 1 if only as part of a dictionary, or else 0."""
+        messages = [
+            {
+                "role": role,
+                "content": [{"type": "text", "text": text}] if role in part_roles else text,
+            }
+            for role, text in texts
+        ]
+        try:
+            prompt = self._render(messages, add_generation_prompt=True)
+        except Exception:  # the template cannot read this form, or does not support the role
+            return 0
+        if _PROBE not in prompt.lower():
+            return 0
+        return 1 if _ESCAPED_PROBE.search(prompt) else 2
 
     def _insert_placeholders(
         self, message: Message, secret: str, texts: list[str]
     ) -> dict[str, Any]:
-        content: list[dict[str, str]] = []
+        parts: list[dict[str, str]] = []
         for part in message.content:
             if isinstance(part, ImageSlot):
-                content.append({"type": "image"})
+                parts.append({"type": "image"})
                 continue
             # Templates may strip texts: keep the white space outside the placeholder.
             core = part.text.strip()
             if not core:
-                content.append({"type": "text", "text": part.text})
+                parts.append({"type": "text", "text": part.text})
                 continue
             before, _, after = part.text.partition(core)
-            content.append({"type": "text", "text": f"{before}{secret}:{len(texts)};{after}"})
+            parts.append({"type": "text", "text": f"{before}{secret}:{len(texts)};{after}"})
             texts.append(core)
-        if _READS_PARTS.search(self.source):
-            return {"role": message.role, "content": content}
+        if message.role in self._part_roles:
+            return {"role": message.role, "content": parts}
         image = f"{secret}:image;"
         return {
             "role": message.role,
-            "content": "\n".join(part.get("text", image) for part in content),
+            "content": "\n".join(part.get("text", image) for part in parts),
         }
 
     def _resolve_placeholders(
@@ -134,3 +182,21 @@ class JinjaTemplate(ChatTemplate):
                 f"wrote {self.image_token!r} {num_images} time(s)"
             )
         return tuple(parts)
+
+
+def _cut_after(prompt: str, placeholder: str, text: str) -> str:
+    """Remove what the template writes after the text of the message to continue.
+
+    Raises:
+        PromptError: The template omits the message.
+    """
+    start = prompt.rfind(placeholder)
+    if start < 0:
+        raise PromptError(
+            "the checkpoint's chat template does not write the last message of the assistant "
+            "unchanged, so that it cannot be continued: end the conversation with a message of the "
+            "user"
+        )
+    end = start + len(placeholder)
+    white_space = text[len(text.rstrip()) :]
+    return prompt[: end + len(white_space)] if prompt.startswith(white_space, end) else prompt[:end]

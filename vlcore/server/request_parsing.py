@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from vlcore.engines.generation import GenerationConfig
 from vlcore.inference.user_input import parse_prompt
-from vlcore.prompts.messages import Conversation
+from vlcore.prompts.conversation import Conversation
 from vlcore.server.body import JsonBody
 from vlcore.server.errors import ApiError, release_frames
 from vlcore.server.schema import (

@@ -1,0 +1,248 @@
+"""``Conversation``: the messages of a conversation, as they are read from user input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, overload
+
+from vlcore.errors import PromptError
+from vlcore.prompts.messages import ROLES, ImageSlot, Message, Text
+
+_TEXT_TYPES = ("text", "input_text", "output_text")
+_IMAGE_TYPES = ("image", "image_url", "input_image")
+_IMAGE_KEYS = ("image_url", "image", "url", "path")
+"""Keys of an image part that may have the image, in the order in which they are looked up."""
+_IGNORED_KEYS = frozenset(
+    {
+        *("type", "text", "cache_control", "id", "uuid", "index", "name", "filename", "metadata"),
+        *("mime_type", "media_type", "format", "annotations", "alt", "alt_text", "title"),
+    }
+)
+"""Keys of an image part that are not options of the image."""
+_UNSUPPORTED_KEYS = ("tool_calls", "function_call")
+"""Keys of a message that may only be empty."""
+
+
+@dataclass(frozen=True)
+class Conversation(Sequence[Message]):
+    """The messages of a conversation, read and checked, and the images of their slots.
+
+    Consecutive messages of the same role are joined: the messages of user and assistant alternate,
+    after at most one system message. As a sequence of messages, a conversation is a valid argument
+    of :meth:`ChatTemplate.messages2prompt`.
+
+    Raises:
+        PromptError: There are no messages of the user or the assistant, a message has an unknown
+            role, a system message comes after another message, a message of another role than the
+            user has an image, or there is no last message to continue.
+    """
+
+    messages: tuple[Message, ...]
+    images: tuple[Any, ...] = ()
+    """Source of the image of each slot, by :attr:`ImageSlot.index`; ``None`` for no image."""
+    continue_final_message: bool | None = None
+    """Whether the response continues the last message, which must be one of the assistant.
+    ``None`` to continue it if it is one of the assistant."""
+
+    def __post_init__(self) -> None:
+        messages = _join_messages(self.messages)
+        object.__setattr__(self, "messages", messages)
+        if not messages:
+            raise PromptError("a conversation needs at least one message")
+        last_role = messages[-1].role
+        if last_role == "system":
+            raise PromptError("a conversation needs a message of the user after the system message")
+        if self.continue_final_message and last_role != "assistant":
+            raise PromptError(
+                "continue_final_message needs a last message of the assistant; the last message of "
+                f"this conversation is one of the {last_role}"
+            )
+
+    @overload
+    def __getitem__(self, index: int) -> Message: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Message, ...]: ...
+    def __getitem__(self, index: int | slice) -> Message | tuple[Message, ...]:
+        return self.messages[index]
+
+    def __len__(self) -> int:
+        return len(self.messages)
+
+    def __add__(self, other: Conversation) -> Conversation:
+        """Append the messages and images of another conversation."""
+        appended = tuple(_shift_slots(message, len(self.images)) for message in other.messages)
+        return Conversation(
+            self.messages + appended, self.images + other.images, other.continue_final_message
+        )
+
+    def with_response(self, text: str) -> Conversation:
+        """Append the model's response, which may be the continuation of the last message."""
+        messages = self.messages
+        if self.continues_final_message:
+            text = messages[-1].text + text
+            messages = messages[:-1]
+        return Conversation((*messages, Message("assistant", (Text(text),))), self.images)
+
+    @property
+    def continues_final_message(self) -> bool:
+        """Whether the response continues the last message, which is one of the assistant.
+
+        The prompt then ends with the text of that message. If the text is empty, the prompt is the
+        one for a new response.
+        """
+        return self.messages[-1].role == "assistant" and self.continue_final_message is not False
+
+    @property
+    def image_options(self) -> list[Mapping[str, Any]]:
+        """The options of each image."""
+        return [slot.options for message in self.messages for slot in message.slots]
+
+
+def read_conversation(messages: Sequence[Message | Mapping[str, Any]]) -> Conversation:
+    """Read OpenAI-style messages, see :func:`parse_messages`, with the images of their parts.
+
+    A :class:`Conversation` is returned unchanged.
+
+    Raises:
+        PromptError: The messages are invalid.
+    """
+    if isinstance(messages, Conversation):
+        return messages
+    images: list[Any] = []
+    parsed = []
+    for position, message in enumerate(messages):
+        if isinstance(message, Message):
+            images += [None] * len(message.slots)
+            parsed.append(message)
+        else:
+            parsed.append(_read_message(message, position, images))
+    return Conversation(tuple(parsed), tuple(images))
+
+
+def parse_messages(messages: Sequence[Message | Mapping[str, Any]]) -> tuple[Message, ...]:
+    """Read OpenAI-style messages; :class:`Message` values pass through.
+
+    ``content`` is a string or a list of parts: ``{"type": "text", "text": …}``,
+    ``{"type": "image_url", "image_url": …}`` or ``{"type": "image", …}``. Image parts become
+    slots that are numbered from 0 over the whole conversation. The image itself is optional. In a
+    message of the assistant, ``content`` may be ``None`` or missing. ``developer`` is another name
+    of the role ``system``.
+
+    Consecutive messages of the same role are joined, by a line break between their texts. If the
+    last message is one of the assistant, the response continues it.
+
+    Raises:
+        PromptError: The conversation has no message of the user or the assistant, has an unknown
+            role or part, tool calls, or a system message after another message.
+    """
+    return read_conversation(messages).messages
+
+
+def _join_messages(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Check messages, and join consecutive messages of the same role."""
+    joined: list[Message] = []
+    for position, message in enumerate(messages):
+        if message.role not in ROLES:
+            raise PromptError(
+                f"message {position} has role {message.role!r}; expected one of {', '.join(ROLES)}"
+            )
+        if message.role != "user" and message.slots:
+            raise PromptError(
+                f"message {position} ({message.role}) has an image: only user messages may have one"
+            )
+        if joined and message.role == joined[-1].role:
+            joined[-1] = _join_contents(joined[-1], message)
+        elif joined and message.role == "system":
+            raise PromptError(
+                f"message {position} is a system message: system messages must come before all "
+                "other messages"
+            )
+        else:
+            joined.append(message)
+    return tuple(joined)
+
+
+def _join_contents(first: Message, second: Message) -> Message:
+    """Append the content of a message, by a line break if both texts are adjacent."""
+    if first.content and second.content:
+        last, following = first.content[-1], second.content[0]
+        if isinstance(last, Text) and isinstance(following, Text):
+            text = "\n".join(part.text for part in (last, following) if part.text)
+            content = (*first.content[:-1], Text(text), *second.content[1:])
+            return replace(first, content=content)
+    return replace(first, content=(*first.content, *second.content))
+
+
+def _read_message(message: object, position: int, images: list[Any]) -> Message:
+    """Read one message, and append the images of its parts to ``images``."""
+    if not isinstance(message, Mapping):
+        raise PromptError(
+            f"message {position} must be a mapping with role and content, "
+            f"not {type(message).__name__}"
+        )
+    role = message.get("role")
+    if not isinstance(role, str):
+        raise PromptError(f"message {position} needs a role: one of {', '.join(ROLES)}")
+    for key in _UNSUPPORTED_KEYS:
+        if message.get(key):
+            raise PromptError(f"message {position} has {key}, which is not supported: remove it")
+    content = _read_content(role, message.get("content"), position, images)
+    return Message("system" if role == "developer" else role, content)
+
+
+def _read_content(
+    role: str, content: object, position: int, images: list[Any]
+) -> tuple[Text | ImageSlot, ...]:
+    if role == "assistant" and (content is None or content == []):
+        content = ""
+    if isinstance(content, str):
+        return (Text(content),)
+    if not isinstance(content, Sequence) or isinstance(content, bytes):
+        raise PromptError(
+            f"message {position} needs content: a string or a list of parts, "
+            f"not {type(content).__name__}"
+        )
+    return tuple(_read_part(part, position, images) for part in content)
+
+
+def _read_part(part: Any, position: int, images: list[Any]) -> Text | ImageSlot:
+    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    if kind in _TEXT_TYPES and isinstance(part.get("text"), str):
+        return Text(part["text"])
+    if kind in _IMAGE_TYPES:
+        images.append(_image_source(part))
+        return ImageSlot(len(images) - 1, options=_image_options(part))
+    raise PromptError(
+        f"message {position} has an invalid part of type {kind!r}: expected "
+        '{"type": "text", "text": …}, {"type": "image_url", "image_url": {"url": …}} or '
+        '{"type": "image", "image": …}'
+    )
+
+
+def _image_source(part: Mapping[str, Any]) -> Any:
+    """Return the image of a part, or ``None``."""
+    image = next((part[key] for key in _IMAGE_KEYS if part.get(key) is not None), None)
+    return image.get("url") if isinstance(image, Mapping) else image
+
+
+def _image_options(part: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of an image: keys of the part, and of ``image_url``."""
+    options = {key: value for key, value in part.items() if key not in _IMAGE_KEYS}
+    if isinstance(image_url := part.get("image_url"), Mapping):
+        options |= {key: value for key, value in image_url.items() if key != "url"}
+    if options.get("detail") == "auto":  # the default of OpenAI's clients
+        del options["detail"]
+    return {
+        key: value
+        for key, value in options.items()
+        if value is not None and key not in _IGNORED_KEYS
+    }
+
+
+def _shift_slots(message: Message, num_images: int) -> Message:
+    content = tuple(
+        replace(part, index=part.index + num_images) if isinstance(part, ImageSlot) else part
+        for part in message.content
+    )
+    return replace(message, content=content)
