@@ -53,7 +53,7 @@ def test_a_package_with_a_model(model: Path) -> None:
     result = check("vl-plugin-llava", "--model", model, *QUICK)
     assert result.exit_code == 1
     assert "✗  match-own" in result.stdout
-    assert "came:     no match: its projector 'mlp2x_gelu_Norm' is Yi-VL's" in result.stdout
+    assert "actual:   no match: its projector 'mlp2x_gelu_Norm' is Yi-VL's" in result.stdout
     assert "2 checks ran: 1 passed, 1 failed, 0 excused" in result.stdout
 
 
@@ -70,7 +70,7 @@ def test_json(model: Path) -> None:
         ("hooks", "passed"),
         ("match-own", "failed"),
     ]
-    assert set(report["checks"][1]["failure"]) == {"expected", "came", "where", "advice"}
+    assert set(report["checks"][1]["failure"]) == {"expected", "actual", "where", "advice"}
 
 
 def test_an_excuse_is_shown_with_its_reason(model: Path) -> None:

@@ -21,7 +21,7 @@ def observer(tmp_path: Path) -> AuditHook:
 def told(observer: AuditHook, event: str, *arguments: Any) -> list[SideEffect]:
     with observer:
         observer(event, arguments)
-    return observer.deeds
+    return observer.side_effects
 
 
 @pytest.mark.parametrize(
@@ -38,10 +38,10 @@ def test_the_network_is_refused(
 ) -> None:
     with observer, pytest.raises(ConnectionRefusedError):
         observer(event, arguments)
-    (deed,) = observer.deeds
-    assert deed.kind == "network"
-    assert what in deed.what
-    assert "test_audit_hook.py" in deed.where
+    (side_effect,) = observer.side_effects
+    assert side_effect.kind == "network"
+    assert what in side_effect.what
+    assert "test_audit_hook.py" in side_effect.where
 
 
 def test_a_unix_socket_is_no_network(observer: AuditHook) -> None:
@@ -54,14 +54,14 @@ def test_code_of_the_checkpoint_is_refused(observer: AuditHook, tmp_path: Path, 
     for event, arguments in (("exec", (code,)), ("open", (str(tmp_path / name), "r", 0))):
         with observer, pytest.raises(PermissionError):
             observer(event, arguments)
-    assert [deed.kind for deed in observer.deeds] == ["code", "code"]
+    assert [side_effect.kind for side_effect in observer.side_effects] == ["code", "code"]
 
 
 def test_code_that_transformers_copied_is_refused(observer: AuditHook) -> None:
     code = compile("1", "/cache/modules/transformers_modules/x/modeling.py", "exec")
     with observer, pytest.raises(PermissionError):
         observer("exec", (code,))
-    assert [deed.kind for deed in observer.deeds] == ["code"]
+    assert [side_effect.kind for side_effect in observer.side_effects] == ["code"]
 
 
 @pytest.mark.parametrize(
@@ -96,19 +96,19 @@ def test_ordinary_work_is_let_pass(
 def test_a_file_that_is_touched_is_noted(
     observer: AuditHook, event: str, arguments: tuple[Any, ...], what: str
 ) -> None:
-    (deed,) = told(observer, event, *arguments)
-    assert (deed.kind, deed.what) == ("files", what)
+    (side_effect,) = told(observer, event, *arguments)
+    assert (side_effect.kind, side_effect.what) == ("files", what)
 
 
 def test_unpickling_a_class_is_noted(observer: AuditHook) -> None:
-    (deed,) = told(observer, "pickle.find_class", "os", "system")
-    assert (deed.kind, deed.what) == ("code", "unpickled os.system")
+    (side_effect,) = told(observer, "pickle.find_class", "os", "system")
+    assert (side_effect.kind, side_effect.what) == ("code", "unpickled os.system")
 
 
 def test_the_same_deed_is_noted_once(observer: AuditHook) -> None:
     for _ in range(2):
         told(observer, "os.mkdir", "/x/cache")
-    assert len(observer.deeds) == 1
+    assert len(observer.side_effects) == 1
 
 
 def test_nothing_is_noted_unless_entered(observer: AuditHook) -> None:
@@ -116,7 +116,7 @@ def test_nothing_is_noted_unless_entered(observer: AuditHook) -> None:
     with observer:
         pass
     observer("os.mkdir", ("/x",))
-    assert observer.deeds == []
+    assert observer.side_effects == []
 
 
 def _through_an_import(function: Callable[[], Any]) -> Any:

@@ -14,7 +14,7 @@ from vlcore.testing import CHECKS, Outcome, check_plugin
 from vlcore.testing.checks import isolation
 
 SLOW = {isolation.no_network.name, isolation.no_remote_code.name, isolation.no_files_written.name}
-"""What these need is looked at in a process of its own, which takes seconds."""
+"""What these need is looked at in a separate process, which takes seconds."""
 QUICK = [check.name for check in CHECKS if check.name not in SLOW]
 
 
@@ -25,7 +25,7 @@ class Broken:
     fault: str
     check: str
     """The one that is meant for it."""
-    came: str
+    actual: str
     """Part of what that says."""
     edits: Mapping[str, str] = field(default_factory=dict)
     also: tuple[str, ...] = ()
@@ -173,14 +173,14 @@ VISION = [
         },
     ),
     Broken(
-        "one result for two pictures",
+        "one result for two images",
         "plain-pictures",
         "1 result(s)",
         {"for image in inputs]": "for image in inputs[:1]]"},
         also=("batch-equals-singles",),
     ),
     Broken(
-        "NaN where a picture has a black corner",
+        "NaN where an image has a black corner",
         "rows-finite",
         "NaN or Inf",
         {
@@ -223,7 +223,7 @@ VISION = [
         },
     ),
     Broken(
-        "results in another order than the pictures",
+        "results in another order than the images",
         "batch-equals-singles",
         "rows that differ",
         {
@@ -231,7 +231,7 @@ VISION = [
         },
     ),
     Broken(
-        "state of one picture kept between threads",
+        "state of one image kept between threads",
         "threads",
         "",
         {
@@ -248,7 +248,7 @@ VISION = [
         {'image.convert("RGB").resize(': "image.resize("},
     ),
     Broken(
-        "a division by the shape of the picture",
+        "a division by the shape of the image",
         "odd-images",
         "ZeroDivisionError",
         {
@@ -256,7 +256,7 @@ VISION = [
         },
     ),
     Broken(
-        "a picture made small in place",
+        "an image made small in place",
         "image-unchanged",
         "another one",
         {
@@ -419,7 +419,7 @@ class PatchworkLanguageModel(LanguageModel):
         ),
     ),
     Broken(
-        "the vision part's tensors in the view",
+        "the vision encoder's tensors in the view",
         "view-tensors",
         "projector.weight",
         {
@@ -560,10 +560,10 @@ def test_a_fault_is_found_by_the_check_that_is_meant_for_it(
     result = report[broken.check]
     assert result.outcome is Outcome.FAILED, report
     assert result.failure is not None
-    assert broken.came in result.failure.came, result.failure
+    assert broken.actual in result.failure.actual, result.failure
     assert all(vars(result.failure).values())
     others = {result.name for result in report.of(Outcome.FAILED)} - {broken.check}
-    if "rest" in broken.also:  # which then says where to look, and fails nowhere else
+    if "rest" in broken.also:  # other checks are not run, and refer to it
         assert others == set()
         assert all(broken.check in one.reason for one in report.of(Outcome.NOT_RUN))
     else:
@@ -573,16 +573,16 @@ def test_a_fault_is_found_by_the_check_that_is_meant_for_it(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("broken", BESIDE, ids=lambda broken: broken.fault)
-def test_a_deed_beside_the_work_is_found(site: Site, checkpoint: Path, broken: Broken) -> None:
+def test_a_side_effect_is_found(site: Site, checkpoint: Path, broken: Broken) -> None:
     install(site, broken)
     report = check_plugin(checkpoint, plugin=NAME, only=sorted(SLOW))
     result = report[broken.check]
     assert result.failure is not None
-    assert broken.came in result.failure.came, result.failure
+    assert broken.actual in result.failure.actual, result.failure
     assert [one.name for one in report.of(Outcome.FAILED)] == [broken.check]
     rest = report.of(Outcome.NOT_RUN)
-    if "rest" in broken.also:  # which could not be seen to the end
+    if "rest" in broken.also:  # the plugin could not be used completely
         assert len(rest) == len(SLOW) - 1
-        assert all("the conformance kit refuses remote code" in one.reason for one in rest)
+        assert all("the conformance kit blocks remote code" in one.reason for one in rest)
     else:
         assert rest == ()

@@ -20,7 +20,7 @@ def passing(subject: object) -> None:
 
 
 def failing(subject: object) -> None:
-    fail(expected="a", came="b", where="c", advice="d")
+    fail(expected="a", actual="b", where="c", advice="d")
 
 
 def not_applying(subject: object) -> None:
@@ -52,7 +52,7 @@ def test_an_excuse_holds_for_a_failure_alone(
 
 def test_a_failure_is_told_in_four_sentences() -> None:
     result = Check("some", "does", failing).run(SUBJECT)
-    assert result.message == "expected: a\ncame:     b\nwhere:    c\ndo:       d"
+    assert result.message == "expected: a\nactual:   b\nwhere:    c\ndo:       d"
 
 
 def test_an_excused_failure_is_told_with_its_reason() -> None:
@@ -65,8 +65,8 @@ def test_an_excuse_for_what_passes_is_to_be_taken_away() -> None:
     failure = Check("some", "does", passing).run(SUBJECT, "it is slow").failure
     assert failure is not None
     assert failure.expected == "a failure, because the check is excused: it is slow"
-    assert failure.came == "it passes"
-    assert failure.advice == "take the excuse away"
+    assert failure.actual == "it passes"
+    assert failure.advice == "remove the excuse"
 
 
 def test_whatever_else_is_raised_is_a_failure_with_its_place() -> None:
@@ -79,7 +79,7 @@ def test_whatever_else_is_raised_is_a_failure_with_its_place() -> None:
     subject: Any = Package()
     failure = Check("some", "does", raising).run(subject).failure
     assert failure is not None
-    assert failure.came == "KeyError: 'width'"
+    assert failure.actual == "KeyError: 'width'"
     assert failure.where.endswith("in raising")
     assert "test_check.py:" in failure.where
 

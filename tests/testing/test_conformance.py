@@ -64,8 +64,8 @@ def test_every_check_is_a_test_and_the_end_says_what_was_excused(
     out = done.stdout
     for name in ("rows-announced", "rows-dtype"):
         assert f"FAILED test_patchwork.py::TestPatchwork::test_conformance[{name}]" in out
-    assert "expected: num_rows=8, as many as forward gives" in out
-    assert "do:       take the excuse away" in out
+    assert "expected: num_rows=8, as many as forward returns" in out
+    assert "do:       remove the excuse" in out
     assert "Traceback" not in out
     assert (
         "TestPatchwork: 8 checks ran: 5 passed, 2 failed, 1 excused; 1 did not apply\n"

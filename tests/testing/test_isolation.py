@@ -1,4 +1,4 @@
-"""A plugin in a process of its own; test_broken_plugins has some that do what they should not."""
+"""A plugin in a separate process; test_broken_plugins has some that do what they should not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from vlcore.testing.isolation import IsolatedRun, _plant, import_isolated, run_isolated
+from vlcore.testing.isolation import (
+    IsolatedRun,
+    _copy_with_remote_code,
+    import_isolated,
+    run_isolated,
+)
 from vlcore.testing.report import CheckFailedError
 
 
@@ -16,10 +21,10 @@ def test_a_process_that_ends_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     (tmp_path / "model").mkdir()
     (tmp_path / "work").mkdir()
-    watched = run_isolated(
+    isolated_run = run_isolated(
         "vl-plugin-some", "vl_plugin_some", tmp_path / "model", tmp_path / "work"
     )
-    assert watched == IsolatedRun((), "its process ended with 1: ")
+    assert isolated_run == IsolatedRun((), "its process ended with 1: ")
 
 
 def test_a_module_imported_apart() -> None:
@@ -42,7 +47,7 @@ def test_the_copy_of_a_checkpoint_offers_remote_code_and_leaves_the_original(
     for name in ("config.json", "model.safetensors", "tower/config.json"):
         (original / name).write_text('{"x": 1}')
     (original / "linked").symlink_to(original / "tower")
-    _plant(original, tmp_path / "copy")
+    _copy_with_remote_code(original, tmp_path / "copy")
     copied = sorted(path.relative_to(tmp_path / "copy") for path in (tmp_path / "copy").rglob("*"))
     assert [path.as_posix() for path in copied] == [
         "config.json",

@@ -107,7 +107,7 @@ def test_what_is_recorded_is_read(reference: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("edits", "check", "came"),
+    ("edits", "check", "actual"),
     [
         ({"/ 255)": "/ 255.2)"}, "reference-rows", "values that differ by 0.0"),
         ({"(4, 2) if": "(4, 3) if"}, "reference-rows", "a tensor [12, 32]"),
@@ -127,14 +127,14 @@ def test_what_is_recorded_is_read(reference: Path) -> None:
     ids=["pixels scaled otherwise", "another grid", "gate and up exchanged"],
 )
 def test_a_plugin_that_computes_something_else_is_found(
-    site: Site, checkpoint: Path, reference: Path, edits: dict[str, str], check: str, came: str
+    site: Site, checkpoint: Path, reference: Path, edits: dict[str, str], check: str, actual: str
 ) -> None:
     install_patchwork(site, edits)
     report = compare(checkpoint, reference)
     assert [result.name for result in report.of(Outcome.FAILED)] == [check]
     failure = report[check].failure
     assert failure is not None
-    assert failure.came.startswith(came)
+    assert failure.actual.startswith(actual)
     assert "(a release, revision 1)" in failure.expected
     assert f"0 of {reference}" in failure.where
 
@@ -159,12 +159,15 @@ def test_tolerances_are_kept_in_the_file(site: Site, checkpoint: Path, tmp_path:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"encode": lambda image: [1.0, 2.0]}, r"encode of picture 0 must give a matrix .* \[2\]"),
-        ({"encode": lambda image: [[1, 2]]}, "must give a matrix of floats; it gave torch.int64"),
+        ({"encode": lambda image: [1.0, 2.0]}, r"encode of image 0 must return a matrix .* \[2\]"),
+        (
+            {"encode": lambda image: [[1, 2]]},
+            "must return a matrix of floats; it returned torch.int64",
+        ),
         ({"prompts": [[1]]}, "prompts need logits"),
         (
             {"prompts": [[1, -3]], "logits": lambda ids: [[0.0]]},
-            "prompt 0 stands for pictures up to 2; there are 2",
+            "prompt 0 refers to image 2; there are 2",
         ),
     ],
 )
@@ -179,8 +182,12 @@ def test_what_cannot_be_recorded_is_refused(
 @pytest.mark.parametrize(
     ("metadata", "tensors", "message"),
     [
-        ({}, {}, f"its metadata must say format='{FORMAT}'"),
-        ({"format": FORMAT}, {"picture.0": torch.zeros(2, 2, 3)}, "is incomplete: as many rows"),
+        ({}, {}, f"expected format='{FORMAT}'"),
+        (
+            {"format": FORMAT},
+            {"picture.0": torch.zeros(2, 2, 3)},
+            "is incomplete: expected embeddings",
+        ),
         ({"format": FORMAT}, {}, "is incomplete: 'rows_tolerance'"),
         ({"format": FORMAT}, {"rows.1": torch.zeros(1, 1)}, "is incomplete: 'rows.0'"),
     ],

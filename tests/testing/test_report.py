@@ -54,7 +54,7 @@ def test_the_text_tells_what_is_wrong_and_ends_with_the_summary() -> None:
         "",
         "two failed: does two",
         "  expected: a",
-        "  came:     b",
+        "  actual:   b",
         "  where:    c",
         "  do:       d",
         "",
@@ -78,7 +78,7 @@ def test_json_says_the_same() -> None:
     assert values["checks"][0]["seconds"] == 0.1
     assert values["checks"][1]["failure"] == {
         "expected": "a",
-        "came": "b",
+        "actual": "b",
         "where": "c",
         "advice": "d",
     }

@@ -123,7 +123,7 @@ def test_a_model_that_another_plugin_may_serve_has_to_be_stated(
         ({"only": ["rows-shapes"]}, "there is no check named rows-shapes; the checks are entry-"),
         ({"excused": {"rows": "x"}}, "there is no check named rows to excuse"),
         ({"excused": {"hooks": ""}}, "hooks is excused without a reason"),
-        ({"only": ["rows-shape"]}, "rows-shape needs a model: give one"),
+        ({"only": ["rows-shape"]}, "rows-shape needs a model: pass one"),
         ({"serves": ["Qwen-VL"]}, "serves names Qwen-VL; the kit knows .*Qwen-VL-Chat"),
         ({"reference": "nowhere.safetensors"}, "nowhere.safetensors cannot be read"),
         ({"device": "tpu"}, "device must be"),
@@ -160,7 +160,7 @@ def test_a_distribution_without_entry_points_fails_and_the_rest_is_not_run() -> 
         "requires-vlcore",
     ]
     assert {result.reason for result in report.of(Outcome.NOT_RUN)} == {
-        "it registers no architectures: see entry-point"
+        "the plugin registers no architectures: see entry-point"
     }
 
 
@@ -170,7 +170,7 @@ def test_a_module_that_is_missing_is_found(site: Site) -> None:
     report = check_plugin(plugin="vl-plugin-empty")
     failure = report["entry-point"].failure
     assert failure is not None
-    assert failure.came == f"{module!r}, which Python does not find"
+    assert failure.actual == f"{module!r}, which Python cannot find"
 
 
 def test_a_model_of_another_plugin_is_no_match(site: Site, tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_a_model_of_another_plugin_is_no_match(site: Site, tmp_path: Path) -> No
     (other / "config.json").write_text('{"architectures": ["OtherForConditionalGeneration"]}')
     failure = check_plugin(other, plugin=NAME, only=["match-own"])["match-own"].failure
     assert failure is not None
-    assert failure.came == "no match: config.json names no patch_size"
+    assert failure.actual == "no match: config.json names no patch_size"
 
 
 def test_a_model_of_the_hub_is_fetched_before_the_network_is_watched(

@@ -1,13 +1,13 @@
-"""An audit hook that tells what a plugin does beside its work.
+"""An audit hook that records the side effects of a plugin.
 
-What is seen, of all that happens in the process:
+What it records, of everything in the process:
 
-- network: names looked up and connections made through Python's sockets; they are refused;
-- code: modules of the checkpoint read or run, which is refused, and pickles that name classes;
-- files: files and folders that Python opens for writing, makes, moves or removes; what a library
-  does while it is imported is passed over.
+- network: name resolution and connections through Python's sockets; they are blocked;
+- code: reading or running modules of the checkpoint, which is blocked, and pickles with classes;
+- files: files and directories that Python opens for writing, creates, moves or removes, except
+  what a library does while it is imported.
 
-What is not seen: what compiled code does by itself, and other programs that are started.
+It cannot record what compiled code does by itself, nor what other programs do.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 @dataclass(frozen=True)
 class SideEffect:
-    """Something that a plugin did."""
+    """A side effect of a plugin."""
 
     kind: str
     """``"network"``, ``"code"`` or ``"files"``."""
@@ -43,38 +43,38 @@ class SideEffect:
 
 
 class AuditHook:
-    """An audit hook that keeps what it sees while it is entered.
+    """An audit hook that records side effects while its context is entered.
 
     Args:
-        checkpoint: where remote code may lie.
-        module: the plugin's, whose lines are named as the place.
+        checkpoint: the directory whose code must not run.
+        module: the plugin's module, whose lines are reported as the location.
     """
 
     def __init__(self, checkpoint: Path, module: str) -> None:
-        self.deeds: list[SideEffect] = []
-        self.passed_over: set[str] = set()
-        """Files and folders that libraries made while they were imported."""
+        self.side_effects: list[SideEffect] = []
+        self.during_imports: set[str] = set()
+        """Files and directories that libraries created while they were imported."""
         self._checkpoint = os.path.realpath(checkpoint)
         self._own = module.partition(".")[0]
-        self._is_on = False
+        self._is_active = False
 
     def __enter__(self) -> Self:
-        self._is_on = True
+        self._is_active = True
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._is_on = False
+        self._is_active = False
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
-        """Take an audit event; what must not happen is refused."""
-        if not self._is_on:
+        """Handle an audit event; raise an error to block it."""
+        if not self._is_active:
             return
         if event in _NETWORK:
             self._network(event, arguments)
         elif event == "exec":
             self._run(getattr(arguments[0], "co_filename", ""))
         elif event == "pickle.find_class":
-            self._note("code", f"unpickled {arguments[0]}.{arguments[1]}")
+            self._record("code", f"unpickled {arguments[0]}.{arguments[1]}")
         elif event == "open":
             self._open(*arguments)
         elif event in _FILES:
@@ -84,13 +84,13 @@ class AuditHook:
         where = arguments[1] if event in ("socket.connect", "socket.sendto") else arguments[0]
         if event == "socket.connect" and isinstance(where, str | bytes):
             return  # a Unix socket
-        self._note("network", f"{event} {where!r:.200}")
-        raise ConnectionRefusedError("the conformance kit refuses the network")
+        self._record("network", f"{event} {where!r:.200}")
+        raise ConnectionRefusedError("the conformance kit blocks the network")
 
     def _run(self, filename: object) -> None:
         if isinstance(filename, str) and self._is_remote(filename):
-            self._note("code", f"ran {filename}")
-            raise PermissionError("the conformance kit refuses remote code")
+            self._record("code", f"ran {filename}")
+            raise PermissionError("the conformance kit blocks remote code")
 
     def _is_remote(self, filename: str) -> bool:
         if "transformers_modules" in Path(filename).parts:
@@ -101,11 +101,11 @@ class AuditHook:
 
     def _open(self, path: object, mode: object, flags: object) -> None:
         if not isinstance(path, str | bytes | os.PathLike):
-            return  # a file that is open already
+            return  # a file descriptor
         name = os.fsdecode(path)
         if self._is_remote(name):
-            self._note("code", f"read {name}")
-            raise PermissionError("the conformance kit refuses remote code")
+            self._record("code", f"read {name}")
+            raise PermissionError("the conformance kit blocks remote code")
         writes = isinstance(flags, int) and flags & _WRITES
         if writes or (isinstance(mode, str) and set(mode) & set("wax+")):
             self._touch("open", name)
@@ -116,18 +116,18 @@ class AuditHook:
             return
         name = os.path.abspath(name)
         if _is_import_of_library(self._own):
-            self.passed_over.add(name)
+            self.during_imports.add(name)
         else:
-            self._note("files", f"{'wrote' if event == 'open' else event} {name}")
+            self._record("files", f"{'wrote' if event == 'open' else event} {name}")
 
-    def _note(self, kind: str, what: str) -> None:
-        deed = SideEffect(kind, what, _caller(self._own))
-        if deed not in self.deeds:
-            self.deeds.append(deed)
+    def _record(self, kind: str, what: str) -> None:
+        side_effect = SideEffect(kind, what, _caller(self._own))
+        if side_effect not in self.side_effects:
+            self.side_effects.append(side_effect)
 
 
 def _stack() -> Iterator[tuple[str, FrameType]]:
-    """The frames outside this module, the innermost first, each with the name of its file."""
+    """The frames outside this module, innermost first, each with its file name."""
     frame = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_filename != __file__:
@@ -140,7 +140,7 @@ def _is_own(filename: str, own: str) -> bool:
 
 
 def _is_import_of_library(own: str) -> bool:
-    """Whether an import stands between the plugin's innermost line and what happens."""
+    """Whether an import is between the plugin's innermost frame and the event."""
     for filename, _ in _stack():
         if _is_own(filename, own):
             return False
@@ -150,14 +150,14 @@ def _is_import_of_library(own: str) -> bool:
 
 
 def _caller(own: str) -> str:
-    """The plugin's innermost line, or else the innermost one outside Python's library."""
+    """The plugin's innermost line, or else the innermost line outside the standard library."""
     library = sysconfig.get_path("stdlib")
-    outside = "an unknown place"
+    outside = "an unknown location"
     for filename, frame in _stack():
-        place = f"{filename}:{frame.f_lineno}, in {frame.f_code.co_name}"
+        location = f"{filename}:{frame.f_lineno}, in {frame.f_code.co_name}"
         if _is_own(filename, own):
-            return place
+            return location
         is_library = filename.startswith((library, "<")) and "site-packages" not in filename
-        if outside == "an unknown place" and not is_library:
-            outside = place
+        if outside == "an unknown location" and not is_library:
+            outside = location
     return outside

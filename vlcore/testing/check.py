@@ -1,4 +1,4 @@
-"""A named check, and how one is run."""
+"""A named check, and how it is run."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from vlcore.testing.subject import Subject
 
 @dataclass(frozen=True)
 class Check:
-    """Something that every plugin must keep."""
+    """A requirement that every plugin must meet."""
 
     name: str
     about: str
-    """What a plugin that passes does, in one line."""
+    """The requirement, in one line."""
     function: Callable[[Subject], None]
     needs_model: bool = True
-    """Whether a checkpoint is needed, or the package alone is looked at."""
+    """Whether the check needs a checkpoint in addition to the package."""
 
     def run(self, subject: Subject, excuse: str | None = None) -> Result:
-        """Run the check; nothing that a plugin raises gets out of here.
+        """Run the check. Exceptions of the plugin become failures.
 
         Args:
-            subject: what is checked.
-            excuse: why it may fail; then it must.
+            subject: the plugin under test.
+            excuse: why the check is expected to fail; passing is then a failure.
         """
         started = time.perf_counter()
         result = self._outcome(subject)
@@ -63,17 +63,17 @@ class Check:
 def check(
     name: str, about: str, *, needs_model: bool = True
 ) -> Callable[[Callable[[Subject], None]], Check]:
-    """Make a check of a function that raises where a plugin does not pass."""
+    """Turn a function that raises if a plugin fails into a check."""
     return lambda function: Check(name, about, function, needs_model)
 
 
 def check_expected_failures(excused: Mapping[str, str], checks: Sequence[Check]) -> None:
-    """See that every excuse names a check and gives a reason.
+    """Check that every expected failure names a check and has a reason.
 
     Raises:
-        OptionError: one does not.
+        OptionError: an expected failure does not.
     """
-    known = [one.name for one in checks]
+    known = [check.name for check in checks]
     if unknown := sorted(set(excused) - set(known)):
         raise OptionError(
             f"there is no check named {', '.join(unknown)} to excuse; the checks are "
@@ -81,7 +81,7 @@ def check_expected_failures(excused: Mapping[str, str], checks: Sequence[Check])
         )
     for name, reason in excused.items():
         if not isinstance(reason, str) or not reason.strip():
-            raise OptionError(f"{name} is excused without a reason: say why it may fail")
+            raise OptionError(f"{name} is excused without a reason: state why it may fail")
 
 
 def _excused(result: Result, excuse: str) -> Result:
@@ -90,19 +90,19 @@ def _excused(result: Result, excuse: str) -> Result:
     if result.outcome is Outcome.PASSED:
         failure = Failure(
             expected=f"a failure, because the check is excused: {excuse}",
-            came="it passes",
+            actual="it passes",
             where=f"the excuse for {result.name}",
-            advice="take the excuse away",
+            advice="remove the excuse",
         )
         return replace(result, outcome=Outcome.FAILED, failure=failure)
     return result
 
 
 def _raised(error: BaseException, subject: Subject) -> Failure:
-    """Say what a plugin raised where it should not, and in which of its lines."""
+    """Describe an unexpected exception of a plugin, and the line that raised it."""
     frames = traceback.extract_tb(error.__traceback__)
     cause = error.__cause__
-    if cause is not None:  # a hook's own error, in the words of the core
+    if cause is not None:  # the error of a hook, wrapped by the core
         frames = traceback.extract_tb(cause.__traceback__) or frames
     own = [frame for frame in frames if _belongs_to(frame.filename, subject)]
     where = "outside the plugin"
@@ -111,9 +111,9 @@ def _raised(error: BaseException, subject: Subject) -> Failure:
         where = f"{last.filename}:{last.lineno}, in {last.name}"
     return Failure(
         expected="no error",
-        came=f"{type(error).__name__}: {error}",
+        actual=f"{type(error).__name__}: {error}",
         where=where,
-        advice="mend what raises there, or raise an error of vlcore that says what is wrong",
+        advice="fix the error, or raise an error of vlcore that explains it",
     )
 
 

@@ -1,4 +1,4 @@
-"""The checks as tests of pytest: one class to subclass."""
+"""The checks as pytest tests: a base class."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class PluginConformance:
     :func:`~vlcore.testing.check_plugin`.
 
     Raises:
-        OptionError: an excuse names no check or gives no reason, as soon as the class is defined.
+        OptionError: an expected failure names no check or has no reason; raised when the class is
+            defined.
     """
 
     plugin: ClassVar[str | None] = None
@@ -87,17 +88,17 @@ class PluginConformance:
 
 
 class _Summary:
-    """Says at the end of a run how many checks ran, and which were excused and why."""
+    """Summarizes at the end of a run how many checks ran, and which failed as expected and why."""
 
     def __init__(self) -> None:
         self._results: dict[str, list[Result]] = {}
 
     def add(self, name: str, result: Result) -> None:
-        """Count a result."""
+        """Add a result."""
         self._results.setdefault(name, []).append(result)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """Write the lines; pytest calls this."""
+        """Write the summary; pytest calls this."""
         terminalreporter.section("vlcore conformance")
         for name, results in self._results.items():
             for line in summary_of(results):

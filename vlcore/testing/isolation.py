@@ -1,11 +1,11 @@
-"""Uses a plugin in a process of its own, and tells what it does there that no plugin should.
+"""Uses a plugin in a separate process, and records its side effects there.
 
-Its module is imported alone, to see what that brings along. And it is used: the vision model, the
-template, the language model's description and its tokenizer are loaded, and a picture is encoded,
-under the eyes of an :class:`~vlcore.testing.audit_hook.AuditHook`. The checkpoint is a copy made of
-links in which ``config.json`` offers remote code (``auto_map``). Whatever is new afterwards in the
-checkpoint's folder, the working directory or the temporary directory counts as written too, also
-where compiled code wrote it.
+The plugin's module is imported alone, to see what it imports. Then the plugin is used: the vision
+model, the template, the language model's description and its tokenizer are loaded, and an image is
+encoded, observed by an :class:`~vlcore.testing.audit_hook.AuditHook`. The checkpoint is a copy made
+of links whose ``config.json`` offers remote code (``auto_map``). All new files in the checkpoint,
+the working directory and the temporary directory count as written, including those that compiled
+code wrote.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vlcore.plugins.registry import PluginInfo
 
 _MARK = "\x00vlcore\x00"
-"""Stands before the answer of another process, after all that the plugin prints."""
+"""Separates the result of the other process from what the plugin prints."""
 _TIMEOUT_S = 600
 _IMPORT = """
 import json, sys
@@ -40,19 +40,19 @@ _CODE = 'raise RuntimeError("remote code was run")\n'
 
 @dataclass(frozen=True)
 class IsolatedImport:
-    """What comes of importing a module and nothing else."""
+    """The result of importing a module and nothing else."""
 
     module: str
     printed: str
     names: frozenset[str]
-    """The top-level names of all that is imported then."""
+    """The top-level names of all imported modules."""
 
 
 def import_isolated(module: str) -> IsolatedImport:
-    """Import a module in a process of its own.
+    """Import a module in a separate process.
 
     Raises:
-        CheckFailedError: it cannot be imported.
+        CheckFailedError: the module cannot be imported.
     """
     done = subprocess.run(
         [sys.executable, "-c", _IMPORT, json.dumps([_MARK, module, sys.path])],
@@ -66,37 +66,37 @@ def import_isolated(module: str) -> IsolatedImport:
     if not mark:
         fail(
             expected="a module that can be imported",
-            came=(done.stderr or done.stdout).strip()[-500:] or f"exit code {done.returncode}",
-            where=f"module {module}, in a process of its own",
-            advice="mend what it raises",
+            actual=(done.stderr or done.stdout).strip()[-500:] or f"exit code {done.returncode}",
+            where=f"module {module}, in a separate process",
+            advice="fix the error that it raises",
         )
     return IsolatedImport(module, printed, frozenset(json.loads(names)))
 
 
 @dataclass(frozen=True)
 class IsolatedRun:
-    """What was seen of a plugin, and whether it could be used to the end."""
+    """The side effects of a plugin, and the error that ended its use."""
 
-    deeds: tuple[SideEffect, ...]
+    side_effects: tuple[SideEffect, ...]
     error: str = ""
-    """What ended its use before the end."""
+    """Empty if the plugin could be used completely."""
 
     def of(self, kind: str) -> tuple[SideEffect, ...]:
-        """The deeds of one kind."""
-        return tuple(deed for deed in self.deeds if deed.kind == kind)
+        """The side effects of one kind."""
+        return tuple(side_effect for side_effect in self.side_effects if side_effect.kind == kind)
 
 
 def run_isolated(plugin: str, module: str, checkpoint: Path, directory: Path) -> IsolatedRun:
-    """Use a plugin in a process of its own.
+    """Use a plugin in a separate process.
 
     Args:
-        plugin: the distribution.
-        module: the one that serves the checkpoint.
-        checkpoint: a directory.
-        directory: an empty one to work in.
+        plugin: the distribution name.
+        module: the module that serves the checkpoint.
+        checkpoint: the directory of the checkpoint.
+        directory: an empty working directory.
     """
     planted, work, temporary = (directory / name for name in ("checkpoint", "work", "temporary"))
-    _plant(checkpoint, planted)
+    _copy_with_remote_code(checkpoint, planted)
     work.mkdir()
     temporary.mkdir()
     before = _files_under(directory)
@@ -113,20 +113,23 @@ def run_isolated(plugin: str, module: str, checkpoint: Path, directory: Path) ->
         | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         check=False,
     )
-    _, mark, answer = done.stdout.rpartition(_MARK)
+    _, mark, output = done.stdout.rpartition(_MARK)
     if not mark:
         return IsolatedRun((), f"its process ended with {done.returncode}: {done.stderr[-500:]}")
-    told = json.loads(answer)
-    deeds = [SideEffect(**deed) for deed in told["deeds"]]
-    known = {*told["passed_over"], *(deed.what.partition(" ")[2] for deed in deeds)}
-    deeds += [
-        SideEffect("files", f"wrote {path}", "seen afterwards: written by compiled code")
+    result = json.loads(output)
+    side_effects = [SideEffect(**side_effect) for side_effect in result["side_effects"]]
+    known = {
+        *result["during_imports"],
+        *(side_effect.what.partition(" ")[2] for side_effect in side_effects),
+    }
+    side_effects += [
+        SideEffect("files", f"wrote {path}", "found afterwards: written by compiled code")
         for path in sorted(_files_under(directory) - before - known)
     ]
-    return IsolatedRun(tuple(deeds), told["error"])
+    return IsolatedRun(tuple(side_effects), result["error"])
 
 
-def _plant(checkpoint: Path, planted: Path) -> None:
+def _copy_with_remote_code(checkpoint: Path, planted: Path) -> None:
     """Copy a checkpoint as links, with configurations that offer remote code."""
     for folder, folders, names in os.walk(checkpoint):
         inside = planted / Path(folder).relative_to(checkpoint)
@@ -160,41 +163,41 @@ def _files_under(directory: Path) -> set[str]:
     return {str(path) for path in directory.rglob("*")}
 
 
-# -- in the other process
+# -- the code of the other process
 
 
 def main() -> None:
-    """Read the task from standard input, and write what was seen to standard output."""
+    """Read the task from standard input, and write the side effects to standard output."""
     task = json.load(sys.stdin)
     sys.path[:] = task["path"]
-    # Theirs is not the plugin's: what these do when they are imported is not looked at.
+    # Imported here so that their side effects are not attributed to the plugin.
     import torch
     import transformers  # noqa: F401
 
     import vlcore.testing.samples  # noqa: F401
     from vlcore.plugins.registry import installed_plugins
 
-    tempfile.gettempdir()  # which tries it out with a file
+    tempfile.gettempdir()  # writes a test file when it is called first
     (info,) = (info for info in installed_plugins() if info.distribution == task["plugin"])
     checkpoint = Path(task["checkpoint"])
-    observer = AuditHook(checkpoint, task["module"])
-    sys.addaudithook(observer)
+    audit_hook = AuditHook(checkpoint, task["module"])
+    sys.addaudithook(audit_hook)
     error = ""
-    with torch.inference_mode(), observer:
+    with torch.inference_mode(), audit_hook:
         try:
             _use(info, task["module"], checkpoint)
         except (Exception, SystemExit) as raised:
             error = f"{type(raised).__name__}: {raised}"
-    answer = {
-        "deeds": [asdict(deed) for deed in observer.deeds],
-        "passed_over": sorted(observer.passed_over),
+    result = {
+        "side_effects": [asdict(side_effect) for side_effect in audit_hook.side_effects],
+        "during_imports": sorted(audit_hook.during_imports),
         "error": error,
     }
-    sys.stdout.write(_MARK + json.dumps(answer))
+    sys.stdout.write(_MARK + json.dumps(result))
 
 
 def _use(info: PluginInfo, module: str, checkpoint: Path) -> None:
-    """Do what people do with a plugin, up to the language model's weights."""
+    """Use every stage of the plugin, except the weights of the language model."""
     from vlcore.language.model import LanguageModel
     from vlcore.plugins.registry import Plugin
     from vlcore.plugins.stages import ModelStages

@@ -1,4 +1,4 @@
-"""Configurations of published models, each of which at most its own plugin may claim."""
+"""Configurations of published models, which only their own plugins may match."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from vlcore.errors import OptionError
 
 @dataclass(frozen=True)
 class KnownModel:
-    """What ``config.json`` of a published model says, in short."""
+    """A published model and an excerpt of its ``config.json``."""
 
     name: str
     package: str
-    """The plugin that serves it, where one is known."""
+    """The plugin that serves the model, if one is known."""
     config: Mapping[str, Any]
 
     @property
@@ -32,7 +32,7 @@ class KnownModel:
 
 @cache
 def read_known_models() -> tuple[KnownModel, ...]:
-    """Read the configurations that the kit ships."""
+    """Read the configurations that ship with the kit."""
     text = resources.files("vlcore.testing").joinpath("known_configs.json").read_text("utf-8")
     return tuple(
         KnownModel(entry["name"], entry.get("package", ""), entry["config"])
@@ -45,32 +45,32 @@ def known_models_of(
 ) -> tuple[KnownModel, ...]:
     """List the configurations that a plugin must not match.
 
-    A plugin serves the models that the kit names its package for, and those named in ``serves``.
+    A plugin serves the models whose ``package`` it is, and those named in ``serves``.
     It also serves a model for which the kit names no package, if it registers the model's
     architecture and no other known model has an architecture of that name.
 
     Args:
-        plugin: its distribution.
-        serves: names of further configurations that it serves.
-        architectures: the names of the architectures that it registers.
+        plugin: the distribution name.
+        serves: names of further known models that it serves.
+        architectures: the architectures that it registers.
 
     Raises:
-        OptionError: a name that the kit does not know.
+        OptionError: a name is unknown to the kit.
     """
-    siblings = read_known_models()
-    known = {sibling.name for sibling in siblings}
-    if unknown := sorted(set(serves) - known):
+    known_models = read_known_models()
+    names = {known_model.name for known_model in known_models}
+    if unknown := sorted(set(serves) - names):
         raise OptionError(
-            f"serves names {', '.join(unknown)}; the kit knows {', '.join(sorted(known))}"
+            f"serves names {', '.join(unknown)}; the kit knows {', '.join(sorted(names))}"
         )
     own = canonicalize_name(plugin)
-    uses = Counter(name for sibling in siblings for name in set(sibling.architectures))
+    uses = Counter(name for known_model in known_models for name in set(known_model.architectures))
 
-    def is_served(sibling: KnownModel) -> bool:
-        if sibling.name in serves or sibling.package == own:
+    def is_served(known_model: KnownModel) -> bool:
+        if known_model.name in serves or known_model.package == own:
             return True
-        return not sibling.package and any(
-            name in architectures and uses[name] == 1 for name in sibling.architectures
+        return not known_model.package and any(
+            name in architectures and uses[name] == 1 for name in known_model.architectures
         )
 
-    return tuple(sibling for sibling in siblings if not is_served(sibling))
+    return tuple(known_model for known_model in known_models if not is_served(known_model))

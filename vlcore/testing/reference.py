@@ -1,15 +1,15 @@
-"""A reference file: pictures, and what another implementation computed for them.
+"""A reference file: images, and what the reference implementation computes for them.
 
-One safetensors file, whole in itself. Pictures and prompts are numbered from 0:
+One self-contained safetensors file. Images and prompts are numbered from 0:
 
 =================== ================== =========================================================
-``picture.N``       [H, W, 3] uint8    an RGB picture
-``rows.N``          [k, hidden_size]   its rows
-``prompt.M``        [n] int64          token ids; ``-1 - N`` stands for all rows of picture N
-``logits.M``        [p, vocab]         logits of the last p positions, the rows' among them
+``picture.N``       [H, W, 3] uint8    an RGB image
+``rows.N``          [k, hidden_size]   its embeddings
+``prompt.M``        [n] int64          token ids; ``-1 - N`` is image N
+``logits.M``        [p, vocab]         logits of the last p positions, embeddings included
 =================== ================== =========================================================
 
-Its metadata holds ``format`` (``"vlcore-reference-1"``), ``source`` (where the values come from),
+Its metadata contains ``format`` (``"vlcore-reference-1"``), ``source`` (the origin of the values),
 ``rows_tolerance`` and ``logits_tolerance``: the largest difference that passes, as a share of the
 largest absolute value.
 """
@@ -37,10 +37,10 @@ LOGITS_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class ReferencePrompt:
-    """Token ids among which pictures stand, and what a model computed for them.
+    """Token ids and image placeholders, and the logits that a model computes for them.
 
     Shapes:
-        logits: [p, vocab], of the last p positions.
+        logits: [p, vocab] for the last p positions.
     """
 
     token_ids: tuple[int, ...]
@@ -52,7 +52,7 @@ class Reference:
     """The values of a reference file.
 
     Shapes:
-        rows: for each picture [k, hidden_size].
+        rows: [k, hidden_size] for each image.
     """
 
     path: Path
@@ -68,7 +68,7 @@ class Reference:
         """Read a reference file.
 
         Raises:
-            OptionError: it is missing, damaged or of another format.
+            OptionError: the file is missing, damaged or of another format.
         """
         path = Path(path)
         try:
@@ -82,18 +82,18 @@ class Reference:
             ) from error
         if metadata.get("format") != FORMAT:
             raise OptionError(
-                f"{path} is no reference file: its metadata must say format={FORMAT!r}; it says "
-                f"{metadata.get('format')!r}. vlcore.testing.record_reference writes one"
+                f"{path} is not a reference file: expected format={FORMAT!r} in its metadata, "
+                f"found {metadata.get('format')!r}. vlcore.testing.record_reference writes one"
             )
         try:
             pictures = _numbered(values, "picture")
             rows = _numbered(values, "rows")
             prompts, logits = _numbered(values, "prompt"), _numbered(values, "logits")
             if len(pictures) != len(rows) or len(prompts) != len(logits):
-                raise ValueError("as many rows as pictures, and logits as prompts, are expected")
+                raise ValueError("expected embeddings for each image, and logits for each prompt")
             return cls(
                 path,
-                tuple(Image.fromarray(picture.numpy()) for picture in pictures),
+                tuple(Image.fromarray(pixels.numpy()) for pixels in pictures),
                 tuple(rows),
                 tuple(
                     ReferencePrompt(tuple(ids.tolist()), values)
@@ -118,35 +118,36 @@ def record_reference(
     rows_tolerance: float = ROWS_TOLERANCE,
     logits_tolerance: float = LOGITS_TOLERANCE,
 ) -> Path:
-    """Record what another implementation computes, for the kit to compare a plugin with.
+    """Record what the reference implementation computes, to compare a plugin with it.
 
     Args:
         path: the file to write.
-        pictures: small ones; each is stored as RGB, and given to ``encode`` like that.
-        encode: gives a picture's rows, as anything that ``torch.as_tensor`` takes.
-        prompts: token ids; ``-1 - N`` stands for all rows of picture N.
-        logits: gives the logits of a prompt as it is written here, at least of its last position.
-        source: where the values come from, such as a repository and its revision.
-        rows_tolerance: the largest difference of rows that passes, as a share of the largest one.
+        pictures: small images; each is converted to RGB, stored, and passed to ``encode``.
+        encode: returns the embeddings of an image, as anything that ``torch.as_tensor`` takes.
+        prompts: token ids; ``-1 - N`` is all embeddings of image N.
+        logits: returns the logits of one of the prompts, at least of its last position.
+        source: the origin of the values, such as a repository and its revision.
+        rows_tolerance: the largest difference of embeddings that passes, as a share of the largest
+            absolute value.
         logits_tolerance: the same for logits.
 
     Shapes:
         result of encode: [k, hidden_size]; of logits: [p, vocab] for the last p positions.
 
     Raises:
-        OptionError: a shape or a prompt does not fit.
+        OptionError: a shape or a prompt is invalid.
     """
     if prompts and logits is None:
-        raise OptionError("prompts need logits: a function that gives the logits of a prompt")
+        raise OptionError("prompts need logits: a function that returns the logits of a prompt")
     tensors: dict[str, Tensor] = {}
     for number, image in enumerate(pictures):
         rgb = image.convert("RGB")
         tensors[f"picture.{number}"] = torch.from_numpy(np.array(rgb))
-        tensors[f"rows.{number}"] = _as_matrix(encode(rgb), f"encode of picture {number}")
+        tensors[f"rows.{number}"] = _as_matrix(encode(rgb), f"encode of image {number}")
     for number, prompt in enumerate(prompts):
         if any(token_id < -len(pictures) for token_id in prompt):
             raise OptionError(
-                f"prompt {number} stands for pictures up to {-1 - min(prompt)}; there are "
+                f"prompt {number} refers to image {-1 - min(prompt)}; there are "
                 f"{len(pictures)}, numbered from 0"
             )
         assert logits is not None  # noqa: S101  (for mypy: checked above)
@@ -171,6 +172,7 @@ def _as_matrix(value: Any, what: str) -> Tensor:
     tensor = torch.as_tensor(value).detach().to("cpu").contiguous().clone()
     if tensor.ndim != 2 or not tensor.is_floating_point():
         raise OptionError(
-            f"{what} must give a matrix of floats; it gave {tensor.dtype} {list(tensor.shape)}"
+            f"{what} must return a matrix of floats; it returned {tensor.dtype} "
+            f"{list(tensor.shape)}"
         )
     return tensor

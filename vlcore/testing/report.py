@@ -1,4 +1,4 @@
-"""What came of a run of the checks."""
+"""The results of a run of the checks."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any, NoReturn
 
 
 class Outcome(StrEnum):
-    """How a check ended."""
+    """The outcome of a check."""
 
     PASSED = "passed"
     FAILED = "failed"
     NOT_RUN = "not run"
-    """Another check fails on what this one needs."""
+    """The check needs a stage whose own check fails."""
     EXCUSED = "excused"
-    """It fails, and is excused by name and with a reason."""
+    """The check fails as expected: it was excused by name, with a reason."""
     DOES_NOT_APPLY = "does not apply"
 
 
@@ -25,37 +25,37 @@ _WITHOUT_A_RUN = {Outcome.NOT_RUN: "could not be run", Outcome.DOES_NOT_APPLY: "
 
 @dataclass(frozen=True)
 class Result:
-    """How one check ended."""
+    """The result of one check."""
 
     name: str
     about: str
     outcome: Outcome
     failure: Failure | None = None
-    """What is wrong, where it failed; also where that is excused."""
+    """What is wrong, if the check failed, expectedly or not."""
     reason: str = ""
-    """Why it is excused, was not run or does not apply."""
+    """Why the check is expected to fail, was not run or does not apply."""
     seconds: float = 0.0
 
     @property
     def message(self) -> str:
-        """All there is to say beside the outcome; empty where it passed."""
+        """Explanation of the outcome; empty if the check passed."""
         lines = [self.reason] if self.reason else []
         return "\n".join([*lines, *([str(self.failure)] if self.failure else [])])
 
 
 @dataclass(frozen=True)
 class Report:
-    """How every check of a run ended, in the order of the checks."""
+    """The results of a run, in the order of the checks."""
 
     plugin: str
     version: str
     model: str
-    """The checkpoint; empty where the package alone was checked."""
+    """The checkpoint; empty if only the package was checked."""
     results: tuple[Result, ...]
 
     @property
     def ok(self) -> bool:
-        """Whether nothing failed and everything could be run."""
+        """Whether no check failed and every check could be run."""
         return not any(self.of(Outcome.FAILED, Outcome.NOT_RUN))
 
     def of(self, *outcomes: Outcome) -> tuple[Result, ...]:
@@ -66,7 +66,7 @@ class Report:
         """The result of one check.
 
         Raises:
-            KeyError: it was not part of the run.
+            KeyError: the check was not part of the run.
         """
         return {result.name: result for result in self.results}[name]
 
@@ -79,7 +79,7 @@ class Report:
         return "\n".join([*lines, "", *summary_of(self.results)])
 
     def to_json(self) -> dict[str, Any]:
-        """The report as plain JSON values; the names of its fields stay."""
+        """The report as plain JSON values, whose field names are stable."""
         return {
             "plugin": self.plugin,
             "version": self.version,
@@ -101,7 +101,7 @@ class Report:
 
 
 def summary_of(results: Iterable[Result]) -> list[str]:
-    """Say in lines how many checks ran, and which were excused and why."""
+    """Summarize in lines how many checks ran, and which failed as expected and why."""
     by_outcome: dict[Outcome, list[Result]] = {outcome: [] for outcome in Outcome}
     for result in results:
         by_outcome[result.outcome].append(result)
@@ -113,16 +113,16 @@ def summary_of(results: Iterable[Result]) -> list[str]:
             first += f"; {len(found)} {words}"
     lines = [first]
     for outcome in (Outcome.EXCUSED, Outcome.DOES_NOT_APPLY):
-        lines += [f"{one.name} {outcome}: {one.reason}" for one in by_outcome[outcome]]
+        lines += [f"{result.name} {outcome}: {result.reason}" for result in by_outcome[outcome]]
     return lines
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What is wrong, in four sentences."""
+    """What is wrong: expected, actual, where, and what to do."""
 
     expected: str
-    came: str
+    actual: str
     where: str
     advice: str
     """What to do next."""
@@ -130,14 +130,14 @@ class Failure:
     def __str__(self) -> str:
         return (
             f"expected: {self.expected}\n"
-            f"came:     {self.came}\n"
+            f"actual:   {self.actual}\n"
             f"where:    {self.where}\n"
             f"do:       {self.advice}"
         )
 
 
 class CheckFailedError(AssertionError):
-    """The plugin does not keep what the check asks for."""
+    """The plugin fails the check."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(str(failure))
@@ -145,17 +145,17 @@ class CheckFailedError(AssertionError):
 
 
 class DoesNotApplyError(Exception):
-    """There is nothing to check; the message says why."""
+    """There is nothing to check; the message explains why."""
 
 
 class NotRunError(Exception):
-    """What the check needs cannot be had; the message names the check that says why."""
+    """A stage that the check needs cannot be loaded; the message names the check of that stage."""
 
 
-def fail(*, expected: str, came: str, where: str, advice: str) -> NoReturn:
-    """Say that the plugin fails a check.
+def fail(*, expected: str, actual: str, where: str, advice: str) -> NoReturn:
+    """Fail a check.
 
     Raises:
         CheckFailedError: always.
     """
-    raise CheckFailedError(Failure(expected, came, where, advice))
+    raise CheckFailedError(Failure(expected, actual, where, advice))

@@ -1,4 +1,4 @@
-"""Runs the checks, one after another, and reports."""
+"""Runs the checks and returns a report."""
 
 from __future__ import annotations
 
@@ -30,31 +30,32 @@ def check_plugin(
     dtype: torch.dtype | str | None = None,
     on_result: Callable[[Result], Any] | None = None,
 ) -> Report:
-    """Check a plugin with a checkpoint, or its package alone.
+    """Check a plugin with a checkpoint, or its package only.
 
     Args:
-        model: a directory, a hub id or an opened checkpoint; without one, only what needs none is
-            checked.
-        plugin: the distribution; without one, the plugin that serves the model.
-        excused: checks that may fail, by name, each with the reason. One that passes all the same
+        model: a directory, a Hub repo id or an opened checkpoint; without one, only the checks of
+            the package are run.
+        plugin: the distribution name; without one, the plugin that serves the model.
+        excused: checks that are expected to fail, by name, each with the reason. If one passes, it
             counts as failed.
-        only: names of the checks to run; all that apply if there are none.
+        only: names of the checks to run; all if empty.
         reference: a file of :func:`~vlcore.testing.record_reference`.
         serves: names of known models that the plugin serves, beyond those that its package states.
-        tolerance: the largest difference between rows of a batch and of single pictures that
+        tolerance: the largest difference between embeddings of a batch and of single images that
             passes, as a share of the largest value; by default 1e-4, and 5e-2 in 16 bits.
-        device: where the models run.
-        dtype: of weights and rows, as a torch dtype or its name; ``None`` is float32.
-        on_result: called with each result as it comes.
+        device: the device of the models.
+        dtype: dtype of weights and embeddings, as a torch dtype or its name; ``None`` is float32.
+        on_result: called with each result as soon as it is known.
 
     Raises:
-        OptionError: a name that is unknown, an excuse without a reason, nothing to check.
+        OptionError: a name is unknown, an expected failure has no reason, or there is nothing to
+            check.
         NoPluginError: there is no such plugin, or none for the model.
         CheckpointError: the model cannot be read.
     """
-    excuses = dict(excused or {})
-    check_expected_failures(excuses, CHECKS)
-    chosen = _choose(only, needs_model=model is not None)
+    expected_failures = dict(excused or {})
+    check_expected_failures(expected_failures, CHECKS)
+    selected = _select(only, needs_model=model is not None)
     results = []
     with Subject(
         plugin,
@@ -65,24 +66,24 @@ def check_plugin(
         device=device,
         dtype=dtype,
     ) as subject:
-        known_models_of(subject.name, serves)  # a name that is unknown is an error, not a failure
-        for one in chosen:
-            results.append(one.run(subject, excuses.get(one.name)))
+        known_models_of(subject.name, serves)  # an unknown name is an error, not a failure
+        for check in selected:
+            results.append(check.run(subject, expected_failures.get(check.name)))
             if on_result is not None:
                 on_result(results[-1])
         name = subject.checkpoint.name if subject.has_checkpoint else ""
         return Report(subject.name, subject.version, name, tuple(results))
 
 
-def _choose(only: Sequence[str], *, needs_model: bool) -> list[Check]:
-    known = {one.name: one for one in CHECKS}
+def _select(only: Sequence[str], *, needs_model: bool) -> list[Check]:
+    known = [check.name for check in CHECKS]
     if unknown := sorted(set(only) - set(known)):
         raise OptionError(
             f"there is no check named {', '.join(unknown)}; the checks are {', '.join(known)}"
         )
-    chosen = [one for one in CHECKS if not only or one.name in only]
+    selected = [check for check in CHECKS if not only or check.name in only]
     if needs_model:
-        return chosen
-    if only and (too_much := [one.name for one in chosen if one.needs_model]):
-        raise OptionError(f"{', '.join(too_much)} needs a model: give one")
-    return [one for one in chosen if not one.needs_model]
+        return selected
+    if only and (unavailable := [check.name for check in selected if check.needs_model]):
+        raise OptionError(f"{', '.join(unavailable)} needs a model: pass one")
+    return [check for check in selected if not check.needs_model]

@@ -1,4 +1,4 @@
-"""The pictures that plugins are tried with: plain ones of several sizes, and odd ones."""
+"""Sample images: plain ones of several sizes, and unusual ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZES = ((64, 48), (48, 64), (33, 97), (150, 150))
 
 
 def sample_image(size: tuple[int, int], seed: int = 0) -> Image.Image:
-    """Draw an RGB picture: soft colours with some noise; each seed has a brightness of its own."""
+    """Draw an RGB image of colour gradients with noise; the brightness depends on the seed."""
     width, height = size
     noise = np.random.default_rng(seed).integers(0, 64, (height, width, 3))
     x, y = np.linspace(0, 190, width), np.linspace(0, 190, height)[:, None]
@@ -26,12 +26,12 @@ def sample_image(size: tuple[int, int], seed: int = 0) -> Image.Image:
 
 
 def plain_images() -> list[Image.Image]:
-    """Draw RGB pictures of mixed sizes."""
+    """RGB images of several sizes."""
     return [sample_image(size, seed) for seed, size in enumerate(SIZES)]
 
 
 def unusual_images() -> Mapping[str, Image.Image]:
-    """Draw pictures of extreme shapes and of every mode that files come in, by what they are."""
+    """Images of extreme sizes and of every mode of image files, by description."""
     base = sample_image((40, 30))
     transparent = base.quantize(16)
     transparent.info["transparency"] = 0
@@ -55,27 +55,27 @@ def unusual_images() -> Mapping[str, Image.Image]:
     return {name: make() for name, make in draw.items()}
 
 
-def encode(model: VisionModel, pictures: Sequence[Image.Image]) -> list[ImageRows]:
-    """Preprocess pictures, and encode them in one forward."""
-    return forward(model, [model.preprocess(image) for image in pictures])
+def encode(model: VisionModel, images: Sequence[Image.Image]) -> list[ImageRows]:
+    """Preprocess images, and encode them in one forward pass."""
+    return forward(model, [model.preprocess(image) for image in images])
 
 
 def forward(model: VisionModel, inputs: Sequence[Any]) -> list[ImageRows]:
-    """Encode preprocessed pictures; shapes and values of the rows are not looked at.
+    """Encode preprocessed images, without checking shapes and values of the embeddings.
 
     Raises:
-        CheckFailedError: the results are not tensors, one for each picture.
+        CheckFailedError: the results are not tensors, one per image.
     """
     with torch.inference_mode():
         results: Any = model.forward(inputs)
-    where = f"{type(model).__name__}.forward, {len(inputs)} picture(s)"
-    advice = "return a list with one matrix, or one ImageRows, for each picture"
+    where = f"{type(model).__name__}.forward, {len(inputs)} image(s)"
+    advice = "return a list with one matrix, or one ImageRows, per image"
     found = [result if isinstance(result, ImageRows) else ImageRows(result) for result in results]
     if len(found) != len(inputs):
-        came = f"{len(found)} result(s)"
-        fail(expected=f"{len(inputs)} result(s)", came=came, where=where, advice=advice)
+        actual = f"{len(found)} result(s)"
+        fail(expected=f"{len(inputs)} result(s)", actual=actual, where=where, advice=advice)
     for image in found:
         rows: object = image.rows
         if not isinstance(rows, Tensor):
-            fail(expected="tensors", came=type(rows).__name__, where=where, advice=advice)
+            fail(expected="tensors", actual=type(rows).__name__, where=where, advice=advice)
     return found

@@ -1,4 +1,4 @@
-"""What is checked: an installed plugin, and the stages of one checkpoint, each loaded once."""
+"""The plugin under test, and the stages of one checkpoint, each loaded once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from vlcore.vision.model import ImageRows, VisionModel
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-CHARGED_TO = {
+REPORTED_BY = {
     "imports": "light-import",
     "plugin": "hooks",
     "vision_model": "vision-loads",
@@ -43,21 +43,21 @@ CHARGED_TO = {
     "text_model": "text-tensors",
     "text_view": "view-tensors",
 }
-"""The check that says why a stage cannot be had; the others that need it are not run."""
+"""The check that reports why a stage cannot be loaded; other checks that need it are not run."""
 
 
 class Subject:
-    """A plugin under test, with what it makes of one checkpoint.
+    """A plugin under test, and its stages of one checkpoint.
 
     Args:
-        plugin: the distribution; without one, the plugin that serves the checkpoint.
-        model: a directory, a hub id or an opened checkpoint; ``None`` to check the package alone.
+        plugin: the distribution name; without one, the plugin that serves the checkpoint.
+        model: a directory, a Hub repo id or an opened checkpoint; ``None`` for the package only.
         reference: a file of :func:`~vlcore.testing.record_reference`.
         serves: names of known models that the plugin serves, beyond those that its package states.
-        tolerance: the largest difference between rows of a batch and of single pictures that
-            passes, as a share of the largest value; ``None`` goes by the dtype.
-        device: where the models run.
-        dtype: of weights and rows; ``None`` is float32.
+        tolerance: the largest difference between embeddings of a batch and of single images that
+            passes, as a share of the largest value; ``None`` depends on the dtype.
+        device: the device of the models.
+        dtype: dtype of weights and embeddings; ``None`` is float32.
 
     Raises:
         NoPluginError: no such distribution is installed, or none serves the checkpoint.
@@ -107,7 +107,7 @@ class Subject:
         self.close()
 
     def close(self) -> None:
-        """Free the stages, and remove what was written."""
+        """Free the stages, and remove temporary files."""
         self._loaded.clear()
         while self._directories:
             self._directories.pop().cleanup()
@@ -126,27 +126,27 @@ class Subject:
 
     @property
     def info(self) -> PluginInfo:
-        """What discovery knows of the plugin."""
+        """The plugin's metadata."""
         own = canonicalize_name(self.name)
         for info in installed_plugins():
             if canonicalize_name(info.distribution) == own:
                 return info
-        raise NotRunError("it registers no architectures: see entry-point")
+        raise NotRunError("the plugin registers no architectures: see entry-point")
 
     @property
-    def siblings(self) -> tuple[KnownModel, ...]:
+    def other_models(self) -> tuple[KnownModel, ...]:
         """The known models that the plugin does not serve.
 
-        What it serves is given as an option, stated by the package in its entry points, or clear
-        from the architectures that it registers.
+        What the plugin serves is given as an option, stated in the entry points of the package, or
+        follows from the architectures that it registers.
 
         Raises:
             OptionError: the option names a model that the kit does not know.
         """
         entry_points = self.distribution.entry_points
-        known = {sibling.name for sibling in read_known_models()}
+        known_names = {known_model.name for known_model in read_known_models()}
         # A package may state a model that only a later kit knows.
-        stated = known.intersection(entry_points.select(group=SERVES_GROUP).names)
+        stated = known_names.intersection(entry_points.select(group=SERVES_GROUP).names)
         architectures = entry_points.select(group=ENTRY_POINT_GROUP).names
         return known_models_of(self.name, (*self._serves, *stated), architectures=architectures)
 
@@ -182,10 +182,10 @@ class Subject:
         return self._checkpoint
 
     def load(self, stage: str) -> Any:
-        """Load a stage once; what goes wrong is raised as it is, at every call.
+        """Load a stage once. If that fails, every call raises the same error.
 
         Args:
-            stage: one of :data:`CHARGED_TO`.
+            stage: one of :data:`REPORTED_BY`.
         """
         if stage not in self._loaded:
             try:
@@ -198,27 +198,27 @@ class Subject:
         return loaded
 
     def need(self, *stages: str) -> None:
-        """Load stages that a check uses without looking at them.
+        """Load stages that a check needs but does not use directly.
 
         Raises:
-            NotRunError: one cannot be loaded.
+            NotRunError: a stage cannot be loaded.
         """
         for stage in stages:
             self._need(stage)
 
     def _need(self, stage: str) -> Any:
-        """Load a stage that another check is charged with.
+        """Load a stage whose failure another check reports.
 
         Raises:
-            NotRunError: it cannot be loaded.
+            NotRunError: the stage cannot be loaded.
         """
         try:
             return self.load(stage)
         except NotRunError:
             raise
         except (Exception, SystemExit) as error:
-            words = stage.replace("_", " ")
-            raise NotRunError(f"the {words} cannot be had: see {CHARGED_TO[stage]}") from error
+            name = stage.replace("_", " ")
+            raise NotRunError(f"the {name} cannot be loaded: see {REPORTED_BY[stage]}") from error
 
     @property
     def plugin(self) -> Plugin:
@@ -227,13 +227,13 @@ class Subject:
 
     @property
     def imports(self) -> list[IsolatedImport]:
-        """What comes of importing each module in a process of its own."""
+        """The result of importing each module in a separate process."""
         return cast("list[IsolatedImport]", self._need("imports"))
 
     @property
-    def watched(self) -> IsolatedRun:
-        """What the plugin does when it is used in a process of its own."""
-        return cast("IsolatedRun", self.load("watched"))
+    def isolated_run(self) -> IsolatedRun:
+        """The side effects of the plugin, used in a separate process."""
+        return cast("IsolatedRun", self.load("isolated_run"))
 
     @property
     def vision_model(self) -> VisionModel:
@@ -242,7 +242,7 @@ class Subject:
 
     @property
     def plain_rows(self) -> list[ImageRows]:
-        """What the plain pictures give, each encoded alone."""
+        """The embeddings of the plain images, each encoded alone."""
         return cast("list[ImageRows]", self._need("plain_rows"))
 
     @property
@@ -252,7 +252,7 @@ class Subject:
 
     @property
     def language_model(self) -> LanguageModel:
-        """The text part, without weights; its configuration is one that transformers reads."""
+        """The language model without weights, its configuration accepted by transformers."""
         return cast("LanguageModel", self._need("language_model"))
 
     @property
@@ -262,21 +262,21 @@ class Subject:
 
     @property
     def prompt_tokenizer(self) -> PromptTokenizer:
-        """The tokenizer as prompts use it."""
+        """The tokenizer of prompts."""
         return cast("PromptTokenizer", self._need("prompt_tokenizer"))
 
     @property
     def text_model(self) -> PreTrainedModel:
-        """The text part as a transformers model."""
+        """The language model as a transformers model."""
         return cast("PreTrainedModel", self._need("text_model"))
 
     @property
     def text_view(self) -> Path:
-        """The text view, in a directory that lives as long as this."""
+        """The text view, in a directory that :meth:`close` removes."""
         return cast("Path", self._need("text_view"))
 
     def stages(self) -> ModelStages:
-        """The checkpoint's stages, through this plugin whatever it says of the match."""
+        """The checkpoint's stages through this plugin, whether or not it matches."""
         return ModelStages(self.checkpoint, plugin=self.plugin)
 
     def load_vision_model(self, dtype: torch.dtype) -> VisionModel:
@@ -284,7 +284,7 @@ class Subject:
         return self.stages().vision_model(self.device, dtype)
 
     def make_directory(self) -> Path:
-        """Make a directory that lives as long as this."""
+        """Create a directory that :meth:`close` removes."""
         directory = tempfile.TemporaryDirectory(prefix="vlcore-check-", ignore_cleanup_errors=True)
         self._directories.append(directory)
         return Path(directory.name)
@@ -295,8 +295,8 @@ class Subject:
     def _load_imports(self) -> list[IsolatedImport]:
         return [import_isolated(name) for name in self.module_names]
 
-    def _load_watched(self) -> IsolatedRun:
-        if self.checkpoint.is_remote:  # what the hub holds is fetched beforehand
+    def _load_isolated_run(self) -> IsolatedRun:
+        if self.checkpoint.is_remote:  # download the files of the Hub first
             encode(self.vision_model, plain_images()[:1])
         directory = self.make_directory()
         return run_isolated(self.name, self.module_name, self.checkpoint.directory, directory)
@@ -312,7 +312,7 @@ class Subject:
 
     def _load_language_model(self) -> LanguageModel:
         language_model = self.stages().language_model()
-        language_model.transformers_config  # noqa: B018  # where a wrong model_type is noticed
+        language_model.transformers_config  # noqa: B018  # raises for a wrong model_type
         return language_model
 
     def _load_tokenizer(self) -> PreTrainedTokenizerBase:

@@ -1,4 +1,4 @@
-"""Checks of whole answers: what ends one, and that there is one at all."""
+"""Checks of whole responses: that there is one, and that it stops."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CONTROL = re.compile(r"<\|?[\w/ .-]+\|?>|\[/?[A-Z_]+\]")
 _NUM_NEW_TOKENS = 3
 
 
-@check("stop-words", "each stop text of the template and each end token ends an answer")
+@check("stop-words", "each stop string of the template and each end token ends a response")
 def stop_words(subject: Subject) -> None:
     """Play each stop to the engine's own rule, within an answer."""
     where = f"stop of {type(subject.template).__name__}"
@@ -29,15 +29,15 @@ def stop_words(subject: Subject) -> None:
     if not isinstance(stop, tuple) or not all(isinstance(one, str) and one for one in stop):
         fail(
             expected="a tuple of texts, none of them empty",
-            came=repr(stop),
+            actual=repr(stop),
             where=where,
             advice='write ("###",) with a comma: a plain string is a sequence of letters',
         )
     stop_conditions = StopConditions.from_model(subject.language_model, subject.tokenizer)
     if not stop and not stop_conditions.eos_token_ids:
         fail(
-            expected="at least one stop text, or an end token",
-            came="neither: every answer would go on to its limit",
+            expected="at least one stop string, or an end token",
+            actual="neither: every response would continue to its limit",
             where=f"{where}; eos_token_id of the configuration and the tokenizer",
             advice="name what ends an answer in stop",
         )
@@ -47,14 +47,14 @@ def stop_words(subject: Subject) -> None:
         if token_id is None and _CONTROL.fullmatch(text):
             fail(
                 expected=f"the stop {text!r} as a token of the tokenizer",
-                came="no added token of this name",
+                actual="no added token of this name",
                 where=where,
                 advice="look for a misspelling in stop, or for a tokenizer file that is missing",
             )
         if token_id is not None and token_id >= num_embeddings:
             fail(
                 expected=f"a token among the {num_embeddings} that the model can give",
-                came=f"token {token_id} for {text!r}",
+                actual=f"token {token_id} for {text!r}",
                 where=where,
                 advice="the tokenizer and the model's vocabulary do not belong together",
             )
@@ -67,16 +67,16 @@ def stop_words(subject: Subject) -> None:
 def _expect_end(
     subject: Subject, stop_conditions: StopConditions, stop_ids: list[int], where: str
 ) -> None:
-    """Feed an answer token by token, as an engine does: before the stop, the stop, and more."""
+    """Feed a response token by token, as an engine does: text, the stop, and more text."""
     before, after = (subject.prompt_tokenizer.encode_plain(text) for text in ("Yes, it is.", "No."))
-    pieces: list[EngineOutput] = []
+    chunks: list[EngineOutput] = []
 
-    def take(piece: EngineOutput | EngineError) -> None:
-        if isinstance(piece, EngineError):
-            raise piece
-        pieces.append(piece)
+    def collect(chunk: EngineOutput | EngineError) -> None:
+        if isinstance(chunk, EngineError):
+            raise chunk
+        chunks.append(chunk)
 
-    answer = TransformersSequence(
+    sequence = TransformersSequence(
         EngineRequest(TokenizedPrompt((0,)), stop=tuple(subject.template.stop)),
         0,
         stop_conditions=stop_conditions,
@@ -84,27 +84,27 @@ def _expect_end(
         max_length=4096,
         vocab_size=int(subject.language_model.transformers_config.vocab_size),
         device=torch.device("cpu"),
-        emit=take,
+        emit=collect,
     )
     for token_id in (*before, *stop_ids, *after):
-        if not answer.is_finished:
-            answer.accept(token_id, torch.empty(0))
-    text = "".join(piece.text for piece in pieces)
-    if not answer.is_finished or pieces[-1].finish_reason != "stop" or "No." in text:
+        if not sequence.is_finished:
+            sequence.accept(token_id, torch.empty(0))
+    text = "".join(chunk.text for chunk in chunks)
+    if not sequence.is_finished or chunks[-1].finish_reason != "stop" or "No." in text:
         fail(
-            expected="an answer that ends at the stop",
-            came=f"{text!r}, which went on",
+            expected="a response that ends at the stop",
+            actual=f"{text!r}, which continues after it",
             where=where,
-            advice="see how the tokenizer splits and decodes the stop text (vlcore explain)",
+            advice="check how the tokenizer splits and decodes the stop string (vlcore explain)",
         )
 
 
-@check("answers", "a question about a picture is answered, along the whole road")
+@check("answers", "a question about an image gets a response, through the whole pipeline")
 def answers(subject: Subject) -> None:
-    """Answer with a few tokens."""
+    """Generate a few tokens."""
     reason = subject.plugin.mismatch(subject.checkpoint.config, subject.checkpoint.files)
     if reason is not None:
-        raise NotRunError(f"vl_match says {reason!r}: see match-own")
+        raise NotRunError(f"vl_match returns {reason!r}: see match-own")
     subject.need("vision_model", "template", "prompt_tokenizer", "text_model")
     options = {"max_new_tokens": _NUM_NEW_TOKENS, "ignore_eos": True}
     try:
@@ -114,14 +114,13 @@ def answers(subject: Subject) -> None:
             device=str(subject.device),
             dtype=subject.dtype,
         ) as pipe:
-            answer = pipe(("What is this?", sample_image((64, 48))), options)
+            response = pipe(("What is this?", sample_image((64, 48))), options)
     except EngineUnavailableError as error:
         raise DoesNotApplyError(f"no engine here runs it: {error}") from error
-    if answer.generate_token_len != _NUM_NEW_TOKENS:
+    if response.generate_token_len != _NUM_NEW_TOKENS:
         fail(
             expected=f"{_NUM_NEW_TOKENS} tokens",
-            came=f"{answer.generate_token_len}, {answer.text!r}",
+            actual=f"{response.generate_token_len}, {response.text!r}",
             where="vlcore.pipeline",
-            advice="ask the same question with vlcore chat, and look at its prompt with "
-            "vlcore explain",
+            advice="send the same prompt with vlcore chat, and inspect it with vlcore explain",
         )

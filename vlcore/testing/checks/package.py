@@ -25,11 +25,11 @@ _HOOK_NAMES = ("vl_match", "vl_vision_model", "vl_chat_template", "vl_language_m
 
 @check(
     "entry-point",
-    "registers each architecture once, and the module of each is there",
+    "registers each architecture once, with a module that exists",
     needs_model=False,
 )
 def entry_point(subject: Subject) -> None:
-    """Read the entry points themselves: discovery keeps one of two that have one name."""
+    """Read the entry points themselves: discovery keeps only one of two with the same name."""
     group = hookspecs.ENTRY_POINT_GROUP
     found = list(subject.distribution.entry_points.select(group=group))
     where = f"entry points of {subject.name} {subject.version}"
@@ -37,7 +37,7 @@ def entry_point(subject: Subject) -> None:
     if not found:
         fail(
             expected=f"at least one entry point in the group {group}",
-            came="none",
+            actual="none",
             where=where,
             advice=f"{advice}; install the package again afterwards",
         )
@@ -46,20 +46,20 @@ def entry_point(subject: Subject) -> None:
         if not point.name.isidentifier() or names.count(point.name) > 1:
             fail(
                 expected="each name once, and a string of architectures in config.json",
-                came=f"{point.name!r} {names.count(point.name)} time(s)",
+                actual=f"{point.name!r} {names.count(point.name)} time(s)",
                 where=where,
                 advice=advice,
             )
-        if not _module_is_there(point.value):
+        if not _module_exists(point.value):
             fail(
                 expected=f"a module for {point.name}",
-                came=f"{point.value!r}, which Python does not find",
+                actual=f"{point.value!r}, which Python cannot find",
                 where=where,
                 advice=f"{advice}: the module's name, without a colon; is it in the wheel?",
             )
 
 
-def _module_is_there(name: str) -> bool:
+def _module_exists(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
     except (ImportError, ValueError, AttributeError):
@@ -68,13 +68,13 @@ def _module_is_there(name: str) -> bool:
 
 @check(
     "requires-vlcore",
-    "says in Requires-Dist which versions of vlcore it is written for, this one among them",
+    "states in Requires-Dist which versions of vlcore it supports, including the installed one",
     needs_model=False,
 )
 def requires_vlcore(subject: Subject) -> None:
-    """Look for bounds on both sides: a plugin outlives the contract it was written for."""
+    """Check both bounds: a later vlcore may change the contract."""
     where = f"Requires-Dist of {subject.name} {subject.version}"
-    advice = 'put "vlcore>=0.1,<0.2" or the like into dependencies of pyproject.toml'
+    advice = 'add "vlcore>=0.1,<0.2" or similar to dependencies of pyproject.toml'
     stated = []
     for text in subject.distribution.requires or ():
         try:
@@ -82,29 +82,29 @@ def requires_vlcore(subject: Subject) -> None:
         except InvalidRequirement as error:
             fail(
                 expected="requirements that can be read",
-                came=f"{text!r}: {error}",
+                actual=f"{text!r}: {error}",
                 where=where,
-                advice="mend it",
+                advice="fix it",
             )
         if canonicalize_name(requirement.name) == "vlcore" and (
             requirement.marker is None or requirement.marker.evaluate({"extra": ""})
         ):
             stated.append(requirement)
     if not stated:
-        fail(expected="a requirement of vlcore", came="none", where=where, advice=advice)
+        fail(expected="a requirement of vlcore", actual="none", where=where, advice=advice)
     for requirement in stated:
         versions = requirement.specifier
         if not versions.contains(__version__, prereleases=True):
             fail(
-                expected=f"a range that holds the installed vlcore {__version__}",
-                came=str(requirement),
+                expected=f"a range that contains the installed vlcore {__version__}",
+                actual=str(requirement),
                 where=where,
-                advice="widen the range once the kit passes, or install a vlcore inside it",
+                advice="widen the range once the kit passes, or install a vlcore within it",
             )
     if all(requirement.specifier.contains(_FAR_VERSION) for requirement in stated):
         fail(
-            expected="a range with an end, such as <0.2",
-            came=", ".join(map(str, stated)),
+            expected="a range with an upper bound, such as <0.2",
+            actual=", ".join(map(str, stated)),
             where=where,
             advice=f"{advice}: a later vlcore may have another contract",
         )
@@ -116,29 +116,29 @@ def requires_vlcore(subject: Subject) -> None:
     needs_model=False,
 )
 def hooks(subject: Subject) -> None:
-    """Register every module as discovery does, and look at what that lets pass."""
+    """Register every module as discovery does, and check what discovery accepts."""
     for name in subject.module_names:
         try:
             Plugin(subject.info, name)
         except PluginError as error:
             fail(
                 expected=f"the hooks {', '.join(_HOOK_NAMES)}, each marked with vlcore.hookimpl",
-                came=str(error),
+                actual=str(error),
                 where=f"module {name}",
                 advice="compare it with vlcore.hookspecs; a hook may leave out arguments",
             )
         for hook in _HOOK_NAMES:
-            _look_at_hook(name, hook, getattr(importlib.import_module(name), hook, None))
+            _check_hook(name, hook, getattr(importlib.import_module(name), hook, None))
 
 
-def _look_at_hook(module: str, name: str, function: Any) -> None:
-    if not inspect.isfunction(function):  # pluggy took it, so it can be called
+def _check_hook(module: str, name: str, function: Any) -> None:
+    if not inspect.isfunction(function):  # pluggy accepted it, so it is callable
         return
     where = f"{name} in module {module}"
     if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
         fail(
             expected="a plain function",
-            came="an async function or a generator",
+            actual="an async function or a generator",
             where=where,
             advice="write it with def and return",
         )
@@ -151,9 +151,9 @@ def _look_at_hook(module: str, name: str, function: Any) -> None:
     if defaults:
         fail(
             expected="arguments without defaults",
-            came=f"{', '.join(defaults)} with a default or a star, which pluggy 1.5 never passes",
+            actual=f"{', '.join(defaults)} with a default or a star, which pluggy 1.5 never passes",
             where=where,
-            advice=f"write {defaults[0]} without a default, or leave it out",
+            advice=f"write {defaults[0]} without a default, or remove it",
         )
 
 
@@ -163,12 +163,12 @@ def _look_at_hook(module: str, name: str, function: Any) -> None:
     needs_model=False,
 )
 def light_import(subject: Subject) -> None:
-    """Import the modules in a process of its own."""
+    """Import the modules in a separate process."""
     for imported in subject.load("imports"):
         if heavy := [name for name in _HEAVY if name in imported.names]:
             fail(
                 expected="a module that is imported in milliseconds",
-                came=f"it imports {', '.join(heavy)}",
+                actual=f"it imports {', '.join(heavy)}",
                 where=f"module {imported.module}",
                 advice="import these inside the hooks; for annotations, under if TYPE_CHECKING",
             )
@@ -176,12 +176,12 @@ def light_import(subject: Subject) -> None:
 
 @check("quiet-import", "prints nothing when it is imported", needs_model=False)
 def quiet_import(subject: Subject) -> None:
-    """Import the modules in a process of its own: what they print would spoil ``--json``."""
+    """Import the modules in a separate process: their output would corrupt ``--json``."""
     for imported in subject.imports:
         if imported.printed:
             fail(
                 expected="no output",
-                came=repr(imported.printed[:200]),
+                actual=repr(imported.printed[:200]),
                 where=f"module {imported.module}",
                 advice="log with the logging module, inside the hooks",
             )

@@ -1,4 +1,4 @@
-"""Checks against a reference file: what another implementation computed."""
+"""Checks against a reference file, recorded from the reference implementation."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from vlcore.testing.samples import encode
 from vlcore.testing.subject import Subject
 
 
-@check("reference-rows", "rows are those of the reference file, where one is given")
+@check("reference-rows", "rows equal those of the reference file, if one is given")
 def reference_rows(subject: Subject) -> None:
-    """Encode its pictures."""
+    """Encode the images of the file."""
     reference = _reference(subject)
     if not reference.rows:
-        raise DoesNotApplyError(f"{reference.path} holds no pictures")
+        raise DoesNotApplyError(f"{reference.path} contains no images")
     for number, image in enumerate(reference.pictures):
         rows = encode(subject.vision_model, [image])[0].rows
-        where = f"picture {number} of {reference.path} ({image.width} x {image.height} pixels)"
+        where = f"image {number} of {reference.path} ({image.width} x {image.height} pixels)"
         _compare(rows, reference.rows[number], reference.rows_tolerance, where, reference)
 
 
-@check("reference-logits", "logits are those of the reference file, where one is given")
+@check("reference-logits", "logits equal those of the reference file, if one is given")
 def reference_logits(subject: Subject) -> None:
-    """Put the recorded rows among the embeddings of its prompts."""
+    """Insert the recorded embeddings into the prompts of the file."""
     reference = _reference(subject)
     if not reference.prompts:
-        raise DoesNotApplyError(f"{reference.path} holds no prompts")
+        raise DoesNotApplyError(f"{reference.path} contains no prompts")
     for number, prompt in enumerate(reference.prompts):
         logits = _logits(subject, prompt, reference)[-len(prompt.logits) :]
         where = f"prompt {number} of {reference.path}, last {len(prompt.logits)} positions"
@@ -43,17 +43,17 @@ def _reference(subject: Subject) -> Reference:
 
 
 def _logits(subject: Subject, prompt: ReferencePrompt, reference: Reference) -> Tensor:
-    """Compute with the recorded rows, so that a fault of the vision part is not seen twice."""
+    """Use the recorded embeddings, so that a fault of the vision encoder is not reported twice."""
     model = subject.text_model
     embed = model.get_input_embeddings()
-    pieces = []
+    embeddings = []
     for token_id in prompt.token_ids:
         if token_id < 0:
-            pieces.append(reference.rows[-1 - token_id].to(subject.device, subject.dtype))
+            embeddings.append(reference.rows[-1 - token_id].to(subject.device, subject.dtype))
         else:
-            pieces.append(embed(torch.tensor([token_id], device=subject.device)))
+            embeddings.append(embed(torch.tensor([token_id], device=subject.device)))
     with torch.inference_mode():
-        logits: Tensor = model(inputs_embeds=torch.cat(pieces)[None]).logits[0]
+        logits: Tensor = model(inputs_embeds=torch.cat(embeddings)[None]).logits[0]
     return logits
 
 
@@ -61,17 +61,17 @@ def _compare(
     values: Tensor, expected: Tensor, tolerance: float, where: str, reference: Reference
 ) -> None:
     source = f" ({reference.source})" if reference.source else ""
-    came = f"a tensor {list(values.shape)}"
+    actual = f"a tensor {list(values.shape)}"
     if values.shape == expected.shape:
         expected = expected.to(values.device, torch.float32)
         difference = float((values.float() - expected).abs().max() / expected.abs().max())
         if difference <= tolerance:
             return
-        came = f"values that differ by {difference:.2g} of the largest"
+        actual = f"values that differ by {difference:.2g} of the largest"
     fail(
-        expected=f"what was recorded{source}: {list(expected.shape)}, to {tolerance:g} of the "
+        expected=f"the recorded values{source}: {list(expected.shape)}, to {tolerance:g} of the "
         "largest value",
-        came=came,
+        actual=actual,
         where=where,
         advice="compare stage by stage: pixels, hidden states, projector; norms and their epsilon",
     )

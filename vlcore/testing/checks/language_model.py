@@ -17,25 +17,25 @@ from vlcore.testing.report import fail
 from vlcore.testing.subject import Subject
 
 _TOLERANCE = 1e-4
-_TEXT = "What is in this picture? A dog, and two cats."
+_TEXT = "What is in this image? A dog, and two cats."
 
 
-@check("language-loads", "vl_language_model gives a LanguageModel that transformers knows")
+@check("language-loads", "vl_language_model returns a LanguageModel that transformers knows")
 def language_loads(subject: Subject) -> None:
-    """Describe it; no weights are read."""
+    """Load the description; no weights are read."""
     language_model = subject.load("language_model")
     if language_model.hidden_size < 1 or language_model.context_length < 2:
         fail(
             expected="a positive width, and a context of at least two tokens",
-            came=f"{language_model.hidden_size} and {language_model.context_length}",
+            actual=f"{language_model.hidden_size} and {language_model.context_length}",
             where=f"{type(language_model).__name__}",
-            advice="look at hidden_size and max_position_embeddings of the text configuration",
+            advice="check hidden_size and max_position_embeddings of the text configuration",
         )
 
 
-@check("tokenizer-loads", "the tokenizer loads, and its control tokens can be kept out of text")
+@check("tokenizer-loads", "the tokenizer loads, and can tokenize text without special tokens")
 def tokenizer_loads(subject: Subject) -> None:
-    """Load it and tokenise a text."""
+    """Load the tokenizer, and tokenize a text."""
     subject.load("tokenizer")
     tokenizer = subject.load("prompt_tokenizer")
     ids = tokenizer.encode_plain(_TEXT)
@@ -43,35 +43,35 @@ def tokenizer_loads(subject: Subject) -> None:
     if not ids or max(ids) >= num_embeddings:
         fail(
             expected=f"token ids in 0..{num_embeddings - 1}",
-            came=f"{ids[:20]}",
+            actual=f"{ids[:20]}",
             where=f"tokenizer of {type(subject.language_model).__name__}, {_TEXT!r}",
-            advice="the tokenizer and the model's vocabulary do not belong together",
+            advice="the tokenizer does not match the model's vocabulary",
         )
 
 
-@check("text-tensors", "every tensor of the text part's standard architecture is found")
+@check("text-tensors", "every tensor of the language model's standard architecture is found")
 def text_tensors(subject: Subject) -> None:
-    """Build the transformers model; what is missing, unexpected or misshapen is listed."""
+    """Build the transformers model; missing, unexpected and wrongly shaped tensors are listed."""
     try:
         model = subject.load("text_model")
     except TensorError as error:
         fail(
             expected=f"a source for each tensor of {subject.language_model.architecture}",
-            came=str(error),
+            actual=str(error),
             where=f"tensors of {type(subject.language_model).__name__}",
-            advice="look at the prefixes that renamed is given, and at the sizes in the config",
+            advice="check the prefixes passed to renamed, and the sizes in the configuration",
         )
     empty = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if empty:
         fail(
             expected="weights in every parameter",
-            came=f"none in {', '.join(empty[:20])}",
+            actual=f"none in {', '.join(empty[:20])}",
             where=f"to_transformers of {type(subject.language_model).__name__}",
-            advice="give each a source in tensors",
+            advice="give each one a source in tensors",
         )
 
 
-@check("view-tensors", "the text view lists every text tensor, and no tensor of the vision part")
+@check("view-tensors", "the text view lists every text tensor, and no tensor of the vision encoder")
 def view_tensors(subject: Subject) -> None:
     """Read the index of the view."""
     view = subject.load("text_view")
@@ -82,41 +82,43 @@ def view_tensors(subject: Subject) -> None:
     if foreign := sorted(listed - expected):
         fail(
             expected=f"tensors of {subject.language_model.architecture} only",
-            came=f"{len(foreign)} more: {', '.join(foreign[:20])}",
+            actual=f"{len(foreign)} more: {', '.join(foreign[:20])}",
             where=where,
-            advice="leave them out of tensors: an engine would load all that the index lists",
+            advice="remove them from tensors: an engine would load everything in the index",
         )
     if missing := sorted(expected - tied - listed):
         fail(
             expected=f"every tensor of {subject.language_model.architecture}",
-            came=f"{len(missing)} are missing: {', '.join(missing[:20])}",
+            actual=f"{len(missing)} are missing: {', '.join(missing[:20])}",
             where=where,
-            advice="give each a source in tensors",
+            advice="give each one a source in tensors",
         )
 
 
 @check("view-logits", "the text view loads in transformers, and computes the same logits")
 def view_logits(subject: Subject) -> None:
-    """Load the view as an ordinary text model, beside the model with the original names."""
+    """Load the view as an ordinary text model, and compare it with the original model."""
     from transformers import AutoModelForCausalLM
 
-    load: Any = AutoModelForCausalLM.from_pretrained  # its annotation knows of no loading info
+    load: Any = AutoModelForCausalLM.from_pretrained  # its annotation lacks output_loading_info
     with _quiet_transformers():
-        loaded, told = load(
+        loaded, loading_info = load(
             subject.text_view,
             dtype=subject.dtype,
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
         )
-    # transformers looks at all of a shard, also at what the index does not list.
-    told["unexpected_keys"] = set(told["unexpected_keys"]) & _listed(subject.text_view)
-    wrong = {kind: sorted(map(str, names)) for kind, names in told.items() if names}
+    # transformers reads whole shards, including tensors that the index does not list.
+    loading_info["unexpected_keys"] = set(loading_info["unexpected_keys"]) & _listed(
+        subject.text_view
+    )
+    wrong = {kind: sorted(map(str, names)) for kind, names in loading_info.items() if names}
     where = f"write_view of {type(subject.language_model).__name__}, loaded by transformers"
     if wrong:
         fail(
-            expected="no key that is missing, unexpected or misshapen",
-            came=str(wrong)[:500],
+            expected="no missing, unexpected or wrongly shaped key",
+            actual=str(wrong)[:500],
             where=where,
             advice="compare the index of the view with the architecture in its config.json",
         )
@@ -128,7 +130,7 @@ def view_logits(subject: Subject) -> None:
     if not difference <= tolerance:
         fail(
             expected=f"the logits of to_transformers, to {tolerance:g} of the largest",
-            came=f"logits that differ by {difference:.2g} of the largest",
+            actual=f"logits that differ by {difference:.2g} of the largest",
             where=where,
             advice="compare the view's config.json and tensors with those of to_transformers",
         )
@@ -141,10 +143,10 @@ def _listed(view: Path) -> set[str]:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Keep its progress bars and its report of a load to itself: the check reports."""
+    """Silence the progress bars and loading reports of transformers: the check reports."""
     from transformers.utils import logging as transformers_logging
 
-    logging: Any = transformers_logging  # some of it has no annotations
+    logging: Any = transformers_logging  # partly without annotations
     verbosity, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
