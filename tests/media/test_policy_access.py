@@ -3,6 +3,8 @@ from __future__ import annotations
 import base64
 import io
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,49 @@ def test_nothing_leads_out_of_an_allowed_directory(allowed: Path) -> None:
     ):
         with pytest.raises(ImageError):
             load_image(source, access=access)
+
+
+POSIX_ONLY = (
+    *("O_CLOEXEC", "O_NOFOLLOW", "O_DIRECTORY", "O_NONBLOCK"),
+    *("fork", "register_at_fork", "sched_getaffinity", "process_cpu_count", "geteuid", "mkfifo"),
+)
+WITHOUT_POSIX = f"""
+import os, sys
+import torch  # goes by sys.platform, which stays that of this machine
+for name in {POSIX_ONLY}:
+    if hasattr(os, name):
+        delattr(os, name)
+os.supports_dir_fd.discard(os.open)
+import vlcore
+from vlcore._utils.resources import num_cpus
+from vlcore.errors import ImageError
+from vlcore.media.image import load_image
+allowed, outside = sys.argv[1:]
+access = vlcore.ImageAccess(allowed_directories=[allowed])
+for options in ({{}}, {{"access": access}}):
+    assert load_image(os.path.join(allowed, "inner", "b.png"), **options).size == (2, 2)
+for name in ("link.png", "up/outside.png", "absent.png", "inner", "../outside.png"):
+    try:
+        load_image(os.path.join(allowed, name), access=access)
+    except ImageError:
+        continue
+    raise SystemExit(f"{{name}} was read")
+assert num_cpus() >= 1
+print("done")
+"""
+
+
+@pytest.mark.slow
+def test_local_images_need_nothing_that_only_posix_has(allowed: Path) -> None:
+    (allowed / "link.png").symlink_to(allowed.parent / "outside.png")
+    (allowed / "up").symlink_to(allowed.parent)
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_POSIX, str(allowed), str(allowed.parent / "outside.png")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stdout) == (0, "done\n"), result.stderr
 
 
 def test_a_pipe_is_refused_at_once(allowed: Path) -> None:

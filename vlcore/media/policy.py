@@ -72,6 +72,10 @@ class ImageAccess:
 TRUSTING = ImageAccess(trusts_caller=True)
 
 
+# Windows lacks some of these flags, and would convert line ends without O_BINARY.
+_READ_FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+
+
 def open_file(path: Path, name: str, access: ImageAccess) -> int:
     """Open a file for reading if that is allowed. The check applies to the opened file itself.
 
@@ -83,7 +87,7 @@ def open_file(path: Path, name: str, access: ImageAccess) -> int:
         OSError: the file cannot be opened.
     """
     if access.trusts_caller:
-        return os.open(path.expanduser(), os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(path.expanduser(), _READ_FLAGS)
     message = f"{name} is not in a directory from which images may be read"
     for directory in access.allowed_directories:
         root = Path(directory).expanduser().resolve()
@@ -94,7 +98,7 @@ def open_file(path: Path, name: str, access: ImageAccess) -> int:
         if ".." in path.parts:
             raise ImageError(message)
         try:
-            return _open_below(root, relative)
+            return _open_below(root, relative) if _HAS_DIR_FD else _open_checked(root, relative)
         except OSError as error:
             raise ImageError(message) from error
     raise ImageError(message)
@@ -102,7 +106,7 @@ def open_file(path: Path, name: str, access: ImageAccess) -> int:
 
 def _open_below(root: Path, relative: Path) -> int:
     """Open directory by directory without following links, so that none can be exchanged."""
-    base = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+    base = _READ_FLAGS | os.O_NOFOLLOW
     current = os.open(root, base | os.O_DIRECTORY)
     try:
         for part in relative.parts[:-1]:
@@ -118,6 +122,24 @@ def _open_below(root: Path, relative: Path) -> int:
         raise OSError(errno.EINVAL, "not a regular file")
     return opened
 
+
+def _open_checked(root: Path, relative: Path) -> int:
+    """Open a file on a system without directory descriptors, and check its location afterwards."""
+    path = root / relative
+    if not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file")
+    opened = os.open(path, _READ_FLAGS)
+    try:
+        is_same = os.path.samestat(os.fstat(opened), path.lstat())
+        if path.resolve(strict=True) != path or not is_same:
+            raise OSError(errno.ELOOP, "a link was exchanged while the file was opened")
+    except BaseException:
+        os.close(opened)
+        raise
+    return opened
+
+
+_HAS_DIR_FD = os.open in os.supports_dir_fd and hasattr(os, "O_NOFOLLOW")
 
 FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """The supported image formats; no other decoder of Pillow is used. HEIF needs ``vlcore[heif]``."""
