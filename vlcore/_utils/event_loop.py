@@ -12,6 +12,7 @@ from types import AsyncGeneratorType
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, ref
 
+from vlcore._utils.fork import ForkGuard
 from vlcore.errors import EngineClosedError
 
 _T = TypeVar("_T")
@@ -29,6 +30,7 @@ class LoopThread:
         self._loop = asyncio.new_event_loop()
         self._executor = ThreadPoolExecutor(thread_name_prefix=name)
         self._loop.set_default_executor(self._executor)
+        self._fork_guard = ForkGuard("pipeline")
         self._lock = threading.RLock()  # reentrant: the garbage collector may close a stream
         self._closed = False
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
@@ -84,7 +86,7 @@ class LoopThread:
             if threading.current_thread() is self._thread:
                 # The garbage collector runs in any thread, and the loop cannot wait for itself.
                 self._loop.create_task(_close(generator))
-            elif not self._closed:
+            elif self._is_usable:
                 self.run(_close(generator))
 
     def aiterate(self, generator: AsyncGenerator[_T]) -> AsyncGenerator[_T]:
@@ -102,20 +104,33 @@ class LoopThread:
                 except StopAsyncIteration:
                     return
         finally:
-            if not self._closed:
+            if self._is_usable:
                 await self.wait(_close(generator))
 
     def submit(self, coroutine: Coroutine[Any, Any, _T]) -> Future[_T]:
         """Start a coroutine without waiting for it.
 
         Raises:
-            EngineClosedError: the loop was closed.
+            EngineClosedError: the loop was closed, or this process is a fork of the loop's.
         """
+        try:
+            self.check_process()
+        except EngineClosedError:
+            coroutine.close()
+            raise
         with self._lock:
             if not self._closed:
                 return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         coroutine.close()
         raise EngineClosedError(_CLOSED)
+
+    def check_process(self) -> None:
+        """Check that this process has the loop's thread.
+
+        Raises:
+            EngineClosedError: this process is a fork of the one that created the loop.
+        """
+        self._fork_guard.check()
 
     def check_elsewhere(self) -> None:
         """Check that the caller is not on the loop, which would wait for itself.
@@ -131,12 +146,19 @@ class LoopThread:
 
     def call_soon(self, callback: Callable[[], object]) -> None:
         """Call a function on the loop, unless the loop was closed."""
+        if self._fork_guard.is_child:
+            return
         with self._lock:
             if not self._closed:
                 self._loop.call_soon_threadsafe(callback)
 
     def close(self) -> None:
-        """Cancel the running coroutines, stop the loop and join its thread."""
+        """Cancel the running coroutines, stop the loop and join its thread.
+
+        In a forked child, there is no thread, and this has no effect.
+        """
+        if self._fork_guard.is_child:
+            return
         with self._lock:
             if self._closed:
                 return
@@ -147,6 +169,10 @@ class LoopThread:
         self._thread.join()
         self._executor.shutdown()
         self._loop.close()
+
+    @property
+    def _is_usable(self) -> bool:
+        return not self._closed and not self._fork_guard.is_child
 
     def _runs_here(self) -> bool:
         return threading.current_thread() is self._thread

@@ -10,6 +10,8 @@ from concurrent.futures import Executor, Future
 from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
+from vlcore._utils.fork import ForkGuard
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -32,10 +34,17 @@ class DaemonExecutor(Executor):
         self._name = name
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
+        self._fork_guard: ForkGuard | None = None
         self._lock = threading.Lock()
 
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
-        """Run a call when a thread is free."""
+        """Run a call when a thread is free.
+
+        Raises:
+            EngineClosedError: this process is a fork of the one that started the threads.
+        """
+        if self._fork_guard is not None:
+            self._fork_guard.check()
         with self._lock:
             if not self._threads:
                 self._start()
@@ -56,6 +65,7 @@ class DaemonExecutor(Executor):
         return True
 
     def _start(self) -> None:
+        self._fork_guard = ForkGuard("image encoder")
         for number in range(self._num_threads):
             name = f"{self._name}-{number}"
             self._threads.append(threading.Thread(target=self._work, name=name, daemon=True))

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from vlcore._utils.event_loop import LoopThread
+from vlcore._utils.fork import ForkGuard
 from vlcore.engines.base import Engine
 from vlcore.engines.generation import GenerationConfig, as_generation_config
 from vlcore.errors import EngineClosedError
@@ -233,6 +234,7 @@ class Pipeline:
         return self._runner.encoder.stats()
 
     def _check_open(self) -> None:
+        self._loop.check_process()
         if self._closed:
             raise EngineClosedError("the pipeline was closed: create a new one")
 
@@ -250,6 +252,7 @@ class _Cleanup:
         self._encoder = runner.encoder
         self._loop = loop
         self._is_done = False
+        self._fork_guard = ForkGuard("pipeline")
         atexit.register(self.run)
 
     def run(self) -> None:
@@ -258,12 +261,14 @@ class _Cleanup:
             return
         self._is_done = True
         atexit.unregister(self.run)
+        if self._fork_guard.is_child:  # the parent frees what it has
+            return
         self._loop.run(self._close_stages())
         self._loop.close()
 
     def run_in_thread(self) -> None:
         """Run without waiting: the garbage collector may call this in a thread of the pipeline."""
-        if not self._is_done:
+        if not self._is_done and not self._fork_guard.is_child:
             threading.Thread(target=self.run, name="vlcore-free").start()
 
     async def _close_stages(self) -> None:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
+from vlcore._utils.fork import ForkGuard
 from vlcore.engines.transformers.sequence import SequenceGroup
 from vlcore.errors import EngineClosedError
 
@@ -18,6 +19,7 @@ class WaitingQueue:
         self._groups: deque[SequenceGroup] = deque()
         self._changed = threading.Condition()
         self._closed = False
+        self._fork_guard = ForkGuard("engine")
 
     def __len__(self) -> int:
         return len(self._groups)
@@ -31,8 +33,9 @@ class WaitingQueue:
         """Append the sequences of a request.
 
         Raises:
-            EngineClosedError: the queue was closed.
+            EngineClosedError: the queue was closed, or this process is a fork of the engine's.
         """
+        self._fork_guard.check()
         with self._changed:
             if self._closed:
                 raise EngineClosedError("the engine was closed")
@@ -41,6 +44,8 @@ class WaitingQueue:
 
     def discard(self, group: SequenceGroup) -> None:
         """Remove a request, if it is still in the queue."""
+        if self._fork_guard.is_child:  # another thread may have held the lock during the fork
+            return
         with self._changed, suppress(ValueError):
             self._groups.remove(group)
 
@@ -69,6 +74,8 @@ class WaitingQueue:
 
     def close(self) -> None:
         """Refuse further requests; those that wait can still be taken."""
+        if self._fork_guard.is_child:
+            return
         with self._changed:
             self._closed = True
             self._changed.notify()
