@@ -195,13 +195,13 @@ def read_into_page_cache(directory: Path) -> None:
 
 def disk_reads() -> int:
     """Bytes that the disk has read for this process, also for mapped pages and ahead of need."""
-    lines = Path("/proc/self/io").read_text().splitlines()
+    lines = Path("/proc/self/io").read_text(encoding="utf-8").splitlines()
     return int(dict(line.split(": ") for line in lines)["read_bytes"])
 
 
 def memory(field: str) -> int:
     """Bytes that this process holds (``VmRSS``) or has held at most (``VmHWM``)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith(field))) * 1024
 
 

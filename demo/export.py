@@ -104,7 +104,7 @@ def _preprocessor_config(sizes: Sizes) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def export(network: Network, tokenizer: bytes, out: Path) -> None:

@@ -156,7 +156,7 @@ def main() -> int:
     # One host beside the public ones, by name: its addresses by themselves stay refused.
     command += ["--allow-image-host", "localhost", "--download-timeout-s", limit]
     command += ["--max-image-mib", "4", "--max-decoded-mib", "64"]
-    with tempfile.TemporaryFile("w+") as log:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
         server = subprocess.Popen(command, stderr=log, env=os.environ | {"PYTHONUNBUFFERED": "1"})
         try:
             port = _port(server, log)

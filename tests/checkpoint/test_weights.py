@@ -76,7 +76,7 @@ def test_a_header_is_read_alone(tmp_path: Path) -> None:
 @pytest.mark.skipif(not THREAD_IO.exists(), reason="Linux alone counts what a thread reads")
 def test_no_more_is_read_than_the_header_and_the_tensor(tmp_path: Path) -> None:
     def num_bytes_read() -> int:
-        return int(THREAD_IO.read_text().split()[1])
+        return int(THREAD_IO.read_text(encoding="utf-8").split()[1])
 
     path = tmp_path / "model.safetensors"
     wanted = torch.ones(1000)

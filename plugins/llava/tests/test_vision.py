@@ -75,7 +75,7 @@ def rewrite(directory: Path, change: Callable[[dict[str, Tensor]], object]) -> P
 
 
 def set_json(path: Path, **values: Any) -> None:
-    content = json.loads(path.read_text()) | values
+    content = json.loads(path.read_text(encoding="utf-8")) | values
     write_json(path, {key: value for key, value in content.items() if value is not ...})
 
 
