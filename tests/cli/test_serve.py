@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import json
 import logging
+import os
 import re
+import shutil
 import socket
 import sys
 import warnings
@@ -13,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 import vlcore
 from vlcore.cli import app, main
-from vlcore.errors import EngineUnavailableError, OptionError
+from vlcore.errors import ConfigError, EngineUnavailableError, OptionError
 from vlcore.server.settings import ServerSettings
 
 ROOT = Path(__file__).parents[2]
@@ -60,6 +63,39 @@ def test_options_reach_the_settings(served: list[ServerSettings]) -> None:
             shutdown_timeout_s=9.0,
         )
     ]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """The demo model with a generation_config.json."""
+    directory = tmp_path / "model"
+    shutil.copytree(DEMO, directory, copy_function=os.symlink)
+    values = {"do_sample": True, "temperature": 0.7, "top_k": 20.0, "top_p": None}
+    (directory / "generation_config.json").write_text(json.dumps(values), "utf-8")
+    return directory
+
+
+def test_the_models_sampling_values_are_the_defaults_of_requests(
+    served: list[ServerSettings], model: Path
+) -> None:
+    assert serve(model, "--device", "cpu", "--port", 0).exit_code == 0
+    assert serve(model, "--device", "cpu", "--port", 0, "--no-generation-config").exit_code == 0
+    assert [settings.sampling_defaults for settings in served] == [
+        {"temperature": 0.7, "top_k": 20},
+        {},
+    ]
+
+
+def test_an_invalid_sampling_value_stops_the_start_unless_it_is_ignored(
+    served: list[ServerSettings], model: Path
+) -> None:
+    (model / "generation_config.json").write_text('{"top_p": 7}', "utf-8")
+    result = serve(model, "--device", "cpu", "--port", 0)
+    assert isinstance(result.exception, ConfigError)
+    assert "top_p must be" in str(result.exception)
+    assert "--no-generation-config" in str(result.exception)
+    assert serve(model, "--device", "cpu", "--port", 0, "--no-generation-config").exit_code == 0
+    assert len(served) == 1
 
 
 def test_options_reach_the_pipeline(

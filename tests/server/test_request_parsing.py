@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,9 +16,14 @@ SETTINGS = ServerSettings(model_name="tiny", default_max_tokens=100, max_answers
 IMAGE_PART = {"type": "image_url", "image_url": {"url": "data:,"}}
 
 
-def parse(*, image_options: frozenset[str] = frozenset(), **options: Any) -> ParsedRequest:
+def parse(
+    *,
+    image_options: frozenset[str] = frozenset(),
+    settings: ServerSettings = SETTINGS,
+    **options: Any,
+) -> ParsedRequest:
     body = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]} | options
-    return parse_request(json.dumps(body).encode(), SETTINGS, image_options, 1000)
+    return parse_request(json.dumps(body).encode(), settings, image_options, 1000)
 
 
 def parse_error(**options: Any) -> ApiError:
@@ -50,11 +56,44 @@ def test_null_is_the_same_as_absent() -> None:
 @pytest.mark.parametrize("temperature", [0, 1e-6, 1e-300])
 def test_temperature_0_is_greedy(temperature: float) -> None:
     config = parse(temperature=temperature, top_k=3, top_p=0.5, n=2).config
-    assert (config.do_sample, config.n) == (False, 2)
+    assert (config.is_greedy, config.n) == (True, 2)
+
+
+DEFAULTS = {"temperature": 0.7, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.1}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, DEFAULTS),
+        ({"temperature": None, "top_k": None}, DEFAULTS),
+        ({"temperature": 1}, DEFAULTS | {"temperature": 1}),
+        ({"top_p": 1, "top_k": -1}, DEFAULTS | {"top_p": 1, "top_k": 0}),
+        ({"repetition_penalty": 1}, DEFAULTS | {"repetition_penalty": 1}),
+        ({"min_p": 0.1}, DEFAULTS | {"min_p": 0.1}),
+    ],
+)
+def test_options_that_are_not_set_have_the_servers_defaults(
+    options: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    config = parse(settings=replace(SETTINGS, sampling_defaults=DEFAULTS), **options).config
+    assert {name: getattr(config, name) for name in expected} == expected
+    assert not config.is_greedy
+
+
+def test_temperature_0_is_greedy_whatever_the_defaults_are() -> None:
+    settings = replace(SETTINGS, sampling_defaults=DEFAULTS)
+    assert parse(settings=settings, temperature=0).config.is_greedy
+
+
+def test_a_model_may_be_greedy_by_default() -> None:
+    settings = replace(SETTINGS, sampling_defaults={"temperature": 0})
+    assert parse(settings=settings).config.is_greedy
+    assert not parse(settings=settings, temperature=0.5).config.is_greedy
 
 
 def test_top_p_0_is_greedy() -> None:
-    assert parse(top_p=0).config.do_sample is False
+    assert parse(top_p=0).config.is_greedy
 
 
 def test_whole_numbers_may_be_floats() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,6 +64,13 @@ def serve(
     chat_template: TemplateName = None,
     revision: Revision = None,
     shrink_on_load: ShrinkOnLoad = False,
+    generation_config: Annotated[
+        bool,
+        typer.Option(
+            help="Use the sampling values of the model's generation_config.json for options that "
+            "a request does not set."
+        ),
+    ] = True,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(help="Additional host name to accept in the Host header. May be repeated."),
@@ -199,6 +207,8 @@ def serve(
     )
     set_up_log()
     with bind(settings) as bound:
+        if generation_config:
+            settings = replace(settings, sampling_defaults=_sampling_defaults(model, revision))
         pipe = pipeline(
             model,
             engine=engine,
@@ -218,6 +228,25 @@ def serve(
             image_limits=limits,
         )
         serve_pipeline(pipe, settings, bound)
+
+
+def _sampling_defaults(model: str, revision: str | None) -> dict[str, Any]:
+    """Read the model's own sampling options.
+
+    Raises:
+        ConfigError: generation_config.json is invalid.
+    """
+    from vlcore.checkpoint.checkpoint import Checkpoint
+    from vlcore.engines.sampling_defaults import read_sampling_defaults
+    from vlcore.errors import ConfigError
+
+    checkpoint = Checkpoint.open(model, revision=revision)
+    try:
+        return read_sampling_defaults(checkpoint)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}. Correct it, or ignore it with --no-generation-config"
+        ) from error
 
 
 def _engine_config(**options: Any) -> TransformersEngineConfig | None:

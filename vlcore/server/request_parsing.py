@@ -24,9 +24,9 @@ from vlcore.server.schema import (
 )
 from vlcore.server.settings import ServerSettings
 
-_MIN_TEMPERATURE = 1e-5
-"""Below it decoding is greedy: the most likely token is practically certain, and small temperatures
-overflow."""
+_OPENAI_DEFAULTS: Mapping[str, Any] = {"temperature": 1.0, "top_k": 0}
+"""The defaults of OpenAI's API where they differ from those of ``GenerationConfig``."""
+_SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 _MAX_REPORTED = 8
 """Maximum number of unknown fields that a warning names."""
 
@@ -203,18 +203,14 @@ def _config(
         raise _invalid(
             "n", f"it is {num_completions}; the maximum is {settings.max_answers} (max_answers)"
         )
-    temperature = 1.0 if request.temperature is None else request.temperature
-    is_greedy = temperature < _MIN_TEMPERATURE or request.top_p == 0
     max_tokens = request.max_completion_tokens or request.max_tokens or settings.default_max_tokens
     options: dict[str, Any] = {
         "max_new_tokens": min(max_tokens, context_length),
         "n": num_completions,
+        "do_sample": True,
+        **_OPENAI_DEFAULTS,
+        **settings.sampling_defaults,
     }
-    if not is_greedy:
-        top_k = max(0, request.top_k or 0)
-        options |= {"do_sample": True, "temperature": temperature, "top_k": top_k}
-        if request.top_p is not None:
-            options["top_p"] = request.top_p
     if request.seed is not None:
         options["random_seed"] = request.seed % 2**64
     if request.logprobs:
@@ -224,7 +220,7 @@ def _config(
     stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
     options["stop_words"] = tuple(filter(None, stop))
     options["stop_token_ids"] = tuple(request.stop_token_ids or ())
-    for name in ("min_p", "repetition_penalty", "ignore_eos", "skip_special_tokens"):
+    for name in (*_SAMPLING_OPTIONS, "ignore_eos", "skip_special_tokens"):
         if (value := getattr(request, name)) is not None:
             options[name] = value
     return GenerationConfig(**options)

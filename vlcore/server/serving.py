@@ -142,6 +142,9 @@ def serve(pipeline: Pipeline, settings: ServerSettings, bound: socket.socket) ->
     server = Server(pipeline, settings)
     host, port = bound.getsockname()[:2]
     name = f"[{host}]" if ":" in host else host
+    if defaults := settings.sampling_defaults:
+        values = ", ".join(f"{option} {value:g}" for option, value in defaults.items())
+        logger.info("sampling options that requests do not set: %s", values)
     bound.listen(_BACKLOG)  # clients can connect as soon as the address is logged
     logger.info("%s is served at http://%s:%d", settings.model_name, name, port)
     with _stopped_by_signals(server), pipeline:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
+from vlcore.engines.generation import GenerationConfig
 from vlcore.errors import OptionError
 
 
@@ -66,11 +68,16 @@ class ServerSettings:
     """Maximum number of completions of one request (``n``)."""
     default_max_tokens: int = 1024
     """Maximum number of tokens of a completion whose request states no limit."""
+    sampling_defaults: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Sampling options of :class:`~vlcore.GenerationConfig` for requests that do not set them.
+    ``vlcore serve`` sets those of the model's ``generation_config.json``. The others are OpenAI's:
+    temperature 1, and no limit on the tokens."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "api_keys", tuple(key.strip() for key in self.api_keys))
         origins = tuple(origin.strip().rstrip("/") for origin in self.allowed_origins)
         object.__setattr__(self, "allowed_origins", origins)
+        GenerationConfig(**self.sampling_defaults)
         object.__setattr__(self, "root_path", self.root_path.rstrip("/"))
         for setting in fields(self):
             value = getattr(self, setting.name)
