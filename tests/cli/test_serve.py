@@ -209,7 +209,8 @@ def test_a_port_in_use_is_told_before_the_model_is_loaded(
         (("--max-requests", 0), "max_requests must be a positive number; it is 0"),
         (
             ("--image-format", "EPS"),
-            "formats must be some of AVIF, BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP; it is ('EPS',)",
+            "formats must be some of AVIF, BMP, GIF, HEIF, JPEG, PNG, PPM, TIFF, WEBP; it is "
+            "('EPS',)",
         ),
         (("--api-key", "schl\xfcssel"), "an API key must be printable ASCII and not empty"),
     ],
