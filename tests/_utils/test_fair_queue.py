@@ -89,6 +89,32 @@ def test_a_cancelled_wait_gives_its_place_to_the_next() -> None:
     asyncio.run(body())
 
 
+def test_no_owner_holds_more_than_its_share() -> None:
+    async def body() -> None:
+        semaphore, held = FairSemaphore(4, max_per_owner=2), list[str]()
+        is_over = asyncio.Event()
+
+        async def hold(owner: str) -> None:
+            async with semaphore.hold(owner):
+                held.append(owner)
+                await is_over.wait()
+
+        tasks = [asyncio.create_task(hold(owner)) for owner in "aaaaab"]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert held == ["a", "a", "b"]
+        tasks += [asyncio.create_task(hold("c")) for _ in range(2)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert held == ["a", "a", "b", "c"]
+        is_over.set()
+        await asyncio.gather(*tasks)
+        assert sorted(held) == sorted("aaaaabcc")
+        assert (semaphore._num_free, len(semaphore._num_held)) == (4, 0)
+
+    asyncio.run(body())
+
+
 def test_an_error_inside_gives_the_place_back() -> None:
     async def body() -> None:
         gate = FairSemaphore(1)

@@ -240,8 +240,9 @@ def test_a_picture_cannot_carry_another_ones_fields_in_its_pixels() -> None:
         file_key(b"pixelsLpixels(2, 1)", {}, MODEL),
         file_key(b"file shrunk on load", {}, MODEL),
         file_key(b"", {}, MODEL, shrink_on_load=True),
+        file_key(b"", {}, MODEL, background="white"),
     }
-    assert len(parts | {whole}) == 7
+    assert len(parts | {whole}) == 8
 
 
 @pytest.mark.parametrize(

@@ -428,9 +428,9 @@ def test_nothing_blocks_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         def watched(name: str) -> Callable[..., Any]:
             function = getattr(preprocessing, name)
 
-            def call(*args: Any) -> Any:
+            def call(*args: Any, **options: Any) -> Any:
                 wait_for_the_loop(name)
-                return function(*args)
+                return function(*args, **options)
 
             return call
 

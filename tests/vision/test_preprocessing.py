@@ -10,12 +10,21 @@ import pytest
 import torch
 from grey_model import FakeModel, image, run
 from PIL import Image
+from waits import until
 
-from vlcore.errors import EngineClosedError, ImageError, ImageLimitError, PluginContractError
+from vlcore._utils.fair_queue import current_client
+from vlcore.errors import (
+    EngineClosedError,
+    ImageError,
+    ImageLimitError,
+    OptionError,
+    PluginContractError,
+)
 from vlcore.media.policy import DecodedBudget, ImageLimits
 from vlcore.media.source import ImageSource
 from vlcore.prompts.tokenization import ImageLayout
 from vlcore.vision.embedding_cache import EmbeddingCache
+from vlcore.vision.encoder import ImageEncoder
 from vlcore.vision.model import ImageInputs, ImageRows, VisionModel
 from vlcore.vision.preprocessing import (
     ImagePreprocessor,
@@ -237,3 +246,83 @@ def test_a_model_that_fails_to_say_what_it_needs_is_told() -> None:
         match=r"^Failing\.needed_size failed for an image of 256 x 256 pixels: ZeroDivisionError: ",
     ):
         shrunk(jpeg(), Failing())
+
+
+# -- transparency
+
+
+def transparent() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGBA", (2, 2), (7, 7, 7, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class OnGrey(FakeModel):
+    image_background = "#0b0b0b"
+
+
+@pytest.mark.parametrize("source", [transparent(), Image.new("RGBA", (2, 2), (7, 7, 7, 0))])
+@pytest.mark.parametrize(
+    ("model", "chosen", "level"),
+    [
+        (FakeModel(), None, 7),
+        (FakeModel(), "white", 255),
+        (OnGrey(), None, 11),
+        (OnGrey(), "black", 0),
+    ],
+)
+def test_the_background_is_that_of_the_user_or_the_model(
+    source: ImageSource, model: FakeModel, chosen: str | None, level: int
+) -> None:
+    async def body() -> None:
+        async with ImageEncoder(model, image_background=chosen) as encoder:
+            (rows,) = await encoder.encode([source])
+            assert float(rows.rows[0, 0]) == level
+            (loaded,) = await encoder.load([source])
+            assert loaded.getpixel((0, 0)) == (level, level, level)
+
+    run(body)
+
+
+def test_a_background_that_is_no_colour_is_refused() -> None:
+    with pytest.raises(OptionError, match="a background is a colour"):
+        ImageEncoder(FakeModel(), image_background="no colour")
+
+
+# -- clients
+
+
+def test_no_client_takes_more_than_its_share_of_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+
+    async def body() -> None:
+        is_over = asyncio.Event()
+
+        async def hang(url: str, *_: Any) -> bytes:
+            started.append(url)
+            await is_over.wait()
+            return png(1)
+
+        monkeypatch.setattr("vlcore.vision.preprocessing.download", hang)
+        preprocessor = preparation_of(FakeModel())
+
+        def send(client: str, num_requests: int) -> list[asyncio.Task[Any]]:
+            token = current_client.set(client)
+            tasks = [
+                asyncio.create_task(preprocessor.prepare(request(f"http://{client}/{number}")))
+                for number in range(num_requests)
+            ]
+            current_client.reset(token)
+            return tasks
+
+        tasks = send("greedy", 200)
+        await until(lambda: len(started) == 32)
+        tasks += send("other", 3)
+        await until(lambda: len(started) == 35)
+        assert sum("other" in url for url in started) == 3
+        is_over.set()
+        await asyncio.gather(*tasks)
+        assert len(started) == 203
+        await preprocessor.close()
+
+    run(body)

@@ -56,6 +56,8 @@ class LoopThread:
         except BaseException:
             future.cancel()
             raise
+        finally:
+            del future  # an error refers to this frame, which must not refer to the error
 
     async def wait(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
         """Run a coroutine and await it; cancelling the caller cancels the coroutine.
@@ -73,6 +75,8 @@ class LoopThread:
             if task is None or task.cancelling():  # the caller's own cancellation
                 raise
             raise EngineClosedError(_CLOSED) from error
+        finally:
+            del future  # as in run()
 
     def iterate(self, generator: AsyncGenerator[_T]) -> Generator[_T]:
         """Iterate an asynchronous generator; closing the iterator closes it."""

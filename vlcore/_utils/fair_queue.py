@@ -6,12 +6,17 @@ An owner with many items does not delay the others.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Hashable
+from collections import Counter, OrderedDict, deque
+from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import Generic, TypeVar
 
 _T = TypeVar("_T")
+
+current_client: ContextVar[Hashable] = ContextVar("current_client")
+"""The client for which the current task works, such as its address or key. A server sets it for
+each request, so that no client takes more than its share by sending many requests."""
 
 
 class FairQueue(Generic[_T]):
@@ -43,6 +48,14 @@ class FairQueue(Generic[_T]):
             self._items[owner] = items
         return item
 
+    def pop_if(self, is_allowed: Callable[[Hashable], bool]) -> tuple[Hashable, _T] | None:
+        """Remove and return the next owner and item whose owner is allowed, if there is one."""
+        owner = next(filter(is_allowed, self._items), None)
+        if owner is None:
+            return None
+        self._items.move_to_end(owner, last=False)
+        return owner, self.pop()
+
     def discard(self, owner: Hashable, item: _T) -> None:
         """Remove an item, if it is in the queue."""
         items = self._items.get(owner, ())
@@ -57,36 +70,47 @@ class FairSemaphore:
 
     Args:
         size: number of permits.
+        max_per_owner: number of permits that an owner may hold; ``None`` for all of them.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, max_per_owner: int | None = None) -> None:
         self._num_free = size
+        self._max_per_owner = size if max_per_owner is None else max_per_owner
+        self._num_held: Counter[Hashable] = Counter()
         self._waiting: FairQueue[asyncio.Future[None]] = FairQueue()
 
     @asynccontextmanager
     async def hold(self, owner: Hashable) -> AsyncIterator[None]:
         """Wait for a permit, and hold it within the context."""
-        if self._num_free:
-            self._num_free -= 1
-        else:
-            permit = asyncio.get_running_loop().create_future()
-            self._waiting.add(owner, permit)
-            try:
-                await permit
-            except asyncio.CancelledError:
-                self._waiting.discard(owner, permit)
-                if not permit.cancelled():  # the permit was granted before the cancellation
-                    self._release()
-                raise
+        permit = asyncio.get_running_loop().create_future()
+        self._waiting.add(owner, permit)
+        self._grant()
+        try:
+            await permit
+        except asyncio.CancelledError:
+            self._waiting.discard(owner, permit)
+            if not permit.cancelled():  # the permit was granted before the cancellation
+                self._release(owner)
+            raise
         try:
             yield
         finally:
-            self._release()
+            self._release(owner)
 
-    def _release(self) -> None:
-        while self._waiting:
-            permit = self._waiting.pop()
-            if not permit.done():
-                permit.set_result(None)
-                return
+    def _release(self, owner: Hashable) -> None:
         self._num_free += 1
+        self._num_held[owner] -= 1
+        if not self._num_held[owner]:
+            del self._num_held[owner]
+        self._grant()
+
+    def _grant(self) -> None:
+        while self._num_free and (granted := self._waiting.pop_if(self._may_hold)) is not None:
+            owner, permit = granted
+            if not permit.done():
+                self._num_free -= 1
+                self._num_held[owner] += 1
+                permit.set_result(None)
+
+    def _may_hold(self, owner: Hashable) -> bool:
+        return self._num_held[owner] < self._max_per_owner

@@ -14,6 +14,7 @@ from vlcore.cli.options import (
     Device,
     Dtype,
     EngineName,
+    ImageBackground,
     Images,
     Model,
     Plugin,
@@ -49,6 +50,7 @@ def chat(
     device: Device = "auto",
     dtype: Dtype = "auto",
     weights: Weights = None,
+    image_background: ImageBackground = None,
     revision: Revision = None,
     max_new_tokens: Annotated[
         int, typer.Option(help="Maximum number of tokens to generate.")
@@ -97,6 +99,7 @@ def chat(
         revision=revision,
         engine_config=None if weights is None else TransformersEngineConfig(weights=weights),
         progress=sys.stderr.isatty(),
+        image_background=image_background,
     ) as pipe:
         conversation = _Chat(pipe, config, list(image or []), draw)
         if prompt is not None:

@@ -33,6 +33,13 @@ ShrinkOnLoad: TypeAlias = Annotated[
         help="Decode JPEG images at 1/2, 1/4 or 1/8 of their size if the model needs no more.",
     ),
 ]
+ImageBackground: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="Colour behind transparent pixels, such as white or #ffffff. Default: that of the "
+        "model, which is the stored colour in most cases."
+    ),
+]
 Weights: TypeAlias = Annotated[
     str | None,
     typer.Option(help="Weight quantization: int8. Transformers engine only."),

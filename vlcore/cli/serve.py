@@ -14,6 +14,7 @@ from vlcore.cli.options import (
     Device,
     Dtype,
     EngineName,
+    ImageBackground,
     Model,
     Plugin,
     Revision,
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
     from vlcore.engines.transformers.engine import TransformersEngineConfig
 
 _KEY_VARIABLE = "VLCORE_API_KEY"
-_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "WEBP")
-"""The formats that browsers show. Fewer decoders leave less to attack."""
+_FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "PNG", "WEBP")
+"""The formats that browsers show, and HEIF, which needs a package of its own. Fewer decoders leave
+less to attack."""
 
 
 def serve(
@@ -71,6 +73,7 @@ def serve(
             "a request does not set."
         ),
     ] = True,
+    image_background: ImageBackground = None,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(help="Additional host name to accept in the Host header. May be repeated."),
@@ -221,6 +224,7 @@ def serve(
                 weights=weights, max_num_seqs=max_num_seqs, session_len=session_len
             ),
             shrink_on_load=shrink_on_load,
+            image_background=image_background,
             progress=sys.stderr.isatty(),
             max_prompt_tokens=max_prompt_tokens,
             max_prompt_chars=max_prompt_chars,

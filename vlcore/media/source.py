@@ -81,11 +81,24 @@ def _run_in_thread(coroutine: Coroutine[Any, Any, bytes]) -> bytes:
 
 def _complete(outcome: Future[bytes], coroutine: Coroutine[Any, Any, bytes]) -> None:
     try:
-        outcome.set_result(asyncio.run(coroutine))
+        result = asyncio.run(_catch(coroutine))
+        if isinstance(result, bytes):
+            outcome.set_result(result)
+        else:
+            outcome.set_exception(result)
+            del result
     except BaseException as error:
         outcome.set_exception(error)
     finally:
         del outcome  # for the same reason
+
+
+async def _catch(coroutine: Coroutine[Any, Any, bytes]) -> bytes | Exception:
+    """Return an error instead of raising it: ``asyncio.run`` would refer to it."""
+    try:
+        return await coroutine
+    except Exception as error:
+        return error
 
 
 def _read(source: object, name: str, limits: ImageLimits, access: ImageAccess) -> bytes:

@@ -80,14 +80,19 @@ def image_key(image: Image.Image, options: Mapping[str, Any], model: VisionModel
 
 
 def file_key(
-    data: bytes, options: Mapping[str, Any], model: VisionModel, *, shrink_on_load: bool = False
+    data: bytes,
+    options: Mapping[str, Any],
+    model: VisionModel,
+    *,
+    shrink_on_load: bool = False,
+    background: str | None = None,
 ) -> str:
     """Return a digest of everything that the embeddings of an image file depend on.
 
     The file is not decoded.
     """
     kind = b"file shrunk on load" if shrink_on_load else b"file"
-    return _digest(*_settings(options, model), kind, data)
+    return _digest(*_settings(options, model), repr(background).encode(), kind, data)
 
 
 def model_key(model: VisionModel) -> str:

@@ -7,8 +7,7 @@ others. The encoder knows nothing of prompts or engines.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypedDict, TypeVar
 
@@ -16,6 +15,7 @@ import torch
 from PIL import Image
 
 from vlcore._utils.device import as_device
+from vlcore._utils.gather import gather_or_cancel
 from vlcore._utils.progress import progress_bar
 from vlcore.errors import EngineClosedError, ImageLimitError, OptionError, VlcoreError
 from vlcore.media.policy import DEFAULT_LIMITS, TRUSTING, DecodedBudget, ImageAccess, ImageLimits
@@ -50,6 +50,7 @@ class EncoderOptions(TypedDict, total=False):
     cuda_graphs: bool
     torch_compile: bool | Mapping[str, Any]
     shrink_on_load: bool
+    image_background: str | None
 
 
 class ImageEncoder:
@@ -80,9 +81,12 @@ class ImageEncoder:
             or captured.
         shrink_on_load: let the JPEG decoder reduce images that are much larger than the model
             needs, which is fast; their embeddings differ slightly.
+        image_background: colour behind transparent pixels, such as ``"white"``; ``None`` for that
+            of the vision model, most of which drop the transparency.
 
     Raises:
-        OptionError: a limit is out of range, or the replicas differ.
+        OptionError: a limit is out of range, the background is not a colour, or the replicas
+            differ.
     """
 
     def __init__(
@@ -99,6 +103,7 @@ class ImageEncoder:
         cuda_graphs: bool = True,
         torch_compile: bool | Mapping[str, Any] = False,
         shrink_on_load: bool = False,
+        image_background: str | None = None,
     ) -> None:
         _check_limit("max_batch_size", max_batch_size, 1)
         _check_limit("cache_bytes", cache_bytes, 0)
@@ -111,6 +116,9 @@ class ImageEncoder:
         self.vision_model = models[0]
         self.max_batch_size = max_batch_size
         self.shrink_on_load = shrink_on_load
+        self.image_background = (
+            self.vision_model.image_background if image_background is None else image_background
+        )
         self._limits = image_limits
         self._meter = Meter()
         self._cache = EmbeddingCache(cache_bytes)
@@ -122,6 +130,7 @@ class ImageEncoder:
             max_pending=max_pending,
             meter=self._meter,
             shrink_on_load=shrink_on_load,
+            background=self.image_background,
         )
         self._queue = ImageQueue(max_batch_size, self._meter)
         runners = [
@@ -170,7 +179,7 @@ class ImageEncoder:
             EngineClosedError: the encoder was closed.
         """
         requests = self._requests(images, options, self._budget(images))
-        return await _together([self._encode(request) for request in requests])
+        return await gather_or_cancel([self._encode(request) for request in requests])
 
     async def encode_many(
         self,
@@ -193,7 +202,7 @@ class ImageEncoder:
                 finally:
                     advance()
 
-            return await _together([encode(request) for request in requests])
+            return await gather_or_cancel([encode(request) for request in requests])
 
     async def prepare(
         self,
@@ -202,13 +211,13 @@ class ImageEncoder:
     ) -> list[PreparedImage]:
         """Read, decode and preprocess images in parallel, the first step of :meth:`encode`."""
         requests = self._requests(images, options, self._budget(images))
-        return await _together([self._preprocessor.prepare(request) for request in requests])
+        return await gather_or_cancel([self._preprocessor.prepare(request) for request in requests])
 
     async def encode_prepared(self, images: Sequence[PreparedImage]) -> list[ImageRows]:
         """Encode preprocessed images, the second step of :meth:`encode`."""
         self._preprocessor.check_open()
         owner = object()
-        return await _together([self._rows(image, owner) for image in images])
+        return await gather_or_cancel([self._rows(image, owner) for image in images])
 
     async def load(self, sources: Sequence[ImageSource]) -> list[Image.Image]:
         """Read and decode the images of one request, without encoding them."""
@@ -301,14 +310,3 @@ def _check_replicas(models: Sequence[VisionModel]) -> None:
 def _check_limit(name: str, value: object, minimum: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
         raise OptionError(f"{name} must be an integer of at least {minimum}; it is {value!r}")
-
-
-async def _together(coroutines: Sequence[Coroutine[Any, Any, _T]]) -> list[_T]:
-    """Await all coroutines; if one fails, cancel the others and wait for them to end."""
-    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

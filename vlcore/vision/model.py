@@ -64,6 +64,9 @@ class VisionModel:
     """Names of the per-image options that :meth:`preprocess` accepts."""
     fingerprint: str = ""
     """Identifies the weights; set from the checkpoint when the model is loaded."""
+    image_background: str | None = None
+    """Colour behind transparent pixels, such as ``"white"``. ``None`` drops the transparency, as
+    most reference implementations do. A user's own choice takes precedence."""
     is_spread: bool = False
     """Whether the weights are distributed over several devices."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine, Hashable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +23,8 @@ from PIL import Image
 from torch import Tensor
 
 from vlcore._utils.executor import DaemonExecutor
-from vlcore._utils.fair_queue import FairSemaphore
+from vlcore._utils.fair_queue import FairSemaphore, current_client
+from vlcore._utils.gather import gather_or_cancel
 from vlcore._utils.resources import num_cpus
 from vlcore.errors import (
     EngineClosedError,
@@ -32,6 +33,7 @@ from vlcore.errors import (
     PluginContractError,
     VlcoreError,
 )
+from vlcore.media.conversion import parse_background
 from vlcore.media.download import download
 from vlcore.media.image import decode_image, load_image
 from vlcore.media.policy import TRUSTING, DecodedBudget, ImageAccess, ImageLimits
@@ -48,6 +50,9 @@ _MAX_FETCHES = 32
 
 _MAX_DOWNLOADS = 128
 """Maximum number of downloads, including complete ones that wait to be decoded."""
+
+_MAX_DOWNLOADS_OF_CLIENT = 32
+"""Maximum number of these for one client."""
 
 NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
@@ -105,6 +110,7 @@ class ImagePreprocessor:
         max_pending: maximum number of admitted images.
         meter: counts failures and times.
         shrink_on_load: let the JPEG decoder reduce images towards the size that the model needs.
+        background: colour behind transparent pixels; ``None`` drops the transparency.
     """
 
     def __init__(
@@ -117,14 +123,17 @@ class ImagePreprocessor:
         meter: Meter,
         access: ImageAccess = TRUSTING,
         shrink_on_load: bool = False,
+        background: str | None = None,
     ) -> None:
         self._model = model
         self._shrink_on_load = shrink_on_load
+        self._background = background
+        parse_background(background)
         self._cache = cache
         self._limits = limits
         self._access = access
         self._pending = FairSemaphore(max_pending)
-        self._downloads = FairSemaphore(_MAX_DOWNLOADS)
+        self._downloads = FairSemaphore(_MAX_DOWNLOADS, _MAX_DOWNLOADS_OF_CLIENT)
         self._meter = meter
         self._fetchers = DaemonExecutor(_MAX_FETCHES, "vlcore-fetch")
         self._pool = DaemonExecutor(num_cpus(), "vlcore-preprocess")
@@ -155,7 +164,8 @@ class ImagePreprocessor:
         """
         async with AsyncExitStack() as stack:
             if is_web_url(image.source):
-                await stack.enter_async_context(self._downloads.hold(image.owner))
+                client = current_client.get(image.owner)
+                await stack.enter_async_context(self._downloads.hold(client))
                 image = replace(image, source=await self._download(str(image.source)))
             await stack.enter_async_context(self._pending.hold(image.owner))
             self.check_open()
@@ -167,13 +177,16 @@ class ImagePreprocessor:
         """Read and decode the images of a request, without preprocessing them."""
         self.check_open()
         loop = asyncio.get_running_loop()
+        client = current_client.get(object())
 
         async def load(source: ImageSource) -> Image.Image:
-            if is_web_url(source):
-                source = await self._download(str(source))
-            return await loop.run_in_executor(self._fetchers, self._load, source, budget)
+            async with AsyncExitStack() as stack:
+                if is_web_url(source):
+                    await stack.enter_async_context(self._downloads.hold(client))
+                    source = await self._download(str(source))
+                return await loop.run_in_executor(self._fetchers, self._load, source, budget)
 
-        return await _gather(map(load, sources))
+        return await gather_or_cancel(map(load, sources))
 
     async def prepare_admitted(self, image: ImageRequest) -> PreparedImage:
         """Prepare an image like :meth:`prepare`, within the context of :meth:`admitted`."""
@@ -221,7 +234,7 @@ class ImagePreprocessor:
 
     def _load(self, source: ImageSource, budget: DecodedBudget) -> Image.Image:
         self.check_open()
-        return load_image(source, self._limits, self._access, budget)
+        return load_image(source, self._limits, self._access, budget, background=self._background)
 
     def _fetch(self, source: str | Path) -> bytes:
         self.check_open()
@@ -251,14 +264,27 @@ class ImagePreprocessor:
             )
         file = ""
         if isinstance(source, bytes):
-            file = file_key(source, options, model, shrink_on_load=self._shrink_on_load)
+            file = file_key(
+                source,
+                options,
+                model,
+                shrink_on_load=self._shrink_on_load,
+                background=self._background,
+            )
             if (rows := self._cache.get(file)) is not None:
                 return PreparedImage(label, file, rows=rows)
             needed_size = self._needed_size if self._shrink_on_load else None
-            image = decode_image(source, label, self._limits, needed_size, request.budget)
+            image = decode_image(
+                source,
+                label,
+                self._limits,
+                needed_size,
+                request.budget,
+                background=self._background,
+            )
             label = f"{label} ({image.width} x {image.height})"
         else:
-            image = load_image(source, self._limits)
+            image = load_image(source, self._limits, background=self._background)
         key = image_key(image, options, model)
         if (rows := self._cache.get(key)) is not None:
             if file:
@@ -309,14 +335,3 @@ def image_label(source: ImageSource, number: int, total: int) -> str:
     if isinstance(source, Image.Image):
         return f"{label} ({source.mode}, {source.width} x {source.height})"
     return label if isinstance(source, bytes) else f"{label}, {describe(source)}"
-
-
-async def _gather(coroutines: Iterable[Coroutine[Any, Any, Image.Image]]) -> list[Image.Image]:
-    """Await all coroutines; if one fails, cancel the others and wait for them to end."""
-    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

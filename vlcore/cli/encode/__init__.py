@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlcore.cli.options import Dtype, Model, Plugin, Revision, ShrinkOnLoad
+from vlcore.cli.options import (
+    Dtype,
+    ImageBackground,
+    Model,
+    Plugin,
+    Revision,
+    ShrinkOnLoad,
+)
 
 if TYPE_CHECKING:
     from vlcore.cli.encode.row_file import RowFile
@@ -40,6 +47,7 @@ def encode(
     revision: Revision = None,
     max_batch_size: Annotated[int, typer.Option(help="Maximum number of images in a batch.")] = 8,
     shrink_on_load: ShrinkOnLoad = False,
+    image_background: ImageBackground = None,
 ) -> None:
     """Encode images into FILE: for each image, a tensor of embeddings under the image's name.
 
@@ -67,6 +75,7 @@ def encode(
         max_batch_size=max_batch_size,
         rows_device="cpu",
         shrink_on_load=shrink_on_load,
+        image_background=image_background,
     )
     try:
         with progress_bar(
@@ -115,6 +124,7 @@ async def _encode_all(
         options={},
         model=encoder.vision_model,
         shrink_on_load=encoder.shrink_on_load,
+        background=encoder.image_background,
     )
     in_memory, saving = asyncio.Semaphore(_MAX_FILES_IN_MEMORY), asyncio.Lock()
     failures: dict[str, VlcoreError] = {}
