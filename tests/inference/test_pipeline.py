@@ -619,7 +619,14 @@ def test_a_closed_pipeline_has_no_threads_and_rejects_requests(checkpoint: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("end", ["", "next(pipe.stream_infer('a', {'max_new_tokens': 400}))"])
+@pytest.mark.parametrize(
+    "end",
+    [
+        "",
+        "next(pipe.stream_infer('a', {'max_new_tokens': 400}))",
+        "stream = pipe.stream_infer('a', {'max_new_tokens': 400}); next(stream); del pipe",
+    ],
+)
 def test_a_script_that_does_not_close_its_pipeline_ends_without_errors(
     checkpoint: Path, end: str
 ) -> None:
