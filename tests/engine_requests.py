@@ -1,4 +1,4 @@
-"""Requests for an engine, and what comes of them."""
+"""Requests for an engine, and helpers for their results."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ def request(
     stop: tuple[str, ...] = (),
     **options: Any,
 ) -> EngineRequest:
-    """Draw a prompt, an image in its middle; the answer goes on to ``max_new_tokens``."""
+    """Create a request with a random prompt, with an image in its middle if requested.
+
+    Unless there are stop strings, the answer has ``max_new_tokens`` tokens.
+    """
     draw = torch.Generator().manual_seed(seed)
     token_ids = torch.randint(300, 690, (num_tokens,), generator=draw).tolist()
     config = GenerationConfig(**{"max_new_tokens": 8, "ignore_eos": not stop} | options)
@@ -45,13 +48,13 @@ def request(
     return EngineRequest(TokenizedPrompt(tuple(token_ids), spans), (rows,), config, stop)
 
 
-async def pieces(engine: TransformersEngine, asked: EngineRequest) -> list[EngineOutput]:
+async def chunks(engine: TransformersEngine, asked: EngineRequest) -> list[EngineOutput]:
     async with aclosing(engine.generate(asked)) as generated:
-        return [piece async for piece in generated]
+        return [chunk async for chunk in generated]
 
 
 async def answer(engine: TransformersEngine, asked: EngineRequest) -> tuple[int, ...]:
-    return token_ids(await pieces(engine, asked))
+    return token_ids(await chunks(engine, asked))
 
 
 def token_ids(outputs: Sequence[EngineOutput]) -> tuple[int, ...]:

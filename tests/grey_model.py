@@ -70,7 +70,7 @@ def run(body: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 def values(rows: Sequence[ImageRows]) -> list[float]:
-    return [float(of_image.rows[0, 0]) for of_image in rows]
+    return [float(image.rows[0, 0]) for image in rows]
 
 
 async def waiting(encoder: ImageEncoder, *images: Image.Image) -> asyncio.Task[list[ImageRows]]:

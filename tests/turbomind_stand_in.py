@@ -1,4 +1,4 @@
-"""Stands in for TurboMind's C++ part below lmdeploy's own Python code, on the CPU.
+"""A fake of TurboMind's C++ extension, below lmdeploy's own Python code, on the CPU.
 
 lmdeploy loads the text view through its real loader into :class:`Module`, and its real
 ``async_stream_infer`` asks a :class:`Request`, which answers by the same model run in transformers.

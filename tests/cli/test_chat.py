@@ -111,7 +111,7 @@ def test_an_engine_that_cannot_run_here_is_an_error_and_none_takes_its_place(
     assert not refused.stdout
 
 
-def test_weights_are_converted_if_asked_for(checkpoint: Path, picture: Path) -> None:
+def test_weights_are_converted_on_request(checkpoint: Path, picture: Path) -> None:
     result = chat(checkpoint, "--weights", "int8", "--image", picture, "What is this?")
     assert result.exit_code == 0
     assert "6 tokens" in result.stderr

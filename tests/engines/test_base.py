@@ -53,7 +53,7 @@ def test_a_prompt_that_fills_the_context_is_refused(num_tokens: int) -> None:
         check((1,) * num_tokens)
 
 
-def test_the_reason_for_a_short_context_is_told() -> None:
+def test_the_reason_for_a_short_context_is_part_of_the_error() -> None:
     engine = FakeEngine()
     engine.context_limit_reason = "the moon is full"
     with pytest.raises(ContextLengthError, match=r"8 .*, because the moon is full: shorten"):
@@ -67,7 +67,7 @@ def test_a_token_outside_the_vocabulary_is_refused(token_id: int) -> None:
 
 
 @pytest.mark.parametrize("shape", [(2, 5), (2,), (1, 2, 4)])
-def test_rows_of_another_width_are_refused(shape: tuple[int, ...]) -> None:
+def test_embeddings_of_another_width_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(
         PluginContractError, match=r"embeddings of image 0 must have the shape \[k, 4\]"
     ):
@@ -75,7 +75,7 @@ def test_rows_of_another_width_are_refused(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("num_rows", [1, 3])
-def test_rows_that_do_not_fill_their_spans_are_refused(num_rows: int) -> None:
+def test_embeddings_that_do_not_fill_their_spans_are_refused(num_rows: int) -> None:
     with pytest.raises(PluginContractError, match=f"image 0 has {num_rows} embeddings"):
         check((0, 0, 0), [Span(0, 2, 0, 0)], [torch.zeros(num_rows, 4)])
 
@@ -84,17 +84,17 @@ def test_rows_that_do_not_fill_their_spans_are_refused(num_rows: int) -> None:
     "span",
     [Span(1, 1, 1, 1), Span(1, 1, -1, 1), Span(2, 3, 0, 0), Span(-1, 0, 0, 0), Span(0, 1, 0, 1)],
 )
-def test_spans_that_point_nowhere_are_refused(span: Span) -> None:
+def test_spans_outside_of_the_prompt_are_refused(span: Span) -> None:
     with pytest.raises(PluginContractError, match=r"Span.* is outside of"):
         check((0, 0), [span] if span.image == 0 else [Span(1, 2, 0, 0), span], [torch.zeros(1, 4)])
 
 
-def test_spans_without_rows_are_refused() -> None:
+def test_spans_without_embeddings_are_refused() -> None:
     with pytest.raises(PluginContractError, match=r"Span.* is outside of"):
         check((0, 0), [Span(0, 2, 0, 0)])
 
 
-def test_rows_without_spans_are_refused() -> None:
+def test_embeddings_without_spans_are_refused() -> None:
     with pytest.raises(PluginContractError, match="image 0 has 1 embeddings"):
         check((0, 0), [], [torch.zeros(1, 4)])
 

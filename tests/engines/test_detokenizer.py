@@ -51,13 +51,13 @@ def decode(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
 
 
 def stream(detokenizer: Detokenizer, token_ids: Iterable[int]) -> list[str]:
-    """Every piece, up to a stop text, the last one by ``finish``."""
-    pieces = []
+    """Return every chunk up to a stop string; the last one is from ``finish``."""
+    chunks = []
     for token_id in token_ids:
-        pieces.append(detokenizer.add(token_id))
+        chunks.append(detokenizer.add(token_id))
         if detokenizer.stopped:
-            return pieces
-    return [*pieces, detokenizer.finish()]
+            return chunks
+    return [*chunks, detokenizer.finish()]
 
 
 TEXTS = [
@@ -71,22 +71,24 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_pieces_join_to_the_text(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
-    pieces = stream(Detokenizer(tokenizer), ids(tokenizer, text))
-    assert "".join(pieces) == tokenizer.decode(ids(tokenizer, text))
-    assert "".join(pieces).strip() == text.strip()
+def test_the_chunks_add_up_to_the_text(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+    chunks = stream(Detokenizer(tokenizer), ids(tokenizer, text))
+    assert "".join(chunks) == tokenizer.decode(ids(tokenizer, text))
+    assert "".join(chunks).strip() == text.strip()
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_no_piece_holds_part_of_a_character(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+def test_no_chunk_contains_part_of_a_character(
+    tokenizer: PreTrainedTokenizerBase, text: str
+) -> None:
     token_ids = ids(tokenizer, text)
-    pieces = stream(Detokenizer(tokenizer), token_ids)
-    assert not any("�" in piece for piece in pieces)
+    chunks = stream(Detokenizer(tokenizer), token_ids)
+    assert not any("�" in chunk for chunk in chunks)
     emoji = stream(Detokenizer(tokenizer), ids(tokenizer, "a🙂b"))
-    assert [piece for piece in emoji if piece] == ["a", "🙂", "b"]
+    assert [chunk for chunk in emoji if chunk] == ["a", "🙂", "b"]
 
 
-def test_text_is_given_as_soon_as_it_is_certain(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_text_is_returned_as_soon_as_it_is_final(tokenizer: PreTrainedTokenizerBase) -> None:
     detokenizer = Detokenizer(tokenizer)
     shown = ""
     token_ids = ids(tokenizer, "hello there hello")
@@ -114,15 +116,15 @@ def random_ids(tokenizer: PreTrainedTokenizerBase, draw: random.Random) -> list[
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("skip", [True, False])
-def test_random_tokens_give_what_decoding_them_at_once_gives(
+def test_random_tokens_give_the_text_of_decoding_them_at_once(
     tokenizer: PreTrainedTokenizerBase, seed: int, skip: bool
 ) -> None:
     draw = random.Random(seed)
     for _ in range(40):
         token_ids = random_ids(tokenizer, draw)
-        pieces = stream(Detokenizer(tokenizer, skip_special_tokens=skip), token_ids)
+        chunks = stream(Detokenizer(tokenizer, skip_special_tokens=skip), token_ids)
         whole = tokenizer.decode(token_ids, skip_special_tokens=skip)
-        assert "".join(pieces) == whole, token_ids
+        assert "".join(chunks) == whole, token_ids
 
 
 def test_special_tokens_are_left_out_or_shown(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -136,7 +138,7 @@ def test_special_tokens_are_left_out_or_shown(tokenizer: PreTrainedTokenizerBase
     assert shown.replace("</s>", "").replace(" ", "") == hidden.replace(" ", "") == "ab"
 
 
-def test_an_unfinished_character_comes_at_the_end(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_an_incomplete_character_is_returned_at_the_end(tokenizer: PreTrainedTokenizerBase) -> None:
     detokenizer = Detokenizer(tokenizer)
     token_ids = ids(tokenizer, "a🙂")
     shown = "".join(map(detokenizer.add, token_ids[:-1]))
@@ -206,8 +208,8 @@ def test_special_tokens_between_the_bytes_of_a_character_do_not_split_it(
 @pytest.mark.parametrize("num_tokens", [3, 8, 40])
 def test_tokens_that_all_end_inside_a_character_lose_no_character(num_tokens: int) -> None:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    (piece, _), *_ = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str("猫")
-    first, rest = piece[0], piece[1:]
+    (chunk, _), *_ = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str("猫")
+    first, rest = chunk[0], chunk[1:]
     words = [*alphabet, rest, rest + first]
     backend = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[]))
     backend.decoder = decoders.ByteLevel()
@@ -220,30 +222,32 @@ def test_tokens_that_all_end_inside_a_character_lose_no_character(num_tokens: in
         assert sum(map(bool, chunks)) > 1  # the text does not wait for the end of the answer
 
 
-# -- stop texts
+# -- stop strings
 
 
 @pytest.mark.parametrize("stop", ["the", " there", "there you", "o t", "u?"])
-def test_a_stop_text_over_several_tokens_ends_the_text(
+def test_a_stop_string_over_several_tokens_ends_the_text(
     tokenizer: PreTrainedTokenizerBase, stop: str
 ) -> None:
     text = "hello there you?"
     detokenizer = Detokenizer(tokenizer, [stop])
     shown = ""
-    for piece in stream(detokenizer, ids(tokenizer, text)):
-        shown += piece
+    for chunk in stream(detokenizer, ids(tokenizer, text)):
+        shown += chunk
         assert text.partition(stop)[0].startswith(shown)
     assert detokenizer.stopped
     assert shown == text.partition(stop)[0]
 
 
-def test_the_first_of_several_stop_texts_counts(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_the_first_of_several_stop_strings_ends_the_text(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
     for stop in (["you", "there"], ["there", "you"], ["here", "there"]):
-        pieces = stream(Detokenizer(tokenizer, stop), ids(tokenizer, "hello there you"))
-        assert "".join(pieces) == "hello "
+        chunks = stream(Detokenizer(tokenizer, stop), ids(tokenizer, "hello there you"))
+        assert "".join(chunks) == "hello "
 
 
-def test_what_only_begins_a_stop_text_is_given_later(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_an_incomplete_stop_string_is_returned_later(tokenizer: PreTrainedTokenizerBase) -> None:
     detokenizer = Detokenizer(tokenizer, ["there!"])
     shown = "".join(map(detokenizer.add, ids(tokenizer, "hello there")))
     assert shown == "hello "
@@ -252,13 +256,13 @@ def test_what_only_begins_a_stop_text_is_given_later(tokenizer: PreTrainedTokeni
     assert not detokenizer.stopped
 
 
-def test_a_stop_text_that_begins_again_inside_itself_is_found() -> None:
+def test_a_stop_string_that_overlaps_itself_is_found() -> None:
     tokenizer = byte_level()
-    pieces = stream(Detokenizer(tokenizer, ["aab"]), ids(tokenizer, "xaaabc"))
-    assert "".join(pieces) == "xa"
+    chunks = stream(Detokenizer(tokenizer, ["aab"]), ids(tokenizer, "xaaabc"))
+    assert "".join(chunks) == "xa"
 
 
-def test_after_a_stop_text_nothing_comes(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_text_after_a_stop_string_is_dropped(tokenizer: PreTrainedTokenizerBase) -> None:
     detokenizer = Detokenizer(tokenizer, ["there"])
     for token_id in ids(tokenizer, "hello there you hello"):
         shown = detokenizer.add(token_id)
@@ -268,7 +272,7 @@ def test_after_a_stop_text_nothing_comes(tokenizer: PreTrainedTokenizerBase) -> 
     assert detokenizer.finish() == ""
 
 
-def test_a_stop_text_that_only_the_end_completes_is_found(
+def test_a_stop_string_that_is_completed_at_the_end_is_found(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     detokenizer = Detokenizer(tokenizer, ["�"])
@@ -278,10 +282,10 @@ def test_a_stop_text_that_only_the_end_completes_is_found(
     assert detokenizer.stopped
 
 
-# -- bad texts
+# -- banned strings
 
 
-def test_a_token_that_completes_a_bad_text_is_not_allowed(
+def test_a_token_that_completes_a_banned_string_is_not_allowed(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     token_ids = ids(tokenizer, "hell hello")
@@ -299,7 +303,7 @@ def test_a_token_that_completes_a_bad_text_is_not_allowed(
         assert text.startswith(shown)
 
 
-def test_a_bad_text_beside_half_a_character_is_seen() -> None:
+def test_a_banned_string_next_to_an_incomplete_character_is_found() -> None:
     tokenizer = byte_level()
     token_ids = ids(tokenizer, "he🙂")
     detokenizer = Detokenizer(tokenizer, bad=["he"])
@@ -311,12 +315,12 @@ def test_a_bad_text_beside_half_a_character_is_seen() -> None:
     assert not detokenizer.allows(token_ids[-1])
 
 
-def test_everything_is_allowed_where_nothing_is_bad(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_every_token_is_allowed_without_banned_strings(tokenizer: PreTrainedTokenizerBase) -> None:
     detokenizer = Detokenizer(tokenizer)
     assert all(detokenizer.allows(token_id) for token_id in range(20))
 
 
-def test_asking_does_not_change_the_text(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_allows_does_not_change_the_text(tokenizer: PreTrainedTokenizerBase) -> None:
     token_ids = ids(tokenizer, "hello there 🙂")
     asked, plain = Detokenizer(tokenizer, bad=["zz"]), Detokenizer(tokenizer)
     for token_id in token_ids:
@@ -324,7 +328,7 @@ def test_asking_does_not_change_the_text(tokenizer: PreTrainedTokenizerBase) -> 
         assert asked.add(token_id) == plain.add(token_id)
 
 
-def test_what_comes_after_a_stop_text_is_not_bad() -> None:
+def test_text_after_a_stop_string_is_not_banned() -> None:
     tokenizer = byte_level()
     detokenizer = Detokenizer(tokenizer, stop=["he"], bad=["ll"])
     (token_id,) = ids(tokenizer, "hell")

@@ -106,7 +106,7 @@ def test_an_option_out_of_range_or_of_a_wrong_type_is_named(option: str, value: 
         ("output_logits", "all"),
     ],
 )
-def test_the_ends_of_every_range_are_allowed(option: str, value: Any) -> None:
+def test_the_limits_of_every_range_are_allowed(option: str, value: Any) -> None:
     assert getattr(GenerationConfig(**{option: value}), option) == value
 
 
@@ -200,11 +200,11 @@ def test_options_that_contradict_each_other_are_refused(
         GenerationConfig(**options)
 
 
-def test_a_stop_word_inside_a_bad_word_is_no_contradiction() -> None:
+def test_a_stop_string_inside_a_banned_string_is_no_contradiction() -> None:
     GenerationConfig(stop_words=("top",), bad_words=("Stop",))
 
 
-def test_options_come_as_a_mapping_or_not_at_all() -> None:
+def test_options_are_a_config_a_mapping_or_none() -> None:
     assert as_generation_config(None) == GenerationConfig()
     assert as_generation_config({"top_k": 3}) == GenerationConfig(top_k=3)
     assert as_generation_config(GenerationConfig(top_k=3)) == GenerationConfig(top_k=3)

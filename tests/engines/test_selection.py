@@ -77,7 +77,7 @@ def prepare(
 
 
 @pytest.mark.parametrize("engine", ["auto", "turbomind"])
-def test_turbomind_runs_what_it_can(
+def test_turbomind_runs_the_supported_models(
     language_model: LanguageModel,
     tokenizer: PreTrainedTokenizerBase,
     caplog: pytest.LogCaptureFixture,
@@ -92,7 +92,7 @@ def test_turbomind_runs_what_it_can(
     assert "runs on TurboMind" in caplog.text
 
 
-def test_auto_says_why_it_is_not_turbomind(
+def test_auto_logs_why_it_is_not_turbomind(
     language_model: LanguageModel,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -105,7 +105,7 @@ def test_auto_says_why_it_is_not_turbomind(
     assert "runs on the transformers engine" in caplog.text
 
 
-def test_turbomind_that_was_asked_for_is_never_replaced(
+def test_a_requested_turbomind_is_never_replaced(
     language_model: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(selection, "unsupported_reason", lambda *_: "the moon is full")
@@ -150,7 +150,9 @@ def test_an_unknown_engine_or_the_settings_of_another_are_refused(
         prepare(language_model, engine, config=config)
 
 
-def test_a_device_that_lmdeploys_settings_leave_out_is_told(language_model: LanguageModel) -> None:
+def test_a_device_that_lmdeploys_settings_do_not_list_is_an_error(
+    language_model: LanguageModel,
+) -> None:
     second = torch.device("cuda", 1)
     with pytest.raises(OptionError, match=re.escape("TurbomindEngineConfig(devices=[1])")):
         prepare(language_model, device=second, config=LmdeploysConfig())
@@ -158,7 +160,7 @@ def test_a_device_that_lmdeploys_settings_leave_out_is_told(language_model: Lang
     prepare(language_model, device=second)
 
 
-def test_what_a_model_requires_keeps_engines_away(
+def test_an_engine_without_a_required_feature_is_not_selected(
     language_model: LanguageModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(language_model, "requires", frozenset({"mrope"}), raising=False)

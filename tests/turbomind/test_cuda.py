@@ -1,4 +1,4 @@
-"""TurboMind on a GPU beside the embedded engine; ``make test-cuda`` runs these where both are."""
+"""TurboMind on a GPU, compared with the embedded engine; run by ``make test-cuda``."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ NUM_TOKENS = 64
 ERRORS = {"float16": 0.02, "bfloat16": 0.15}
 """What a log-probability of these models may be off by in each dtype: some twenty of its steps at
 the size of their logits."""
-PICTURES = [Image.new("RGB", (60, 40), "red"), Image.new("RGB", (40, 50), "blue")]
+IMAGES = [Image.new("RGB", (60, 40), "red"), Image.new("RGB", (40, 50), "blue")]
 PROMPTS: dict[str, Any] = {
-    "no picture": "Tell me more.",
-    "one picture": ("What is this?", PICTURES[0]),
-    "two pictures": ("Compare them.", PICTURES),
+    "no image": "Tell me more.",
+    "one image": ("What is this?", IMAGES[0]),
+    "two images": ("Compare them.", IMAGES),
 }
 
 
@@ -105,8 +105,8 @@ def pair(
 
 def generate(engine: Engine, request: EngineRequest) -> list[EngineOutput]:
     async def body() -> list[EngineOutput]:
-        async with aclosing(engine.generate(request)) as pieces:
-            return [piece async for piece in pieces]
+        async with aclosing(engine.generate(request)) as chunks:
+            return [chunk async for chunk in chunks]
 
     return asyncio.run(asyncio.wait_for(body(), 300))
 
@@ -146,7 +146,7 @@ def test_64_tokens_are_as_likely_as_on_the_embedded_engine(pair: Pair, kind: str
         pair.embedded.engine,
         replace(asked, config=GenerationConfig(max_new_tokens=NUM_TOKENS, ignore_eos=True)),
     )
-    token_ids = tuple(token_id for piece in answer for token_id in piece.token_ids)
+    token_ids = tuple(token_id for chunk in answer for token_id in chunk.token_ids)
     assert len(token_ids) == NUM_TOKENS
     start = len(asked.prompt.token_ids)
     whole = forced(asked, token_ids)
@@ -171,8 +171,8 @@ def test_64_tokens_are_as_likely_as_on_the_embedded_engine(pair: Pair, kind: str
 
 
 @pytest.mark.parametrize("kind", PROMPTS)
-def test_greedy_tokens_are_as_likely_as_any(pair: Pair, kind: str) -> None:
-    """Each token that TurboMind takes is the embedded engine's likeliest, but for ties."""
+def test_greedy_tokens_are_the_most_likely_ones(pair: Pair, kind: str) -> None:
+    """Each token that TurboMind takes is the embedded engine's most likely, but for ties."""
     options = {"max_new_tokens": NUM_TOKENS, "ignore_eos": True}
     taken = pair.turbomind(PROMPTS[kind], options).token_ids
     assert len(taken) == NUM_TOKENS
@@ -190,7 +190,7 @@ def test_logprobs_of_an_answer_are_those_of_its_logits(pair: Pair) -> None:
         "logprobs": 2,
         "output_logits": "generation",
     }
-    answer = pair.turbomind(PROMPTS["one picture"], options)
+    answer = pair.turbomind(PROMPTS["one image"], options)
     assert answer.logits is not None
     assert answer.logits.shape[0] == len(answer.token_ids) == 8
     rows = answer.logits.log_softmax(-1)
@@ -199,15 +199,15 @@ def test_logprobs_of_an_answer_are_those_of_its_logits(pair: Pair) -> None:
         assert logprobs[token_id] == pytest.approx(float(row[token_id]), abs=1e-5)
 
 
-def test_two_turns_of_a_conversation(pair: Pair) -> None:
+def test_a_conversation_of_two_rounds(pair: Pair) -> None:
     session = vlcore.Session()
-    for prompt in (PROMPTS["one picture"], ("And this?", PICTURES[1])):
+    for prompt in (PROMPTS["one image"], ("And this?", IMAGES[1])):
         pair.turbomind.chat(prompt, session, {"max_new_tokens": 12, "ignore_eos": True})
         assert session.response is not None
         assert session.response.generate_token_len == 12
 
 
-def test_16_at_once_end_where_each_should(pair: Pair) -> None:
+def test_16_concurrent_requests_end_at_their_own_limits(pair: Pair) -> None:
     prompts = [list(PROMPTS.values())[number % 3] for number in range(16)]
     options = [{"max_new_tokens": 5 + number, "ignore_eos": True} for number in range(16)]
 
@@ -223,14 +223,14 @@ def test_16_at_once_end_where_each_should(pair: Pair) -> None:
 def test_a_seed_repeats_an_answer(pair: Pair) -> None:
     options = {"max_new_tokens": 16, "do_sample": True, "temperature": 1.5, "top_k": 0}
     first, again, other = (
-        pair.turbomind(PROMPTS["one picture"], options | {"random_seed": seed, "ignore_eos": True})
+        pair.turbomind(PROMPTS["one image"], options | {"random_seed": seed, "ignore_eos": True})
         for seed in (7, 7, 8)
     )
     assert first.token_ids == again.token_ids != other.token_ids
 
 
-def test_bad_tokens_and_end_tokens_stay_away(pair: Pair) -> None:
-    prompt = PROMPTS["no picture"]
+def test_banned_tokens_and_end_tokens_are_not_generated(pair: Pair) -> None:
+    prompt = PROMPTS["no image"]
     options: dict[str, Any] = {"max_new_tokens": 8, "ignore_eos": True}
     first, *_ = pair.turbomind(prompt, options).token_ids
     banned = pair.turbomind(prompt, options | {"bad_token_ids": (first,)})
@@ -242,8 +242,8 @@ def test_bad_tokens_and_end_tokens_stay_away(pair: Pair) -> None:
     assert (stopped.token_ids, stopped.finish_reason) == ((), "stop")
 
 
-def test_a_penalty_sees_the_tokens_of_text_and_no_fillers(pair: Pair) -> None:
-    penalty, kind = 1.3, "two pictures"
+def test_the_repetition_penalty_ignores_image_placeholders(pair: Pair) -> None:
+    penalty, kind = 1.3, "two images"
     options = {"max_new_tokens": 24, "ignore_eos": True, "repetition_penalty": penalty}
     taken = pair.turbomind(PROMPTS[kind], options).token_ids
     asked = requests_of(pair.embedded, PROMPTS[kind])
@@ -259,16 +259,16 @@ def test_a_penalty_sees_the_tokens_of_text_and_no_fillers(pair: Pair) -> None:
         seen.append(token_id)
 
 
-def test_cancelling_in_the_middle_leaves_room_for_others(pair: Pair) -> None:
+def test_cancelling_during_generation_makes_room_for_others(pair: Pair) -> None:
     options = {"max_new_tokens": 400, "ignore_eos": True}
 
     async def body() -> None:
         for _ in range(40):  # more than TurboMind serves at once
             async with aclosing(
-                pair.turbomind.astream_infer(PROMPTS["one picture"], options)
+                pair.turbomind.astream_infer(PROMPTS["one image"], options)
             ) as stream:
                 await anext(stream)
-        answer = await pair.turbomind.ainfer(PROMPTS["one picture"], {"max_new_tokens": 3})
+        answer = await pair.turbomind.ainfer(PROMPTS["one image"], {"max_new_tokens": 3})
         assert answer.generate_token_len <= 3
 
     asyncio.run(asyncio.wait_for(body(), 300))

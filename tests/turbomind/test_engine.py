@@ -36,13 +36,13 @@ WIDTH = 128
 EOS = 2
 
 
-async def pieces(engine: TurbomindEngine, asked: EngineRequest) -> list[EngineOutput]:
+async def chunks(engine: TurbomindEngine, asked: EngineRequest) -> list[EngineOutput]:
     async with aclosing(engine.generate(asked)) as generated:
-        return [piece async for piece in generated]
+        return [chunk async for chunk in generated]
 
 
 def ask(engine: TurbomindEngine, asked: EngineRequest) -> list[EngineOutput]:
-    return asyncio.run(asyncio.wait_for(pieces(engine, asked), 60))
+    return asyncio.run(asyncio.wait_for(chunks(engine, asked), 60))
 
 
 def arrived(engine: TurbomindEngine, communicator: Communicator, **options: Any) -> Asked:
@@ -68,7 +68,7 @@ def with_rows(
 # -- prompts
 
 
-def test_token_ids_arrive_as_they_are(engine: TurbomindEngine, communicator: Communicator) -> None:
+def test_token_ids_are_sent_unchanged(engine: TurbomindEngine, communicator: Communicator) -> None:
     asked = request(7)
     ask(engine, asked)
     (at_turbomind,) = communicator.asked
@@ -77,7 +77,7 @@ def test_token_ids_arrive_as_they_are(engine: TurbomindEngine, communicator: Com
     assert at_turbomind.stream_output
 
 
-def test_rows_arrive_in_the_order_of_their_places(
+def test_embeddings_are_sent_in_the_order_of_their_positions(
     engine: TurbomindEngine, communicator: Communicator
 ) -> None:
     asked = with_rows(Span(12, 18, 0, 0), Span(2, 4, 1, 0), Span(5, 9, 1, 2), Span(9, 9, 1, 6))
@@ -90,7 +90,7 @@ def test_rows_arrive_in_the_order_of_their_places(
     assert torch.equal(at_turbomind.embeddings, torch.cat([first, second]))
 
 
-def test_an_id_of_the_prompt_stands_under_rows(
+def test_positions_of_embeddings_have_a_token_of_the_prompt(
     engine: TurbomindEngine, communicator: Communicator
 ) -> None:
     ask(engine, with_rows(Span(0, 6, 0, 0), repetition_penalty=1.5))
@@ -107,7 +107,7 @@ def test_an_id_of_the_prompt_stands_under_rows(
         ([Span(16, 22, 0, 0)], {}, PluginContractError, "is outside of"),
     ],
 )
-def test_spans_that_do_not_fit_never_arrive(
+def test_invalid_spans_are_not_sent(
     engine: TurbomindEngine,
     communicator: Communicator,
     spans: list[Span],
@@ -156,7 +156,7 @@ def test_spans_that_do_not_fit_never_arrive(
         ),
     ],
 )
-def test_bad_requests_never_arrive(
+def test_invalid_requests_are_not_sent(
     engine: TurbomindEngine,
     communicator: Communicator,
     asked: EngineRequest,
@@ -171,7 +171,7 @@ def test_bad_requests_never_arrive(
 # -- options
 
 
-def test_greedy_answers_draw_among_one_token(
+def test_greedy_answers_sample_from_one_token(
     engine: TurbomindEngine, communicator: Communicator
 ) -> None:
     options = arrived(engine, communicator, max_new_tokens=3).options
@@ -181,9 +181,7 @@ def test_greedy_answers_draw_among_one_token(
     assert options["min_new_tokens"] == 0
 
 
-def test_every_option_of_sampling_arrives(
-    engine: TurbomindEngine, communicator: Communicator
-) -> None:
+def test_every_sampling_option_is_sent(engine: TurbomindEngine, communicator: Communicator) -> None:
     options = arrived(
         engine,
         communicator,
@@ -221,14 +219,14 @@ def test_end_tokens_arrive_as_stop_tokens(
     assert options["min_new_tokens"] == 2
 
 
-def test_only_asked_for_stop_tokens_end_an_answer_that_ignores_its_end(
+def test_with_ignore_eos_only_stop_token_ids_end_an_answer(
     engine: TurbomindEngine, communicator: Communicator
 ) -> None:
     options = arrived(engine, communicator, ignore_eos=True, stop_token_ids=(9,)).options
     assert options["stop_ids"] == [[9], [1]]
 
 
-def test_an_answer_without_end_tokens_still_has_some_for_the_batch(
+def test_a_request_without_end_tokens_sends_some_and_ignores_them(
     engine: TurbomindEngine, communicator: Communicator
 ) -> None:
     options = arrived(engine, communicator, ignore_eos=True, min_new_tokens=4).options
@@ -253,7 +251,7 @@ def test_an_answer_ends_where_the_context_does(
     assert communicator.asked[0].options["max_new_tokens"] == 4
 
 
-def test_each_of_n_answers_is_a_request_with_a_seed_of_its_own(
+def test_each_of_n_answers_is_a_request_with_its_own_seed(
     engine: TurbomindEngine, communicator: Communicator
 ) -> None:
     asked: dict[str, Any] = {"do_sample": True, "temperature": 1.9, "max_new_tokens": 4}
@@ -277,7 +275,7 @@ def test_greedy_answers_are_generated_once_and_repeated(
         assert token_ids([o for o in outputs if o.choice == choice]) == token_ids(alone)
 
 
-def test_unseeded_answers_are_drawn_with_different_seeds(
+def test_answers_without_a_seed_have_different_seeds(
     engine: TurbomindEngine, communicator: Communicator
 ) -> None:
     for _ in range(2):
@@ -299,7 +297,7 @@ def test_unseeded_answers_are_drawn_with_different_seeds(
         ({"logprobs": 701}, "at most 700, the size of the vocabulary"),
     ],
 )
-def test_what_turbomind_would_change_is_refused(
+def test_options_that_turbomind_would_change_are_refused(
     engine: TurbomindEngine, communicator: Communicator, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(OptionError, match=message):
@@ -310,7 +308,7 @@ def test_what_turbomind_would_change_is_refused(
 # -- answers
 
 
-def test_more_end_tokens_than_turbomind_takes_end_an_answer_all_the_same(
+def test_more_end_tokens_than_turbomind_supports_also_end_an_answer(
     engine: TurbomindEngine, communicator: Communicator
 ) -> None:
     first, *_ = token_ids(ask(engine, request(5)))
@@ -320,7 +318,7 @@ def test_more_end_tokens_than_turbomind_takes_end_an_answer_all_the_same(
     assert len(communicator.asked[-1].options["stop_ids"][0]) == 32
 
 
-def test_a_stop_text_over_several_tokens_ends_an_answer_and_cancels_the_rest(
+def test_a_stop_string_over_several_tokens_ends_the_answer_and_cancels_the_request(
     engine: TurbomindEngine, communicator: Communicator
 ) -> None:
     whole = text(ask(engine, request(6, max_new_tokens=30)))
@@ -331,21 +329,21 @@ def test_a_stop_text_over_several_tokens_ends_an_answer_and_cancels_the_rest(
     assert len(token_ids(outputs)) < 30
 
 
-def test_bad_words_never_appear(engine: TurbomindEngine, communicator: Communicator) -> None:
+def test_banned_strings_never_appear(engine: TurbomindEngine, communicator: Communicator) -> None:
     plain = ask(engine, request(6, max_new_tokens=20))
     bad = text(plain)[3:6]
     outputs = ask(engine, request(6, max_new_tokens=20, bad_words=(bad,)))
     assert bad not in text(outputs)
     assert len(token_ids(outputs)) == 20
     pairs = zip(token_ids(plain), token_ids(outputs), strict=True)
-    kept = next(place for place, (before, after) in enumerate(pairs) if before != after)
+    kept = next(index for index, (before, after) in enumerate(pairs) if before != after)
     asked_again = communicator.asked[2]
     assert asked_again.token_ids == [*communicator.asked[1].token_ids, *token_ids(plain)[:kept]]
     assert asked_again.options["max_new_tokens"] == 1
     assert asked_again.options["bad_ids"][0] == [token_ids(plain)[kept]]
 
 
-def test_bad_words_that_leave_no_token_are_an_error(
+def test_banned_strings_that_leave_no_token_are_an_error(
     engine: TurbomindEngine, communicator: Communicator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Detokenizer, "allows", lambda *_: False)
@@ -363,16 +361,16 @@ def test_logprobs_are_of_the_models_own_distribution(
     generated = [*asked.token_ids, *token_ids(outputs)]
     with torch.inference_mode():
         logits = communicator.model(torch.tensor([generated])).logits[0].float()
-    for place, output in enumerate(outputs, start=len(asked.token_ids) - 1):
+    for index, output in enumerate(outputs, start=len(asked.token_ids) - 1):
         (logprobs,) = output.logprobs
-        expected = logits[place].log_softmax(-1)
+        expected = logits[index].log_softmax(-1)
         assert next(iter(logprobs)) == output.token_ids[0]
         for token_id, value in logprobs.items():
             assert value == pytest.approx(float(expected[token_id]), abs=1e-4)
         assert set(expected.topk(3).indices.tolist()) <= set(logprobs)
 
 
-def test_logits_of_prompt_and_answer_are_given(
+def test_logits_of_prompt_and_answer_are_returned(
     engine: TurbomindEngine, communicator: Communicator
 ) -> None:
     outputs = ask(engine, request(6, output_logits="all", max_new_tokens=3))
@@ -384,12 +382,12 @@ def test_logits_of_prompt_and_answer_are_given(
     assert first.prompt_logits is not None
     torch.testing.assert_close(first.prompt_logits, expected[:6], atol=1e-4, rtol=1e-4)
     assert all(output.prompt_logits is None for output in others)
-    for place, output in enumerate(outputs, start=5):
+    for index, output in enumerate(outputs, start=5):
         assert output.logits is not None
-        torch.testing.assert_close(output.logits[0], expected[place], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(output.logits[0], expected[index], atol=1e-4, rtol=1e-4)
 
 
-def test_logits_of_the_prompt_are_refused_beside_a_prefix_cache(
+def test_logits_of_the_prompt_are_refused_with_a_prefix_cache(
     engine: TurbomindEngine, communicator: Communicator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine._settings, "enable_prefix_caching", True)
@@ -397,7 +395,9 @@ def test_logits_of_the_prompt_are_refused_beside_a_prefix_cache(
         ask(engine, request(6, output_logits="all"))
 
 
-def test_text_arrives_while_tokens_do(engine: TurbomindEngine, communicator: Communicator) -> None:
+def test_text_is_streamed_token_by_token(
+    engine: TurbomindEngine, communicator: Communicator
+) -> None:
     seen = threading.Event()
 
     def wait(num_tokens: int) -> None:
@@ -410,7 +410,7 @@ def test_text_arrives_while_tokens_do(engine: TurbomindEngine, communicator: Com
         async with aclosing(engine.generate(request(6, max_new_tokens=5))) as generated:
             first = [await anext(generated) for _ in range(3)]
             seen.set()
-            rest = [piece async for piece in generated]
+            rest = [chunk async for chunk in generated]
         assert len(token_ids(first)) == 3
         assert len(token_ids(rest)) == 2
 
@@ -423,7 +423,7 @@ def test_text_arrives_while_tokens_do(engine: TurbomindEngine, communicator: Com
 def hold_after_the_first_token(
     communicator: Communicator,
 ) -> tuple[threading.Event, threading.Event]:
-    """Return what is set at the first token, and what lets TurboMind go on after it."""
+    """Return what is set at the first token, and the event that lets TurboMind continue."""
     first, go_on = threading.Event(), threading.Event()
 
     def step(num_tokens: int) -> None:
@@ -455,7 +455,7 @@ def test_a_cancelled_task_is_cancelled_at_turbomind(
     first, go_on = hold_after_the_first_token(communicator)
 
     async def body() -> None:
-        task = asyncio.create_task(pieces(engine, request(6, max_new_tokens=400)))
+        task = asyncio.create_task(chunks(engine, request(6, max_new_tokens=400)))
         assert await asyncio.to_thread(first.wait, TIMEOUT_S)
         task.cancel()
         assert await asyncio.to_thread(communicator.was_cancelled.wait, TIMEOUT_S)
@@ -473,8 +473,8 @@ def test_requests_share_a_pool_of_instances(
 ) -> None:
     async def body() -> None:
         asked = [request(4 + seed, seed=seed, max_new_tokens=5 + seed) for seed in range(16)]
-        together = await asyncio.gather(*(pieces(engine, one) for one in asked))
-        alone = [await pieces(engine, one) for one in asked]
+        together = await asyncio.gather(*(chunks(engine, one) for one in asked))
+        alone = [await chunks(engine, one) for one in asked]
         assert [token_ids(outputs) for outputs in together] == [token_ids(one) for one in alone]
 
     run(body)
@@ -482,7 +482,7 @@ def test_requests_share_a_pool_of_instances(
     assert len({asked.session_id for asked in communicator.asked}) == 32
 
 
-def test_no_more_run_than_turbomind_serves(
+def test_no_more_requests_run_than_turbomind_supports(
     engine: TurbomindEngine, communicator: Communicator
 ) -> None:
     from vlcore.engines.turbomind.requests import InstancePool
@@ -497,13 +497,13 @@ def test_no_more_run_than_turbomind_serves(
     communicator.step = count
 
     async def body() -> None:
-        await asyncio.gather(*(pieces(engine, request(5, seed=seed)) for seed in range(6)))
+        await asyncio.gather(*(chunks(engine, request(5, seed=seed)) for seed in range(6)))
 
     run(body)
     assert most == communicator.num_requests == 2
 
 
-def test_who_waits_for_an_instance_can_be_cancelled(
+def test_a_request_that_waits_for_an_instance_can_be_cancelled(
     engine: TurbomindEngine, communicator: Communicator
 ) -> None:
     from vlcore.engines.turbomind.requests import InstancePool
@@ -518,9 +518,9 @@ def test_who_waits_for_an_instance_can_be_cancelled(
     communicator.step = wait
 
     async def body() -> None:
-        running = asyncio.create_task(pieces(engine, request(5)))
+        running = asyncio.create_task(chunks(engine, request(5)))
         assert await asyncio.to_thread(first.wait, TIMEOUT_S)
-        waiting = asyncio.create_task(pieces(engine, request(6)))
+        waiting = asyncio.create_task(chunks(engine, request(6)))
         await until(lambda: len(engine._requests) == 2)
         waiting.cancel()
         await until(lambda: len(engine._requests) == 1)
@@ -543,7 +543,7 @@ def test_who_waits_for_an_instance_can_be_cancelled(
         (-1, "TurboMind failed: INTERNAL_ENGINE_ERROR"),
     ],
 )
-def test_what_turbomind_reports_is_told(
+def test_errors_of_turbomind_are_explained(
     engine: TurbomindEngine, communicator: Communicator, status: int, message: str
 ) -> None:
     communicator.status = status
@@ -565,11 +565,13 @@ def test_a_crash_in_lmdeploy_ends_its_request_alone(
     assert len(token_ids(ask(engine, request(5)))) == 8
 
 
-def test_closing_tells_those_who_wait(engine: TurbomindEngine, communicator: Communicator) -> None:
+def test_closing_fails_the_waiting_requests(
+    engine: TurbomindEngine, communicator: Communicator
+) -> None:
     first, go_on = hold_after_the_first_token(communicator)
 
     async def body() -> None:
-        task = asyncio.create_task(pieces(engine, request(6, max_new_tokens=400)))
+        task = asyncio.create_task(chunks(engine, request(6, max_new_tokens=400)))
         assert await asyncio.to_thread(first.wait, TIMEOUT_S)
         assert engine.stats() == EngineStats(num_running=1, num_waiting=0)
         closing = asyncio.create_task(engine.close())
@@ -580,6 +582,6 @@ def test_closing_tells_those_who_wait(engine: TurbomindEngine, communicator: Com
             await task
         assert engine.stats() == EngineStats(num_running=0, num_waiting=0)
         with pytest.raises(EngineClosedError, match="was closed"):
-            await pieces(engine, request(6))
+            await chunks(engine, request(6))
 
     run(body)

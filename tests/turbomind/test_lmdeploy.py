@@ -32,11 +32,11 @@ def test_the_installed_release_is_a_supported_one() -> None:
     assert turbomind_support.supported_versions().contains(version)
 
 
-def test_turbomind_takes_the_architectures_that_are_listed() -> None:
+def test_turbomind_supports_the_listed_architectures() -> None:
     assert turbomind_support._supported()["embeddings"].keys() <= SUPPORTED_ARCHS.keys()
 
 
-def test_turbomind_reads_the_token_tables_that_are_listed() -> None:
+def test_turbomind_reads_the_listed_token_embeddings() -> None:
     for architecture, name in turbomind_support._supported()["embeddings"].items():
         registered = SUPPORTED_ARCHS[architecture]
         from lmdeploy.turbomind.models.base import INPUT_MODELS
@@ -69,13 +69,13 @@ def test_lmdeploy_reports_what_the_engine_explains() -> None:
     assert {kind.name for kind in messages.ResponseType} >= _STATUS_REASONS.keys()
 
 
-def test_the_stand_in_is_called_as_turbomind_is() -> None:
+def test_the_fake_is_called_like_turbomind() -> None:
     signature = _tm.ModelRequest.forward.__doc__.partition(" -> ")[0]
     parameters = re.findall(r"[(,] (\w+): ", signature.replace("(self", "( self"))
     assert parameters == list(inspect.signature(stand_in.Request.forward).parameters)
 
 
-def test_the_stand_in_has_what_turbomind_has() -> None:
+def test_the_fake_has_the_interface_of_turbomind() -> None:
     for real, stand_in_class in (
         (_tm.TurboMind, stand_in.Communicator),
         (_tm.ModelRequest, stand_in.Request),

@@ -1,4 +1,4 @@
-"""``pipeline()`` with TurboMind: its choice, what loads when, and where pictures go."""
+"""``pipeline()`` with TurboMind: its selection, the order of loading, and the devices of images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from turbomind_stand_in import Communicator
 
 RED = Image.new("RGB", (60, 40), "red")
-PLACES: dict[str, Any] = {"device": "cuda", "vision_devices": ["cpu"], "dtype": "float16"}
+DEVICES: dict[str, Any] = {"device": "cuda", "vision_devices": ["cpu"], "dtype": "float16"}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def communicators(
 
 
 @pytest.mark.parametrize("engine", ["auto", "turbomind"])
-def test_turbomind_is_taken_where_it_can(
+def test_turbomind_is_selected_where_it_is_supported(
     checkpoint: Path,
     communicators: list[Communicator],
     caplog: pytest.LogCaptureFixture,
@@ -56,7 +56,7 @@ def test_turbomind_is_taken_where_it_can(
 ) -> None:
     with (
         caplog.at_level(logging.INFO),
-        vlcore.pipeline(checkpoint, engine=engine, **PLACES) as pipe,
+        vlcore.pipeline(checkpoint, engine=engine, **DEVICES) as pipe,
     ):
         assert isinstance(pipe.engine, TurbomindEngine)
         answer = pipe(("What is this?", RED), {"max_new_tokens": 3, "ignore_eos": True})
@@ -65,7 +65,7 @@ def test_turbomind_is_taken_where_it_can(
     assert communicators[-1].faults == []
 
 
-def test_the_vision_model_is_there_before_turbomind_takes_its_memory(
+def test_the_vision_model_is_loaded_before_turbomind_allocates_memory(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
@@ -82,11 +82,13 @@ def test_the_vision_model_is_there_before_turbomind_takes_its_memory(
     note(ViewCache, "get", "the view")
     note(ModelStages, "vision_model", "the vision model")
     note(TurbomindEngine, "_load", "TurboMind")
-    vlcore.pipeline(checkpoint, **PLACES).close()
+    vlcore.pipeline(checkpoint, **DEVICES).close()
     assert events == ["the view", "the vision model", "TurboMind"]
 
 
-def test_rows_come_to_the_host_once(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_embeddings_are_copied_to_the_host_once(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from vlcore.vision.encoder import ImageEncoder
 
     options: dict[str, Any] = {}
@@ -97,16 +99,16 @@ def test_rows_come_to_the_host_once(checkpoint: Path, monkeypatch: pytest.Monkey
         made(self, models, **settings)
 
     monkeypatch.setattr(ImageEncoder, "__init__", note)
-    vlcore.pipeline(checkpoint, **PLACES).close()
+    vlcore.pipeline(checkpoint, **DEVICES).close()
     assert options["rows_device"] == "cpu"
 
 
-def test_a_vision_model_of_another_width_is_told_before_turbomind_starts(
+def test_a_vision_model_of_another_width_is_an_error_before_turbomind_starts(
     checkpoint: Path, communicators: list[Communicator], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LanguageModel, "hidden_size", 512)
     with pytest.raises(PluginContractError, match=r"width 256.*expects 512"):
-        vlcore.pipeline(checkpoint, engine="turbomind", **PLACES)
+        vlcore.pipeline(checkpoint, engine="turbomind", **DEVICES)
     assert communicators == []
 
 
@@ -120,4 +122,4 @@ def test_turbomind_that_cannot_start_is_an_error_in_auto_too(
 
     monkeypatch.setattr(stand_in.Communicator, "create_engine", fail)
     with pytest.raises(EngineUnavailableError, match=r"cannot start on .*out of memory"):
-        vlcore.pipeline(checkpoint, engine="auto", **PLACES)
+        vlcore.pipeline(checkpoint, engine="auto", **DEVICES)

@@ -47,7 +47,7 @@ def start(language_model: LanguageModel, view: Path, communicators: list[Communi
     return start
 
 
-def test_the_self_test_gives_rows_for_tokens(
+def test_the_self_test_injects_token_embeddings(
     start: Start, communicators: list[Communicator]
 ) -> None:
     start()
@@ -63,7 +63,7 @@ def test_the_self_test_gives_rows_for_tokens(
     assert communicators[-1].faults == []
 
 
-def test_the_self_test_reads_rows_of_the_token_table(view: Path) -> None:
+def test_the_self_test_reads_rows_of_the_token_embedding(view: Path) -> None:
     rows = read_rows(view, "model.embed_tokens.weight", [5, 699, 0])
     (table,) = (
         tensors["model.embed_tokens.weight"]
@@ -78,7 +78,7 @@ def test_the_self_test_can_be_switched_off(start: Start, communicators: list[Com
     assert communicators[-1].asked == []
 
 
-def test_an_engine_that_takes_rows_for_something_else_refuses_to_serve(
+def test_an_engine_that_misinterprets_embeddings_does_not_start(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import turbomind_stand_in as stand_in
@@ -96,9 +96,7 @@ def test_an_engine_that_takes_rows_for_something_else_refuses_to_serve(
         start()
 
 
-def test_its_own_settings_are_made_of_the_models(
-    start: Start, communicators: list[Communicator]
-) -> None:
+def test_default_settings_follow_the_model(start: Start, communicators: list[Communicator]) -> None:
     start()
     config = communicators[-1].engine_config
     assert config.devices == [3]
@@ -146,7 +144,7 @@ def test_a_longer_session_makes_no_longer_context(start: Start) -> None:
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
     ],
 )
-def test_no_memory_at_start_is_told_with_what_to_do(
+def test_an_out_of_memory_error_at_start_suggests_settings(
     start: Start, monkeypatch: pytest.MonkeyPatch, failure: Exception
 ) -> None:
     import turbomind_stand_in as stand_in
@@ -161,7 +159,9 @@ def test_no_memory_at_start_is_told_with_what_to_do(
         start()
 
 
-def test_a_first_request_that_fails_is_told(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_first_request_that_fails_is_reported(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import turbomind_stand_in as stand_in
 
     monkeypatch.setattr(stand_in.Request, "_refusal", lambda *_: 11)
@@ -171,7 +171,7 @@ def test_a_first_request_that_fails_is_told(start: Start, monkeypatch: pytest.Mo
         start()
 
 
-def test_a_view_that_lacks_a_tensor_is_told(
+def test_a_view_that_lacks_a_tensor_is_reported(
     start: Start, monkeypatch: pytest.MonkeyPatch, language_model: LanguageModel, tmp_path: Path
 ) -> None:
     damaged = language_model.write_view(tmp_path / "view")
@@ -187,7 +187,7 @@ def test_a_view_that_lacks_a_tensor_is_told(
         )
 
 
-def test_an_extension_module_without_its_libraries_is_told(
+def test_an_extension_module_without_its_libraries_is_an_error(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lmdeploy import turbomind
@@ -216,7 +216,7 @@ def test_lmdeploy_leaves_the_callers_logging_alone(
         logging.root.removeHandler(handler)
 
 
-def test_what_lmdeploy_loads_is_what_the_view_holds(
+def test_lmdeploy_loads_the_tensors_of_the_view(
     start: Start, view: Path, communicators: list[Communicator]
 ) -> None:
     start(self_test=False)
@@ -240,7 +240,7 @@ def test_what_lmdeploy_loads_is_what_the_view_holds(
 
 def test_a_started_engine_answers(engine: TurbomindEngine, communicator: Communicator) -> None:
     async def body() -> None:
-        pieces = [piece async for piece in engine.generate(request(5))]
-        assert pieces[-1].finish_reason == "length"
+        chunks = [chunk async for chunk in engine.generate(request(5))]
+        assert chunks[-1].finish_reason == "length"
 
     asyncio.run(body())

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_requests import CPU, LONG, answer, pieces, request, run, token_ids, watch_batches
+from engine_requests import CPU, LONG, answer, chunks, request, run, token_ids, watch_batches
 from held_engine import held
 from transformers import PreTrainedTokenizerBase
 from waits import TIMEOUT_S, until
@@ -25,7 +25,7 @@ from vlcore.language.model import LanguageModel
 from vlcore.prompts.tokenization import TokenizedPrompt
 
 BF16_GAP = 0.05
-"""In bfloat16, answers may differ where the two likeliest tokens are closer than this. The model's
+"""In bfloat16, answers may differ where the two most likely tokens are closer. The model's
 logits are about 1, of which a bfloat16 keeps 8 bits, and a sum of rounded terms fewer."""
 
 
@@ -94,14 +94,14 @@ def test_a_request_joins_a_running_batch_between_two_steps(engine: TransformersE
     run(body)
 
 
-def test_the_first_token_waits_for_at_most_one_step_of_the_others(
+def test_a_new_request_waits_for_at_most_one_step(
     engine: TransformersEngine,
 ) -> None:
     async def body() -> None:
         shapes = watch_shapes(engine)
         with held(engine) as hold:
             others = [
-                asyncio.create_task(pieces(engine, request(4, seed=i, max_new_tokens=LONG)))
+                asyncio.create_task(chunks(engine, request(4, seed=i, max_new_tokens=LONG)))
                 for i in range(7)
             ]
             await asyncio.to_thread(hold.wait_until_held)
@@ -143,7 +143,7 @@ def test_a_padded_batch_of_prompts_is_no_larger_than_allowed(small: Transformers
 # -- waiting
 
 
-def test_what_does_not_fit_waits_in_order(small: TransformersEngine) -> None:
+def test_requests_that_do_not_fit_wait_in_order(small: TransformersEngine) -> None:
     async def body() -> None:
         finished: list[str] = []
 
@@ -192,20 +192,20 @@ def test_a_prompt_that_can_never_fit_is_refused_at_once(small: TransformersEngin
         async with aclosing(small.generate(request(2, max_new_tokens=LONG))) as running:
             await anext(running)
             with pytest.raises(ContextLengthError, match=r"context length is 120"):
-                await pieces(small, request(120))
+                await chunks(small, request(120))
             with pytest.raises(
                 OptionError, match=r"n=3 answers of up to 60 .*caches up to 120 tokens"
             ):
-                await pieces(small, request(10, n=3, do_sample=True, max_new_tokens=50))
+                await chunks(small, request(10, n=3, do_sample=True, max_new_tokens=50))
             with pytest.raises(OptionError, match=r"n=9 answers of up to 4 .*runs up to 8 answers"):
-                await pieces(small, request(2, n=9, do_sample=True, max_new_tokens=2))
-        outputs = await pieces(small, request(100, max_new_tokens=LONG))
+                await chunks(small, request(2, n=9, do_sample=True, max_new_tokens=2))
+        outputs = await chunks(small, request(100, max_new_tokens=LONG))
         assert (len(token_ids(outputs)), outputs[-1].finish_reason) == (20, "length")
 
     run(body)
 
 
-def test_an_engine_without_memory_for_its_cache_says_so(
+def test_an_engine_without_memory_for_its_cache_is_an_error(
     language_model: LanguageModel,
     tokenizer: PreTrainedTokenizerBase,
     monkeypatch: pytest.MonkeyPatch,
@@ -236,7 +236,7 @@ def test_little_memory_shortens_the_context_and_warns(
 
 
 @pytest.mark.parametrize("num_pieces", [0, 1, 3])
-def test_a_cancelled_request_leaves_nothing_behind(
+def test_a_cancelled_request_frees_its_resources(
     small: TransformersEngine, num_pieces: int
 ) -> None:
     async def body() -> None:
@@ -303,7 +303,7 @@ def test_a_request_cancelled_during_its_prefill_is_not_decoded(small: Transforme
     run(body)
 
 
-def test_a_request_cancelled_while_it_takes_a_token_stays_cancelled(
+def test_a_request_cancelled_while_a_token_is_added_stays_cancelled(
     small: TransformersEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adds, cancelled = threading.Event(), threading.Event()
@@ -328,19 +328,19 @@ def test_a_request_cancelled_while_it_takes_a_token_stays_cancelled(
     run(body)
 
 
-def test_a_consumer_that_stops_reading_holds_nobody_up(small: TransformersEngine) -> None:
+def test_a_consumer_that_stops_reading_does_not_delay_others(small: TransformersEngine) -> None:
     async def body() -> None:
         expected = await answer(small, request(7, seed=3))
         async with aclosing(small.generate(request(5, max_new_tokens=20))) as unread:
             await anext(unread)
             assert await answer(small, request(7, seed=3)) == expected
             await until_idle(small)
-            assert len([piece async for piece in unread]) == 19
+            assert len([chunk async for chunk in unread]) == 19
 
     run(body)
 
 
-def test_a_damaged_sequence_does_not_damage_who_comes_into_its_place(
+def test_nan_in_a_slot_does_not_affect_its_next_sequence(
     small: TransformersEngine,
 ) -> None:
     async def body() -> None:
@@ -382,7 +382,7 @@ def test_a_prompt_that_fails_fails_alone(engine: TransformersEngine) -> None:
     run(body)
 
 
-def test_a_cache_that_cannot_grow_fails_who_asked_for_it(
+def test_a_cache_that_cannot_grow_fails_the_new_request(
     small: TransformersEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def body() -> None:
@@ -412,7 +412,7 @@ def test_a_cache_that_cannot_grow_fails_who_asked_for_it(
     run(body)
 
 
-def test_whatever_goes_wrong_in_a_step_ends_its_requests_only(
+def test_a_failure_in_a_step_ends_its_requests_only(
     engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def body() -> None:
@@ -440,9 +440,9 @@ class Arrival:
 
     request: EngineRequest
     after: tuple[int, int] | None
-    """The number of an earlier request, and how many pieces of it come first."""
+    """The number of an earlier request, and how many chunks of it come first."""
     num_pieces: int | None
-    """After how many pieces it is cancelled."""
+    """After how many chunks it is cancelled."""
 
 
 def crowd(num_requests: int, seed: int) -> list[Arrival]:
@@ -502,7 +502,7 @@ async def keep_company(
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_answers_are_the_same_alone_and_in_any_company(
+def test_answers_do_not_depend_on_the_batch(
     language_model: LanguageModel, tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> None:
     config = TransformersEngineConfig(max_num_seqs=6, max_cached_tokens=400, max_prefill_tokens=50)
@@ -524,7 +524,7 @@ def test_answers_are_the_same_alone_and_in_any_company(
     run(body)
 
 
-def test_in_bfloat16_answers_differ_at_close_calls_only(
+def test_in_bfloat16_answers_differ_only_between_nearly_equal_tokens(
     language_model: LanguageModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     engine = TransformersEngine(language_model, tokenizer, device=CPU, dtype=torch.bfloat16)
@@ -534,8 +534,8 @@ def test_in_bfloat16_answers_differ_at_close_calls_only(
             request(length, seed=length, max_new_tokens=40, output_logits="generation")
             for length in range(3, 35)
         ]
-        alone = [await pieces(engine, one) for one in asked]
-        together = await asyncio.gather(*(pieces(engine, one) for one in asked))
+        alone = [await chunks(engine, one) for one in asked]
+        together = await asyncio.gather(*(chunks(engine, one) for one in asked))
         for before, after in zip(alone, together, strict=True):
             for one, other in zip(before, after, strict=True):
                 if one.token_ids != other.token_ids:

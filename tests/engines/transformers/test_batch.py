@@ -1,4 +1,4 @@
-"""The running batch, on text models of several kinds, beside transformers' own generation."""
+"""The running batch with several kinds of models, compared with transformers' generation."""
 
 from __future__ import annotations
 
@@ -112,11 +112,11 @@ class Run:
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_sequences_that_come_and_go_are_continued_as_transformers_does(
+def test_sequences_of_a_changing_batch_match_transformers(
     kind: str, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     run = Run(build(kind), tokenizer)
-    # (prompt, answer) in tokens, by the step at which they join: some leave from the midst.
+    # (prompt, answer) in tokens, by the step at which they are added; some end before others.
     arrivals = {0: [(5, 20), (12, 4)], 3: [(1, 30)], 6: [(21, 9), (3, 14)], 9: [(30, 12)]}
     answers: dict[int, list[int]] = {}
     asked: dict[int, EngineRequest] = {}
@@ -137,21 +137,21 @@ def test_sequences_that_come_and_go_are_continued_as_transformers_does(
     assert sum(2 not in answer for answer in answers.values()) >= 5
 
 
-def test_layers_of_another_kind_are_refused() -> None:
+def test_unsupported_layers_are_refused() -> None:
     model = build("groups of heads")
     model.config.layer_types = ["full_attention", "linear_attention", "full_attention"]
     with pytest.raises(EngineUnavailableError, match="this model has linear_attention"):
         Batch(model, CPU, max_num_seqs=2)
 
 
-def test_a_cached_token_is_measured(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_the_size_of_a_cached_token_is_measured(tokenizer: PreTrainedTokenizerBase) -> None:
     run = Run(build("groups of heads"), tokenizer)
     with torch.inference_mode():
         # 3 layers, keys and values, 2 heads of 16 numbers of 4 bytes
         assert run.batch.measure_bytes_per_token() == 3 * 2 * 2 * 16 * 4
 
 
-def test_slots_are_made_twice_as_many_and_rounded_up_as_far_as_the_budget_goes(
+def test_slots_are_doubled_and_rounded_up_within_the_budget(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     run = Run(build("groups of heads"), tokenizer)
@@ -172,7 +172,9 @@ def test_slots_are_made_twice_as_many_and_rounded_up_as_far_as_the_budget_goes(
     assert join(100, 50) == (7, 150)
 
 
-def test_room_is_slots_times_the_longest(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_the_needed_room_is_slots_times_the_longest_sequence(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
     run = Run(build("groups of heads"), tokenizer)
     run.batch.max_cached_tokens = 100
     answers: dict[int, list[int]] = {}

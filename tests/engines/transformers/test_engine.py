@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_requests import CPU, LONG, answer, pieces, request, run, text, token_ids, watch_batches
+from engine_requests import CPU, LONG, answer, chunks, request, run, text, token_ids, watch_batches
 from held_engine import held
 from transformers import PreTrainedTokenizerBase
 from waits import until
@@ -50,7 +50,7 @@ def test_greedy_answers_are_those_of_transformers(
     run(body)
 
 
-def test_image_rows_change_the_answer(engine: TransformersEngine) -> None:
+def test_image_embeddings_change_the_answer(engine: TransformersEngine) -> None:
     async def body() -> None:
         plain = request(6, image_rows=3)
         other = EngineRequest(plain.prompt, (plain.rows[0] * 8,), plain.config)
@@ -59,7 +59,7 @@ def test_image_rows_change_the_answer(engine: TransformersEngine) -> None:
     run(body)
 
 
-def test_a_batch_of_different_lengths_gives_what_each_gives_alone(
+def test_a_batch_of_different_lengths_gives_the_results_of_single_sequences(
     engine: TransformersEngine,
 ) -> None:
     async def body() -> None:
@@ -107,7 +107,7 @@ def test_a_setting_out_of_range_is_refused(setting: str, value: Any) -> None:
         TransformersEngineConfig(**{setting: value})
 
 
-def test_weights_are_converted_if_asked_for(
+def test_weights_are_converted_on_request(
     language_model: LanguageModel, tokenizer: PreTrainedTokenizerBase, engine: TransformersEngine
 ) -> None:
     config = TransformersEngineConfig(weights="int8")
@@ -117,7 +117,7 @@ def test_weights_are_converted_if_asked_for(
 
     async def body() -> None:
         asked = request(5, output_logits="all", max_new_tokens=1)
-        (exact,), (rounded,) = await pieces(engine, asked), await pieces(converted, asked)
+        (exact,), (rounded,) = await chunks(engine, asked), await chunks(converted, asked)
         assert exact.prompt_logits is not None
         assert rounded.prompt_logits is not None
         difference = (exact.prompt_logits - rounded.prompt_logits).abs()
@@ -128,7 +128,7 @@ def test_weights_are_converted_if_asked_for(
 
 
 @pytest.mark.parametrize("weights", ["int4", "", 8])
-def test_weights_of_another_kind_are_refused(weights: Any) -> None:
+def test_unknown_formats_of_weights_are_refused(weights: Any) -> None:
     with pytest.raises(OptionError, match="weights must be 'int8' or None; it is"):
         TransformersEngineConfig(weights=weights)
 
@@ -139,7 +139,7 @@ def test_weights_of_another_kind_are_refused(weights: Any) -> None:
 def test_max_new_tokens_ends_an_answer(engine: TransformersEngine) -> None:
     async def body() -> None:
         for most in (1, 5):
-            outputs = await pieces(engine, request(4, max_new_tokens=most))
+            outputs = await chunks(engine, request(4, max_new_tokens=most))
             assert len(token_ids(outputs)) == most
             assert outputs[-1].finish_reason == "length"
             assert not any(output.finish_reason for output in outputs[:-1])
@@ -152,7 +152,7 @@ def test_the_end_of_the_context_ends_an_answer(
     tokenizer: PreTrainedTokenizerBase,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(language_model, "context_limit_reason", "the test says so")
+    monkeypatch.setattr(language_model, "context_limit_reason", "the test sets it")
     engine = TransformersEngine(
         language_model,
         tokenizer,
@@ -164,11 +164,11 @@ def test_the_end_of_the_context_ends_an_answer(
     async def body() -> None:
         assert engine.context_length == 12
         assert engine.context_limit_reason == ""  # it is the session's length, not the model's
-        outputs = await pieces(engine, request(9, max_new_tokens=50))
+        outputs = await chunks(engine, request(9, max_new_tokens=50))
         assert len(token_ids(outputs)) == 3
         assert outputs[-1].finish_reason == "length"
         with pytest.raises(ContextLengthError, match="has 12 tokens"):
-            await pieces(engine, request(12))
+            await chunks(engine, request(12))
         await engine.close()
 
     run(body)
@@ -179,71 +179,73 @@ def test_a_session_is_never_longer_than_the_context(
     tokenizer: PreTrainedTokenizerBase,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(language_model, "context_limit_reason", "the test says so")
+    monkeypatch.setattr(language_model, "context_limit_reason", "the test sets it")
     config = TransformersEngineConfig(session_len=100_000)
     engine = TransformersEngine(
         language_model, tokenizer, device=CPU, dtype=torch.float32, config=config
     )
     assert engine.context_length == language_model.context_length == 512
-    assert engine.context_limit_reason == "the test says so"
+    assert engine.context_limit_reason == "the test sets it"
     asyncio.run(engine.close())
 
 
 def test_a_stop_token_ends_an_answer_and_is_not_part_of_it(engine: TransformersEngine) -> None:
     async def body() -> None:
         whole = await answer(engine, request(5, max_new_tokens=12))
-        place = next(i for i in range(3, 12) if whole[i] not in whole[:i])
-        asked = request(5, max_new_tokens=12, stop_token_ids=[whole[place]])
-        outputs = await pieces(engine, asked)
-        assert token_ids(outputs) == whole[:place]
+        index = next(i for i in range(3, 12) if whole[i] not in whole[:i])
+        asked = request(5, max_new_tokens=12, stop_token_ids=[whole[index]])
+        outputs = await chunks(engine, asked)
+        assert token_ids(outputs) == whole[:index]
         assert outputs[-1].finish_reason == "stop"
-        forbidden = request(5, max_new_tokens=12, min_new_tokens=12, stop_token_ids=[whole[place]])
+        forbidden = request(5, max_new_tokens=12, min_new_tokens=12, stop_token_ids=[whole[index]])
         longer = await answer(engine, forbidden)
         assert len(longer) == 12
-        assert whole[place] not in longer
+        assert whole[index] not in longer
 
     run(body)
 
 
-def test_a_stop_word_ends_an_answer_and_is_not_shown(
+def test_a_stop_string_ends_the_answer_and_is_not_part_of_it(
     engine: TransformersEngine, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     async def body() -> None:
-        outputs = await pieces(engine, request(5, max_new_tokens=16))
+        outputs = await chunks(engine, request(5, max_new_tokens=16))
         shown = text(outputs)
         word = shown[len(shown) // 2 : len(shown) // 2 + 4]
-        stopped = await pieces(engine, request(5, max_new_tokens=16, stop_words=[word]))
+        stopped = await chunks(engine, request(5, max_new_tokens=16, stop_words=[word]))
         assert text(stopped) == shown.partition(word)[0]
         assert stopped[-1].finish_reason == "stop"
         assert len(token_ids(stopped)) < 16
         template = EngineRequest(
             request(5).prompt, (), GenerationConfig(max_new_tokens=16), (word,)
         )
-        assert text(await pieces(engine, template)) == text(stopped)
+        assert text(await chunks(engine, template)) == text(stopped)
 
     run(body)
 
 
-def test_ignore_eos_goes_on_after_every_end_but_the_users(engine: TransformersEngine) -> None:
+def test_ignore_eos_ignores_all_ends_except_those_of_the_request(
+    engine: TransformersEngine,
+) -> None:
     async def body() -> None:
-        whole = await pieces(engine, request(5, max_new_tokens=12))
-        place = next(i for i in range(3, 12) if token_ids(whole)[i] not in token_ids(whole)[:i])
+        whole = await chunks(engine, request(5, max_new_tokens=12))
+        index = next(i for i in range(3, 12) if token_ids(whole)[i] not in token_ids(whole)[:i])
         engine._stop_conditions = replace(
-            engine._stop_conditions, eos_token_ids=frozenset({token_ids(whole)[place]})
+            engine._stop_conditions, eos_token_ids=frozenset({token_ids(whole)[index]})
         )
-        ends = await pieces(engine, request(5, max_new_tokens=12, ignore_eos=False))
-        assert token_ids(ends) == token_ids(whole)[:place]
+        ends = await chunks(engine, request(5, max_new_tokens=12, ignore_eos=False))
+        assert token_ids(ends) == token_ids(whole)[:index]
         assert ends[-1].finish_reason == "stop"
-        goes_on = await pieces(engine, request(5, max_new_tokens=12, ignore_eos=True))
+        goes_on = await chunks(engine, request(5, max_new_tokens=12, ignore_eos=True))
         assert token_ids(goes_on) == token_ids(whole)
         word = text(whole)[2:4]
         asked = request(5, max_new_tokens=12, ignore_eos=True, stop=(word,))
-        assert token_ids(await pieces(engine, asked)) == token_ids(whole)
+        assert token_ids(await chunks(engine, asked)) == token_ids(whole)
 
     run(body)
 
 
-def test_a_template_stop_that_is_a_token_ends_by_its_id(
+def test_a_templates_stop_string_that_is_a_token_ends_the_answer_by_its_id(
     engine: TransformersEngine, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     async def body() -> None:
@@ -254,18 +256,18 @@ def test_a_template_stop_that_is_a_token_ends_by_its_id(
             end = tokenizer.convert_tokens_to_ids("</s>")
             head.bias = torch.nn.Parameter(torch.zeros(700))
             head.bias[end] = 1e6
-        outputs = await pieces(engine, request(4, stop=("</s>",)))
+        outputs = await chunks(engine, request(4, stop=("</s>",)))
         assert (token_ids(outputs), text(outputs)) == ((), "")
         assert outputs[-1].finish_reason == "stop"
 
     run(body)
 
 
-def test_pieces_join_to_the_decoded_answer(
+def test_the_chunks_add_up_to_the_decoded_answer(
     engine: TransformersEngine, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     async def body() -> None:
-        outputs = await pieces(engine, request(6, max_new_tokens=24))
+        outputs = await chunks(engine, request(6, max_new_tokens=24))
         detokenizer = Detokenizer(tokenizer)
         shown = "".join(map(detokenizer.add, token_ids(outputs)))
         assert text(outputs) == shown + detokenizer.finish()
@@ -280,9 +282,9 @@ def test_sampling_with_a_seed_does_not_depend_on_the_batch(engine: TransformersE
         asked = request(6, seed=1, **options)
         alone = await answer(engine, asked)
         others = [answer(engine, request(9, seed=i, do_sample=True)) for i in range(3)]
-        beside, *_ = await asyncio.gather(answer(engine, asked), *others)
-        assert beside == alone
-        assert beside != await answer(engine, request(6, seed=1, **options | {"random_seed": 6}))
+        batched, *_ = await asyncio.gather(answer(engine, asked), *others)
+        assert batched == alone
+        assert batched != await answer(engine, request(6, seed=1, **options | {"random_seed": 6}))
 
     run(body)
 
@@ -305,7 +307,7 @@ def test_closing_the_iterator_frees_the_engine(engine: TransformersEngine) -> No
     run(body)
 
 
-def test_a_cancelled_request_leaves_the_rest_of_its_batch(engine: TransformersEngine) -> None:
+def test_a_cancelled_request_does_not_affect_its_batch(engine: TransformersEngine) -> None:
     async def body() -> None:
         asked = [request(4, seed=i, max_new_tokens=40) for i in range(3)]
         expected = [await answer(engine, one) for one in asked]
@@ -322,7 +324,7 @@ def test_a_cancelled_request_leaves_the_rest_of_its_batch(engine: TransformersEn
     run(body)
 
 
-def test_a_loop_that_went_away_does_not_stop_the_engine(engine: TransformersEngine) -> None:
+def test_a_closed_event_loop_does_not_stop_the_engine(engine: TransformersEngine) -> None:
     async def leave() -> None:
         generated = engine.generate(request(4, max_new_tokens=LONG))
         await anext(generated)
@@ -341,7 +343,7 @@ def test_a_loop_that_went_away_does_not_stop_the_engine(engine: TransformersEngi
 # -- failures
 
 
-def test_nan_logits_fail_the_request_and_the_engine_goes_on(engine: TransformersEngine) -> None:
+def test_nan_logits_fail_the_request_only(engine: TransformersEngine) -> None:
     async def body() -> None:
         expected = await answer(engine, request(4))
         weight: Any = engine._model.get_input_embeddings().weight
@@ -388,7 +390,7 @@ def test_a_forward_that_raises_fails_its_batch_only(engine: TransformersEngine) 
 def test_requests_are_checked(engine: TransformersEngine) -> None:
     async def body() -> None:
         with pytest.raises(EngineError, match="prompt is empty"):
-            await pieces(engine, EngineRequest(TokenizedPrompt(())))
+            await chunks(engine, EngineRequest(TokenizedPrompt(())))
 
     run(body)
 
@@ -396,7 +398,7 @@ def test_requests_are_checked(engine: TransformersEngine) -> None:
 # -- closing
 
 
-def test_closing_ends_what_runs_and_what_waits(
+def test_closing_ends_running_and_waiting_requests(
     language_model: LanguageModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     before = set(threading.enumerate())
@@ -442,8 +444,8 @@ def test_answers_are_counted_rather_than_requests(engine: TransformersEngine) ->
         assert engine.stats() == EngineStats(num_running=0, num_waiting=0)
         one = request(5, n=3, do_sample=True, max_new_tokens=LONG)
         with held(engine, 4):
-            async with aclosing(engine.generate(one)) as pieces:
-                await anext(pieces)
+            async with aclosing(engine.generate(one)) as chunks:
+                await anext(chunks)
                 assert engine.stats() == EngineStats(num_running=3, num_waiting=0)
         await until(lambda: not engine.stats().num_running)
 

@@ -35,7 +35,7 @@ def keys_of(slots: SlotKVCache, layer: int) -> torch.Tensor:
     return keys
 
 
-def test_a_step_is_written_where_it_stands_and_sees_what_came_before() -> None:
+def test_a_step_is_stored_at_its_position_and_attends_to_earlier_ones() -> None:
     slots = cache()
     write_prompts(slots, 0, 3, 1.0)
     slots.decode(torch.tensor([3, 1]), longest=4)  # the second prompt was padded by two
@@ -54,7 +54,7 @@ def test_a_mask_shows_each_sequence_its_own_tokens() -> None:
     assert mask[:, 0, 0].tolist() == [[True] * 4, [True, False, False, False]]
 
 
-def test_a_window_hides_what_is_too_far_back() -> None:
+def test_a_sliding_window_masks_distant_tokens() -> None:
     slots = SlotKVCache(MistralConfig(num_hidden_layers=2, sliding_window=2))
     mask = slots.decode(torch.tensor([3, 1]), longest=4)
     assert isinstance(mask, torch.Tensor)
@@ -93,7 +93,7 @@ def test_slots_are_copied_and_cleared() -> None:
     assert keys[1, 0, :3, 0].isnan().all()
 
 
-def test_a_token_takes_its_keys_and_values_in_every_layer() -> None:
+def test_the_size_of_a_token_includes_all_layers() -> None:
     slots = cache()
     write_prompts(slots, 0, 1, 1.0)
     assert slots.bytes_per_token == 2 * 2 * 2 * 4 * 4

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_requests import LONG, answer, pieces, request, run, text, token_ids, watch_batches
+from engine_requests import LONG, answer, chunks, request, run, text, token_ids, watch_batches
 from transformers import PreTrainedTokenizerBase
 from waits import until
 
@@ -26,7 +26,7 @@ def model_logits(engine: TransformersEngine, ids: tuple[int, ...]) -> torch.Tens
     return logits
 
 
-def of_choice(outputs: list[EngineOutput], choice: int) -> list[EngineOutput]:
+def chunks_of_choice(outputs: list[EngineOutput], choice: int) -> list[EngineOutput]:
     return [output for output in outputs if output.choice == choice]
 
 
@@ -48,15 +48,15 @@ def test_requests_of_one_batch_keep_their_own_options(engine: TransformersEngine
             {**SAMPLED, "n": 3},
         ]
         asked = [request(6, seed=4, **{"max_new_tokens": 12} | one) for one in options]
-        alone = [await pieces(engine, one) for one in asked]
+        alone = [await chunks(engine, one) for one in asked]
         sizes = watch_batches(engine)
-        together = await asyncio.gather(*(pieces(engine, one) for one in asked))
+        together = await asyncio.gather(*(chunks(engine, one) for one in asked))
         assert max(sizes) > 6
         for before, after in zip(alone, together, strict=True):
             for choice in range(3):
-                one, other = of_choice(before, choice), of_choice(after, choice)
+                one, other = chunks_of_choice(before, choice), chunks_of_choice(after, choice)
                 assert (token_ids(one), text(one)) == (token_ids(other), text(other))
-        assert len({token_ids(of_choice(outputs, 0)) for outputs in alone}) >= 8
+        assert len({token_ids(chunks_of_choice(outputs, 0)) for outputs in alone}) >= 8
 
     run(body)
 
@@ -67,9 +67,9 @@ def test_requests_of_one_batch_keep_their_own_options(engine: TransformersEngine
 def test_n_answers_share_a_prompt_and_differ(engine: TransformersEngine) -> None:
     async def body() -> None:
         sizes = watch_batches(engine)
-        outputs = await pieces(engine, request(9, image_rows=3, n=4, **SAMPLED))
+        outputs = await chunks(engine, request(9, image_rows=3, n=4, **SAMPLED))
         assert sizes[:2] == [1, 4]  # one prompt, then four answers
-        answers = [token_ids(of_choice(outputs, choice)) for choice in range(4)]
+        answers = [token_ids(chunks_of_choice(outputs, choice)) for choice in range(4)]
         assert len(set(answers)) == 4
         assert all(len(one) == 8 for one in answers)
         ends = [output.choice for output in outputs if output.finish_reason is not None]
@@ -88,12 +88,12 @@ def test_greedy_answers_are_generated_once_and_repeated(
     engine: TransformersEngine, options: dict[str, Any]
 ) -> None:
     async def body() -> None:
-        alone = await pieces(engine, request(9, image_rows=3, logprobs=2))
+        alone = await chunks(engine, request(9, image_rows=3, logprobs=2))
         sizes = watch_batches(engine)
-        outputs = await pieces(engine, request(9, image_rows=3, n=3, logprobs=2, **options))
+        outputs = await chunks(engine, request(9, image_rows=3, n=3, logprobs=2, **options))
         assert set(sizes) == {1}
         for choice in range(3):
-            assert [replace(o, choice=0) for o in of_choice(outputs, choice)] == alone
+            assert [replace(o, choice=0) for o in chunks_of_choice(outputs, choice)] == alone
 
     run(body)
 
@@ -101,15 +101,15 @@ def test_greedy_answers_are_generated_once_and_repeated(
 def test_answers_to_one_prompt_end_one_by_one(engine: TransformersEngine) -> None:
     async def body() -> None:
         asked = request(5, n=3, **SAMPLED, max_new_tokens=30)
-        whole = await pieces(engine, asked)
-        stop = token_ids(of_choice(whole, 1))[2]
-        outputs = await pieces(
+        whole = await chunks(engine, asked)
+        stop = token_ids(chunks_of_choice(whole, 1))[2]
+        outputs = await chunks(
             engine, request(5, n=3, **SAMPLED, max_new_tokens=30, stop_token_ids=[stop])
         )
         for choice in range(3):
-            before = token_ids(of_choice(whole, choice))
-            place = before.index(stop) if stop in before else len(before)
-            assert token_ids(of_choice(outputs, choice)) == before[:place]
+            before = token_ids(chunks_of_choice(whole, choice))
+            index = before.index(stop) if stop in before else len(before)
+            assert token_ids(chunks_of_choice(outputs, choice)) == before[:index]
 
     run(body)
 
@@ -127,7 +127,7 @@ def test_a_failure_of_one_answer_ends_the_request(engine: TransformersEngine) ->
 
         engine._batch.prefill = spoil  # type: ignore[method-assign]
         with pytest.raises(EngineError, match="could not be continued: TypeError"):
-            await pieces(engine, asked)
+            await chunks(engine, asked)
         engine._batch.prefill = prefill  # type: ignore[method-assign]
         await until(lambda: not engine._batch.sequences)
         assert [sequence.is_finished for sequence in sequences] == [True] * 3
@@ -135,10 +135,10 @@ def test_a_failure_of_one_answer_ends_the_request(engine: TransformersEngine) ->
     run(body)
 
 
-def test_too_many_answers_are_refused_before_any_is_made(engine: TransformersEngine) -> None:
+def test_too_many_answers_are_refused_before_any_is_created(engine: TransformersEngine) -> None:
     async def body() -> None:
         with pytest.raises(OptionError, match="n=10000000000 answers"):
-            await pieces(engine, request(4, n=10**10, do_sample=True))
+            await chunks(engine, request(4, n=10**10, do_sample=True))
 
     run(body)
 
@@ -146,21 +146,21 @@ def test_too_many_answers_are_refused_before_any_is_made(engine: TransformersEng
 # -- what may come
 
 
-def test_bad_words_never_appear_in_whatever_tokens(engine: TransformersEngine) -> None:
+def test_banned_strings_never_appear_however_they_are_tokenized(engine: TransformersEngine) -> None:
     async def body() -> None:
-        plain = text(await pieces(engine, request(5, max_new_tokens=40)))
-        # Every pair of neighbours in the answer, as bad words: they span tokens.
+        plain = text(await chunks(engine, request(5, max_new_tokens=40)))
+        # Every pair of neighbours in the answer, as banned strings, which span tokens.
         pairs = sorted({plain[i : i + 2] for i in range(0, 30, 3)} - {"��"})
         for options in ({}, SAMPLED):
             asked = request(5, max_new_tokens=40, bad_words=pairs, **options)
-            outputs = await pieces(engine, asked)
+            outputs = await chunks(engine, asked)
             assert len(token_ids(outputs)) == 40
             assert not [pair for pair in pairs if pair in text(outputs)]
 
     run(body)
 
 
-def test_bad_words_that_forbid_everything_fail_their_request_only(
+def test_banned_strings_that_exclude_everything_fail_their_request_only(
     engine: TransformersEngine, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     async def body() -> None:
@@ -179,13 +179,13 @@ def test_bad_words_that_forbid_everything_fail_their_request_only(
     run(body)
 
 
-def test_options_that_leave_no_first_token_are_refused(engine: TransformersEngine) -> None:
+def test_options_that_allow_no_first_token_are_refused(engine: TransformersEngine) -> None:
     async def body() -> None:
         asked = request(
             4, min_new_tokens=1, stop_token_ids=range(300), bad_token_ids=range(300, 700)
         )
         with pytest.raises(OptionError, match="every token of the vocabulary is an end token or"):
-            await pieces(engine, asked)
+            await chunks(engine, asked)
         assert await answer(engine, request(4, stop_token_ids=[0, 700, 10**9])) is not None
 
     run(body)
@@ -198,26 +198,26 @@ def test_logprobs_are_those_of_the_model(engine: TransformersEngine) -> None:
     async def body() -> None:
         for options in ({}, {**SAMPLED, "repetition_penalty": 1.5}):
             asked = request(6, logprobs=3, **options)
-            outputs = await pieces(engine, asked)
+            outputs = await chunks(engine, asked)
             ids = (*asked.prompt.token_ids, *token_ids(outputs))
             expected = model_logits(engine, ids)[5:-1].log_softmax(-1)
             got = [logprobs for output in outputs for logprobs in output.logprobs]
             assert len(got) == len(expected) == 8
             for token_id, logprobs, row in zip(ids[6:], got, expected, strict=True):
                 assert next(iter(logprobs)) == token_id
-                likeliest = row.topk(3).indices.tolist()
-                assert list(logprobs) == list(dict.fromkeys([token_id, *likeliest]))
+                most_likely = row.topk(3).indices.tolist()
+                assert list(logprobs) == list(dict.fromkeys([token_id, *most_likely]))
                 values = torch.tensor(list(logprobs.values()))
                 torch.testing.assert_close(values, row[list(logprobs)], atol=1e-5, rtol=0)
 
     run(body)
 
 
-def test_logprobs_of_nothing_else_hold_the_token_alone(engine: TransformersEngine) -> None:
+def test_logprobs_of_zero_alternatives_hold_the_token_only(engine: TransformersEngine) -> None:
     async def body() -> None:
-        outputs = await pieces(engine, request(6, logprobs=0))
+        outputs = await chunks(engine, request(6, logprobs=0))
         assert [list(output.logprobs[0]) for output in outputs] == [[t] for t in token_ids(outputs)]
-        assert all(output.logprobs == () for output in await pieces(engine, request(6)))
+        assert all(output.logprobs == () for output in await chunks(engine, request(6)))
 
     run(body)
 
@@ -227,7 +227,7 @@ def test_output_logits_are_those_of_the_model(engine: TransformersEngine, wanted
     async def body() -> None:
         asked = request(6, output_logits=wanted)
         others = [asyncio.create_task(answer(engine, request(9, seed=i))) for i in range(3)]
-        outputs = await pieces(engine, asked)
+        outputs = await chunks(engine, asked)
         await asyncio.gather(*others)
         ids = (*asked.prompt.token_ids, *token_ids(outputs))
         expected = model_logits(engine, ids)
@@ -249,7 +249,7 @@ def test_the_token_that_ends_an_answer_has_no_logits(engine: TransformersEngine)
     async def body() -> None:
         first = (await answer(engine, request(6)))[0]
         asked = request(6, output_logits="all", logprobs=1, stop_token_ids=[first])
-        (only,) = await pieces(engine, asked)
+        (only,) = await chunks(engine, asked)
         assert (only.token_ids, only.logprobs, only.logits) == ((), (), None)
         assert only.finish_reason == "stop"
         assert only.prompt_logits is not None
@@ -257,10 +257,12 @@ def test_the_token_that_ends_an_answer_has_no_logits(engine: TransformersEngine)
     run(body)
 
 
-def test_logits_are_ordinary_tensors_that_keep_nothing_else(engine: TransformersEngine) -> None:
+def test_logits_are_ordinary_tensors_that_keep_no_other_memory_alive(
+    engine: TransformersEngine,
+) -> None:
     async def body() -> None:
         others = [asyncio.create_task(answer(engine, request(9, seed=i))) for i in range(3)]
-        outputs = await pieces(engine, request(6, output_logits="all"))
+        outputs = await chunks(engine, request(6, output_logits="all"))
         await asyncio.gather(*others)
         for logits in (outputs[0].prompt_logits, *(output.logits for output in outputs)):
             assert logits is not None
@@ -271,7 +273,7 @@ def test_logits_are_ordinary_tensors_that_keep_nothing_else(engine: Transformers
 
 
 @pytest.mark.parametrize("skips", [True, False])
-def test_a_stop_word_that_is_a_control_token_ends_by_its_id(
+def test_a_stop_string_that_is_a_special_token_ends_the_answer_by_its_id(
     engine: TransformersEngine, skips: bool
 ) -> None:
     async def body() -> None:
@@ -283,16 +285,16 @@ def test_a_stop_word_that_is_a_control_token_ends_by_its_id(
             repetition_penalty=5.0,
             bad_token_ids=[token_id for token_id in range(700) if token_id not in allowed],
         )
-        outputs = await pieces(engine, asked)
+        outputs = await chunks(engine, asked)
         assert outputs[-1].finish_reason == "stop"
         assert set(token_ids(outputs)) <= {300}
 
     run(body)
 
 
-def test_a_stop_word_that_spans_tokens_is_never_shown_in_part(engine: TransformersEngine) -> None:
+def test_no_part_of_a_stop_string_that_spans_tokens_is_emitted(engine: TransformersEngine) -> None:
     async def body() -> None:
-        whole = await pieces(engine, request(5, max_new_tokens=24))
+        whole = await chunks(engine, request(5, max_new_tokens=24))
         shown = text(whole)
         words = [shown[i : i + 5] for i in range(3, 20, 4)]
         for word in words:
@@ -301,7 +303,7 @@ def test_a_stop_word_that_spans_tokens_is_never_shown_in_part(engine: Transforme
                 (),
                 request(5, max_new_tokens=24, stop_words=[word], logprobs=0).config,
             )
-            outputs = await pieces(engine, asked)
+            outputs = await chunks(engine, asked)
             assert text(outputs) == shown.partition(word)[0]
             assert outputs[-1].finish_reason == "stop"
 

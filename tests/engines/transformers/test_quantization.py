@@ -140,7 +140,7 @@ def test_a_model_without_linear_layers_is_refused() -> None:
 
 
 @pytest.mark.slow
-def test_torchao_says_nothing_when_a_model_is_made() -> None:
+def test_torchao_logs_nothing_when_a_model_is_created() -> None:
     code = "import vlcore, transformers; transformers.LlamaForCausalLM; import torchao"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],

@@ -33,7 +33,7 @@ def test_greedy_takes_the_most_likely() -> None:
     assert draw(greedy, LOGITS.flip(0)) == 4
 
 
-def test_only_greedy_without_a_penalty_is_plain_argmax() -> None:
+def test_only_greedy_decoding_without_a_penalty_is_plain_argmax() -> None:
     assert not sampler(do_sample=True).is_greedy()
     assert not sampler(repetition_penalty=1.5).is_greedy()
     assert not sampler(bad_token_ids=[3]).is_greedy()
@@ -55,16 +55,16 @@ def test_a_seed_repeats_the_draws() -> None:
     assert draws(None) != draws(None)
 
 
-def test_draws_of_one_request_do_not_disturb_another() -> None:
+def test_sampling_of_one_request_does_not_affect_another() -> None:
     options: dict[str, Any] = {"do_sample": True, "random_seed": 3, "temperature": 5.0}
-    alone, beside = sampler(**options), sampler(**options)
+    alone, interleaved = sampler(**options), sampler(**options)
     expected = [draw(alone, LOGITS) for _ in range(32)]
     other = sampler(do_sample=True, random_seed=4)
     mixed = []
     for _ in range(32):
         draw(other, LOGITS)
         torch.rand(1)
-        mixed.append(draw(beside, LOGITS))
+        mixed.append(draw(interleaved, LOGITS))
     assert mixed == expected
 
 
@@ -115,7 +115,7 @@ def test_a_repetition_penalty_works_without_a_text() -> None:
     assert draw(sampler(repetition_penalty=1.5), LOGITS) == 0
 
 
-def test_no_end_comes_before_the_least_number_of_tokens() -> None:
+def test_no_end_token_is_generated_before_min_new_tokens() -> None:
     forbids = sampler(end=(0, 1), min_new_tokens=2)
     tokens = []
     for _ in range(3):
@@ -136,7 +136,7 @@ def test_top_k_of_minus_one_draws_from_all_tokens() -> None:
     assert drawn(top_k=-1) == drawn(top_k=0) == {0, 1, 2, 3, 4}
 
 
-def test_bad_tokens_never_come() -> None:
+def test_banned_tokens_are_never_drawn() -> None:
     assert draw(sampler(bad_token_ids=[0, 1]), LOGITS) == 2
     assert drawn(bad_token_ids=[0, 4]) == {1, 2, 3}
     assert drawn(bad_token_ids=[0], end=(1,), min_new_tokens=1) == {2, 3, 4}
@@ -152,7 +152,7 @@ def test_no_temperature_overflows(temperature: float) -> None:
     } == expected
 
 
-def test_options_that_make_nan_damage_their_own_row_only() -> None:
+def test_options_that_produce_nan_affect_their_own_sequence_only() -> None:
     extreme = sampler((0, 1, 2, 3, 4), do_sample=True, random_seed=0, repetition_penalty=1e-40)
     rows = torch.stack([LOGITS + 4] * 3)
     chosen = choose_tokens(rows, [sampler(), extreme, sampler()])
@@ -167,13 +167,13 @@ def test_the_answers_of_one_request_draw_differently() -> None:
     assert second == again
 
 
-def test_ranked_tokens_are_the_likeliest_allowed_ones() -> None:
+def test_most_likely_returns_the_most_likely_allowed_tokens() -> None:
     ranking = sampler((1,), bad_token_ids=[2], repetition_penalty=2.0)
     assert ranking.most_likely(LOGITS, 3) == [0, 3, 1]
     assert ranking.most_likely(LOGITS, 99) == [0, 3, 1, 4]
 
 
-def test_drawing_among_a_few_takes_nothing_else() -> None:
+def test_drawing_from_given_tokens_returns_no_other() -> None:
     assert int(sampler().draw_from([3, 1, 4], LOGITS)) == 1
     sampled = sampler(do_sample=True, random_seed=0, temperature=1.0, top_k=3)
     assert {int(sampled.draw_from([3, 4], LOGITS)) for _ in range(99)} == {3, 4}
@@ -182,7 +182,7 @@ def test_drawing_among_a_few_takes_nothing_else() -> None:
 # -- all rows of a batch
 
 
-def test_every_row_is_chosen_by_its_own_options() -> None:
+def test_every_sequence_is_sampled_with_its_own_options() -> None:
     samplers = [sampler(), sampler(bad_token_ids=[0]), sampler(do_sample=True, top_k=1), sampler()]
     rows = torch.stack([LOGITS, LOGITS, LOGITS, LOGITS.flip(0)])
     assert choose_tokens(rows, samplers).tolist() == [0, 1, 0, 4]
@@ -190,7 +190,7 @@ def test_every_row_is_chosen_by_its_own_options() -> None:
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("do_sample", [False, True])
-def test_a_row_that_is_not_finite_is_damaged_and_the_others_are_not(
+def test_logits_that_are_not_finite_affect_their_own_sequence_only(
     value: float, do_sample: bool
 ) -> None:
     rows = torch.stack([LOGITS, LOGITS, LOGITS])

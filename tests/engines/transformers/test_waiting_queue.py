@@ -10,61 +10,63 @@ from vlcore.engines.transformers.waiting_queue import WaitingQueue
 from vlcore.errors import EngineClosedError
 
 
-class Answer:
+class FakeSequence:
     def __init__(self, is_finished: bool) -> None:
         self.is_finished = is_finished
 
 
 def request(*, is_finished: bool = False) -> SequenceGroup:
-    return cast("SequenceGroup", (Answer(is_finished),))
+    return cast("SequenceGroup", (FakeSequence(is_finished),))
 
 
-def everybody(requests: list[SequenceGroup]) -> bool:
+def always(requests: list[SequenceGroup]) -> bool:
     return True
 
 
-def test_requests_are_taken_in_order_as_far_as_they_go_together() -> None:
-    line = WaitingQueue()
-    asked = [request() for _ in range(5)]
-    for one in asked:
-        line.add(one)
-    assert line.take(lambda requests: len(requests) <= 2) == asked[:2]
-    assert line.take(lambda requests: asked[3] not in requests) == asked[2:3]
-    assert line.take(lambda requests: requests == [asked[4]]) == []  # nobody out of turn
-    assert len(line) == 2
-    assert line.take(everybody) == asked[3:]
-    assert line.take(everybody) == []
+def test_requests_are_taken_in_order_while_they_fit() -> None:
+    queue = WaitingQueue()
+    groups = [request() for _ in range(5)]
+    for group in groups:
+        queue.add(group)
+    assert queue.take(lambda requests: len(requests) <= 2) == groups[:2]
+    assert queue.take(lambda requests: groups[3] not in requests) == groups[2:3]
+    assert (
+        queue.take(lambda requests: requests == [groups[4]]) == []
+    )  # the order of arrival is kept
+    assert len(queue) == 2
+    assert queue.take(always) == groups[3:]
+    assert queue.take(always) == []
 
 
-def test_who_left_or_was_cancelled_is_not_taken() -> None:
-    line = WaitingQueue()
+def test_discarded_and_cancelled_requests_are_not_taken() -> None:
+    queue = WaitingQueue()
     first, cancelled, last = request(), request(is_finished=True), request()
-    for one in (first, cancelled, last):
-        line.add(one)
-    line.discard(first)
-    line.discard(first)
-    assert line.take(everybody) == [last]
-    assert len(line) == 0
+    for group in (first, cancelled, last):
+        queue.add(group)
+    queue.discard(first)
+    queue.discard(first)
+    assert queue.take(always) == [last]
+    assert len(queue) == 0
 
 
-def test_waiting_ends_when_somebody_comes_or_there_is_other_work() -> None:
-    line = WaitingQueue()
-    assert line.wait_for_work(lambda: True)
-    timer = threading.Timer(0.01, line.add, [request()])
+def test_waiting_ends_when_a_request_is_added_or_there_is_other_work() -> None:
+    queue = WaitingQueue()
+    assert queue.wait_for_work(lambda: True)
+    timer = threading.Timer(0.01, queue.add, [request()])
     timer.start()
-    assert line.wait_for_work(lambda: False)
+    assert queue.wait_for_work(lambda: False)
     timer.join()
 
 
-def test_a_closed_line_lets_nobody_in() -> None:
-    line = WaitingQueue()
+def test_a_closed_queue_refuses_requests() -> None:
+    queue = WaitingQueue()
     waiting = request()
-    line.add(waiting)
-    timer = threading.Timer(0.01, line.close)
+    queue.add(waiting)
+    timer = threading.Timer(0.01, queue.close)
     timer.start()
-    while line.wait_for_work(lambda: False):
+    while queue.wait_for_work(lambda: False):
         pass
     timer.join()
     with pytest.raises(EngineClosedError, match="engine was closed"):
-        line.add(request())
-    assert line.take(everybody) == [waiting]
+        queue.add(request())
+    assert queue.take(always) == [waiting]

@@ -12,12 +12,12 @@ from vlcore.prompts.tokenization import Span, TokenizedPrompt
 ROWS = torch.arange(24.0).reshape(6, 4)
 
 
-def test_a_prompt_of_text_has_no_embeddings() -> None:
+def test_a_text_prompt_has_no_embeddings() -> None:
     prompt = to_turbomind_prompt(EngineRequest(TokenizedPrompt((1, 2, 3))), torch.float16)
     assert (prompt.token_ids, prompt.embeddings, prompt.ranges) == ((1, 2, 3), (), ())
 
 
-def test_rows_are_cut_to_their_spans_in_order() -> None:
+def test_embeddings_are_split_by_their_spans_in_order() -> None:
     spans = (Span(5, 7, 0, 0), Span(1, 3, 1, 4), Span(3, 3, 0, 2), Span(3, 4, 1, 0))
     request = EngineRequest(TokenizedPrompt((7, 0, 0, 0, 8, 0, 0), spans), (ROWS, -ROWS))
     prompt = to_turbomind_prompt(request, torch.bfloat16)
@@ -31,12 +31,12 @@ def test_rows_are_cut_to_their_spans_in_order() -> None:
     assert {rows.device.type for rows in prompt.embeddings} == {"cpu"}
 
 
-def test_ids_under_rows_are_one_that_the_prompt_holds() -> None:
+def test_placeholder_ids_are_tokens_of_the_prompt() -> None:
     request = EngineRequest(TokenizedPrompt((0, 0, 8, 9), (Span(0, 2, 0, 0),)), (ROWS[:2],))
     assert to_turbomind_prompt(request, torch.float16).token_ids == (8, 8, 8, 9)
 
 
-def test_rows_alone_leave_nothing_for_a_repetition_penalty() -> None:
+def test_a_repetition_penalty_needs_a_text_token() -> None:
     asked = TokenizedPrompt((0, 0), (Span(0, 2, 0, 0),))
     assert to_turbomind_prompt(EngineRequest(asked, (ROWS[:2],)), torch.float16).token_ids == (0, 0)
     config = GenerationConfig(repetition_penalty=1.1)
@@ -53,7 +53,7 @@ def test_overlapping_spans_are_refused() -> None:
 
 
 @pytest.mark.parametrize("value", [7e4, torch.nan])
-def test_rows_that_do_not_fit_the_dtype_are_refused(value: float) -> None:
+def test_embeddings_that_overflow_the_dtype_are_refused(value: float) -> None:
     request = EngineRequest(
         TokenizedPrompt((1, 0), (Span(1, 2, 0, 0),)), (torch.tensor([[1.0, value, 0.0, 0.0]]),)
     )

@@ -1,4 +1,4 @@
-"""One answer out of a stand-in for lmdeploy's instance; tests/turbomind drives the real one."""
+"""Requests with a fake of lmdeploy's instance; tests/turbomind runs the real one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Script = list[tuple[str, list[int]]]
 
 
 class Instance:
-    """Gives what a script says: a status's name and the next tokens, one pair a step."""
+    """Returns the outputs of a script: the name of a status and the next tokens for each step."""
 
     def __init__(self, *scripts: Script) -> None:
         self.scripts = list(scripts)
@@ -104,7 +104,7 @@ def serve(
 
 
 def ids_of(emitted: list[EngineOutput | EngineError]) -> list[int]:
-    return [i for piece in emitted if isinstance(piece, EngineOutput) for i in piece.token_ids]
+    return [i for chunk in emitted if isinstance(chunk, EngineOutput) for i in chunk.token_ids]
 
 
 def reason_of(emitted: list[EngineOutput | EngineError]) -> str | None:
@@ -122,7 +122,7 @@ def test_an_answer_ends_at_its_length(tokenizer: PreTrainedTokenizerBase) -> Non
 
 
 @pytest.mark.parametrize("last", [[EOS], []])
-def test_an_answer_ends_at_an_end_token_that_is_given_or_not(
+def test_an_answer_ends_at_an_end_token_whether_it_is_returned_or_not(
     tokenizer: PreTrainedTokenizerBase, last: list[int]
 ) -> None:
     _, emitted = serve(tokenizer, [("SUCCESS", [300]), ("FINISH", last)])
@@ -130,7 +130,7 @@ def test_an_answer_ends_at_an_end_token_that_is_given_or_not(
     assert reason_of(emitted) == "stop"
 
 
-def test_what_comes_after_the_end_is_read_and_dropped(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_output_after_the_end_is_read_and_dropped(tokenizer: PreTrainedTokenizerBase) -> None:
     script: Script = [("SUCCESS", [300, EOS, 301]), ("WAIT", []), ("CANCEL", [302])]
     instance, emitted = serve(tokenizer, script)
     assert ids_of(emitted) == [300]
@@ -138,7 +138,7 @@ def test_what_comes_after_the_end_is_read_and_dropped(tokenizer: PreTrainedToken
     assert instance.num_drained == 1
 
 
-def test_a_bad_word_is_asked_around(
+def test_the_answer_continues_without_a_banned_string(
     tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vlcore.engines.detokenizer import Detokenizer
@@ -159,7 +159,7 @@ def test_a_bad_word_is_asked_around(
     assert instance.num_drained == 4
 
 
-def test_a_failure_goes_to_the_answer(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_a_failure_ends_the_answer(tokenizer: PreTrainedTokenizerBase) -> None:
     instance, emitted = serve(tokenizer, [("SUCCESS", [300]), ("OUT_OF_MEMORY", [])])
     assert ids_of(emitted) == [300]
     assert isinstance(emitted[-1], EngineError)
@@ -167,7 +167,7 @@ def test_a_failure_goes_to_the_answer(tokenizer: PreTrainedTokenizerBase) -> Non
     assert instance.num_drained == 1
 
 
-def test_closing_cancels_and_tells(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_closing_cancels_the_request_with_an_error(tokenizer: PreTrainedTokenizerBase) -> None:
     async def close_soon(run: RunningRequest) -> None:
         while not run.sequence.token_ids:
             await asyncio.sleep(0)
@@ -179,7 +179,7 @@ def test_closing_cancels_and_tells(tokenizer: PreTrainedTokenizerBase) -> None:
     assert instance.num_drained == 1
 
 
-def test_an_answer_that_nobody_waits_for_is_never_asked(
+def test_a_request_that_is_cancelled_before_it_starts_is_never_sent(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     async def cancel_at_once(run: RunningRequest) -> None:
@@ -189,7 +189,7 @@ def test_an_answer_that_nobody_waits_for_is_never_asked(
     assert (instance.asked, emitted) == ([], [])
 
 
-def test_an_instance_is_lent_again_only_once_its_cancellation_is_through(
+def test_an_instance_is_reused_only_after_its_cancellation(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     events: list[str] = []
@@ -219,11 +219,13 @@ def test_an_instance_is_lent_again_only_once_its_cancellation_is_through(
     assert events == ["1 is cancelled", "lent again"]
 
 
-def test_an_answer_whose_reader_is_gone_is_cancelled(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_an_answer_whose_receiver_is_closed_is_cancelled(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
     instance = Instance([("SUCCESS", [300]), ("WAIT", []), ("CANCEL", [])])
 
     class Gone(list[EngineOutput | EngineError]):
-        def append(self, piece: EngineOutput | EngineError) -> None:
+        def append(self, chunk: EngineOutput | EngineError) -> None:
             raise RuntimeError("Event loop is closed")
 
     async def body() -> None:
@@ -233,7 +235,7 @@ def test_an_answer_whose_reader_is_gone_is_cancelled(tokenizer: PreTrainedTokeni
     assert instance.num_drained == 1
 
 
-def test_an_instance_that_failed_is_not_lent_again() -> None:
+def test_an_instance_that_failed_is_not_reused() -> None:
     made: list[object] = []
 
     def create() -> object:

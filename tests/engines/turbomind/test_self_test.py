@@ -55,18 +55,18 @@ def view(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_rows_are_read_by_their_ids(view: Path) -> None:
+def test_embeddings_are_read_by_token_id(view: Path) -> None:
     assert torch.equal(read_rows(view, NAME, [39, 0, 7]), TABLE[[39, 0, 7]])
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-3])
-def test_an_engine_that_injects_rows_passes(view: Path, noise: float) -> None:
+def test_an_engine_that_injects_embeddings_passes(view: Path, noise: float) -> None:
     engine = TableEngine(noise=noise)
     asyncio.run(run_self_test(engine, view, NAME))
     assert engine.num_asked == 8
 
 
-def test_an_engine_that_does_not_is_refused_with_both_versions(
+def test_an_engine_that_ignores_embeddings_is_refused_with_both_versions(
     view: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vlcore._version import __version__
@@ -79,7 +79,7 @@ def test_an_engine_that_does_not_is_refused_with_both_versions(
             asyncio.run(run_self_test(engine, view, NAME))
 
 
-def test_a_table_of_another_width_is_refused(view: Path) -> None:
+def test_a_token_embedding_of_another_width_is_refused(view: Path) -> None:
     engine = TableEngine()
     engine.hidden_size = 16
     with pytest.raises(EngineUnavailableError, match=r"has width 8; .* has width 16"):

@@ -57,7 +57,7 @@ def test_the_pinned_release_is_supported() -> None:
     assert supported_versions().contains(pinned)
 
 
-def test_pins_that_both_lists_have_agree_but_for_torch() -> None:
+def test_pins_in_both_lists_agree_except_for_torch() -> None:
     ours, theirs = (
         dict(
             line.lower().split("==")
@@ -71,7 +71,7 @@ def test_pins_that_both_lists_have_agree_but_for_torch() -> None:
 
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_model_that_fits_has_no_reason_against_it(dtype: torch.dtype) -> None:
+def test_a_supported_model_has_no_unsupported_reason(dtype: torch.dtype) -> None:
     assert unsupported_reason(model(), CUDA, dtype) is None
     assert embedding_name("LlamaForCausalLM") == "model.embed_tokens.weight"
 
@@ -98,19 +98,19 @@ def test_a_model_that_fits_has_no_reason_against_it(dtype: torch.dtype) -> None:
         ({"head_dim": 80}, "cuda", torch.float16, "have size 80"),
     ],
 )
-def test_reasons_are_told(
+def test_unsupported_models_have_a_reason(
     config: dict[str, Any], device: str, dtype: torch.dtype, reason: str
 ) -> None:
-    told = unsupported_reason(model(**config), torch.device(device), dtype)
-    assert told is not None
-    assert re.search(reason, told)
+    found = unsupported_reason(model(**config), torch.device(device), dtype)
+    assert found is not None
+    assert re.search(reason, found)
 
 
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize(
     "config", [{"sliding_window": 4096}, {"sliding_window": 8, "use_sliding_window": False}]
 )
-def test_a_window_that_cuts_nothing_off_is_none(config: dict[str, Any]) -> None:
+def test_a_sliding_window_of_the_whole_context_is_supported(config: dict[str, Any]) -> None:
     assert unsupported_reason(model(**config), CUDA, torch.float16) is None
 
 
@@ -120,7 +120,7 @@ def test_lmdeploys_own_settings_state_the_dtype() -> None:
 
 
 @pytest.mark.usefixtures("installed")
-def test_a_model_without_a_text_view_is_told() -> None:
+def test_a_model_without_a_text_view_is_unsupported() -> None:
     class Unwritable:
         checkpoint = SimpleNamespace(name="some-model")
 
@@ -142,16 +142,16 @@ def test_a_model_without_a_text_view_is_told() -> None:
         ("0.19.0rc1", r"lmdeploy 0\.19\.0rc1 is installed"),
     ],
 )
-def test_another_lmdeploy_is_told(
+def test_an_unsupported_lmdeploy_is_reported(
     monkeypatch: pytest.MonkeyPatch, version: str | None, reason: str
 ) -> None:
     monkeypatch.setattr(support, "lmdeploy_version", lambda: version)
-    told = unsupported_reason(model(), CUDA, torch.float16)
-    assert told is not None
-    assert re.match(reason, told)
+    found = unsupported_reason(model(), CUDA, torch.float16)
+    assert found is not None
+    assert re.match(reason, found)
 
 
-def test_the_version_is_told_without_an_import(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_version_is_read_without_an_import(monkeypatch: pytest.MonkeyPatch) -> None:
     before = set(sys.modules)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(metadata, "version", lambda name: "0.18.3")
@@ -161,7 +161,9 @@ def test_the_version_is_told_without_an_import(monkeypatch: pytest.MonkeyPatch) 
     assert not [name for name in set(sys.modules) - before if name.startswith("lmdeploy")]
 
 
-def test_metadata_without_a_module_is_no_lmdeploy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metadata_without_a_module_is_not_an_installed_lmdeploy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def missing(name: str) -> str:
         raise metadata.PackageNotFoundError(name)
 
@@ -170,7 +172,7 @@ def test_metadata_without_a_module_is_no_lmdeploy(monkeypatch: pytest.MonkeyPatc
     assert lmdeploy_version() is None
 
 
-def test_lmdeploys_settings_are_known_once_lmdeploy_is_there(
+def test_lmdeploys_settings_are_recognized_once_lmdeploy_is_imported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     messages: Any = ModuleType("lmdeploy.messages")

@@ -47,30 +47,30 @@ def test_sampling_keeps_its_options(top_k: int) -> None:
     ("seed", "choice", "num_generated", "expected"),
     [(7, 0, 0, 7), (7, 2, 0, 9), (7, 0, 3, 10), (2**64 - 1, 1, 0, 0)],
 )
-def test_each_answer_and_each_beginning_has_a_seed(
+def test_each_answer_and_each_continuation_has_its_own_seed(
     seed: int, choice: int, num_generated: int, expected: int
 ) -> None:
     config = GenerationConfig(do_sample=True, random_seed=seed)
     assert options(config, choice=choice, num_generated=num_generated)["random_seed"] == expected
 
 
-def test_no_seed_is_a_new_one_each_time() -> None:
+def test_without_a_seed_each_request_has_a_new_one() -> None:
     config = GenerationConfig(do_sample=True)
     assert len({options(config)["random_seed"] for _ in range(8)}) == 8
 
 
-def test_forbidden_tokens_join_the_bad_ones() -> None:
+def test_banned_tokens_are_added_to_bad_token_ids() -> None:
     made = options(GenerationConfig(bad_token_ids=(5, 3)), banned_token_ids=[4, 5])
     assert made["bad_token_ids"] == [3, 4, 5]
 
 
-def test_what_was_generated_counts_for_the_least_length() -> None:
+def test_generated_tokens_count_towards_min_new_tokens() -> None:
     config = GenerationConfig(min_new_tokens=3)
     lengths = [options(config, num_generated=n)["min_new_tokens"] for n in (0, 2, 5)]
     assert lengths == [3, 1, 0]
 
 
-def test_end_tokens_stop_and_a_request_without_any_ignores_the_models() -> None:
+def test_a_request_without_end_tokens_ignores_those_of_the_model() -> None:
     made = options(end_token_ids=[9, 2])
     assert (made["stop_token_ids"], made["ignore_eos"]) == ([2, 9], False)
     made = options(GenerationConfig(min_new_tokens=2), end_token_ids=[])
@@ -88,7 +88,7 @@ def test_end_tokens_stop_and_a_request_without_any_ignores_the_models() -> None:
         ({"output_logits": "all"}, 3, "generation"),
     ],
 )
-def test_logits_are_asked_for_where_they_are_needed(
+def test_logits_are_requested_where_they_are_needed(
     asked: dict[str, Any], num_generated: int, expected: str | None
 ) -> None:
     made = options(GenerationConfig(**asked), num_generated=num_generated)
@@ -109,7 +109,7 @@ def test_logits_are_asked_for_where_they_are_needed(
         ({"min_new_tokens": 1}, range(33), "at most 32 end tokens with TurboMind; there are 33"),
     ],
 )
-def test_what_would_be_changed_silently_is_refused(
+def test_options_that_would_be_changed_silently_are_refused(
     asked: dict[str, Any], end_token_ids: Any, message: str
 ) -> None:
     with pytest.raises(OptionError, match=message):
@@ -126,5 +126,5 @@ def test_what_would_be_changed_silently_is_refused(
         ({"min_new_tokens": 1}, range(32)),
     ],
 )
-def test_what_fits_passes(asked: dict[str, Any], end_token_ids: Any) -> None:
+def test_supported_options_are_accepted(asked: dict[str, Any], end_token_ids: Any) -> None:
     check_options(GenerationConfig(**asked), end_token_ids)

@@ -1,4 +1,4 @@
-"""Pictures and text through every plugin and TurboMind, beside the embedded engine."""
+"""Images and text with every plugin on TurboMind, compared with the embedded engine."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Pair:
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    return Pair(write_checkpoint(request.param, tmp_path_factory.mktemp("road") / request.param))
+    return Pair(write_checkpoint(request.param, tmp_path_factory.mktemp("models") / request.param))
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_answers_are_those_of_the_embedded_engine(
         assert answer.input_token_len == expected.input_token_len
 
 
-def test_a_conversation_is_that_of_the_embedded_engine(
+def test_a_conversation_is_the_same_as_with_the_embedded_engine(
     turbomind: Pipeline, embedded: Pipeline
 ) -> None:
     def converse(pipe: Pipeline) -> list[tuple[int, ...]]:
@@ -143,7 +143,7 @@ def test_a_conversation_is_that_of_the_embedded_engine(
     assert converse(turbomind) == converse(embedded)
 
 
-def test_rows_arrive_where_the_prompt_has_its_pictures(
+def test_embeddings_are_sent_at_the_positions_of_the_images(
     turbomind: Pipeline, communicators: list[Communicator]
 ) -> None:
     turbomind(PROMPTS[2], {"max_new_tokens": 1})
@@ -154,7 +154,7 @@ def test_rows_arrive_where_the_prompt_has_its_pictures(
     assert sum(end - begin for begin, end in asked.ranges) == len(asked.embeddings)
 
 
-def test_many_at_once_are_answered_as_alone(turbomind: Pipeline) -> None:
+def test_concurrent_requests_have_the_answers_of_single_ones(turbomind: Pipeline) -> None:
     prompts = [PROMPTS[number % 3] for number in range(16)]
     options = [{"max_new_tokens": 2 + number % 5, "ignore_eos": True} for number in range(16)]
 
@@ -166,6 +166,6 @@ def test_many_at_once_are_answered_as_alone(turbomind: Pipeline) -> None:
     assert [one.token_ids for one in asyncio.run(together())] == [one.token_ids for one in alone]
 
 
-def test_turbomind_takes_every_family(pair: Pair) -> None:
+def test_turbomind_supports_every_plugin(pair: Pair) -> None:
     cuda = torch.device("cuda", 0)
     assert unsupported_reason(pair.language_model, cuda, torch.float16) is None
