@@ -1,4 +1,4 @@
-"""A client of the soak, which asks well, badly, or goes away, and what it saw."""
+"""A client of the soak, which sends good and hostile requests or disconnects, and its tally."""
 
 from __future__ import annotations
 
@@ -13,21 +13,17 @@ from _good import Good
 from _hostile import Hostile
 
 PATIENCE_S = 300.0
-_WAYS_TO_LEAVE = ("drops", "stalls and drops", "reads nothing")
+_WAYS_TO_DISCONNECT = ("drops", "stalls and drops", "reads nothing")
 _HEADERS = {"content-type": "application/json", "host": "127.0.0.1"}
 
 
 @dataclass
 class Tally:
-    """What happened so far."""
+    """The results so far."""
 
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     latencies: list[float] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
-    memory: list[tuple[float, int]] = field(default_factory=list)
-    """Seconds since the start, and bytes of the server's own."""
-    threads: list[int] = field(default_factory=list)
-    """Of the server, at the same times."""
 
 
 def _head(headers: dict[str, str], length: int) -> bytes:
@@ -37,7 +33,7 @@ def _head(headers: dict[str, str], length: int) -> bytes:
 
 
 class Client:
-    """Sends one request after another until the time is over."""
+    """Sends one request after another."""
 
     def __init__(
         self,
@@ -56,17 +52,17 @@ class Client:
         self._random = random.Random(seed)
 
     async def burst(self) -> None:
-        """Ask for much at once: the server's pools of threads fill up."""
+        """Send a request with many images: the server's thread pools fill up."""
         await self._try("full")
 
-    async def run(self, until: float) -> None:
-        """Ask; what goes wrong is written down."""
+    async def run(self, until: float, *, only_good: bool = False) -> None:
+        """Send requests until a time; faults are recorded."""
         while time.monotonic() < until:
-            draw = self._random.random()
+            draw = 1.0 if only_good else self._random.random()
             if draw < 0.2:
                 await self._try(self._random.choice(sorted(self._hostile)))
             elif draw < 0.3:
-                await self._try(self._random.choice(_WAYS_TO_LEAVE))
+                await self._try(self._random.choice(_WAYS_TO_DISCONNECT))
             else:
                 await self._try("good")
 
@@ -75,7 +71,7 @@ class Client:
             async with asyncio.timeout(PATIENCE_S):
                 if kind in self._hostile:
                     await self._attack(kind)
-                elif kind in _WAYS_TO_LEAVE:
+                elif kind in _WAYS_TO_DISCONNECT:
                     await self._drop(kind)
                 else:
                     await self._ask(
@@ -87,7 +83,7 @@ class Client:
     async def _ask(self, good: Good) -> None:
         started = time.monotonic()
         status, body = await self._exchange(_head(_HEADERS, len(good.body)) + good.body)
-        if status == 200 and _text(body, good.streams) == good.text:
+        if status == 200 and _text(body, good.stream) == good.text:
             self._tally.latencies.append(time.monotonic() - started)
             self._tally.counts["good", "200"] += 1
         else:
@@ -98,11 +94,11 @@ class Client:
         length = len(hostile.body) if hostile.claimed_length is None else hostile.claimed_length
         try:
             status, body = await self._exchange(
-                _head(_HEADERS | dict(hostile.headers), length) + hostile.body
+                hostile.raw or _head(_HEADERS | dict(hostile.headers), length) + hostile.body
             )
         except ConnectionError:
             # A server may close before it has read all that a flood sends.
-            if kind != "header flood":
+            if kind not in ("header flood", "one-byte chunks"):
                 raise
             self._tally.counts[kind, "closed"] += 1
             return
@@ -112,7 +108,7 @@ class Client:
             self._fault(kind, f"{status}: {body[-200:]!r}")
 
     async def _drop(self, kind: str) -> None:
-        """Go away in the midst: of a body, of a stream, or of the wait for a whole answer."""
+        """Disconnect within a body, within a stream, or while waiting for a whole response."""
         good = self._random.choice(self._good)
         request = _head(_HEADERS, len(good.body)) + good.body
         part = len(request) if self._random.random() < 0.8 else len(request) // 2
@@ -123,27 +119,27 @@ class Client:
             await writer.drain()
             if kind == "reads nothing":
                 await asyncio.sleep(2)
-            elif part == len(request) and good.streams and kind == "drops":
+            elif part == len(request) and good.stream and kind == "drops":
                 await reader.readuntil(b"data: ")
             else:
                 await asyncio.sleep(self._random.random() * 0.3)
         finally:
             writer.transport.abort()
-        self._tally.counts[kind, "gone"] += 1
+        self._tally.counts[kind, "disconnected"] += 1
 
     async def _exchange(self, request: bytes) -> tuple[int, bytes]:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         try:
             writer.write(request)
-            answer = await reader.read()
+            response = await reader.read()
         finally:
             writer.transport.abort()
-        head, _, body = answer.partition(b"\r\n\r\n")
+        head, _, body = response.partition(b"\r\n\r\n")
         return int(head.split(b" ", 2)[1]), _dechunked(head, body)
 
-    def _fault(self, kind: str, what: str) -> None:
+    def _fault(self, kind: str, message: str) -> None:
         self._tally.counts[kind, "FAULT"] += 1
-        self._tally.faults.append(f"{kind}: {what}")
+        self._tally.faults.append(f"{kind}: {message}")
 
 
 def _dechunked(head: bytes, body: bytes) -> bytes:
@@ -157,11 +153,11 @@ def _dechunked(head: bytes, body: bytes) -> bytes:
     return b"".join(parts)
 
 
-def _text(body: bytes, streams: bool) -> str:
-    if not streams:
+def _text(body: bytes, stream: bool) -> str:
+    if not stream:
         return str(json.loads(body)["choices"][0]["message"]["content"])
     *events, end = [line[6:] for line in body.split(b"\n") if line.startswith(b"data: ")]
     if end != b"[DONE]":
-        raise ValueError("the stream broke off")
+        raise ValueError("the stream is incomplete")
     deltas = (choice["delta"] for event in events for choice in json.loads(event)["choices"])
     return "".join(delta.get("content", "") for delta in deltas)

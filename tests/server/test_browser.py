@@ -108,7 +108,7 @@ def save_screenshot(page: Page, name: str) -> None:
     page.screenshot(path=SCREENSHOTS / f"{name}.png")
 
 
-def test_two_questions_about_a_dropped_image(page: Page) -> None:
+def test_two_prompts_about_a_dropped_image(page: Page) -> None:
     give(page, "drop", IMAGES / "circle_and_square.png")
     expect(page.locator("#tray img")).to_have_count(1)
     ask(page, DESCRIBE)
@@ -193,7 +193,7 @@ def test_shift_enter_inserts_a_line_break(page: Page) -> None:
     expect(page.locator(".turn")).to_have_count(0)
 
 
-def test_an_error_is_shown_and_the_question_is_kept(page: Page, tmp_path: Path) -> None:
+def test_an_error_is_shown_and_the_prompt_is_kept(page: Page, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"not an image")
     give(page, "drop", broken)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gc
 import json
 import logging
+import weakref
 
 import pytest
 
@@ -14,7 +16,7 @@ from vlcore.errors import (
     PromptError,
     VlcoreError,
 )
-from vlcore.server.errors import ApiError, as_api_error
+from vlcore.server.errors import ApiError, as_api_error, release_frames
 
 
 @pytest.mark.parametrize(
@@ -68,3 +70,34 @@ def test_the_shape_of_an_error(status: int, kind: str) -> None:
     assert response.headers["retry-after"] == "3"
     error = {"message": "message", "type": kind, "param": "param", "code": "code"}
     assert json.loads(bytes(response.body)) == {"error": error}
+
+
+def test_a_released_error_keeps_nothing_alive() -> None:
+    class Body:
+        pass
+
+    references: list[weakref.ref[Body]] = []
+
+    def refuse() -> None:
+        body = Body()
+        references.append(weakref.ref(body))
+        error = ApiError(
+            400, "code", "message"
+        )  # the frame refers to the error, and it to the frame
+        raise error
+
+    def handle() -> None:
+        try:
+            try:
+                refuse()
+            except ApiError as cause:
+                raise RuntimeError("wrapped") from cause
+        except RuntimeError as error:
+            release_frames(error)
+
+    gc.disable()
+    try:
+        handle()
+        assert references[0]() is None
+    finally:
+        gc.enable()

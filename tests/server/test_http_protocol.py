@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import logging
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -19,9 +21,12 @@ from waits import wait_for
 
 import vlcore
 from vlcore.inference.pipeline import Pipeline
+from vlcore.server.http_protocol import TimedProtocol
 from vlcore.server.serving import Server
 
 HEADER_TIMEOUT_S = 5000.0
+WRITE_TIMEOUT_S = 2000.0
+HEALTH = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +38,7 @@ def pipe() -> Pipeline:
 def server(pipe: Pipeline) -> Iterator[Server]:
     """A server whose time limit passes only when a test moves its clock."""
     limits = {"header_timeout_s": HEADER_TIMEOUT_S, "deadline_s": 2 * HEADER_TIMEOUT_S}
+    limits["write_timeout_s"] = WRITE_TIMEOUT_S
     with running(pipe, **limits) as server:
         yield server
 
@@ -90,3 +96,97 @@ def test_a_response_may_take_longer_than_a_head(
 def test_a_flood_of_headers_is_refused(server: Server) -> None:
     flood = b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: " + b"x" * 32_768 + b"\r\n\r\n"
     assert send_and_read(server, flood)[0] in (400, 431)
+
+
+def test_many_small_chunks_are_refused(server: Server) -> None:
+    head = post(b"").replace(b"content-length: 0", b"transfer-encoding: chunked")
+    status, received = send_and_read(server, head + b"1\r\n \r\n" * 2000)
+    assert status == 400
+    assert "invalid_http" in received
+
+
+def test_few_small_chunks_are_accepted(server: Server) -> None:
+    body = chat_body()
+    chunks = b"".join(b"1\r\n" + body[i : i + 1] + b"\r\n" for i in range(len(body)))
+    head = post(b"").replace(b"content-length: 0", b"transfer-encoding: chunked")
+    assert send_and_read(server, head + chunks + b"0\r\n\r\n")[0] == 200
+
+
+def test_many_events_do_not_hold_the_event_loop(server: Server) -> None:
+    """No iteration of the event loop handles more than so many of h11's events."""
+    counts: list[int] = []
+    handle_events = TimedProtocol.handle_events
+
+    def counted(self: TimedProtocol) -> None:
+        handle_events(self)
+        counts.append(self.conn.num_events)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TimedProtocol, "handle_events", counted)
+        head = post(b"").replace(b"content-length: 0", b"transfer-encoding: chunked")
+        send_and_read(server, head + b"1\r\n \r\n" * 900)
+    assert len(counts) > 3
+    assert max(counts) <= 256
+
+
+def test_a_damaged_chunk_after_a_response_has_begun_logs_no_traceback(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    with connect(server) as connection:
+        connection.sendall(
+            b"GET /health HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
+            b"ZZ\r\n\r\nGET / HTTP/1.1\r\n\r\n"
+        )
+        assert read_all(connection).startswith(b"HTTP/1.1 ")
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+@pytest.mark.parametrize("path", ["/docs", "/metrics", "/openapi.json", "/"])
+def test_a_client_that_never_reads_is_disconnected(
+    server: Server, clock: LoopClock, path: str
+) -> None:
+    wait_for(lambda: not server.server_state.connections)
+    for listening in server.servers[0].sockets:  # the buffers between the two fill up soon
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2048)
+    with socket.socket() as reader:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        reader.connect(server.address)
+        reader.sendall(f"GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode() * 60)
+        wait_for(
+            lambda: any(
+                connection.flow.write_paused  # type: ignore[union-attr]
+                for connection in list(server.server_state.connections)
+            )
+        )
+        clock.advance(WRITE_TIMEOUT_S)
+        wait_for(lambda: not server.server_state.connections)
+
+
+def test_a_connection_above_the_bound_is_refused_with_an_error() -> None:
+    pipe = vlcore.pipeline(DEMO / "tiny-llava", device="cpu", dtype="float32")
+    with running(pipe, max_connections=2) as server, connect(server), connect(server):
+        wait_for(lambda: len(server.server_state.connections) == 2)
+        with connect(server) as third:
+            third.sendall(HEALTH)
+            received = read_all(third)
+        assert received.startswith(b"HTTP/1.1 503 ")
+        assert b"retry-after: 1" in received.lower()
+        assert b'"code":"overloaded"' in received
+
+
+def test_an_address_at_its_bound_loses_the_connection_that_waits_longest() -> None:
+    pipe = vlcore.pipeline(DEMO / "tiny-llava", device="cpu", dtype="float32")
+    with running(pipe, max_connections_per_client=2) as server, connect(server) as first:
+        wait_for(lambda: len(server.server_state.connections) == 1)
+        with connect(server):
+            wait_for(lambda: len(server.server_state.connections) == 2)
+            assert send_and_read(server, HEALTH)[0] == 200
+            assert read_all(first) == b""
+
+
+def test_an_upgrade_is_ignored(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    upgrade = HEALTH.replace(b"\r\n\r\n", b"\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n")
+    with connect(server) as connection:
+        connection.sendall(upgrade)
+        assert b"200 OK" in read_until(connection, b'"ok"}')
+    assert not caplog.records

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from server.conftest import DEMO, running
 from server_client import GOOD, GOOD_COMPLETION, post, request, send
+
+import vlcore
+
+ORIGIN = "https://pages.example"
 
 
 @pytest.mark.parametrize(
@@ -93,3 +99,68 @@ def test_a_preflight_of_another_origin_is_refused(url: str) -> None:
     reply = send(url, request("OPTIONS", "/v1/chat/completions", headers=dict(headers)))
     assert reply.status == 405
     assert not any(name.startswith("access-control") for name in reply.headers)
+
+
+@pytest.fixture(scope="module")
+def proxied_url() -> Iterator[str]:
+    """The base URL of a server with keys behind a proxy with a path prefix, for one origin."""
+    pipe = vlcore.pipeline(DEMO / "tiny-llava", device="cpu", dtype="float32")
+    options = {"api_keys": ("first",), "root_path": "/sub", "allowed_origins": (ORIGIN + "/",)}
+    with running(pipe, **options) as server:
+        host, port = server.address
+        yield f"http://{host}:{port}"
+
+
+def test_a_preflight_needs_no_key_and_may_name_any_header(proxied_url: str) -> None:
+    headers: dict[str, str | bytes] = {
+        "Origin": ORIGIN,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,x-stainless-lang,openai-organization",
+    }
+    reply = send(proxied_url, request("OPTIONS", "/v1/chat/completions", headers=headers))
+    assert reply.status == 200
+    assert reply.headers["access-control-allow-origin"] == ORIGIN
+    assert "x-stainless-lang" in reply.headers["access-control-allow-headers"]
+    other = request("OPTIONS", "/v1/models", headers=headers | {"Origin": "https://evil.example"})
+    assert "access-control-allow-origin" not in send(proxied_url, other).headers
+
+
+def test_a_refusal_has_its_cors_headers(proxied_url: str) -> None:
+    reply = send(proxied_url, post(GOOD, {"Origin": ORIGIN}))
+    assert reply.status == 401
+    assert reply.headers["access-control-allow-origin"] == ORIGIN
+    assert reply.headers["connection"] == "close"
+
+
+@pytest.mark.parametrize("prefix", ["", "/sub"])
+def test_a_proxy_may_keep_or_remove_its_prefix(proxied_url: str, prefix: str) -> None:
+    key: dict[str, str | bytes] = {"Authorization": "Bearer first"}
+    assert send(proxied_url, request("GET", f"{prefix}/v1/models", headers=key)).status == 200
+    assert send(proxied_url, request("GET", f"{prefix}/v1/models")).status == 401
+    assert send(proxied_url, request("GET", f"{prefix}/page/page.js")).status == 200
+    assert send(proxied_url, request("GET", f"{prefix}/")).status == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/docs", "/v1/models"])
+def test_head_is_get_without_a_body(url: str, path: str) -> None:
+    reply, full = send(url, request("HEAD", path)), send(url, request("GET", path))
+    assert (reply.status, reply.body) == (200, b"")
+    assert reply.headers["content-length"] == full.headers["content-length"]
+    assert send(url, request("HEAD", "/v1/chat/completions")).status == 405
+
+
+def test_an_absolute_target_is_checked_like_a_path(keyed_url: str) -> None:
+    assert send(keyed_url, request("GET", "http://localhost/health")).status == 200
+    assert send(keyed_url, request("GET", "http://localhost/v1/models")).status == 401
+    assert send(keyed_url, request("GET", "http://evil.example/health")).status == 421
+
+
+@pytest.mark.parametrize("host", ["127.1", "LOCALHOST", "0x7f000001"])
+def test_every_spelling_of_the_loopback_checks_the_host(host: str) -> None:
+    pipe = vlcore.pipeline(DEMO / "tiny-llava", device="cpu", dtype="float32")
+    with running(pipe, host=host) as server:
+        address, port = server.address
+        reply = send(
+            f"http://{address}:{port}", request("GET", "/health", headers={"Host": "evil.example"})
+        )
+    assert reply.status == 421

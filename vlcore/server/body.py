@@ -37,7 +37,7 @@ class JsonBody:
         self._prefix = f"data-url-{secrets.token_hex(16)}-"
         self._urls: dict[str, str] = {}
         self.text = b"".join(self._split(body))
-        """The body with placeholders in the place of large data URLs, as JSON."""
+        """The body with placeholders instead of large data URLs, as JSON."""
         if len(self.text) > max_text_bytes:
             raise ApiError(
                 413,

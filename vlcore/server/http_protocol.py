@@ -120,10 +120,11 @@ class TimedProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002
         """Refuse bytes that are not valid HTTP, or a head that is too large."""
-        if self.cycle is not None and not self.cycle.response_complete:
+        is_in_body = self.is_responding
+        if is_in_body:
             self.cycle.disconnected = True  # h11 can send nothing more for this request
             self.cycle.message_event.set()
-        is_too_large = len(self.conn.trailing_data[0]) > self.max_head_bytes
+        is_too_large = not is_in_body and len(self.conn.trailing_data[0]) > self.max_head_bytes
         self._write_error(
             head_too_large_error(self.max_head_bytes)
             if is_too_large

@@ -1,4 +1,4 @@
-"""Where pictures are fetched from: one place has a good one, the others are traps."""
+"""A server of images for the soak: one path has a good image, the others are traps."""
 
 from __future__ import annotations
 
@@ -11,49 +11,50 @@ TRAPS = (
     "to-loopback",
     "to-metadata",
     "to-file",
-    "round",
+    "redirect-loop",
+    "silent",
     "trickle",
     "endless",
-    "breaks-off",
-    "page",
+    "truncated",
+    "html",
 )
 
 
-class PictureServer:
-    """Answers ``/NAME`` with that file of a directory, and other paths badly.
+class ImageServer:
+    """Serves one image of a directory, and misbehaves on other paths.
 
     Args:
-        directory: of the pictures.
+        directory: The directory of the image.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._port = 0
         self.num_caught = 0
-        """Requests that a redirect led to this machine's address, which is not allowed."""
+        """Number of requests that followed a redirect to this machine, which is not allowed."""
 
     def url(self, name: str) -> str:
-        """Say where something is; its host is a name, and not an address."""
+        """Return a URL whose host is a name, not an address."""
         return f"http://localhost:{self._port}/{name}"
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Listen on every address that ``localhost`` may have."""
+        """Listen on every address of ``localhost``."""
         async with AsyncExitStack() as stack:
-            server = await asyncio.start_server(self._answer, "127.0.0.1", 0)
+            server = await asyncio.start_server(self._respond, "127.0.0.1", 0)
             await stack.enter_async_context(server)
             self._port = server.sockets[0].getsockname()[1]
-            with suppress(OSError):  # no IPv6 here
-                server = await asyncio.start_server(self._answer, "::1", self._port)
+            with suppress(OSError):  # the machine has no IPv6
+                server = await asyncio.start_server(self._respond, "::1", self._port)
                 await stack.enter_async_context(server)
             yield
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _respond(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             head = await reader.readuntil(b"\r\n\r\n")
             await self._send(head.split(b" ")[1].decode().lstrip("/"), writer)
         except (OSError, asyncio.IncompleteReadError):
-            pass  # the one who asked has left
+            pass  # the client has disconnected
         finally:
             writer.close()
 
@@ -62,19 +63,21 @@ class PictureServer:
             "to-loopback": f"http://127.0.0.1:{self._port}/secret",
             "to-metadata": "http://169.254.169.254/latest/meta-data/",
             "to-file": "file:///etc/passwd",
-            "round": self.url("round"),
+            "redirect-loop": self.url("redirect-loop"),
         }
         if name in targets:
             writer.write(_head("302 Found", location=targets[name], content_length="0"))
         elif name == "secret":
             self.num_caught += 1
+        elif name == "silent":
+            await asyncio.sleep(60)
         elif name in ("trickle", "endless"):
             writer.write(_head("200 OK", content_type="image/png"))
             while True:
                 writer.write(bytes(1) if name == "trickle" else bytes(2**16))
                 await writer.drain()
                 await asyncio.sleep(0.1 if name == "trickle" else 0)
-        elif name == "page":
+        elif name == "html":
             writer.write(_head("200 OK", content_type="text/html") + b"<p>")
         else:
             content = (self._directory / "tower.png").read_bytes()
