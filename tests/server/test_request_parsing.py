@@ -143,6 +143,34 @@ def test_an_option_reaches_the_engine(option: dict[str, Any], field: str, value:
 
 
 @pytest.mark.parametrize(
+    ("options", "continues"),
+    [
+        ({}, True),
+        ({"continue_final_message": True}, True),
+        ({"add_generation_prompt": False}, True),
+        ({"continue_final_message": True, "add_generation_prompt": False}, True),
+        ({"continue_final_message": False}, False),
+        ({"add_generation_prompt": True}, False),
+        ({"continue_final_message": False, "add_generation_prompt": True}, False),
+    ],
+)
+def test_a_last_message_of_the_assistant_is_continued_or_not(
+    options: dict[str, Any], continues: bool
+) -> None:
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "It is"}]
+    parsed = parse(messages=messages, **options)
+    assert parsed.conversation[-1] == Message("assistant", (Text("It is"),))
+    assert (parsed.config.continue_final_message is not False) is continues
+    for contradiction in (True, False):
+        both: dict[str, Any] = {
+            "continue_final_message": contradiction,
+            "add_generation_prompt": contradiction,
+        }
+        error = parse_error(messages=messages, **both)
+        assert error.param == "add_generation_prompt"
+
+
+@pytest.mark.parametrize(
     "neutral",
     [
         {"frequency_penalty": 0}, {"presence_penalty": 0.0}, {"response_format": {"type": "text"}},

@@ -76,7 +76,6 @@ def parse_request(
         _report_unknown(unknown, settings, warnings)
     parser = _MessageParser(image_options, json_body, warnings)
     messages = [parser.parse(message, index) for index, message in enumerate(request.messages)]
-    _check_final_message(request)
     wants_logprobs = bool(request.logprobs)
     if request.top_logprobs and not wants_logprobs:
         raise _invalid("top_logprobs", "it requires logprobs: true")
@@ -181,18 +180,20 @@ class _MessageParser:
         return {**options, "url": self._body.restore(image.url)}
 
 
-def _check_final_message(request: ChatRequest) -> None:
-    continues = request.messages[-1].role == "assistant"
-    if request.continue_final_message not in (None, continues):
-        raise _invalid(
-            "continue_final_message",
-            "a last message of the assistant is always continued, and no other is",
-        )
-    if request.add_generation_prompt not in (None, not continues):
+def _continue_final_message(request: ChatRequest) -> bool | None:
+    """Return the option of the generation config; ``None`` for its default."""
+    is_possible = request.messages[-1].role == "assistant"
+    option, prompt = request.continue_final_message, request.add_generation_prompt
+    if option and not is_possible:
+        raise _invalid("continue_final_message", "the last message must be one of the assistant")
+    if is_possible and option is None and prompt is not None:
+        option = not prompt
+    if prompt is not None and prompt == (is_possible and option is not False):
         raise _invalid(
             "add_generation_prompt",
-            "it must be true unless the last message is the assistant's, which is continued",
+            "it must be false if the last message is continued, and true otherwise",
         )
+    return option if is_possible else None
 
 
 def _config(
@@ -207,6 +208,7 @@ def _config(
     options: dict[str, Any] = {
         "max_new_tokens": min(max_tokens, context_length),
         "n": num_completions,
+        "continue_final_message": _continue_final_message(request),
         "do_sample": True,
         **_OPENAI_DEFAULTS,
         **settings.sampling_defaults,

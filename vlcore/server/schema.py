@@ -169,10 +169,12 @@ class ChatRequest(_Model):
         None, description=_EXTENSION
     )
     add_generation_prompt: bool | None = Field(
-        None, description=f"{_EXTENSION} False only if the last message is the assistant's."
+        None, description=f"{_EXTENSION} False if the last message is continued, or else true."
     )
     continue_final_message: bool | None = Field(
-        None, description=f"{_EXTENSION} True if and only if the last message is the assistant's."
+        None,
+        description=f"{_EXTENSION} Continue a last message of the assistant, which is the default, "
+        "or start a new message after it.",
     )
 
     audio: None = Field(None, description=_UNSUPPORTED)
