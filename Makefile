@@ -32,7 +32,7 @@ $(READY): $(DEFINED_BY) | check-python
 		$(addprefix --editable ./,$(PLUGINS) $(EXAMPLES))
 	@touch $@
 
-demo: $(READY)  ## answer questions about the pictures in demo/images
+demo: $(READY)  ## answer questions about the images in demo/images
 	@$(BIN)/python demo/run.py
 
 browser:  ## install the browser of Debian that the tests of the page need, where there is none
@@ -93,17 +93,17 @@ types: $(READY)  ## check types
 words: $(READY)  ## list words to replace by standard terms (make words WORDS_IN="vlcore docs" checks only these)
 	$(BIN)/python scripts/check_words.py $(WORDS_IN)
 
-format: $(READY)  ## mend style
+format: $(READY)  ## fix style
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench-lmdeploy: $(TURBOMIND)/ready  ## measure lmdeploy's image encoder beside ours, into the same file
+bench-lmdeploy: $(TURBOMIND)/ready  ## measure lmdeploy's image encoder next to ours, into the same file
 	$(TURBOMIND)/bin/python benchmarks/run.py --only lmdeploy_encoder
 
-train-demo: $(READY)  ## train the demo model anew (an hour and a half on two cores)
+train-demo: $(READY)  ## train the demo model again (an hour and a half on two cores)
 	$(BIN)/python demo/train.py
 
-evaluate-demo: $(READY)  ## measure the demo model on pictures that it has not seen
+evaluate-demo: $(READY)  ## measure the demo model on images that it has not seen
 	$(BIN)/python demo/evaluate.py
 
 bench: $(READY)  ## run every benchmark and write benchmarks/RESULTS.md (some ten minutes)
@@ -117,7 +117,7 @@ build: $(READY)  ## build every wheel into dist
 	$(BIN)/python -m build --no-isolation --outdir dist .
 	for plugin in $(PLUGINS); do $(BIN)/python -m build --no-isolation --outdir dist $$plugin; done
 
-fuzz: $(READY)  ## try 100,000 damaged pictures: each must end in an image or an error of vlcore
+fuzz: $(READY)  ## try 100,000 damaged images: each must end in an image or an error of vlcore
 	$(BIN)/python scripts/fuzz_images.py
 
 wheels-check: $(READY)  ## build every wheel into dist and run the demo from them in a new environment (some minutes)

@@ -1,7 +1,7 @@
 """Settings of all tests, here and in ``plugins/``: no test sees which machine it runs on.
 
 All of this is in place before the first test module, and with it torch or typer, is imported.
-A test that wants another environment sets it with ``monkeypatch``.
+A test that needs another environment sets it with ``monkeypatch``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _CACHE = tempfile.mkdtemp(prefix="vlcore-tests-")
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": f"{_CACHE}/hub", "VLCORE_CACHE": f"{_CACHE}/views"}
 
-# These tests replace CUDA by a stand-in for the whole session.
+# These tests replace CUDA by a substitute for the whole session.
 _TURBOMIND = Path(__file__).parent / "tests" / "turbomind"
 
 

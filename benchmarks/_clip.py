@@ -1,4 +1,4 @@
-"""A random CLIP vision model, and pictures for it."""
+"""A random CLIP vision model, and images for it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EDGE = 336
 def random_model(
     shape: dict[str, Any], num_layers: int, hidden_size: int = 1024
 ) -> ClipVisionModel:
-    """A tower of the shape and a projector, with random weights."""
+    """Create a vision encoder of the given shape and a projector, with random weights."""
     torch.manual_seed(0)
     config = ClipConfig(**shape, image_size=EDGE, patch_size=14)
     tower = ClipTower(config, num_layers).eval()
@@ -31,8 +31,8 @@ def random_model(
     return ClipVisionModel(tower, projector, processor, hidden_size=hidden_size)
 
 
-def picture(size: tuple[int, int], seed: int = 0) -> Image.Image:
-    """Smooth shapes with some grain, which compress as photographs do."""
+def random_image(size: tuple[int, int], seed: int = 0) -> Image.Image:
+    """Draw smooth shapes with some grain, which compress like a photograph."""
     draw = np.random.default_rng(seed)
     shapes = Image.fromarray(draw.integers(0, 256, (24, 32, 3), dtype=np.uint8))
     smooth = np.asarray(shapes.resize(size, Image.Resampling.BICUBIC), dtype=np.int16)
@@ -41,7 +41,7 @@ def picture(size: tuple[int, int], seed: int = 0) -> Image.Image:
 
 
 def as_jpeg(image: Image.Image) -> bytes:
-    """The bytes of a file."""
+    """Return an image as the bytes of a JPEG file."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=90)
     return buffer.getvalue()

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from _clip import EDGE, TINY, as_jpeg, picture, random_model
+from _clip import EDGE, TINY, as_jpeg, random_image, random_model
 from measure import markdown_table, progress, spread
 from PIL import Image
 
@@ -24,7 +24,7 @@ FULL_HD = (1920, 1080)
 
 
 def encode(model: ClipVisionModel, requests: Sequence[Image.Image], **options: Any) -> EncoderStats:
-    """What an encoder did for requests of an image each that arrive together."""
+    """Encode one image per request, all at once, and return the encoder's statistics."""
 
     async def body() -> EncoderStats:
         async with ImageEncoder(model, max_batch_size=MAX_BATCH_SIZE, **options) as encoder:
@@ -35,7 +35,7 @@ def encode(model: ClipVisionModel, requests: Sequence[Image.Image], **options: A
 
 
 def cached_milliseconds(model: ClipVisionModel, data: bytes, rounds: int) -> list[float]:
-    """From the bytes of a file, whose rows are kept, to these rows."""
+    """Time the way from the bytes of a file to its cached embeddings."""
 
     async def body() -> list[float]:
         async with ImageEncoder(model) as encoder:
@@ -51,19 +51,19 @@ def cached_milliseconds(model: ClipVisionModel, data: bytes, rounds: int) -> lis
 
 
 def runtime_report(model: ClipVisionModel, rounds: int) -> str:
-    """Count what batching and sharing save."""
-    pictures = [picture((640, 480), seed) for seed in range(NUM_REQUESTS)]
+    """Count what batching and deduplication save."""
+    images = [random_image((640, 480), seed) for seed in range(NUM_REQUESTS)]
     progress("16 requests")
-    forwards = [encode(model, pictures, cache_bytes=0).num_forwards for _ in range(rounds)]
+    forwards = [encode(model, images, cache_bytes=0).num_forwards for _ in range(rounds)]
     progress("64 requests over 8 images")
-    shared = encode(model, pictures[:8] * 8)
-    data = as_jpeg(picture(FULL_HD))
+    shared = encode(model, images[:8] * 8)
+    data = as_jpeg(random_image(FULL_HD))
     cached = cached_milliseconds(model, data, 50)
     file = f"{FULL_HD[0]} x {FULL_HD[1]} JPEG of {len(data) // 1024} KiB"
     rows = [
         (f"16 requests, forwards in batches of {MAX_BATCH_SIZE}", spread(forwards, 0), "<= 3"),
         ("64 requests over 8 images, images computed", shared.num_encoded, "8"),
-        (f"a {file} whose rows are kept, ms", spread(cached), "<= 2"),
+        (f"a {file} with cached embeddings, ms", spread(cached), "<= 2"),
     ]
     return markdown_table(["", "median (min..max)", "wanted"], rows)
 
@@ -77,9 +77,9 @@ def main() -> None:
     rounds, shape = (1, TINY) if options.quick else (options.rounds, MID_SIZE)
     print("## The image encoder\n")
     print(
-        f"A random CLIP tower of {NUM_LAYERS} layers of width {shape['hidden_size']} at {EDGE} "
-        f"pixels, in float32 on the CPU, max_batch_size {MAX_BATCH_SIZE}. Requests bring a PIL "
-        "image of 640 x 480 each and arrive together.\n"
+        f"A random CLIP vision encoder of {NUM_LAYERS} layers of width {shape['hidden_size']} at "
+        f"{EDGE} pixels, in float32 on the CPU, max_batch_size {MAX_BATCH_SIZE}. Requests bring a "
+        "PIL image of 640 x 480 each and arrive together.\n"
     )
     print(runtime_report(random_model(shape, NUM_LAYERS), rounds))
 

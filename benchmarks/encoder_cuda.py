@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from _clip import EDGE, LARGE, TINY, picture, random_model
+from _clip import EDGE, LARGE, TINY, random_image, random_model
 from _cuda import DRY_RUN, device, device_name, parser, record, synchronize
 from measure import interleave, markdown_table, progress, ratios, spread
 
@@ -107,7 +107,7 @@ def report(shape: dict[str, Any], num_layers: int, rounds: int, num_images: int)
     on_cuda = device().type == "cuda"
     for module in (model._tower, model._projector):
         module.to(device(), torch.float16 if on_cuda else torch.float32)
-    image = model.preprocess(picture((640, 480)))
+    image = model.preprocess(random_image((640, 480)))
     ready = [ImageInputs(image.pixels + draw) for draw in torch.randn(num_images, 1, 1, 1, 1)]
     peak, per_image = peak_flops(model, 8192 if on_cuda else 64), flops_per_image(model)
     rows, best = [], {}

@@ -1,4 +1,4 @@
-"""The image encoder under load and alone, beside its vision model called directly."""
+"""The image encoder under load and alone, next to its vision model called directly."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from _clip import EDGE, LARGE, TINY, picture, random_model
+from _clip import EDGE, LARGE, TINY, random_image, random_model
 from measure import interleave, markdown_table, progress, ratios, spread
 from PIL import Image
 
@@ -21,11 +21,11 @@ from vlcore.vision.model import ImageInputs, encode_batch
 NUM_LAYERS = 6
 NUM_REQUESTS = 16
 BATCH_SIZES = (1, 2, 4, 8)
-PICTURE_SIZE = (640, 480)
+IMAGE_SIZE = (640, 480)
 
 
 def bare(model: ClipVisionModel, ready: Sequence[ImageInputs], batch_size: int) -> float:
-    """Seconds of the vision model called in a loop, on pixels that are ready."""
+    """Time the vision model called in a loop, on preprocessed pixels, in seconds."""
     started = time.perf_counter()
     for first in range(0, len(ready), batch_size):
         encode_batch(model, ready[first : first + batch_size])
@@ -33,7 +33,7 @@ def bare(model: ClipVisionModel, ready: Sequence[ImageInputs], batch_size: int) 
 
 
 def encoder(model: ClipVisionModel, images: Sequence[Image.Image], batch_size: int) -> float:
-    """Seconds of requests of an image each that arrive together, from pictures to rows."""
+    """Time requests of an image each that arrive together, until all are encoded, in seconds."""
 
     async def body() -> float:
         async with ImageEncoder(model, max_batch_size=batch_size, cache_bytes=0) as encoder:
@@ -45,7 +45,7 @@ def encoder(model: ClipVisionModel, images: Sequence[Image.Image], batch_size: i
 
 
 def best_batch_size(model: ClipVisionModel, ready: Sequence[ImageInputs], rounds: int) -> int:
-    """The batch size at which the vision model alone is fastest."""
+    """Return the batch size at which the vision model alone is fastest."""
     contenders = {size: partial(bare, model, ready, size) for size in BATCH_SIZES}
     measured = interleave(rounds, contenders)
     return min(BATCH_SIZES, key=lambda size: statistics.median(measured[size]))
@@ -54,7 +54,7 @@ def best_batch_size(model: ClipVisionModel, ready: Sequence[ImageInputs], rounds
 def report(shape: dict[str, Any], num_layers: int, rounds: int) -> str:
     """Measure and compare within a round."""
     model = random_model(shape, num_layers)
-    images = [picture(PICTURE_SIZE, seed) for seed in range(NUM_REQUESTS)]
+    images = [random_image(IMAGE_SIZE, seed) for seed in range(NUM_REQUESTS)]
     ready = [model.preprocess(image) for image in images]
     progress("the first forwards, which are slower")
     bare(model, ready, 1)
@@ -103,10 +103,12 @@ def main() -> None:
     shape, layers, rounds = (TINY, 2, 1) if options.quick else (LARGE, NUM_LAYERS, options.rounds)
     print("## The image encoder under load\n")
     print(
-        f"{layers} layers of a CLIP tower of width {shape['hidden_size']} (ViT-L/14 has 24 of "
-        f"1024) at {EDGE} pixels and a projector, random weights, float32 on the CPU. The vision "
+        f"{layers} layers of a CLIP vision encoder of width {shape['hidden_size']} (ViT-L/14 has "
+        "24 "
+        f"of 1024) at {EDGE} pixels and a projector, random weights, float32 on the CPU. The "
+        "vision "
         "model alone is called in a loop on pixels that are ready; requests bring a PIL image of "
-        f"{PICTURE_SIZE[0]} x {PICTURE_SIZE[1]} each, arrive together, and are preprocessed too.\n"
+        f"{IMAGE_SIZE[0]} x {IMAGE_SIZE[1]} each, arrive together, and are preprocessed too.\n"
     )
     print(report(shape, layers, rounds))
 

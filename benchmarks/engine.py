@@ -1,4 +1,4 @@
-"""The embedded engine beside bare transformers, on a random Llama of SmolLM2-135M's shape."""
+"""The embedded engine next to bare transformers, on a random Llama of SmolLM2-135M's shape."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ TokenIds = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Workload:
-    """Prompts of random tokens, whose answers are equally long."""
+    """Prompts of random tokens, whose completions have the same length."""
 
     prompts: list[TokenIds]
     num_new: int
@@ -59,7 +59,7 @@ class Bare:
         self.num_new = num_new
 
     def decode(self, prompts: list[TokenIds]) -> float:
-        """Seconds of a plain loop: one forward a token, the likeliest taken."""
+        """Time a plain loop of greedy decoding, one forward per token, in seconds."""
         ids, mask = self._padded(prompts)
         started = time.perf_counter()
         with torch.inference_mode():
@@ -81,7 +81,7 @@ class Bare:
         return time.perf_counter() - started
 
     def generate(self, prompts: list[TokenIds]) -> float:
-        """Seconds of transformers' ``generate``."""
+        """Time transformers' ``generate``, in seconds."""
         ids, mask = self._padded(prompts)
         started = time.perf_counter()
         with torch.inference_mode():
@@ -106,7 +106,7 @@ class Bare:
 
 
 class Engine:
-    """The embedded engine, asked by several at once."""
+    """The embedded engine, with several concurrent requests."""
 
     def __init__(self, engine: TransformersEngine, work: Workload) -> None:
         self.engine = engine
@@ -115,16 +115,16 @@ class Engine:
     async def ask(
         self, prompt: TokenIds, delay_s: float = 0.0, num_new: int | None = None
     ) -> list[float]:
-        """Ask after a while; the moment of asking, then that of each token."""
+        """Send a request after a delay; return the time of sending and of each token."""
         await asyncio.sleep(delay_s)
         config = GenerationConfig(max_new_tokens=num_new or self.work.num_new, ignore_eos=True)
         request = EngineRequest(TokenizedPrompt(prompt), (), config)
         asked = time.perf_counter()
-        async with aclosing(self.engine.generate(request)) as pieces:
-            return [asked, *[time.perf_counter() async for _ in pieces]]
+        async with aclosing(self.engine.generate(request)) as outputs:
+            return [asked, *[time.perf_counter() async for _ in outputs]]
 
     def together(self) -> float:
-        """Seconds for all prompts, each arriving a little after the one before."""
+        """Time all prompts, each arriving a little after the previous one, in seconds."""
 
         async def body() -> list[list[float]]:
             arrivals = enumerate(self.work.prompts)
@@ -134,7 +134,7 @@ class Engine:
         return max(own[-1] for own in moments) - min(own[0] for own in moments)
 
     def one_after_another(self) -> float:
-        """Seconds for all prompts, each asked when the one before is answered."""
+        """Time all prompts, each sent when the previous one is answered, in seconds."""
 
         async def body() -> float:
             started = time.perf_counter()
@@ -145,12 +145,12 @@ class Engine:
         return asyncio.run(body())
 
     def alone(self) -> float:
-        """Seconds for the longest prompt."""
+        """Time the longest prompt, in seconds."""
         moments = asyncio.run(self.ask(self.work.prompts[-1]))
         return moments[-1] - moments[0]
 
     def late_by_steps(self) -> float:
-        """How much later a first token comes while 7 others decode, in their steps; the median."""
+        """Return the median delay of a first token while 7 others decode, in decoding steps."""
 
         async def body() -> float:
             *others, late = self.work.prompts
@@ -178,7 +178,7 @@ class Engine:
 
 @contextmanager
 def running_engine(shape: dict[str, Any], dtype: torch.dtype) -> Iterator[TransformersEngine]:
-    """The engine on a random checkpoint."""
+    """Start the engine on a random checkpoint."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         torch.manual_seed(0)
@@ -198,7 +198,7 @@ def running_engine(shape: dict[str, Any], dtype: torch.dtype) -> Iterator[Transf
 
 
 def tokenizer(vocab_size: int = VOCAB_SIZE) -> PreTrainedTokenizerFast:
-    """A vocabulary of the model's size; only decoding matters here."""
+    """Return a tokenizer with a vocabulary of the model's size; only decoding matters here."""
     words = {f"Ġword{token_id}": token_id for token_id in range(vocab_size)}
     backend = Tokenizer(models.BPE(vocab=words, merges=[]))
     backend.decoder = decoders.ByteLevel()
@@ -218,7 +218,7 @@ def report(measured: dict[str, list[float]], work: Workload) -> str:
         ("8 together, of a bare padded batch's tokens/s", of("padded", "together"), ">= 0.8"),
         ("8 together, times one after another", of("sequential", "together"), ">= 3.5"),
         ("1 alone, of the time of `generate`", of("alone", "generate"), "<= 1.1"),
-        ("first token beside 7 others, later by steps", spread(measured["late"]), "<= 2"),
+        ("first token next to 7 others, later by steps", spread(measured["late"]), "<= 2"),
     ]
     return markdown_table(["", "median (min..max)", "wanted"], rows)
 
@@ -250,8 +250,8 @@ def main() -> None:
     print(
         f"A random Llama of SmolLM2-135M's shape in {options.dtype}, 8 prompts of 32 to 88 tokens, "
         f"{work.num_new} new tokens each, arriving {SPACING_S * 1000:.0f} ms after one another, "
-        "beside the same 8 as one padded batch in a plain loop over transformers' forward, which "
-        "starts with all of them there. Ratios are taken within a round.\n"
+        "next to the same 8 as one padded batch in a plain loop over transformers' forward, which "
+        "starts with all of them. Ratios are taken within a round.\n"
     )
     print(report(measured, work))
 

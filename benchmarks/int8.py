@@ -1,4 +1,4 @@
-"""8-bit weights beside the stored ones: memory, time, and what the rounding does to the logits."""
+"""8-bit weights next to the stored ones: memory, time, and what the rounding does to the logits."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LONGEST_ANSWER = 16
 
 
 def num_bytes(tensor: Any) -> int:
-    """Size of a tensor, and of what a tensor subclass is made of."""
+    """Return the size of a tensor in bytes, also of one with inner tensors."""
     if hasattr(tensor, "__tensor_flatten__"):
         return sum(num_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
     size: int = tensor.nbytes
@@ -40,26 +40,26 @@ def num_bytes(tensor: Any) -> int:
 
 
 def mebibytes(model: nn.Module) -> float:
-    """Size of a model's weights; one that two layers share counts once."""
+    """Return the size of a model's weights in MiB, shared ones counted once."""
     return sum(map(num_bytes, model.parameters())) / 2**20
 
 
 def quantized(model: Any) -> Any:
-    """Copy a model with 8-bit weights."""
+    """Return a copy of a model with 8-bit weights."""
     converted = copy.deepcopy(model)
     quantize_weights(converted, "int8")
     return converted
 
 
 def random_model(config: dict[str, Any], dtype: str) -> Any:
-    """Draw a Llama."""
+    """Create a Llama with random weights."""
     torch.manual_seed(0)
     model: nn.Module = LlamaForCausalLM(LlamaConfig(**config))
     return model.to(as_dtype(dtype)).train(False)
 
 
 class Decoder:
-    """Steps of a batch, each sequence with a prompt behind it."""
+    """Decoding steps of a batch of sequences, each after a prompt."""
 
     def __init__(self, model: Any, batch_size: int, num_steps: int) -> None:
         self.model = model
@@ -70,7 +70,7 @@ class Decoder:
         self.next = torch.randint(vocab_size, (num_steps, batch_size, 1), generator=draw)
 
     def __call__(self) -> float:
-        """Seconds of a step."""
+        """Time one step, in seconds."""
         cache = DynamicCache(config=self.model.config)
         self._forward(self.prompt, cache)
         started = time.perf_counter()
@@ -84,7 +84,7 @@ class Decoder:
 
 
 def compare(logits: Tensor, reference: Tensor) -> list[str]:
-    """Give one table row's worth of differences.
+    """Return the differences as the cells of one table row.
 
     Shapes:
         logits, reference: [positions, vocab].
@@ -117,7 +117,7 @@ def on_random_tokens(model: Any, converted: Any, shape: tuple[int, int]) -> list
 
 
 class DemoQuestions:
-    """The demo model's questions about its pictures, as embeddings."""
+    """The demo model's questions about its images, as embeddings."""
 
     def __init__(self, dtype: str, limit: int | None) -> None:
         stages = ModelStages(DEMO / "tiny-llava")
@@ -133,8 +133,8 @@ class DemoQuestions:
         questions = json.loads((DEMO / "images" / "questions.json").read_text("utf-8"))
         self.prompts: list[Tensor] = []
         for filename, asked in list(questions.items())[:limit]:
-            picture = load_image(DEMO / "images" / filename)
-            (image,) = encode_batch(vision_model, [vision_model.preprocess(picture)])
+            pixels = load_image(DEMO / "images" / filename)
+            (image,) = encode_batch(vision_model, [vision_model.preprocess(pixels)])
             layout = ImageLayout(len(image.rows), image.layout)
             for question in asked:
                 message = Message("user", (ImageSlot(0), Text(question)))
@@ -208,13 +208,13 @@ def main() -> None:
     shape_name = "a toy's" if options.quick else "SmolLM2-135M's"
     print("## 8-bit weights\n")
     print(
-        '`quantize_weights(model, "int8")` beside the weights as stored, on the CPU with '
+        '`quantize_weights(model, "int8")` next to the weights as stored, on the CPU with '
         f"{torch.get_num_threads()} thread(s). Embedding and output layer, here one weight, stay "
         f"as stored. Costs are those of a random Llama of {shape_name} "
-        f"shape: its weights in MiB, and the time of a decoding step behind {PROMPT_LENGTH} tokens "
+        f"shape: its weights in MiB, and the time of a decoding step after {PROMPT_LENGTH} tokens "
         f"as a ratio to the stored weights' in the same of {rounds} interleaved rounds, as median "
         "(lowest..highest); above 1 is slower. Logits are compared at every position of random "
-        "tokens, and along the demo model's answers to the questions about its pictures.\n"
+        "tokens, and along the demo model's answers to the questions about its images.\n"
     )
     print(
         markdown_table(
@@ -231,7 +231,7 @@ def main() -> None:
                 "largest difference",
                 "mean difference",
                 "mean KL divergence, nats",
-                "same likeliest token",
+                "same most likely token",
                 "same answer",
             ],
             effects,

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from _clip import picture
+from _clip import random_image
 from _llava import CLIP, TINY_CLIP, TINY_LLAMA, write_checkpoint
 from measure import interleave, markdown_table, progress, ratios, spread
 from PIL import Image
@@ -29,8 +29,8 @@ from vlcore.vision.model import VisionModel, encode_batch
 NUM_LAYERS = 6
 NUM_REQUESTS = 16
 MAX_BATCH_SIZE = 8
-PICTURE_SIZE = (640, 480)
-TITLE = "## Beside lmdeploy's image encoder\n"
+IMAGE_SIZE = (640, 480)
+TITLE = "## Next to lmdeploy's image encoder\n"
 
 
 class Theirs:
@@ -81,7 +81,7 @@ class Theirs:
         return rows
 
     def run(self, images: Sequence[Image.Image]) -> tuple[float, int]:
-        """Seconds and forwards of requests that arrive together."""
+        """Run requests that arrive together; return the seconds and the number of forwards."""
 
         async def body() -> float:
             started = time.perf_counter()
@@ -95,7 +95,7 @@ class Theirs:
 def ours(
     model: VisionModel, images: Sequence[Image.Image], max_batch_size: int
 ) -> tuple[float, int]:
-    """Seconds and forwards of requests that arrive together."""
+    """Run requests that arrive together; return the seconds and the number of forwards."""
 
     async def body() -> tuple[float, int]:
         async with vlcore.ImageEncoder(
@@ -110,7 +110,7 @@ def ours(
 
 def report(clip: dict[str, int], rounds: int) -> str:
     """Measure and compare within a round."""
-    images = [picture(PICTURE_SIZE, seed) for seed in range(NUM_REQUESTS)]
+    images = [random_image(IMAGE_SIZE, seed) for seed in range(NUM_REQUESTS)]
     with tempfile.TemporaryDirectory() as directory:
         checkpoint = Path(directory)
         # Their code computes every layer whichever it takes; with the last one the work is equal.
@@ -143,7 +143,7 @@ def report(clip: dict[str, int], rounds: int) -> str:
                 row(f"vlcore, max_batch_size {MAX_BATCH_SIZE}", "many"),
             ],
         )
-        + f"\n\nLargest difference between their rows and ours: {difference:.1g}."
+        + f"\n\nLargest difference between their embeddings and ours: {difference:.1g}."
     )
 
 
@@ -166,14 +166,17 @@ def main() -> None:
     with redirect_stdout(sys.stderr):  # where lmdeploy's prints belong
         table = report(clip, rounds)
     print(TITLE)
-    width, height = PICTURE_SIZE
+    width, height = IMAGE_SIZE
     print(
         f"{NUM_REQUESTS} requests of a PIL image of {width} x {height} each that arrive together, "
-        f"from pictures to rows; {clip['num_hidden_layers']} layers of a CLIP tower of width "
-        f"{clip['hidden_size']} and a LLaVA projector, the same random weights, float32 on the "
-        f"CPU. lmdeploy's `ImageEncoder` is its own, with `max_batch_size` {MAX_BATCH_SIZE}; what "
-        "it loads is replaced by transformers' modules and image processor, because its loader "
-        "needs CUDA and fails on these versions of transformers. It batches the images of one "
+        f"from images to embeddings; {clip['num_hidden_layers']} layers of a CLIP vision encoder "
+        "of "
+        f"width {clip['hidden_size']} and a LLaVA projector, the same random weights, float32 on "
+        "the "
+        f"CPU. lmdeploy runs its own `ImageEncoder`, with `max_batch_size` {MAX_BATCH_SIZE}; the "
+        "model that it loads is replaced by transformers' modules and image processor, because its "
+        "loader needs CUDA and fails on these versions of transformers. It batches the images of "
+        "one "
         "request only, so its setting makes no difference here.\n"
     )
     print(table)

@@ -1,4 +1,4 @@
-"""How fast the vision part comes out of a whole checkpoint, and what that costs."""
+"""How fast the vision encoder is loaded from a whole checkpoint, and what that costs."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ SCENES = {
 }
 
 
-# -- the contenders: each gives the tower and the projector
+# -- the contenders: each loads the vision encoder and the projector
 
 
 def load_vlcore(directory: Path, dtype: Any) -> list[Any]:
-    """Load the vision part."""
+    """Load the vision encoder."""
     from torch import nn
 
     import vlcore
@@ -67,7 +67,7 @@ def load_vlcore(directory: Path, dtype: Any) -> list[Any]:
 
 
 def load_guide(directory: Path, dtype: Any) -> list[Any]:
-    """Build the whole model empty, drop its text part, and load every shard into the rest."""
+    """Build the whole model empty, drop its language model, and load every shard into the rest."""
     import torch
     from accelerate import init_empty_weights
     from safetensors.torch import load_file
@@ -142,13 +142,13 @@ def measure(load: Load, directory: Path) -> Cost:
 
     dtype = getattr(torch, load.dtype)
     WAYS[load.way](directory / f"tiny-{load.storage}", dtype)  # imports what a load imports
-    place = directory / load.storage
-    (drop_from_page_cache if load.cold else read_into_page_cache)(place)
+    path = directory / load.storage
+    (drop_from_page_cache if load.cold else read_into_page_cache)(path)
     disk, resident = disk_reads(), memory("VmRSS")
     started = time.perf_counter()
     weights = [
         tensor
-        for module in WAYS[load.way](place, dtype)
+        for module in WAYS[load.way](path, dtype)
         for key, tensor in module.state_dict().items()
         if not key.startswith(UNUSED)
     ]
@@ -212,30 +212,31 @@ def report(costs: Mapping[Load, list[Cost]], rounds: int) -> str:
     """Write the tables."""
     stored = next(iter(costs.values()))[0].vision_bytes / 1e9
     lines = [
-        "## Loading the vision part",
+        "## Loading the vision encoder",
         "",
-        f"A random llava-hf checkpoint of {NUM_SHARDS} shards: a vision part of {stored:.2f} GB "
+        f"A random llava-hf checkpoint of {NUM_SHARDS} shards: a vision encoder of {stored:.2f} GB "
         "(CLIP ViT-L/14-336 without what LLaVA 1.5 leaves out of it, and the projector), spread "
-        "over all shards beside a language model seven times as large. vlcore's "
+        "over all shards next to a language model seven times as large. vlcore's "
         "`load_vision_model` against building the whole model and loading every shard; building "
-        "it empty, dropping its text part and loading every shard that holds a tensor of the "
+        "it empty, dropping its language model and loading every shard that holds a tensor of the "
         "rest (the way of the guide to lmdeploy's vision models); accelerate's "
         "`load_checkpoint_and_dispatch`; and transformers' `from_pretrained`, to a CPU. All give "
         "the same weights; a sum over them is compared.",
         "",
-        "Every load has a process of its own, which has loaded a tiny checkpoint before, so that "
-        "no import is timed. The clock stops when a byte of every page of the vision part has "
+        "Every load runs in a process of its own, which has loaded a tiny checkpoint before, so "
+        "that "
+        "no import is timed. The clock stops when a byte of every page of the vision encoder has "
         "been read. Cold: the files were written through and dropped from the page cache "
         "(`POSIX_FADV_DONTNEED`); *disk* is what the kernel then read for the process "
         "(`read_bytes`, with what it reads ahead), by which the drop is verified. Warm: every "
         "file was read just before. *Peak* is the greatest resident memory (`VmHWM`, mapped pages "
         "of files included) less the resident memory before the load. *Disk* is in units of the "
-        "vision part as stored, *peak* in units of the vision part in the dtype asked for. "
+        "vision encoder as stored, *peak* in units of the vision encoder in the dtype asked for. "
         f"Median (min..max) of {rounds} round(s); *times vlcore* is taken within each round.",
         "",
-        "safetensors' files are mapped, so all but the whole model touch little of the text part "
-        "there; `.bin` shards, as which LLaVA 1.5 and Qwen-VL were released, the guide's way reads "
-        "whole.",
+        "safetensors files are memory-mapped, so all ways but the whole model read little of the "
+        "language model there; `.bin` shards, the format of LLaVA 1.5 and Qwen-VL, are read whole "
+        "by the guide's way.",
     ]
     for title, (storage, dtype) in SCENES.items():
         ways = [load.way for load in costs if (load.storage, load.dtype) == (storage, dtype)]

@@ -1,6 +1,6 @@
 """What every benchmark needs: interleaved rounds, ratios within a round, and Markdown.
 
-A benchmark prints its result to standard output: a ``## Title``, a paragraph that says what is
+A benchmark prints its result to standard output: a ``## Title``, a paragraph that states what is
 compared and how, and a table. Its progress goes to standard error, and ``--quick`` makes it end in
 seconds.
 """
@@ -19,9 +19,9 @@ Measurement = TypeVar("Measurement")
 def interleave(
     rounds: int, contenders: Mapping[Contender, Callable[[], Measurement]]
 ) -> dict[Contender, list[Measurement]]:
-    """Measure each contender once a round, so that a slow minute of the machine meets them all.
+    """Measure each contender once a round, so that a slow minute of the machine affects them all.
 
-    Every other round goes backwards, so that none gains by its place.
+    Every other round is in reverse order, so that none gains by its position.
     """
     measured: dict[Contender, list[Measurement]] = {name: [] for name in contenders}
     for number in range(rounds):
@@ -52,5 +52,5 @@ def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> 
 
 
 def progress(line: str) -> None:
-    """Tell the person who waits."""
+    """Print progress to standard error."""
     print(line, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Preprocessing for a CLIP tower beside transformers' own, from pixels and from files."""
+"""Preprocessing for a CLIP vision encoder next to transformers' own, from pixels and from files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from functools import partial
 from hashlib import sha256
 
 import torch
-from _clip import EDGE, TINY, as_jpeg, picture, random_model
+from _clip import EDGE, TINY, as_jpeg, random_image, random_model
 from measure import interleave, markdown_table, ratios, spread
 from PIL import Image
 from transformers import CLIPImageProcessorPil
@@ -19,7 +19,7 @@ from transformers import CLIPImageProcessorPil
 from vlcore.media.image import decode_image
 
 FULL_HD, TWELVE_MEGAPIXELS = (1920, 1080), (4000, 3000)
-NUM_PICTURES = 8
+NUM_IMAGES = 8
 
 MODEL = random_model(TINY, num_layers=1)  # only preprocesses
 THEIRS = CLIPImageProcessorPil(
@@ -28,34 +28,34 @@ THEIRS = CLIPImageProcessorPil(
 
 
 def ours(image: Image.Image) -> torch.Tensor:
-    """A picture's normalised pixels."""
+    """Preprocess an image with vlcore."""
     return MODEL.preprocess(image).pixels[0]
 
 
 def theirs(image: Image.Image) -> torch.Tensor:
-    """The same by transformers."""
+    """Preprocess an image with transformers."""
     pixels: torch.Tensor = THEIRS(image, return_tensors="pt")["pixel_values"][0]
     return pixels
 
 
 def ours_from(data: bytes) -> torch.Tensor:
-    """The pixels of a file."""
+    """Decode and preprocess a file with vlcore."""
     return ours(decode_image(data, "a JPEG"))
 
 
 def ours_shrunk_from(data: bytes) -> torch.Tensor:
-    """The pixels of a file that its decoder shrinks."""
+    """Decode a file at a reduced size, and preprocess it with vlcore."""
     return ours(decode_image(data, "a JPEG", needed_size=MODEL.needed_size))
 
 
 def theirs_from(data: bytes) -> torch.Tensor:
-    """The pixels of a file by Pillow and transformers."""
+    """Decode a file with Pillow and preprocess it with transformers."""
     with Image.open(io.BytesIO(data)) as image:
         return theirs(image.convert("RGB"))
 
 
 def milliseconds(work: Callable[[], object]) -> float:
-    """How long one call takes."""
+    """Time one call, in milliseconds."""
     started = time.perf_counter()
     work()
     return (time.perf_counter() - started) * 1000
@@ -67,10 +67,10 @@ def name(size: tuple[int, int]) -> str:
 
 
 def pixels_report(sizes: Sequence[tuple[int, int]], rounds: int) -> str:
-    """Measure from decoded pictures."""
+    """Measure from decoded images."""
     rows = []
     for size in sizes:
-        image = picture(size)
+        image = random_image(size)
         contenders = {"ours": partial(ours, image), "theirs": partial(theirs, image)}
         measured = interleave(
             rounds, {which: partial(milliseconds, work) for which, work in contenders.items()}
@@ -92,7 +92,7 @@ def files_report(sizes: Sequence[tuple[int, int]], rounds: int) -> str:
     """Measure from the bytes of files."""
     rows = []
     for size in sizes:
-        data = as_jpeg(picture(size))
+        data = as_jpeg(random_image(size))
         expected = theirs_from(data)
         contenders = {"whole": ours_from, "shrunk on load": ours_shrunk_from, "theirs": theirs_from}
         measured = interleave(
@@ -118,11 +118,11 @@ def threads_report(sizes: Sequence[tuple[int, int]], rounds: int) -> str:
     """Measure with one thread and with two."""
     tasks: dict[str, list[Callable[[], object]]] = {
         f"{name(size)}, from a JPEG": [
-            partial(ours_from, as_jpeg(picture(size, seed))) for seed in range(NUM_PICTURES)
+            partial(ours_from, as_jpeg(random_image(size, seed))) for seed in range(NUM_IMAGES)
         ]
         for size in sizes
     }
-    tasks["SHA-256 of 32 MiB"] = [partial(sha256, bytes(2**25))] * NUM_PICTURES
+    tasks["SHA-256 of 32 MiB"] = [partial(sha256, bytes(2**25))] * NUM_IMAGES
     rows = []
     for what, works in tasks.items():
         with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(2) as two:
@@ -134,7 +134,7 @@ def threads_report(sizes: Sequence[tuple[int, int]], rounds: int) -> str:
                 },
             )
         per_second = {
-            number: [NUM_PICTURES * 1000 / taken for taken in times]
+            number: [NUM_IMAGES * 1000 / taken for taken in times]
             for number, times in measured.items()
         }
         rows.append(
@@ -150,7 +150,7 @@ def threads_report(sizes: Sequence[tuple[int, int]], rounds: int) -> str:
 
 
 def do_all(pool: ThreadPoolExecutor, works: Sequence[Callable[[], object]]) -> None:
-    """Do everything in a pool, as the encoder decodes and preprocesses."""
+    """Run all tasks in a thread pool, as the encoder does."""
     for done in [pool.submit(work) for work in works]:
         done.result()
 
@@ -165,20 +165,21 @@ def main() -> None:
     sizes = [FULL_HD] if options.quick else [FULL_HD, TWELVE_MEGAPIXELS]
     print("## Preprocessing\n")
     print(
-        f"Pictures for a CLIP tower at {EDGE} pixels, resized, cropped and normalised in one "
-        "thread, from decoded pictures, beside transformers' own CLIPImageProcessorPil with the "
+        f"Images for a CLIP vision encoder at {EDGE} pixels, resized, cropped and normalised in "
+        "one thread, from decoded images, next to transformers' own CLIPImageProcessorPil with the "
         "same settings.\n"
     )
     print(pixels_report(sizes, rounds))
     print(
-        "\nThe whole way from the bytes of a JPEG, without and with shrink_on_load, beside "
+        "\nFrom the bytes of a JPEG to pixels, without and with shrink_on_load, next to "
         "Pillow's decoder and transformers. Differences are of normalised pixels, of which one "
         "level of 8 bits is some 0.015.\n"
     )
     print(files_report(sizes, rounds))
     print(
-        "\nThe same way (whole) for several files, in a pool of one thread and of two; a digest "
-        "shows what the second core gives at that time to work that shares nothing.\n"
+        "\nThe same (without shrink_on_load) for several files, in a pool of one thread and of "
+        "two; "
+        "a digest shows how much the second core then gains for work that shares nothing.\n"
     )
     print(threads_report(sizes, max(1, rounds // 4)))
 

@@ -1,8 +1,8 @@
-"""How fast Qwen-VL's vision tower runs, as a share of what `torch.mm` reaches at the same shapes.
+"""How fast Qwen-VL's vision encoder runs, as a share of what `torch.mm` reaches at the same shapes.
 
-A tower of half the released width encodes one batch in float32 on the CPU. Matrices of the tower's
-own shapes are multiplied before and after every forward, and a ratio is taken to the mean of the
-two. Counted are the products alone: linear layers, patches, and the two products of attention.
+A vision encoder of half the width of Qwen-VL's encodes one batch in float32 on the CPU. Matrices
+of the same shapes are multiplied before and after every forward, and a ratio is taken to the mean
+of the two. Only products are counted: linear layers, patches, and the two products of attention.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Shape = tuple[int, int, int]
 
 
 def linear_shapes(config: VisualConfig, num_images: int) -> dict[Shape, int]:
-    """List the shapes of the tower's linear layers, and how many have each."""
+    """List the shapes of the vision encoder's linear layers, and how many have each."""
     width, inner, outer = config.width, config.mlp_width, config.output_dim
     patches, rows = num_images * config.grid_size**2, num_images * NUM_QUERIES
     return {
@@ -61,7 +61,7 @@ def num_operations(config: VisualConfig, num_images: int) -> int:
 
 
 def random_tower(config: VisualConfig) -> VisualTower:
-    """Build a tower with weights that keep its values finite."""
+    """Build a vision encoder with weights that keep its values finite."""
     tower = VisualTower(config).requires_grad_(False).eval()
     for parameter in tower.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
@@ -77,7 +77,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 class Products:
-    """Matrix products of the tower's shapes."""
+    """Matrix products of the vision encoder's shapes."""
 
     def __init__(self, shapes: dict[Shape, int]) -> None:
         self._counts = list(shapes.values())
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="one layer, one picture, one round")
+    parser.add_argument("--quick", action="store_true", help="one layer, one image, one round")
     options = parser.parse_args()
     if options.quick:
         options.layers = options.batch = options.rounds = 1
@@ -124,14 +124,15 @@ def main() -> None:
             tower_rates.append(operations / seconds(lambda: tower(pixels)))
             mm_rates.append(products.rate())
     around = [(before + after) / 2 for before, after in pairwise(mm_rates)]
-    print("## Qwen-VL's vision tower\n")
+    print("## Qwen-VL's vision encoder\n")
     print(
-        f"Operations a second of a random tower of half the released width ({config.width}) with "
-        f"{config.layers} layers on {options.batch} pictures, float32 on the CPU with "
+        f"Operations a second of a random vision encoder of half Qwen-VL's width ({config.width}) "
+        f"with {config.layers} layers on {options.batch} images, float32 on the CPU with "
         f"{torch.get_num_threads()} threads, {operations / 1e12:.2f} TFLOP a forward: linear "
-        "layers, patches and the two products of attention. Beside it `torch.mm` at the shapes of "
-        "the tower's linear layers, before and after each forward; a ratio is taken to the mean of "
-        f"the two. Median (min..max) of {options.rounds} round(s); at least 0.85 is wanted.\n"
+        "layers, patches and the two products of attention. Next to it `torch.mm` at the shapes of "
+        "the vision encoder's linear layers, before and after each forward; a ratio is taken to "
+        f"the mean of the two. Median (min..max) of {options.rounds} round(s); at least 0.85 is "
+        "wanted.\n"
     )
     rows = [
         ("`torch.mm`", spread([rate / 1e9 for rate in mm_rates], 0), ""),

@@ -1,4 +1,4 @@
-"""Runs every benchmark and writes what they print, and where, into RESULTS.md."""
+"""Runs every benchmark and writes the results, with the machine's description, to RESULTS.md."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PACKAGES = ("vlcore", "torch", "transformers", "accelerate", "safetensors", "tok
 
 
 def benchmarks(directory: Path) -> list[Path]:
-    """List the scripts of a directory in alphabetical order, without what they share."""
+    """List the benchmarks of a directory in alphabetical order, without shared modules."""
     return sorted(
         path
         for path in directory.glob("*.py")
@@ -31,7 +31,7 @@ def benchmarks(directory: Path) -> list[Path]:
 
 
 def run(script: Path, options: Iterable[str]) -> tuple[bool, str]:
-    """Run one benchmark: whether it went well, and its Markdown."""
+    """Run one benchmark; return whether it succeeded, and its Markdown."""
     progress(f"-- {script.name}")
     finished = subprocess.run(
         [sys.executable, script, *options], stdout=subprocess.PIPE, text=True, check=False
@@ -44,7 +44,7 @@ def run(script: Path, options: Iterable[str]) -> tuple[bool, str]:
 
 
 def results_by_title(path: Path) -> dict[str, str]:
-    """Read what earlier runs wrote, by benchmark."""
+    """Read the results of earlier runs, by benchmark."""
     _, *sections = sections_of(path.read_text("utf-8"))
     return {_title(section): section for section in sections}
 
@@ -59,7 +59,7 @@ def _title(section: str) -> str:
 
 
 def take(files: Iterable[Path], where: str | None, output: Path) -> int:
-    """Put results of another machine into a file of results, and say where they are from."""
+    """Merge results of another machine into a file of results, with a description of it."""
     head, *_ = sections_of(output.read_text("utf-8"))
     sections = results_by_title(output)
     for file in files:
@@ -74,7 +74,7 @@ def take(files: Iterable[Path], where: str | None, output: Path) -> int:
 
 
 def machine() -> str:
-    """Say where the numbers come from, as Markdown."""
+    """Describe the machine and the versions, as Markdown."""
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     return "\n".join(
         [
@@ -106,7 +106,7 @@ def _gpu_model() -> str:
 
 
 def main() -> int:
-    """Run them all; one that fails is told and does not keep the others from running."""
+    """Run them all; one that fails is reported and does not keep the others from running."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="tiny sizes: checks that all run")
     parser.add_argument("--output", type=Path, default=HERE / "RESULTS.md")

@@ -1,11 +1,11 @@
-"""Draw the pictures in demo/images."""
+"""Draw the images in demo/images."""
 
 from __future__ import annotations
 
 import random
 from pathlib import Path
 
-from pictures import draw_picture
+from drawing import draw_image
 from PIL import Image, ImageDraw
 
 FOLDER = Path(__file__).resolve().parent / "images"
@@ -56,14 +56,14 @@ def large() -> Image.Image:
 
 
 def main() -> None:
-    """Write every picture."""
+    """Write every image."""
     FOLDER.mkdir(exist_ok=True)
     for draw in (circle_and_square, banner, triangle, tower, large):
         draw().save(FOLDER / f"{draw.__name__}.png", optimize=True)
     for number, seed in enumerate(("images-0", "images-1", "images-2"), 1):
-        picture = draw_picture(random.Random(seed))
-        picture.image.save(FOLDER / f"generated_{number}.png", optimize=True)
-        print(seed, picture.image.size, *picture.things, sep="\n  ")
+        drawn = draw_image(random.Random(seed))
+        drawn.image.save(FOLDER / f"generated_{number}.png", optimize=True)
+        print(seed, drawn.image.size, *drawn.things, sep="\n  ")
 
 
 if __name__ == "__main__":

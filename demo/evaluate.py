@@ -1,4 +1,4 @@
-"""Print the share of exact answers per kind of question, on pictures nobody trained on."""
+"""Print the share of exact answers per kind of question, on images not used in training."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import random
 from collections import Counter
 from pathlib import Path
 
-from pictures import Picture, draw_picture
+from drawing import DrawnImage, draw_image
 from questions import KINDS, Turn, ask, clearly_ordered
 
 import vlcore
 
-CHUNK = 32  # pictures asked about in one call
-TINY = 0.07  # of the picture's longer side: nine pixels of the tower's 128
+CHUNK = 32  # images asked about in one call
+TINY = 0.07  # of the image's longer side: nine pixels of the vision encoder's 128
 
 
 class Score:
@@ -29,18 +29,18 @@ class Score:
         self.right[kind] += correct
 
     def columns(self, kind: str) -> str:
-        """The number of questions and the share of exact answers."""
+        """Format the number of questions and the share of exact answers."""
         asked = self.asked[kind]
         return f" {asked:>10} {self.right[kind] / max(asked, 1):>7.1%}"
 
 
-def smallest(picture: Picture) -> float:
-    """Extent of the smallest object, relative to the picture's longer side."""
+def smallest(drawn: DrawnImage) -> float:
+    """Return the extent of the smallest object, relative to the image's longer side."""
     extents = []
-    for outline in picture.outlines:
+    for outline in drawn.outlines:
         xs, ys = [x for x, _ in outline], [y for _, y in outline]
         extents.append(max(max(xs) - min(xs), max(ys) - min(ys)))
-    return min(extents) / max(picture.image.size)
+    return min(extents) / max(drawn.image.size)
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def main() -> None:
     here = Path(__file__).resolve().parent
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=here / "tiny-llava")
-    parser.add_argument("--pictures", type=int, default=500)
+    parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--seed", default="evaluation", help="training draws from other seeds")
     parser.add_argument("--show-errors", type=int, default=0, help="how many to print")
     options = parser.parse_args()
@@ -56,30 +56,30 @@ def main() -> None:
     pipe = vlcore.pipeline(str(options.model))
     gen_config = vlcore.GenerationConfig(max_new_tokens=40)
     scores = {"all": Score(), "larger": Score()}
-    for start in range(0, options.pictures, CHUNK):
-        questions: list[tuple[Turn, Picture]] = []
-        for number in range(start, min(start + CHUNK, options.pictures)):
+    for start in range(0, options.images, CHUNK):
+        questions: list[tuple[Turn, DrawnImage]] = []
+        for number in range(start, min(start + CHUNK, options.images)):
             rng = random.Random(f"{options.seed}-{number}")
-            picture = draw_picture(rng)
+            drawn = draw_image(rng)
             for kind in KINDS:
-                turn = ask(rng, kind, picture.things)
-                # Where two objects stand one above the other, their order is anyone's guess.
-                if kind == "describe" and not clearly_ordered(picture.things):
+                turn = ask(rng, kind, drawn.things)
+                # The order of two objects one above the other is not defined.
+                if kind == "describe" and not clearly_ordered(drawn.things):
                     continue
                 if turn is not None:
-                    questions.append((turn, picture))
+                    questions.append((turn, drawn))
         answers = pipe(
-            [(turn.question, picture.image) for turn, picture in questions], gen_config=gen_config
+            [(turn.question, drawn.image) for turn, drawn in questions], gen_config=gen_config
         )
-        for (turn, picture), answer in zip(questions, answers, strict=True):
+        for (turn, drawn), answer in zip(questions, answers, strict=True):
             correct = answer.text.strip() == turn.answer
             scores["all"].add(turn.kind, correct)
-            if smallest(picture) >= TINY:
+            if smallest(drawn) >= TINY:
                 scores["larger"].add(turn.kind, correct)
             if not correct and options.show_errors > 0:
                 options.show_errors -= 1
                 print(f"{turn.question}  {answer.text!r} instead of {turn.answer!r}")
-    print(f"{'':<10} {'all pictures':>18} {f'no object < {TINY:.0%}':>18}")
+    print(f"{'':<10} {'all images':>18} {f'no object < {TINY:.0%}':>18}")
     pipe.close()
     print(f"{'kind':<10}" + f" {'questions':>10} {'exact':>7}" * 2)
     for kind in KINDS:

@@ -108,7 +108,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def export(network: Network, tokenizer: bytes, out: Path) -> None:
-    """Write every file beside `out` first, then put the whole directory in its place."""
+    """Write every file next to `out` first, then put the whole directory in its place."""
     sizes = network.sizes
     new = out.with_name(out.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
@@ -118,7 +118,7 @@ def export(network: Network, tokenizer: bytes, out: Path) -> None:
         if name.startswith("vision_model."):
             name = "model.vision_tower.vision_tower." + name
         tensors[name] = tensor.detach().half().contiguous()
-    # Part of every CLIP tower; LLaVA never applies it.
+    # Part of every CLIP vision encoder; LLaVA never applies it.
     last = "model.vision_tower.vision_tower.vision_model.post_layernorm."
     tensors[last + "weight"] = torch.ones(sizes.tower_width, dtype=torch.float16)
     tensors[last + "bias"] = torch.zeros(sizes.tower_width, dtype=torch.float16)

@@ -36,7 +36,7 @@ class Sizes:
 
 
 class TowerAttention(nn.Module):
-    """Attention of the tower: all patches see each other."""
+    """Attention of the vision encoder: all patches see each other."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class TowerMlp(nn.Module):
 
 
 class TowerLayer(nn.Module):
-    """One block of the tower."""
+    """One block of the vision encoder."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class TowerEncoder(nn.Module):
 
 
 class Tower(nn.Module):
-    """A CLIP vision tower, read at its last layer without the class token."""
+    """A CLIP vision encoder, read at its last layer without the class token."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -239,7 +239,7 @@ class Layer(nn.Module):
 
 
 class Body(nn.Module):
-    """What a LLaVA checkpoint keeps under `model`, but for the tower's wrapper names."""
+    """What a LLaVA checkpoint keeps under `model`, but for the vision encoder's wrapper names."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -254,7 +254,7 @@ class Body(nn.Module):
 
 
 class Network(nn.Module):
-    """Tower, projector and language model."""
+    """Vision encoder, projector and language model."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -279,15 +279,15 @@ class Network(nn.Module):
         return torch.cat([angles.cos()] * 2, -1), torch.cat([angles.sin()] * 2, -1)
 
     def forward(
-        self, patches: Tensor, prefix: Tensor, tokens: Tensor, branch: Tensor, place: Tensor
+        self, patches: Tensor, prefix: Tensor, tokens: Tensor, branch: Tensor, position: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Read several conversations about each picture at once.
+        """Read several conversations about each image at once.
 
-        The prefix is the same everywhere, so it is read once for the batch; the rows of a
-        picture are read once for all conversations about it. A conversation sees the prefix,
-        the picture and itself.
+        The prefix is the same everywhere, so it is read once for the batch; the rows of an
+        image are read once for all conversations about it. A conversation sees the prefix,
+        the image and itself.
 
-        Shapes: patches [B, R, D]; prefix [P]; tokens, branch and place [B, T]: token ids, the
+        Shapes: patches [B, R, D]; prefix [P]; tokens, branch and position [B, T]: token ids, the
         number of each token's conversation and its position in it. Gives the last hidden state
         [B, T, D] and the one in the middle, of the tokens.
         """
@@ -299,7 +299,7 @@ class Network(nn.Module):
         batch, length = x.shape[:2]
 
         spot = torch.arange(num_rows).expand(batch, -1) + num_prefix
-        turn = self._turns(torch.cat([spot, place + num_prefix + num_rows], dim=1))
+        turn = self._turns(torch.cat([spot, position + num_prefix + num_rows], dim=1))
         first_turn = self._turns(torch.arange(num_prefix))
         kind = torch.cat([torch.full((batch, num_rows), -1), branch], dim=1)
         step = torch.arange(length)
@@ -311,7 +311,7 @@ class Network(nn.Module):
         middle, last = x, len(body.layers) - 1
         for number, layer in enumerate(body.layers):
             first_next, before = layer(first, first_turn)
-            # Nothing reads the picture's rows after the last layer.
+            # Nothing reads the image's rows after the last layer.
             skip = num_rows if number == last else 0
             x, _ = layer(x, turn, mask[:, :, skip:], before, skip)
             first = first_next

@@ -1,4 +1,4 @@
-"""A pool of drawn pictures, rendered once, and training batches from it."""
+"""A pool of drawn images, rendered once, and training batches from it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from drawing import COLOURS, SHAPES, SIZES, Thing, draw_image, owner_map, prepare
 from numpy.typing import NDArray
-from pictures import COLOURS, SHAPES, SIZES, Thing, draw_picture, owner_map, prepare
 from questions import KINDS, Turn, ask
 from torch import Tensor
 from words import EOS, Words
@@ -41,13 +41,13 @@ class Drawn:
 
 def _draw(job: tuple[str, int, int]) -> Drawn:
     seed, size, patch = job
-    picture = draw_picture(random.Random(seed))
-    owner = owner_map(picture, size, patch)
-    return Drawn(np.asarray(prepare(picture.image, size)), owner, picture.things)
+    drawn = draw_image(random.Random(seed))
+    owner = owner_map(drawn, size, patch)
+    return Drawn(np.asarray(prepare(drawn.image, size)), owner, drawn.things)
 
 
 class Pool:
-    """Pictures kept as arrays."""
+    """Images kept as arrays."""
 
     def __init__(self, path: Path) -> None:
         with np.load(path) as arrays:
@@ -60,7 +60,7 @@ class Pool:
 
     @staticmethod
     def render(path: Path, seed: str, count: int, size: int, patch: int, workers: int) -> None:
-        """Draw the pictures in several processes and write them to one file."""
+        """Draw the images in several processes and write them to one file."""
         pixels = np.zeros((count, size, size, 3), np.uint8)
         owner = np.zeros((count, size // patch, size // patch), np.uint8)
         # Shape, colour, size (2: in the gap), x, y; shape -1 where there is no object.
@@ -82,7 +82,7 @@ class Pool:
         path.with_suffix(".part").rename(path)
 
     def get(self, number: int, symmetry: int = 0) -> Drawn:
-        """One picture, mirrored or transposed in one of eight ways."""
+        """Return one image, mirrored or transposed in one of eight ways."""
         pixels, owner = self.pixels[number], self.owner[number]
         rows = self.things[number]
         rows = rows[rows[:, 0] >= 0]
@@ -111,21 +111,21 @@ class Pool:
 
 @dataclass(frozen=True)
 class PatchTargets:
-    """What every patch of the tower is to know about the object on it; all [B, G * G]."""
+    """Training targets of each patch: the object on it. Shape: [B, G * G]."""
 
     shape: Tensor  # 0: no object
     colour: Tensor
     size: Tensor  # -100 in the gap
     rank: Tensor  # 1: leftmost
-    count: Tensor  # of objects in the picture, from 0
+    count: Tensor  # of objects in the image, from 0
     same_colour: Tensor  # how many more objects have its colour
     same_shape: Tensor
-    place: Tensor  # [B, G * G, 2]
+    centre: Tensor  # [B, G * G, 2]
     weight: Tensor  # every object weighs the same, however many patches it has
 
 
 def patch_targets(batch: Sequence[Drawn]) -> PatchTargets:
-    """Targets of a batch."""
+    """Return the targets of a batch."""
     columns = np.zeros((len(batch), MAX_THINGS + 1, 9), np.float32)
     owners = np.stack([drawn.owner.reshape(-1) for drawn in batch]).astype(np.int64)
     for at, drawn in enumerate(batch):
@@ -160,11 +160,11 @@ def patch_targets(batch: Sequence[Drawn]) -> PatchTargets:
 
 @dataclass(frozen=True)
 class Conversations:
-    """Several conversations for every picture of a batch; all [B, T]."""
+    """Several conversations for every image of a batch. Shape: [B, T]."""
 
     tokens: Tensor
     branch: Tensor  # -2: padding
-    place: Tensor
+    position: Tensor  # in its conversation
     target: Tensor
     weight: Tensor  # 0 where nothing is to be learned
     named: Tensor  # whether an object's name ends here
@@ -231,7 +231,7 @@ def _stack(rows: Sequence[_Row]) -> Conversations:
 def conversations(
     rng: random.Random, words: Words, batch: Sequence[Drawn], length: int
 ) -> Conversations:
-    """Fill `length` tokens for every picture with conversations of one to four turns."""
+    """Fill `length` tokens for every image with conversations of one to four turns."""
     kinds, shares = list(SHARES), list(SHARES.values())
     rows = []
     for drawn in batch:
@@ -249,7 +249,7 @@ def conversations(
 def single_questions(
     rng: random.Random, words: Words, batch: Sequence[Drawn], length: int
 ) -> tuple[Conversations, list[list[Turn]]]:
-    """One question of every kind for each picture, each in a conversation of its own."""
+    """Ask one question of every kind about each image, each in a separate conversation."""
     rows, asked = [], []
     for drawn in batch:
         row, turns = _Row(length), []

@@ -1,4 +1,4 @@
-"""Questions about a picture, with their answers."""
+"""Questions about an image, with their answers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from pictures import COLOURS, SHAPES, SIZES, Thing
+from drawing import COLOURS, SHAPES, SIZES, Thing
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -33,7 +33,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class _Name:
-    """Words that mean exactly one object of the picture."""
+    """A phrase that denotes exactly one object of the image."""
 
     words: str
     index: int
@@ -67,7 +67,7 @@ def _names(things: Sequence[Thing]) -> list[_Name]:
 
 
 def _object(rng: random.Random, words: str) -> str:
-    """Say "shape" or "thing" for "object" now and then."""
+    """Replace "object" by "shape" or "thing" now and then."""
     if not words.endswith("object"):
         return words
     return words.replace("object", rng.choices(("object", "shape", "thing"), (6, 2, 2))[0])
@@ -97,7 +97,7 @@ def _fill(
 
 
 def vary(rng: random.Random, question: str) -> str:
-    """Lower-case the start, drop the closing mark, or neither."""
+    """Lower-case the first letter or drop the final punctuation, at random."""
     if rng.random() < 0.2:
         question = question[0].lower() + question[1:]
     if rng.random() < 0.2:
@@ -146,7 +146,7 @@ def _matches(thing: Thing, colour: str | None, shape: str | None) -> bool:
 
 
 def _attributes(rng: random.Random, things: Sequence[Thing]) -> tuple[str | None, str | None]:
-    """A colour, a shape or both; near misses of what is there are common."""
+    """Choose a colour, a shape or both, often almost those of an object in the image."""
     thing = rng.choice(things)
     other = rng.choice(things)
     use = rng.random()
@@ -170,11 +170,11 @@ def _phrase(rng: random.Random, colour: str | None, shape: str | None, plural: b
 
 
 def _how_many(rng: random.Random, kind: str, phrase: str, count: int) -> Turn:
-    place = rng.choice(("picture", "image"))
+    noun = rng.choice(("picture", "image"))
     patterns = (
         f"How many {phrase} are there?",
-        f"How many {phrase} are in the {place}?",
-        f"How many {phrase} are there in the {place}?",
+        f"How many {phrase} are in the {noun}?",
+        f"How many {phrase} are there in the {noun}?",
         f"How many {phrase} do you see?",
         f"How many {phrase} can you see?",
     )
@@ -204,10 +204,10 @@ def _exists(rng: random.Random, things: Sequence[Thing], names: list[_Name]) -> 
     answer = "yes" if any(_matches(thing, colour, shape) for thing in things) else "no"
     one = _article(_phrase(rng, colour, shape, plural=False))
     many = _phrase(rng, colour, shape, plural=True)
-    place = rng.choice(("picture", "image"))
+    noun = rng.choice(("picture", "image"))
     patterns = [
         f"Is there {one}?",
-        f"Is there {one} in the {place}?",
+        f"Is there {one} in the {noun}?",
         f"Are there any {many}?",
         f"Can you see {one}?",
         f"Do you see {one}?",
@@ -280,7 +280,7 @@ def _size(rng: random.Random, things: Sequence[Thing], names: list[_Name]) -> Tu
 
 
 def description(things: Sequence[Thing]) -> str:
-    """All objects, left to right."""
+    """List all objects from left to right."""
     parts = [f"a {thing.size} {thing.colour} {thing.shape}" for thing in things]
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
@@ -315,18 +315,18 @@ _ASK = {
 
 
 def ask(rng: random.Random, kind: str, things: Sequence[Thing]) -> Turn | None:
-    """One question of a kind; None where the picture allows none without ambiguity."""
+    """Ask a question of a kind; None if every such question about the image is ambiguous."""
     return _ASK[kind](rng, things, _names(things))
 
 
 def clearly_ordered(things: Sequence[Thing]) -> bool:
-    """Whether nobody could doubt the order from left to right."""
+    """Return whether the order from left to right is unambiguous."""
     xs = sorted(thing.x for thing in things)
     return all(b - a >= CLEAR for a, b in pairwise(xs))
 
 
 def all_words() -> list[str]:
-    """Texts that hold every word of the questions and answers, for the tokenizer."""
+    """Return texts that contain every word of the questions and answers, for the tokenizer."""
     rng = random.Random(0)
     texts = [SYSTEM + " USER:"]
     for _ in range(4000):

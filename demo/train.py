@@ -1,4 +1,4 @@
-"""Train the demo model from nothing: tokenizer, pictures, tower, language model, checkpoint."""
+"""Train the demo model from scratch: tokenizer, images, both networks and the checkpoint."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from words import BOS, Words, train_tokenizer
 
 TOWER_SHARE = 0.25  # of the time; the rest trains everything together
-FROZEN_SHARE = 0.35  # of the rest, in which the tower only watches
-LENGTH = 150  # tokens of conversations about one picture
+FROZEN_SHARE = 0.35  # of the rest, in which the vision encoder only watches
+LENGTH = 150  # tokens of conversations about one image
 POOL = 30_000
 HELD_OUT = 600
 
@@ -37,7 +37,7 @@ HELD_OUT = 600
 class Heads(nn.Module):
     """Auxiliary outputs, used in training only."""
 
-    # Shape, colour, size, rank, number of objects, place, more of its colour, more of its shape.
+    # Shape, colour, size, rank, number of objects, centre, others of its colour, of its shape.
     PARTS = (4, 5, 3, 4, 3, 2, 3, 3)
 
     def __init__(self, sizes: Sizes) -> None:
@@ -46,9 +46,9 @@ class Heads(nn.Module):
         self.point = nn.Linear(sizes.width, 2)
 
     def patch_loss(self, patches: Tensor, targets: PatchTargets) -> Tensor:
-        """What each patch says of its object, against the truth."""
+        """Return the loss of each patch's prediction of its object."""
         out = self.patch(F.layer_norm(patches, patches.shape[-1:]))
-        shape, colour, size, rank, count, place, alike, similar = out.split(self.PARTS, dim=-1)
+        shape, colour, size, rank, count, centre, alike, similar = out.split(self.PARTS, dim=-1)
         loss = torch.zeros(())
         for guess, truth, share in (
             (shape, targets.shape, 1.0),
@@ -62,11 +62,11 @@ class Heads(nn.Module):
             each = F.cross_entropy(guess.flatten(0, 1), truth.flatten(), reduction="none")
             loss = loss + share * (each * targets.weight.flatten()).sum()
         on_object = (targets.shape > 0) * targets.weight
-        off = F.smooth_l1_loss(place, targets.place, reduction="none", beta=0.05).sum(-1)
+        off = F.smooth_l1_loss(centre, targets.centre, reduction="none", beta=0.05).sum(-1)
         return (loss + 8.0 * (off * on_object).sum()) / len(patches) / 4
 
     def point_loss(self, middle: Tensor, named: Tensor, point: Tensor) -> Tensor:
-        """Where the language model, on reading a name, believes the object is."""
+        """Return the loss of the position that the language model predicts for a named object."""
         chosen = middle[named]
         guess = self.point(F.rms_norm(chosen, chosen.shape[-1:]))
         return F.smooth_l1_loss(guess, point[named], beta=0.05)
@@ -145,7 +145,7 @@ class Plan:
     seconds: float
 
     def phase(self, elapsed: float) -> tuple[str, float, float]:
-        """The phase and the rates of tower and language model."""
+        """The phase and the rates of vision encoder and language model."""
         done = min(elapsed / self.seconds, 1.0)
         if done < TOWER_SHARE:
             return "tower", min(1.0, elapsed / 20) * (1 - 0.7 * done / TOWER_SHARE), 0.0
@@ -235,10 +235,10 @@ class Trainer:
             losses["patch"] = self.heads.patch_loss(patches, patch_targets(batch))
         if phase != "tower":
             talk = conversations(rng, self.words, batch, LENGTH)
-            # The tower goes on learning from its own targets alone: the noisier gradients of the
-            # words would undo what it knows.
+            # The vision encoder continues to learn from its own targets alone: the noisier
+            # gradients of the words would undo what it has learned.
             rows = patches.detach()
-            last, middle = self.network(rows, self.prefix, talk.tokens, talk.branch, talk.place)
+            last, middle = self.network(rows, self.prefix, talk.tokens, talk.branch, talk.position)
             learn = talk.weight > 0
             each = F.cross_entropy(
                 self.network.lm_head(last[learn]), talk.target[learn], reduction="none"
@@ -250,7 +250,7 @@ class Trainer:
 
     @torch.no_grad()
     def accuracy(self, pool: Pool) -> dict[str, float]:
-        """Share of first questions on held-out pictures that are answered word for word."""
+        """Return the share of first questions on held-out images that are answered exactly."""
         right: Counter[str] = Counter()
         asked: Counter[str] = Counter()
         rng = random.Random(f"accuracy-{self.seed}")
@@ -259,9 +259,9 @@ class Trainer:
             talk, turns = single_questions(rng, self.words, batch, 200)
             pixels = torch.stack([torch.tensor(drawn.pixels) for drawn in batch])
             patches = self.average.vision_model(pixels)
-            last, _ = self.average(patches, self.prefix, talk.tokens, talk.branch, talk.place)
-            # The best next word at every place of the answer given the right words before it:
-            # all right exactly when greedy decoding gives the answer.
+            last, _ = self.average(patches, self.prefix, talk.tokens, talk.branch, talk.position)
+            # The most likely next word at every position of the answer, given the right words
+            # before it: all are right exactly if greedy decoding yields the answer.
             wrong = (self.average.lm_head(last).argmax(-1) != talk.target) & (talk.weight > 0)
             for at, (drawn, questions) in enumerate(zip(batch, turns, strict=True)):
                 for number, turn in enumerate(questions):
@@ -282,7 +282,7 @@ def main() -> None:
         "--work-dir",
         type=Path,
         default=Path(tempfile.gettempdir()) / "vlcore-demo" / "run",
-        help="keeps the drawn pictures and the state to resume from",
+        help="keeps the drawn images and the state to resume from",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)

@@ -50,11 +50,11 @@ def _train(lines: list[str], size: int) -> bytes:
 
 
 def train_tokenizer(texts: list[str]) -> bytes:
-    """Train the smallest vocabulary in which every word of the texts is one piece."""
+    """Train the smallest vocabulary in which every word of the texts is one token."""
     words = sorted({word.strip("?.,:") for text in texts for word in text.split()} - {"user's"})
     first = sorted({text.split()[0] for text in texts})
-    # Each word as often as any other, so that rare words get a piece of their own too. The
-    # bracket gives the pieces without a space, for the word right after a line break.
+    # Each word as often as any other, so that rare words get a token too. The bracket gives
+    # the tokens without a space, for the word right after a line break.
     lines = [f"{word} {word}? {word}. {word}: {word}," for word in words for _ in range(50)]
     lines += [f"({word}" for word in first for _ in range(200)]
     for size in range(400, 1000, 10):
@@ -75,7 +75,7 @@ def write_tokenizer(model: bytes, folder: Path) -> None:
 
 
 class Words:
-    """Token ids of the pieces that a conversation is made of."""
+    """Token ids of the texts that a conversation consists of."""
 
     def __init__(self, model: bytes) -> None:
         self._processor = spm.SentencePieceProcessor(model_proto=model)
@@ -83,7 +83,7 @@ class Words:
         self._cache: dict[str, list[int]] = {}
 
     def encode(self, text: str) -> list[int]:
-        """Encode a chunk by itself; its first piece carries the dummy prefix."""
+        """Encode a chunk by itself; its first token has the dummy prefix."""
         if text not in self._cache:
             self._cache[text] = self._processor.encode(text)
         return self._cache[text]
@@ -91,8 +91,8 @@ class Words:
     def phrase(self, text: str, line: bool) -> list[tuple[int, int]]:
         """Encode word by word: (token id, end of its word in the text) for every token.
 
-        With `line`, the text stands right after a line break, at the start of a chunk. Pieces
-        never cross a space, so this gives the ids of the whole text.
+        With `line`, the text follows a line break, at the start of a chunk. Tokens never
+        span a space, so these are the ids of the whole text.
         """
         found: list[tuple[int, int]] = []
         end = 0

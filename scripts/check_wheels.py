@@ -24,26 +24,26 @@ _OURS = ("vlcore", "vl_plugin_", "_editable_impl_", "__editable__")
 
 
 def main() -> None:
-    """Check them; ends with exit code 1 where something fails."""
+    """Build and check the wheels; exits with code 1 if a check fails."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--reuse-dependencies", action="store_true")
     parser.add_argument("--out", type=Path, help="keep the checked distributions in this directory")
     options = parser.parse_args()
     reuses = options.reuse_dependencies
     with tempfile.TemporaryDirectory() as directory:
-        place = Path(directory)
-        wheels = build(place / "dist")
-        scripts = install(wheels, place / "environment", reuses=reuses)
-        check_plugins(scripts, place)
-        check_page(scripts, place)
-        compare_answers(scripts, place)
+        folder = Path(directory)
+        wheels = build(folder / "dist")
+        scripts = install(wheels, folder / "environment", reuses=reuses)
+        check_plugins(scripts, folder)
+        check_page(scripts, folder)
+        compare_answers(scripts, folder)
         if options.out is not None:
-            shutil.copytree(place / "dist", options.out, dirs_exist_ok=True)
+            shutil.copytree(folder / "dist", options.out, dirs_exist_ok=True)
     print(f"{len(wheels)} wheels answer the questions of the demo")
 
 
 def build(directory: Path) -> list[Path]:
-    """Build a wheel and a source distribution of each, and have twine look at them."""
+    """Build a wheel and a source distribution of each, and check them with twine."""
     for distribution in DISTRIBUTIONS:
         run(sys.executable, "-m", "build", "--no-isolation", "--outdir", directory, distribution)
     run(sys.executable, "-m", "twine", "check", "--strict", *sorted(directory.iterdir()))
@@ -51,7 +51,7 @@ def build(directory: Path) -> list[Path]:
 
 
 def install(wheels: list[Path], environment: Path, *, reuses: bool) -> Path:
-    """Make an environment of the wheels and give the folder of its scripts."""
+    """Install the wheels into a new environment and return the directory of its scripts."""
     venv.create(environment, with_pip=True)
     scripts = environment / "bin"
     pip: list[str | Path] = [scripts / "python", "-m", "pip", "install", "--quiet"]
@@ -70,44 +70,44 @@ def install(wheels: list[Path], environment: Path, *, reuses: bool) -> Path:
     return scripts
 
 
-def check_plugins(scripts: Path, place: Path) -> None:
-    """See that vlcore comes from the wheels, and that every plugin is ready and whole."""
-    home = run(scripts / "python", "-c", "import vlcore; print(vlcore.__file__)", cwd=place)
+def check_plugins(scripts: Path, folder: Path) -> None:
+    """Check that vlcore is imported from the wheels and that every plugin is ready."""
+    home = run(scripts / "python", "-c", "import vlcore; print(vlcore.__file__)", cwd=folder)
     if not Path(home.strip()).is_relative_to(scripts.parent):
         sys.exit(f"vlcore is imported from {home.strip()}, not from its wheel")
-    plugins = json.loads(run(scripts / "vlcore", "plugins", "--load", "--json", cwd=place))
+    plugins = json.loads(run(scripts / "vlcore", "plugins", "--load", "--json", cwd=folder))
     states = {plugin["distribution"]: plugin["state"] for plugin in plugins}
     if len(states) != len(DISTRIBUTIONS) - 1 or set(states.values()) != {"ready"}:
         sys.exit(f"{len(DISTRIBUTIONS) - 1} plugins should be ready; they are {states}")
     for plugin in states:
-        run(scripts / "vlcore", "check", plugin, cwd=place)
+        run(scripts / "vlcore", "check", plugin, cwd=folder)
 
 
-def check_page(scripts: Path, place: Path) -> None:
-    """See that the wheel holds every file of the server's page and reference."""
-    of_server = ROOT / "vlcore" / "server"
-    expected = sorted(path.name for path in of_server.rglob("*") if path.suffix in _PAGE)
+def check_page(scripts: Path, folder: Path) -> None:
+    """Check that the wheel contains every file of the web page and the API reference."""
+    server_folder = ROOT / "vlcore" / "server"
+    expected = sorted(path.name for path in server_folder.rglob("*") if path.suffix in _PAGE)
     program = (
         "from pathlib import Path; import vlcore.server as server; home = Path(server.__file__);"
         f"print(sorted(p.name for p in home.parent.rglob('*') if p.suffix in {_PAGE!r}))"
     )
-    came = run(scripts / "python", "-c", program, cwd=place).strip()
-    if came != str(expected) or not expected:
-        sys.exit(f"the wheel holds {came} of the page; it should be {expected}")
+    actual = run(scripts / "python", "-c", program, cwd=folder).strip()
+    if actual != str(expected) or not expected:
+        sys.exit(f"the wheel contains the page's files {actual}; it should contain {expected}")
 
 
-def compare_answers(scripts: Path, place: Path) -> None:
-    """Run the demo with a copy of its model and pictures, here and from the wheels."""
-    demo = shutil.copytree(ROOT / "demo", place / "demo")
-    expected = run(sys.executable, demo / "run.py", cwd=place)
-    came = run(scripts / "python", demo / "run.py", cwd=place)
-    if came != expected or not came:
-        sys.exit(f"from the wheels the demo says\n{came}\nand here it says\n{expected}")
-    print(came)
+def compare_answers(scripts: Path, folder: Path) -> None:
+    """Compare the output of the demo from the wheels with that from the sources."""
+    demo = shutil.copytree(ROOT / "demo", folder / "demo")
+    expected = run(sys.executable, demo / "run.py", cwd=folder)
+    actual = run(scripts / "python", demo / "run.py", cwd=folder)
+    if actual != expected or not actual:
+        sys.exit(f"the demo prints, from the wheels:\n{actual}\nfrom the sources:\n{expected}")
+    print(actual)
 
 
 def run(*command: str | Path, cwd: Path = ROOT) -> str:
-    """Run a command and give what it prints; ends where it fails."""
+    """Run a command and return its output; exits if the command fails."""
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     print("+", *command, flush=True)
     done = subprocess.run(

@@ -248,9 +248,9 @@ def unused_allowances(rules: Iterable[Rule], report: Report) -> list[Allowance]:
 def scopes_of(text: str, path: str) -> dict[Scope, str]:
     """Return the text as each scope sees it: what does not belong to the scope is blank.
 
-    Offsets are those of ``text``. Only Python files have the scope ``names``.
+    Offsets are those of ``text``. Only Python files and templates of them have the scope ``names``.
     """
-    if path.endswith((".py", ".pyi")):
+    if path.endswith((".py", ".pyi", ".py.jinja")):
         prose, names = _python_scopes(text)
         return {"everywhere": text, "prose": prose, "names": names}
     return {"everywhere": text, "prose": _markdown_prose(text) if path.endswith(".md") else text}

@@ -1,6 +1,6 @@
 """Counts the lines of code that a model family takes, here and in other engines, as a table.
 
-A line counts if code stands on it: blank lines, comments and docstrings do not. Packages that are
+A line counts if it contains code: blank lines, comments and docstrings do not. Packages that are
 not installed are left out; ``--package FOLDER`` adds one from elsewhere, such as lmdeploy's.
 """
 
@@ -25,7 +25,7 @@ FAMILIES = {
     },
     "Qwen-VL": {"vl-plugin-qwen": ["plugins/qwen_vl/vl_plugin_qwen/*.py"]},
     "Yi-VL": {"vl-plugin-yi": ["plugins/yi_vl/vl_plugin_yi/*.py"]},
-    "shared by families with a CLIP tower": {
+    "shared by families with a CLIP vision encoder": {
         "vlcore": ["vlcore/clip/*.py", "vlcore/flat_layout.py"],
         "transformers": ["models/clip/modeling_clip.py", "models/clip/*processing_*clip.py"],
     },
@@ -43,7 +43,7 @@ _NO_CODE = {
 
 
 def count_lines(source: str) -> int:
-    """Count the lines of a Python file on which code stands."""
+    """Count the lines of a Python file that contain code."""
     lines: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type not in _NO_CODE:
@@ -60,7 +60,7 @@ def count_files(root: Path, patterns: Iterable[str]) -> tuple[int, int]:
 
 
 def _docstrings(tree: ast.Module) -> Iterator[ast.Expr]:
-    """Find texts that stand alone, beneath a definition or an attribute."""
+    """Find string literals that are statements, such as docstrings."""
     for node in ast.walk(tree):
         match node:
             case ast.Expr(value=ast.Constant(value=str())):
@@ -68,18 +68,18 @@ def _docstrings(tree: ast.Module) -> Iterator[ast.Expr]:
 
 
 def _packages(folders: Iterable[Path]) -> dict[str, tuple[str, Path]]:
-    """Give the title and the folder of each package that is there."""
+    """Return the title and the directory of each package that is installed."""
     found = {}
     spec = find_spec("transformers")
     if spec is not None and spec.origin is not None:
         title = f"transformers {version('transformers')}"
         found["transformers"] = (title, Path(spec.origin).parent)
     for folder in folders:
-        found[folder.name] = (f"{folder.name} {_version_beside(folder)}", folder)
+        found[folder.name] = (f"{folder.name} {_version_of(folder)}", folder)
     return found
 
 
-def _version_beside(folder: Path) -> str:
+def _version_of(folder: Path) -> str:
     for info in folder.parent.glob(f"{folder.name}-*.dist-info"):
         return re.sub(r"^[^-]+-|\.dist-info$", "", info.name)
     try:

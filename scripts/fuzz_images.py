@@ -40,15 +40,15 @@ WORDS = (
 
 
 def valid_files() -> list[bytes]:
-    """Write small pictures in every format and a few modes, animations among them."""
+    """Write small images in every format and a few modes, animations among them."""
     files = []
     for kind in FORMATS:
         for mode in ("RGB", "L", "P", "RGBA", "1", "I;16"):
-            picture = Image.radial_gradient("L").resize((13, 9)).convert(mode)
-            for options in ({}, {"save_all": True, "append_images": [picture.rotate(90)]}):
+            gradient = Image.radial_gradient("L").resize((13, 9)).convert(mode)
+            for options in ({}, {"save_all": True, "append_images": [gradient.rotate(90)]}):
                 buffer = io.BytesIO()
                 try:
-                    picture.save(buffer, kind, **options)
+                    gradient.save(buffer, kind, **options)
                 except (OSError, ValueError, KeyError):
                     continue  # the format has no such mode
                 files.append(buffer.getvalue())
@@ -129,7 +129,7 @@ def fuzz(num_inputs: int, seed: int, failures: Path) -> Counter[str]:
 
 
 def main() -> int:
-    """Fuzz as the command line says."""
+    """Fuzz with the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--inputs", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints, complete with tokenizer, written where a test wants them."""
+"""Tiny random checkpoints, complete with tokenizer, written to a directory of a test."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def write_tokenizer(directory: Path, *, has_dummy_prefix: bool, **config: Any) -
 def llava_tensors(
     config: dict[str, Any], vision: dict[str, Any], seed: int
 ) -> dict[str, torch.Tensor]:
-    """Draw the tensors of a checkpoint in the original layout, the tower among them."""
+    """Draw the tensors of a checkpoint in the original layout, the vision encoder among them."""
     generator = torch.Generator().manual_seed(seed)
     width, inner = config["hidden_size"], config["intermediate_size"]
     tower, tower_inner = vision["hidden_size"], vision["intermediate_size"]

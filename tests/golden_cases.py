@@ -1,4 +1,4 @@
-"""Golden cases: checkpoints with the values that the released implementations gave."""
+"""Golden cases: checkpoints with recorded values of the reference implementations."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 GOLDEN = Path(__file__).parent / "golden"
-IN_PLACE = -200
-"""The id that stands where an image goes, in the cases of the original layout."""
+IMAGE_TOKEN_ID = -200
+"""The id of the position of an image, in the cases of the original layout."""
 
 
 @dataclass(frozen=True)
 class GoldenCase:
-    """One folder of golden data."""
+    """One directory of golden data."""
 
     name: str
     facts: Mapping[str, Any]
@@ -46,12 +46,12 @@ class GoldenCase:
         return [key.removesuffix("_ids") for key in self.expected if key.endswith("_ids")]
 
     def embeddings(self, prompt: str, table: torch.nn.Module, rows: Sequence[Tensor]) -> Tensor:
-        """Put image rows in their places among the token embeddings of a prompt."""
+        """Insert the image embeddings into the token embeddings of a prompt."""
         ids = torch.tensor(self.expected[f"{prompt}_ids"])
         images: Iterator[Tensor] = (rows[i] for i in self.expected[f"{prompt}_images"])
         placeholder = int(self.facts["image_token_index"])
-        if placeholder == IN_PLACE:
-            parts = [next(images) if i == IN_PLACE else table(i[None]) for i in ids]
+        if placeholder == IMAGE_TOKEN_ID:
+            parts = [next(images) if i == IMAGE_TOKEN_ID else table(i[None]) for i in ids]
             return torch.cat(parts)
         embedded: Tensor = table(ids).clone()
         for image in images:

@@ -1,4 +1,4 @@
-"""A vision model whose rows hold the grey value of each image, and what tests do with it."""
+"""A vision model whose embeddings hold the grey value of each image, and helpers to test it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def image(value: int) -> Image.Image:
 
 
 class FakeModel(VisionModel):
-    """Gives every image one row that holds its grey value; refuses the poisoned one."""
+    """Returns one embedding with the grey value of each image; refuses the poisoned one."""
 
     hidden_size = 3
     image_options = frozenset({"scale"})
@@ -45,7 +45,7 @@ class FakeModel(VisionModel):
 
 
 class GatedModel(FakeModel):
-    """Waits in every forward until it is let through."""
+    """Waits in every forward until the test releases it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ def values(rows: Sequence[ImageRows]) -> list[float]:
 
 
 async def waiting(encoder: ImageEncoder, *images: Image.Image) -> asyncio.Task[list[ImageRows]]:
-    """Start a request, and give the loop time to queue it."""
+    """Start a request and wait until it is queued."""
     before = len(encoder._queue._jobs)
     task = asyncio.create_task(encoder.encode(images))
     while len(encoder._queue._jobs) == before and not task.done():

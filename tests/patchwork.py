@@ -1,4 +1,4 @@
-"""A small plugin that keeps the whole contract, a checkpoint of it, and ways to break it."""
+"""A small plugin that meets the whole contract, a checkpoint for it, and ways to break it."""
 
 from __future__ import annotations
 
@@ -129,19 +129,19 @@ def install_patchwork(
     serves: Sequence[str] = (),
     more: str = "",
 ) -> str:
-    """Install the plugin, with pieces of its source replaced; give its distribution's name.
+    """Install the plugin, with parts of its source replaced; return its distribution's name.
 
     Args:
-        site: where.
-        edits: new text for pieces of the source, each of which must stand there exactly once.
-        requires: its requirements.
-        architectures: its entry points.
-        serves: the known models that it states.
-        more: what stands at the end of its second module.
+        site: the directory of installed distributions.
+        edits: new text for parts of the source, each of which must occur exactly once.
+        requires: the plugin's requirements.
+        architectures: the names of its entry points.
+        serves: the known models that it declares.
+        more: source appended to its second module.
     """
     hooks, parts = HOOKS, PARTS
     for old, new in (edits or {}).items():
-        assert (hooks + parts).count(old) == 1, f"{old!r} must stand in the plugin once"
+        assert (hooks + parts).count(old) == 1, f"{old!r} must occur in the plugin once"
         hooks, parts = hooks.replace(old, new), parts.replace(old, new)
     number = len(site.modules)
     second = f"patchwork_parts_{number}"

@@ -24,7 +24,7 @@ _WHOLE_TOKENS = (b"dog", b"(100,200),(700,800)")
 
 
 def write_qwen(directory: Path, *, seed: int = 0, **config: Any) -> Path:
-    """Write a Qwen-VL-Chat checkpoint of a few ten thousand parameters: 28 pixels, 256 rows."""
+    """Write a tiny Qwen-VL-Chat checkpoint for images of 28 pixels, with 256 embeddings each."""
     directory.mkdir(parents=True, exist_ok=True)
     tokens = write_vocabulary(directory / "qwen.tiktoken")
     special = (*CONTROL, *NOTATION, *IMAGE)
@@ -45,7 +45,7 @@ def write_pointing_qwen(directory: Path) -> Path:
     write_qwen(directory)
     config = json.loads((directory / "config.json").read_text())
     tensors = qwen_tensors(config, seed=0)
-    for name in ("attn.c_proj.weight", "mlp.c_proj.weight"):  # each token speaks for itself
+    for name in ("attn.c_proj.weight", "mlp.c_proj.weight"):  # each token depends on itself alone
         tensors[f"transformer.h.0.{name}"].zero_()
     tensors["transformer.ln_f.weight"].fill_(1)
     embeddings, head = tensors["transformer.wte.weight"].zero_(), tensors["lm_head.weight"].zero_()
@@ -83,16 +83,16 @@ def read_vocabulary(path: Path) -> list[bytes]:
 
 def _merge(word: Sequence[bytes], left: bytes, right: bytes) -> list[bytes]:
     merged: list[bytes] = []
-    for piece in word:
-        if merged and (merged[-1], piece) == (left, right):
-            merged[-1] += piece
+    for token in word:
+        if merged and (merged[-1], token) == (left, right):
+            merged[-1] += token
         else:
-            merged.append(piece)
+            merged.append(token)
     return merged
 
 
 def qwen_tensors(config: dict[str, Any], seed: int) -> dict[str, torch.Tensor]:
-    """Draw the tensors of a checkpoint, the tower among them."""
+    """Draw the tensors of a checkpoint, the vision encoder among them."""
     generator = torch.Generator().manual_seed(seed)
     width, inner = config["hidden_size"], config["intermediate_size"] // 2
     heads = config["num_attention_heads"] * config["kv_channels"]

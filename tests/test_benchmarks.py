@@ -57,7 +57,7 @@ def test_results_say_where_they_come_from(tmp_path: Path) -> None:
     assert text.count("| --quick |") == 2
 
 
-def test_a_benchmark_that_fails_is_told_beside_the_others(tmp_path: Path) -> None:
+def test_a_failed_benchmark_is_reported_with_the_others(tmp_path: Path) -> None:
     (tmp_path / "breaks.py").write_text("print('## Breaks'); raise SystemExit(3)")
     (tmp_path / "good.py").write_text(GOOD)
     (tmp_path / "silent.py").write_text("")
@@ -80,7 +80,7 @@ def test_what_cannot_be_measured_here_leaves_an_earlier_result(tmp_path: Path) -
         assert f"\n\n{found}.\n" in results.read_text()
 
 
-def test_one_benchmark_is_run_again_beside_the_results_of_the_others(tmp_path: Path) -> None:
+def test_one_benchmark_is_run_again_and_other_results_stay(tmp_path: Path) -> None:
     for name in ("first", "second"):
         (tmp_path / f"{name}.py").write_text(GOOD.replace("Good", name))
     results = tmp_path / "RESULTS.md"

@@ -1,4 +1,4 @@
-"""The contract's page says what the hooks of the code are, argument by argument."""
+"""docs/contract.md documents the hooks of the code, argument by argument."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_hook_without_a_section_is_seen() -> None:
 
 
 def test_a_new_argument_breaks_no_hook_and_a_deprecated_one_warns_where_it_is_named() -> None:
-    """The two ways in which the page says that hooks change."""
+    """The two ways in which hooks may change according to the contract."""
 
     @hookspecs.hookspec(
         firstresult=True,

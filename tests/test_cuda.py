@@ -1,4 +1,4 @@
-"""The road on a CUDA device; ``make test-cuda`` runs these alone."""
+"""The whole pipeline on a CUDA device; ``make test-cuda`` runs these tests alone."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def _rows_of(image: Tensor | vlcore.ImageRows) -> Tensor:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_answers(tmp_path: Path, dtype: str) -> None:
-    picture = Image.new("RGB", (40, 30), "red")
+    image = Image.new("RGB", (40, 30), "red")
     with vlcore.pipeline(write_llava(tmp_path), device="cuda", dtype=dtype) as pipe:
-        answers = pipe([("What?", picture), "Hello"], {"max_new_tokens": 4, "ignore_eos": True})
+        answers = pipe([("What?", image), "Hello"], {"max_new_tokens": 4, "ignore_eos": True})
     assert [answer.raise_for_error().generate_token_len for answer in answers] == [4, 4]
 
 
@@ -98,7 +98,7 @@ def test_greedy_answers_are_those_of_the_cpu(tmp_path: Path) -> None:
 
 
 class Wide(VisionModel):
-    """A tower of a few layers, wide enough to keep the device busy."""
+    """A vision encoder of a few layers, wide enough to keep the device busy."""
 
     hidden_size = 512
 
@@ -122,14 +122,14 @@ class Wide(VisionModel):
 
 
 class Waiting(Wide):
-    """A tower that waits for the device, so that it cannot be recorded."""
+    """A vision encoder that waits for the device, so that it cannot be recorded."""
 
     def tower(self, pixels: Tensor) -> Tensor:
         features = super().tower(pixels)
         return features * float(features.abs().max() >= 0)
 
 
-def pictures(num: int) -> list[Image.Image]:
+def random_images(num: int) -> list[Image.Image]:
     return [Image.new("L", (number + 1, 1)) for number in range(num)]
 
 
@@ -149,7 +149,7 @@ def encode(model: VisionModel, images: list[Image.Image], **options: Any) -> lis
 @pytest.mark.parametrize("cuda_graphs", [True, False])
 def test_rows_are_those_of_the_tower_alone(max_batch_size: int, cuda_graphs: bool) -> None:
     model = Wide()
-    images = pictures(64)
+    images = random_images(64)
     encoded = encode(model, images, max_batch_size=max_batch_size, cuda_graphs=cuda_graphs)
     for image, rows in zip(images, encoded, strict=True):
         expected = model.tower(model.preprocess(image).pixels.cuda())[0]
@@ -159,7 +159,7 @@ def test_rows_are_those_of_the_tower_alone(max_batch_size: int, cuda_graphs: boo
 def test_a_batch_size_is_recorded_once() -> None:
     model = Wide()
     replica = make_device_runner(model, rows_device=None, torch_compile=False, cuda_graphs=True)
-    inputs = [model.preprocess(image) for image in pictures(4)]
+    inputs = [model.preprocess(image) for image in random_images(4)]
     first = replica(inputs)
     num_calls = model.num_calls
     second = replica(inputs)
@@ -174,7 +174,7 @@ def test_a_batch_size_is_recorded_once() -> None:
 def test_a_tower_that_waits_for_the_device_runs_without_graphs(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    images = pictures(5)
+    images = random_images(5)
     encoded = encode(Waiting(), images)
     assert "runs without CUDA graphs" in caplog.text
     for ours, theirs in zip(encoded, encode(Wide(), images, cuda_graphs=False), strict=True):
@@ -182,7 +182,7 @@ def test_a_tower_that_waits_for_the_device_runs_without_graphs(
 
 
 def test_a_refused_recording_leaves_the_device_usable() -> None:
-    encode(Waiting(), pictures(5))
+    encode(Waiting(), random_images(5))
     assert bool(torch.rand(8, device="cuda").isfinite().all())
     torch.cuda.synchronize()
     before = torch.cuda.memory_reserved()
@@ -197,13 +197,13 @@ def test_a_refused_recording_leaves_the_device_usable() -> None:
 
 @pytest.mark.parametrize("rows_device", ["cpu", "cuda", None])
 def test_rows_are_kept_where_they_are_wanted(rows_device: str | None) -> None:
-    for image in encode(Wide(), pictures(3), rows_device=rows_device):
+    for image in encode(Wide(), random_images(3), rows_device=rows_device):
         assert image.rows.device.type == (rows_device or "cuda")
         assert torch.isfinite(image.rows).all()
 
 
 def test_a_compiled_tower_gives_the_same_rows() -> None:
-    images = pictures(6)
+    images = random_images(6)
     compiled = encode(Wide(), images, torch_compile=True)
     for ours, theirs in zip(compiled, encode(Wide(), images), strict=True):
         torch.testing.assert_close(ours.rows, theirs.rows, rtol=1e-4, atol=1e-4)
@@ -213,7 +213,7 @@ def test_copies_overlap_with_the_tower() -> None:
     """While one batch computes, the next is copied on another stream."""
     model = Wide()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        encode(model, pictures(256), max_batch_size=16)
+        encode(model, random_images(256), max_batch_size=16)
     events = [event for event in profile.events() if event.device_type.name == "CUDA"]
     copies = {event.device_resource_id for event in events if "HtoD" in event.name}
     kernels = {event.device_resource_id for event in events if "gemm" in event.name.lower()}
@@ -229,7 +229,7 @@ def test_nan_on_the_device_fails_its_image_alone() -> None:
             return rows * float("nan") if inputs.layout == "bad" else rows
 
     model = Broken()
-    inputs = [model.preprocess(image) for image in pictures(3)]
+    inputs = [model.preprocess(image) for image in random_images(3)]
     inputs[1] = ImageInputs(inputs[1].pixels, layout="bad")
     replica = make_device_runner(model, rows_device=None, torch_compile=False, cuda_graphs=True)
     kinds = [type(image) for image in replica(inputs)]
@@ -243,7 +243,7 @@ def test_out_of_memory_on_the_device_halves_the_batch() -> None:
             torch.empty(len(pixels) * share, dtype=torch.uint8, device="cuda")
             return super().tower(pixels)
 
-    images = pictures(8)
+    images = random_images(8)
     encoded = encode(Greedy(), images, cuda_graphs=False)
     for ours, theirs in zip(encoded, encode(Wide(), images), strict=True):
         torch.testing.assert_close(ours.rows, theirs.rows, rtol=1e-4, atol=1e-4)

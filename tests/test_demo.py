@@ -1,4 +1,4 @@
-"""The demo model answers about pictures drawn here, as it would about anybody's."""
+"""The demo model answers questions about images drawn here."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Shape = tuple[str, tuple[int, int, int, int], str]
 
 
 def draw(size: tuple[int, int], *shapes: Shape, background: str = "white") -> Image.Image:
-    picture = Image.new("RGB", size, background)
-    pen = ImageDraw.Draw(picture)
+    image = Image.new("RGB", size, background)
+    pen = ImageDraw.Draw(image)
     for kind, box, colour in shapes:
         left, top, right, bottom = box
         if kind == "circle":
@@ -30,10 +30,10 @@ def draw(size: tuple[int, int], *shapes: Shape, background: str = "white") -> Im
             pen.rectangle(box, fill=colour)
         else:
             pen.polygon([(left, bottom), (right, bottom), ((left + right) // 2, top)], fill=colour)
-    return picture
+    return image
 
 
-PICTURES = {
+IMAGES = {
     "two": draw(
         (400, 300),
         ("circle", (40, 60, 140, 160), "red"),
@@ -72,7 +72,7 @@ QUESTIONS = [
     ("two", "Is there a blue triangle?", "no"),
     ("two", "Is there a blue square?", "yes"),
     ("two", "What shape is the red object?", "circle"),
-    ("two", "Describe the picture.", "a large red circle and a large blue square"),
+    ("two", "Describe the image.", "a large red circle and a large blue square"),
     ("three", "What colour is the triangle?", "green"),
     ("three", "How many objects are there?", "three"),
     ("three", "Is the triangle to the left or to the right of the circle?", "right"),
@@ -99,21 +99,21 @@ def pipe() -> Iterator[vlcore.Pipeline]:
         yield loaded
 
 
-@pytest.mark.parametrize(("picture", "question", "answer"), QUESTIONS)
-def test_an_answer(pipe: vlcore.Pipeline, picture: str, question: str, answer: str) -> None:
-    assert pipe((question, PICTURES[picture])).text == answer
+@pytest.mark.parametrize(("image", "question", "answer"), QUESTIONS)
+def test_an_answer(pipe: vlcore.Pipeline, image: str, question: str, answer: str) -> None:
+    assert pipe((question, IMAGES[image])).text == answer
 
 
 def test_bfloat16_answers_alike() -> None:
-    prompts = [(question, PICTURES[picture]) for picture, question, _ in QUESTIONS]
+    prompts = [(question, IMAGES[image]) for image, question, _ in QUESTIONS]
     with vlcore.pipeline(MODEL, dtype="bfloat16") as pipe:
         answers = [response.raise_for_error().text for response in pipe(prompts)]
     agreeing = [given == answer for given, (_, _, answer) in zip(answers, QUESTIONS, strict=True)]
     assert sum(agreeing) >= len(QUESTIONS) - 1  # rounding may tip one that was close
 
 
-def test_a_conversation_about_one_picture(pipe: vlcore.Pipeline) -> None:
-    session = pipe.chat(("What colour is the circle?", PICTURES["two"]))
+def test_a_conversation_about_one_image(pipe: vlcore.Pipeline) -> None:
+    session = pipe.chat(("What colour is the circle?", IMAGES["two"]))
     assert session.response is not None
     assert session.response.text == "red"
     session = pipe.chat("How many objects are there?", session)
@@ -127,7 +127,7 @@ def test_the_checkpoint_is_small() -> None:
 
 
 @pytest.mark.slow
-def test_the_demo_prints_picture_question_and_answer() -> None:
+def test_the_demo_prints_images_questions_and_answers() -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", ROOT / "demo" / "run.py"],
         capture_output=True,

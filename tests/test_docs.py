@@ -128,10 +128,10 @@ def test_the_plugin_of_the_readme_works(tmp_path: Path, monkeypatch: pytest.Monk
     (info / "entry_points.txt").write_text(f"[vlcore.architectures]\n{architecture} = {module}\n")
     monkeypatch.syspath_prepend(site)
 
-    picture = Image.new("RGB", (30, 40), "red")
+    image = Image.new("RGB", (30, 40), "red")
     checkpoint = write_patchwork(tmp_path / "checkpoint", architecture)
     with vlcore.pipeline(checkpoint) as pipe:
-        answer = pipe(("What is this?", picture), {"max_new_tokens": 3, "ignore_eos": True})
+        answer = pipe(("What is this?", image), {"max_new_tokens": 3, "ignore_eos": True})
     assert answer.generate_token_len == 3
     assert answer.input_token_len > 16
     report = check_plugin(checkpoint)
@@ -143,12 +143,12 @@ def test_the_plugin_of_the_readme_works(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The READMEs' hub ids as tiny checkpoints, and their pictures."""
+    """The READMEs' Hub repo ids as tiny checkpoints, and their images."""
     directory = tmp_path_factory.mktemp("elsewhere")
-    for hub_id, write in STAND_INS.items():
-        write(directory / hub_id)
-    for picture in ("table.png", "street.jpg"):
-        Image.new("RGB", (60, 40), "green").save(directory / picture)
+    for repo_id, write in STAND_INS.items():
+        write(directory / repo_id)
+    for filename in ("table.png", "street.jpg"):
+        Image.new("RGB", (60, 40), "green").save(directory / filename)
     return directory
 
 
@@ -175,5 +175,9 @@ def test_a_plugins_readme_shows_a_command_and_an_example_that_run(
 @pytest.mark.parametrize("readme", PLUGIN_READMES, ids=lambda path: path.parent.name)
 def test_a_plugins_readme_says_what_its_users_need(readme: Path) -> None:
     text = readme.read_text("utf-8")
-    for words in ("weights in fp16", "## Use it", "## Differences from the release"):
+    for words in (
+        "weights in fp16",
+        "## Use it",
+        "## Differences from the reference implementation",
+    ):
         assert words in text

@@ -14,7 +14,7 @@ import vlcore
 
 PACKAGE = Path(vlcore.__file__).parent
 ROOT = Path(__file__).parents[1]
-MAX_MODULES_BESIDE_PACKAGES = 10
+MAX_TOP_LEVEL_MODULES = 10
 
 FAMILIES = re.compile(
     r"llava|qwen|yi[-_ ]?vl|\byi\b|intern[-_ ]?(vl|vit|lm-x)|opengvlab|minicpm|cogvlm|deepseek|"
@@ -82,7 +82,7 @@ def test_only_the_command_line_imports_the_public_names() -> None:
 
 def test_few_modules_are_next_to_the_packages() -> None:
     modules = [path.name for path in PACKAGE.glob("*.py")]
-    assert len(modules) <= MAX_MODULES_BESIDE_PACKAGES, modules
+    assert len(modules) <= MAX_TOP_LEVEL_MODULES, modules
 
 
 def test_the_core_names_no_model_family() -> None:

@@ -1,4 +1,4 @@
-"""A tower that config.json names: what the checkpoint's own files say of it decides the match."""
+"""Matching by the checkpoint's own files of a vision encoder that config.json names."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def name_tower(checkpoint: Path, tower: str) -> None:
 
 
 def describe_tower(checkpoint: Path, tower: str, config: str) -> None:
-    """Name a tower, and write the config.json of its folder."""
+    """Name a vision encoder, and write the config.json of its folder."""
     name_tower(checkpoint, tower)
     folder = checkpoint.joinpath(*PureWindowsPath(tower).parts)
     folder.mkdir(parents=True, exist_ok=True)

@@ -131,7 +131,7 @@ def internal_classes() -> set[str]:
     "source",
     [
         "from vlcore import pipeline",
-        "from vlcore.clip import ClipTower as Tower",
+        "from vlcore.clip import ClipTower as Encoder",
         "from vlcore import clip\nclip.ClipTower",
         "from vlcore import testing as kit\nkit.CHECKS",
         "import vlcore\nvlcore.pipeline('x').engine.stats()",

@@ -20,7 +20,7 @@ SYMBOLS = """\
 
 
 @pytest.mark.parametrize("tool", ["gcc", "nm"])
-def test_a_toolchain_that_is_not_there_is_told(
+def test_a_missing_toolchain_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tool: str
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None if name == tool else "/bin/true")

@@ -18,7 +18,7 @@ VALUE = "…"
 
 
 def texts_of_the_source() -> Iterator[str]:
-    """Every text in vlcore, with an ellipsis in the place of each value."""
+    """Every text in vlcore, with an ellipsis instead of each value."""
     for file in (ROOT / "vlcore").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             if isinstance(node, ast.JoinedStr):

@@ -23,7 +23,7 @@ MAX_LINES = 60
 
 
 class Reader:
-    """Somebody who does what the page says, in a folder of their own."""
+    """Follows the steps of the tutorial in a directory of its own."""
 
     def __init__(self, folder: Path, site: Path) -> None:
         self.folder = folder
@@ -31,7 +31,7 @@ class Reader:
         self.output = ""
 
     def follow(self, block: Block) -> str:
-        """Do what a block says and give what was printed; compare a block of output with that."""
+        """Run a code block and return its output, or compare an output block with it."""
         if block.file is not None:
             write_files([block], self.folder)
         elif block.language == "python":
@@ -100,7 +100,7 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
     folder, site = tmp_path / "vl-plugin-mosaic", tmp_path / "site"
     folder.mkdir()
     site.mkdir()
-    shutil.copy(ROOT / "demo" / "images" / "triangle.png", folder / "picture.png")
+    shutil.copy(ROOT / "demo" / "images" / "triangle.png", folder / "image.png")
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(site)
     monkeypatch.setattr(sys, "argv", sys.argv)

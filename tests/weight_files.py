@@ -104,7 +104,7 @@ class _SpiedFile:
 
 
 class FakeHub:
-    """Stands in for the hub: repositories are directories, copied file by file as asked for."""
+    """A fake of the Hub whose repositories are directories, copied file by file on request."""
 
     def __init__(self, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.repositories: dict[str, Path] = {}
@@ -112,19 +112,19 @@ class FakeHub:
         self._cache = cache
         monkeypatch.setattr("huggingface_hub.snapshot_download", self._download)
 
-    def fetched(self, hub_id: str) -> set[str]:
+    def fetched(self, repo_id: str) -> set[str]:
         """Name the files of a repository that have been downloaded."""
-        snapshot = self._cache / hub_id
+        snapshot = self._cache / repo_id
         return {path.relative_to(snapshot).as_posix() for path in files_below(snapshot)}
 
-    def _download(self, hub_id: str, *, revision: str | None, allow_patterns: list[str]) -> str:
-        self.requests.append((hub_id, revision, allow_patterns))
-        if hub_id not in self.repositories:
-            raise OSError("no route to the hub")
-        snapshot = self._cache / hub_id
+    def _download(self, repo_id: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        self.requests.append((repo_id, revision, allow_patterns))
+        if repo_id not in self.repositories:
+            raise OSError("no route to the Hub")
+        snapshot = self._cache / repo_id
         snapshot.mkdir(parents=True, exist_ok=True)
-        for path in files_below(self.repositories[hub_id]):
-            name = path.relative_to(self.repositories[hub_id]).as_posix()
+        for path in files_below(self.repositories[repo_id]):
+            name = path.relative_to(self.repositories[repo_id]).as_posix()
             # As the hub's client does, a pattern's star matches folders too.
             if any(fnmatch(name, pattern) for pattern in allow_patterns):
                 (snapshot / name).parent.mkdir(parents=True, exist_ok=True)

@@ -21,8 +21,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("pictures") / "red.png"
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("images") / "red.png"
     Image.new("RGB", (40, 30), "red").save(path)
     return path
 
@@ -33,7 +33,7 @@ def chat(checkpoint: Path, *arguments: str | Path, typed: str = "") -> Result:
 
 
 def answers(checkpoint: Path, prompts: Sequence[object]) -> list[str]:
-    """What the pipeline's own chat says to the same prompts, one after another."""
+    """Return the pipeline's answers to the same prompts, one after another."""
     texts = []
     with vlcore.pipeline(checkpoint) as pipe:
         session = None
@@ -44,35 +44,35 @@ def answers(checkpoint: Path, prompts: Sequence[object]) -> list[str]:
     return texts
 
 
-def test_one_question(checkpoint: Path, picture: Path) -> None:
-    result = chat(checkpoint, "--image", picture, "What is this?")
+def test_one_question(checkpoint: Path, image: Path) -> None:
+    result = chat(checkpoint, "--image", image, "What is this?")
     assert result.exit_code == 0
-    assert result.stdout == f"{answers(checkpoint, [('What is this?', picture)])[0]}\n"
+    assert result.stdout == f"{answers(checkpoint, [('What is this?', image)])[0]}\n"
     assert "6 tokens" in result.stderr
     assert "tokens/s" in result.stderr
     assert "[1 image(s), 1 encoded in 1 forward(s), " in result.stderr
 
 
 def test_a_conversation_ends_with_what_was_done_to_its_images(
-    checkpoint: Path, picture: Path
+    checkpoint: Path, image: Path
 ) -> None:
-    result = chat(checkpoint, typed=f"/image {picture}\nWhat is this?\nAnd now?\n")
+    result = chat(checkpoint, typed=f"/image {image}\nWhat is this?\nAnd now?\n")
     assert "[2 image(s), 1 encoded in 1 forward(s), " in result.stderr
     assert result.stderr.endswith(" s, 1 from the cache]\n")
     assert "image(s)" not in chat(checkpoint, "Hello").stderr
 
 
-def test_several_images(checkpoint: Path, picture: Path) -> None:
-    result = chat(checkpoint, "-i", picture, "-i", picture, "Same?")
-    assert result.stdout == f"{answers(checkpoint, [('Same?', [picture, picture])])[0]}\n"
+def test_several_images(checkpoint: Path, image: Path) -> None:
+    result = chat(checkpoint, "-i", image, "-i", image, "Same?")
+    assert result.stdout == f"{answers(checkpoint, [('Same?', [image, image])])[0]}\n"
 
 
 def test_a_conversation_has_history_and_forgets_it_when_asked(
-    checkpoint: Path, picture: Path
+    checkpoint: Path, image: Path
 ) -> None:
-    typed = f"/image {picture}\nWhat is this?\n\nAre you sure?\n/reset\nAre you sure?\n/exit\nHi\n"
+    typed = f"/image {image}\nWhat is this?\n\nAre you sure?\n/reset\nAre you sure?\n/exit\nHi\n"
     result = chat(checkpoint, typed=typed)
-    with_history = answers(checkpoint, [("What is this?", picture), "Are you sure?"])
+    with_history = answers(checkpoint, [("What is this?", image), "Are you sure?"])
     without = answers(checkpoint, ["Are you sure?"])
     assert result.exit_code == 0
     assert result.stdout == "".join(f"{text}\n" for text in (*with_history, *without))
@@ -102,7 +102,7 @@ def test_temperature_zero_is_greedy(checkpoint: Path) -> None:
     assert chat(checkpoint, "--temperature", "1", "--top-p", "0", "Hello").stdout == greedy
 
 
-def test_an_engine_that_cannot_run_here_is_an_error_and_none_takes_its_place(
+def test_an_engine_that_cannot_run_here_is_an_error_without_a_fallback(
     checkpoint: Path,
 ) -> None:
     refused = chat(checkpoint, "--engine", "turbomind", "--device", "cpu", "What is this?")
@@ -111,8 +111,8 @@ def test_an_engine_that_cannot_run_here_is_an_error_and_none_takes_its_place(
     assert not refused.stdout
 
 
-def test_weights_are_converted_on_request(checkpoint: Path, picture: Path) -> None:
-    result = chat(checkpoint, "--weights", "int8", "--image", picture, "What is this?")
+def test_weights_are_converted_on_request(checkpoint: Path, image: Path) -> None:
+    result = chat(checkpoint, "--weights", "int8", "--image", image, "What is this?")
     assert result.exit_code == 0
     assert "6 tokens" in result.stderr
     refused = chat(checkpoint, "--weights", "int3", "What is this?")
@@ -144,23 +144,23 @@ def draw(checkpoint: Path, file: Path, *arguments: str | Path, typed: str = "") 
     return CliRunner().invoke(app, command, input=typed)
 
 
-def test_what_an_answer_points_at_is_drawn(pointing: Path, picture: Path, tmp_path: Path) -> None:
+def test_what_an_answer_points_at_is_drawn(pointing: Path, image: Path, tmp_path: Path) -> None:
     file = tmp_path / "out.png"
-    result = draw(pointing, file, "-i", picture, "Where is the dog?")
+    result = draw(pointing, file, "-i", image, "Where is the dog?")
     assert result.exit_code == 0
     assert result.stdout == f"{POINTING}\n"
     assert f"{file} shows the regions of the response (1)" in result.stderr
-    expected = draw_regions(Image.open(picture), [Region("dog", (4, 6, 28, 24))])
+    expected = draw_regions(Image.open(image), [Region("dog", (4, 6, 28, 24))])
     with Image.open(file) as drawn:
         assert ImageChops.difference(drawn, expected).getbbox() is None
 
 
-def test_a_conversation_draws_on_its_last_picture(
-    pointing: Path, picture: Path, tmp_path: Path
+def test_a_conversation_draws_on_its_last_image(
+    pointing: Path, image: Path, tmp_path: Path
 ) -> None:
     large, file = tmp_path / "large.png", tmp_path / "out.png"
     Image.new("RGB", (400, 300), "blue").save(large)
-    typed = f"Hello\n/image {picture}\nWhere?\n/image {large}\nAnd here?\nAgain?\n"
+    typed = f"Hello\n/image {image}\nWhere?\n/image {large}\nAnd here?\nAgain?\n"
     result = draw(pointing, file, typed=typed)
     assert result.exit_code == 0
     assert f"the conversation has no image: {file} was not written" in result.stderr
@@ -170,42 +170,42 @@ def test_a_conversation_draws_on_its_last_picture(
 
 
 def test_an_answer_that_points_at_nothing_draws_nothing(
-    pointing: Path, picture: Path, tmp_path: Path
+    pointing: Path, image: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "out.png"
-    result = draw(pointing, file, "-i", picture, "--max-new-tokens", "2", "Where?")
+    result = draw(pointing, file, "-i", image, "--max-new-tokens", "2", "Where?")
     assert result.exit_code == 0
     assert f"the response refers to no region: {file} was not written" in result.stderr
     assert not file.exists()
 
 
-def test_a_model_whose_answers_point_at_nothing_is_told_before_it_loads(
-    checkpoint: Path, picture: Path, tmp_path: Path
+def test_a_model_without_regions_is_refused_before_it_loads(
+    checkpoint: Path, image: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "config.json").write_bytes((checkpoint / "config.json").read_bytes())  # no weights
-    result = draw(tmp_path, tmp_path / "out.png", "-i", picture, "Where?")
+    result = draw(tmp_path, tmp_path / "out.png", "-i", image, "Where?")
     assert isinstance(result.exception, vlcore.OptionError)
     assert "vl-plugin-llava does not support regions for" in str(result.exception)
 
 
 @pytest.mark.parametrize("name", ["out", "out.txt", "nowhere/out.png"])
-def test_a_drawing_that_cannot_be_written_is_told_before_the_model_loads(
-    pointing: Path, picture: Path, tmp_path: Path, name: str
+def test_an_unwritable_drawing_is_reported_before_the_model_loads(
+    pointing: Path, image: Path, tmp_path: Path, name: str
 ) -> None:
-    result = draw(tmp_path, tmp_path / name, "-i", picture, "Where?")
+    result = draw(tmp_path, tmp_path / name, "-i", image, "Where?")
     assert isinstance(result.exception, vlcore.OptionError)
     assert "--draw expects an image file" in str(result.exception)
 
 
-def test_a_drawing_that_fails_is_told(pointing: Path, picture: Path, tmp_path: Path) -> None:
+def test_a_failed_drawing_is_reported(pointing: Path, image: Path, tmp_path: Path) -> None:
     (tmp_path / "out.png").mkdir()
-    result = draw(pointing, tmp_path / "out.png", "-i", picture, "Where?")
+    result = draw(pointing, tmp_path / "out.png", "-i", image, "Where?")
     assert result.stdout == f"{POINTING}\n"
     assert isinstance(result.exception, vlcore.OptionError)
     assert "--draw cannot write" in str(result.exception)
 
 
-def test_a_drawing_needs_a_picture(pointing: Path, tmp_path: Path) -> None:
+def test_a_drawing_needs_an_image(pointing: Path, tmp_path: Path) -> None:
     result = draw(pointing, tmp_path / "out.png", "Where?")
     assert result.exit_code == 2
     assert "pass --image" in result.stderr

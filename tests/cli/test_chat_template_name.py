@@ -35,9 +35,9 @@ def run(*arguments: object) -> None:
 
 
 def draw(checkpoint: Path) -> None:
-    picture = checkpoint / "picture.png"
-    Image.new("RGB", (8, 8)).save(picture)
-    run("chat", checkpoint, "?", "--chat-template", "plain", "-i", picture, "--draw", "out.png")
+    image = checkpoint / "image.png"
+    Image.new("RGB", (8, 8)).save(image)
+    run("chat", checkpoint, "?", "--chat-template", "plain", "-i", image, "--draw", "out.png")
 
 
 @pytest.mark.parametrize(

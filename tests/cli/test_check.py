@@ -73,7 +73,7 @@ def test_json(model: Path) -> None:
     assert set(report["checks"][1]["failure"]) == {"expected", "actual", "where", "advice"}
 
 
-def test_an_excuse_is_shown_with_its_reason(model: Path) -> None:
+def test_an_expected_failure_is_shown_with_its_reason(model: Path) -> None:
     result = check(
         "vl-plugin-llava", "--model", model, *QUICK, "--excuse", "match-own=not mine = fine"
     )

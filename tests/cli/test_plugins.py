@@ -61,21 +61,21 @@ def listed(*arguments: str) -> dict[str, dict[str, Any]]:
     return {entry["distribution"]: entry for entry in json.loads(output)}
 
 
-def test_who_shares_a_name_is_told(site: Site) -> None:
+def test_plugins_that_share_a_name_are_reported(site: Site) -> None:
     site.install("vl-plugin-first", ["MadeUpForTests", "FirstAlone"])
     site.install("vl-plugin-second", ["MadeUpForTests"])
     assert listed()["vl-plugin-first"]["shared_with"] == {"MadeUpForTests": ["vl-plugin-second"]}
     assert "MadeUpForTests  also vl-plugin-first" in CliRunner().invoke(app, ["plugins"]).stdout
 
 
-def test_what_a_plugin_requires_is_told(site: Site) -> None:
+def test_the_requirement_of_a_plugin_is_shown(site: Site) -> None:
     site.install("vl-plugin-later", ["MadeUpForTests"], requires=["vlcore>=99"])
     entry = listed()["vl-plugin-later"]
     assert (entry["state"], entry["requires_vlcore"]) == ("incompatible", ">=99")
     assert "requires vlcore>=99" in CliRunner().invoke(app, ["plugins"]).stdout.replace("\n", " ")
 
 
-def test_import_times_are_told_when_asked(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_import_times_are_shown_on_request(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     site.install("vl-plugin-slow", ["MadeUpForTests"])
     assert listed()["vl-plugin-slow"]["import_ms"] is None
     seconds = itertools.count(start=10.0, step=0.25)
@@ -92,7 +92,7 @@ def test_names_are_shown_as_they_are(site: Site) -> None:
 
 
 BAD: dict[str, tuple[list[str], str]] = {
-    "no-module": (["MadeUpForTests"], "import a_module_that_nobody_wrote"),
+    "no-module": (["MadeUpForTests"], "import a_module_that_does_not_exist"),
     "exits": (["MadeUpForTests"], "raise SystemExit(3)"),
     "prints": (["MadeUpForTests"], "print('[{]')\n" + plugin_source(match="return 'no'")),
     "misspelt": (["MadeUpForTests"], plugin_source().replace("def vl_match", "def vl_macth")),
@@ -110,8 +110,8 @@ def test_no_bad_plugin_breaks_a_command_or_another_model(site: Site, tmp_path: P
         site.install(f"vl-plugin-bad-{name}", architectures, source)
     same = site.install("vl-plugin-bad-same", ["MadeUpForTests"])
     missing = site.install("vl-plugin-bad-missing", ["MadeUpForTests"])
-    twin = site.install("vl-plugin-bad-twin", [])
-    points = next((site.root / twin).glob("*.dist-info")) / "entry_points.txt"
+    second = site.install("vl-plugin-bad-duplicate", [])
+    points = next((site.root / second).glob("*.dist-info")) / "entry_points.txt"
     points.write_text(f"[vlcore.architectures]\nMadeUpForTests = {same}\n")
     (site.root / missing / f"{missing}.py").unlink()
     path = os.pathsep.join(str(folder) for folder in site.root.iterdir())
@@ -146,7 +146,7 @@ def test_no_bad_plugin_breaks_a_command_or_another_model(site: Site, tmp_path: P
         "bad-hangs": "ready",
         "bad-no-name": "broken",
         "bad-same": "conflict",
-        "bad-twin": "conflict",
+        "bad-duplicate": "conflict",
     }
     model = write_llava(tmp_path / "model")
     explained = json.loads(vlcore_command("explain", model, "What is this?", "--json"))

@@ -149,7 +149,7 @@ def test_keys_come_from_the_environment_too(
     monkeypatch.setenv("VLCORE_API_KEY", "two,three")
     assert serve(DEMO, "--device", "cpu", "--port", 0, "--api-key", "one").exit_code == 0
     assert served[0].api_keys == ("one", "two", "three")
-    assert served[0].model_name == "tiny-llava"  # says nothing of where it lies
+    assert served[0].model_name == "tiny-llava"  # the name does not contain the directory
 
 
 def test_the_defaults_are_those_of_the_settings(served: list[ServerSettings]) -> None:
@@ -157,7 +157,7 @@ def test_the_defaults_are_those_of_the_settings(served: list[ServerSettings]) ->
     assert served == [ServerSettings(model_name="tiny-llava", port=0)]
 
 
-def test_what_pillow_says_of_clients_pictures_is_not_logged(
+def test_pillow_does_not_log_about_the_images_of_clients(
     served: list[ServerSettings],
 ) -> None:
     assert serve(DEMO, "--device", "cpu", "--port", 0).exit_code == 0
@@ -186,7 +186,7 @@ def test_a_host_that_is_not_this_machine(host: str) -> None:
     assert "as --host an address of this machine" in str(error)
 
 
-def test_a_port_in_use_is_told_before_the_model_is_loaded(
+def test_a_port_in_use_is_reported_before_the_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -22,7 +22,7 @@ def test_a_view_is_kept_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert again.stdout == result.stdout
 
 
-def test_a_view_is_written_where_somebody_wants_it(tmp_path: Path) -> None:
+def test_a_view_is_written_to_the_given_directory(tmp_path: Path) -> None:
     model = str(write_qwen(tmp_path / "model"))
     result = CliRunner().invoke(app, ["view", model, str(tmp_path / "view")])
     assert result.exit_code == 0, result.output
@@ -31,7 +31,7 @@ def test_a_view_is_written_where_somebody_wants_it(tmp_path: Path) -> None:
     assert "[Qwen2ForCausalLM, 2048 tokens, because beyond seq_length 2048" in result.stderr
 
 
-def test_a_place_that_is_taken_is_told(tmp_path: Path) -> None:
+def test_an_existing_directory_is_reported(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["view", str(write_llava(tmp_path / "model")), str(tmp_path)])
     assert isinstance(result.exception, ViewError)
     assert "is not empty" in str(result.exception)

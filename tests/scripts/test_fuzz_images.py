@@ -6,7 +6,7 @@ from pathlib import Path
 SCRIPT = Path(__file__).parents[2] / "scripts" / "fuzz_images.py"
 
 
-def test_damaged_pictures_end_in_an_image_or_an_error_of_vlcore(tmp_path: Path) -> None:
+def test_damaged_files_give_an_image_or_an_error_of_vlcore(tmp_path: Path) -> None:
     spec = importlib.util.spec_from_file_location("fuzz_images", SCRIPT)
     assert spec is not None
     assert spec.loader is not None

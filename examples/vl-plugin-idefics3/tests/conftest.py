@@ -34,7 +34,7 @@ TEMPLATE = (
 )
 """What SmolVLM ships."""
 CORPUS = [
-    "User: What is in this picture? Assistant: A red circle stands on the table.",
+    "User: What is in this image? Assistant: A red circle is on the table.",
     "User: How many objects are there, and of which colour?\n\nAssistant: Three; one is blue.",
     "System: Answer in one sentence.\n",
 ]
@@ -85,8 +85,8 @@ def write_checkpoint(
     Args:
         directory: an empty or absent directory.
         model_type: ``"idefics3"`` or ``"smolvlm"``.
-        image_size: that of the tower's own grid of positions.
-        longest_edge: what a picture is resized to before it is cut.
+        image_size: that of the vision encoder's own grid of positions.
+        longest_edge: what an image is resized to before it is cut.
         processor: changes of ``preprocessor_config.json``.
         config: changes of ``config.json``.
     """
@@ -120,7 +120,7 @@ def write_checkpoint(
         },
     } | config
     model = model_class(config_class(**values)).eval()
-    with torch.no_grad():  # weights of 0.02 would give the same answer whatever the picture
+    with torch.no_grad():  # weights of 0.02 would give the same answer whatever the image
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
                 torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)

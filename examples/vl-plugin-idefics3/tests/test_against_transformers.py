@@ -25,7 +25,7 @@ SIZES = [(100, 60), (60, 100), (28, 28), (9, 7), (300, 4), (1, 1), (84, 84), (50
 PROCESSORS = {"idefics3": Idefics3ImageProcessorPil, "smolvlm": SmolVLMImageProcessorPil}
 
 
-def picture(size: tuple[int, int], mode: str = "RGB") -> Image.Image:
+def random_image(size: tuple[int, int], mode: str = "RGB") -> Image.Image:
     noise = np.random.default_rng(size).integers(0, 256, (*size[::-1], 4), np.uint8)
     return Image.fromarray(noise, "RGBA").convert(mode)
 
@@ -54,9 +54,9 @@ def content(*parts: str | Image.Image) -> list[dict[str, Any]]:
 
 
 def conversations() -> list[list[dict[str, Any]]]:
-    wide, tall, small = picture((100, 60)), picture((60, 100)), picture((28, 28))
+    wide, tall, small = (random_image(size) for size in ((100, 60), (60, 100), (28, 28)))
     return [
-        [{"role": "user", "content": content(wide, "What is in this picture?")}],
+        [{"role": "user", "content": content(wide, "What is in this image?")}],
         [{"role": "user", "content": content("How many", small, " objects", tall, "?\n\n")}],
         [
             {"role": "system", "content": content("Answer in one sentence.")},
@@ -64,21 +64,21 @@ def conversations() -> list[list[dict[str, Any]]]:
             {"role": "assistant", "content": content("A red circle.")},
             {"role": "user", "content": content("And here?", small)},
         ],
-        [{"role": "user", "content": content("No picture at all")}],
+        [{"role": "user", "content": content("No image at all")}],
     ]
 
 
-def pictures_of(conversation: Sequence[dict[str, Any]]) -> list[Image.Image]:
+def images_of(conversation: Sequence[dict[str, Any]]) -> list[Image.Image]:
     parts = [part for message in conversation for part in message["content"]]
     return [part["image"] for part in parts if part["type"] == "image"]
 
 
 def inputs_of(processor: Idefics3Processor, conversation: list[dict[str, Any]]) -> Any:
     text = processor.apply_chat_template(conversation, add_generation_prompt=True)
-    pictures = pictures_of(conversation)
+    images = images_of(conversation)
     return processor(
         text=text,
-        images=[pictures] if pictures else None,
+        images=[images] if images else None,
         return_tensors="pt",
         add_special_tokens=False,  # the template writes them
     )
@@ -90,14 +90,14 @@ def test_tiles(checkpoint: Path, size: tuple[int, int], detail: str) -> None:
     image_processor = processor_of(checkpoint).image_processor
     model = vlcore.load_vision_model(checkpoint)
     for mode in ("RGB", "RGBA", "L", "P"):
-        image = picture(size, mode)
+        image = random_image(size, mode)
         expected = image_processor(
             image,
             return_tensors="pt",
             return_row_col_info=True,
             do_image_splitting=detail == "high",
         )
-        assert expected["pixel_attention_mask"].all()  # nothing for a tower to mask
+        assert expected["pixel_attention_mask"].all()  # nothing for a vision encoder to mask
         inputs = model.preprocess(image, detail=detail)
         assert torch.equal(inputs.pixels, expected["pixel_values"][0])
         assert inputs.layout == (expected["rows"][0][0], expected["cols"][0][0])
@@ -106,17 +106,17 @@ def test_tiles(checkpoint: Path, size: tuple[int, int], detail: str) -> None:
 
 @pytest.mark.parametrize("image_size", [28, 56, 35])
 def test_rows(write: Callable[..., Path], image_size: int) -> None:
-    """Also where the tower was trained on another size than that of the tiles."""
+    """Embeddings are equal, also if the encoder was trained on another size than the tiles'."""
     checkpoint = write("idefics3", image_size=image_size)
     oracle: Any = AutoModelForImageTextToText.from_pretrained(checkpoint)
-    pictures = [picture(size) for size in SIZES]
+    originals = [random_image(size) for size in SIZES]
     batch = processor_of(checkpoint).image_processor(
-        [[image] for image in pictures], return_tensors="pt"
+        [[image] for image in originals], return_tensors="pt"
     )
     model = vlcore.load_vision_model(checkpoint)
     with torch.inference_mode():
         expected = oracle.get_image_features(**batch).pooler_output
-        images: Any = model.forward([model.preprocess(image) for image in pictures])
+        images: Any = model.forward([model.preprocess(image) for image in originals])
     for image, reference in zip(images, expected, strict=True):
         torch.testing.assert_close(image.rows, reference, rtol=1e-5, atol=2e-5)
 
@@ -128,7 +128,7 @@ def test_prompts_and_answers(
 ) -> None:
     """Logits of the whole prompt tell whether every token and row is in its place.
 
-    At 112 pixels a picture is four tiles wide, and the tokenizer has tokens for three.
+    At 112 pixels an image is four tiles wide, and the tokenizer has tokens for three.
     """
     checkpoint = write(model_type, longest_edge=longest_edge)
     processor = processor_of(checkpoint)

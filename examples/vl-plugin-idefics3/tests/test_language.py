@@ -1,4 +1,4 @@
-"""The text part, with an output layer of its own or the embedding's."""
+"""The language model, with an output layer of its own or the embedding's."""
 
 from __future__ import annotations
 

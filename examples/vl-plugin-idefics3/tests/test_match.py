@@ -34,7 +34,10 @@ def test_both_architectures_match(config: dict[str, Any]) -> None:
         ({"model_type": None}, "its model_type is None"),
         ({"vision_config": None}, "its config.json has no vision_config"),
         ({"text_config": None}, "its config.json has no text_config"),
-        ({"text_config": {"model_type": "mistral"}}, "its text part is 'mistral', not 'llama'"),
+        (
+            {"text_config": {"model_type": "mistral"}},
+            "its language model is 'mistral', not 'llama'",
+        ),
     ],
 )
 def test_others_are_refused_with_the_reason(change: dict[str, Any], reason: str) -> None:

@@ -1,4 +1,4 @@
-"""Command and code of the README run, with a tiny checkpoint in the released one's place."""
+"""Command and code of the README run, with a tiny checkpoint instead of the published one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checkpoint's own template, and what stands between the rows of a picture."""
+"""The checkpoint's own template, and the tokens between the rows of an image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vlcore import Control, Rows
 AROUND = "<fake_token_around_image>"
 
 
-def test_tiles_stand_behind_their_line_and_column() -> None:
+def test_line_and_column_are_written_before_each_tile() -> None:
     assert Idefics3Template("").expand((1, 2), 12) == (
         Control(f"{AROUND}<row_1_col_1>"),
         Rows(4),
@@ -27,7 +27,7 @@ def test_tiles_stand_behind_their_line_and_column() -> None:
     )
 
 
-def test_a_picture_that_was_not_cut() -> None:
+def test_an_image_that_was_not_split() -> None:
     expected = (Control(f"{AROUND}<global-img>"), Rows(4), Control(AROUND))
     assert Idefics3Template("").expand((0, 0), 4) == expected
 

@@ -1,4 +1,4 @@
-"""Options of a picture, and checkpoints whose vision part cannot be."""
+"""Options of an image, and configurations that are refused."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from PIL import Image
 
 import vlcore
 
-PICTURE = Image.new("RGB", (100, 60), "red")
+IMAGE = Image.new("RGB", (100, 60), "red")
 
 
 def test_low_detail_shows_only_the_whole(checkpoint: Path) -> None:
     with vlcore.pipeline(checkpoint) as pipe:
         lengths = []
         for detail in ("high", "low"):
-            image = {"type": "image", "image": PICTURE, "detail": detail}
+            image = {"type": "image", "image": IMAGE, "detail": detail}
             message = {"role": "user", "content": [image, {"type": "text", "text": "What?"}]}
             lengths.append(pipe([message], {"max_new_tokens": 1}).input_token_len)
     # Six tiles of 4 rows and two tokens; a line break after each line and one before the whole.
@@ -31,20 +31,20 @@ def test_low_detail_shows_only_the_whole(checkpoint: Path) -> None:
 def test_another_detail_is_refused(checkpoint: Path) -> None:
     model = vlcore.load_vision_model(checkpoint)
     with pytest.raises(vlcore.OptionError, match="detail must be 'high' or 'low'; it is 'medium'"):
-        model.preprocess(PICTURE, detail="medium")
+        model.preprocess(IMAGE, detail="medium")
     with pytest.raises(TypeError):
-        model.preprocess(PICTURE, edge=3)
+        model.preprocess(IMAGE, edge=3)
 
 
 def test_settings_among_those_of_the_processor(write: Callable[..., Path]) -> None:
     """As transformers writes them since version 5."""
     checkpoint = write("smolvlm")
-    expected = vlcore.load_vision_model(checkpoint).preprocess(PICTURE)
+    expected = vlcore.load_vision_model(checkpoint).preprocess(IMAGE)
     own = checkpoint / "preprocessor_config.json"
     settings = {"image_processor": json.loads(own.read_text("utf-8")), "image_seq_len": 4}
     own.unlink()
     (checkpoint / "processor_config.json").write_text(json.dumps(settings), "utf-8")
-    inputs = vlcore.load_vision_model(checkpoint).preprocess(PICTURE)
+    inputs = vlcore.load_vision_model(checkpoint).preprocess(IMAGE)
     assert inputs.layout == expected.layout == (2, 3)
     assert inputs.pixels.equal(expected.pixels)
 
@@ -63,7 +63,7 @@ def test_absent_settings(write: Callable[..., Path]) -> None:
         ({"scale_factor": 3}, "tiles of 4 x 4 patches, which its scale_factor of 3 does not"),
     ],
 )
-def test_a_configuration_that_cannot_be(
+def test_an_impossible_configuration_is_refused(
     write: Callable[..., Path], change: dict[str, Any], message: str
 ) -> None:
     path = write("smolvlm") / "config.json"

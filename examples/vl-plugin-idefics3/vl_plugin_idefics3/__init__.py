@@ -1,4 +1,4 @@
-"""Idefics3 and SmolVLM: a SigLIP tower, a pixel-shuffling connector and a Llama."""
+"""Idefics3 and SmolVLM: a SigLIP vision encoder, a pixel-shuffling connector and a Llama."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ARCHITECTURES = {
 
 @hookimpl
 def vl_match(config: Mapping[str, Any]) -> Literal[True] | str:
-    """Say whether the checkpoint is an Idefics3 or a SmolVLM with a Llama in it."""
+    """Match Idefics3 and SmolVLM checkpoints whose language model is a Llama."""
     named = config.get("architectures") or []
     model_types = [_ARCHITECTURES[name] for name in named if name in _ARCHITECTURES]
     if not model_types:
@@ -31,14 +31,14 @@ def vl_match(config: Mapping[str, Any]) -> Literal[True] | str:
         if not isinstance(config.get(part), Mapping):
             return f"its config.json has no {part}"
     text_type = config["text_config"].get("model_type", "llama")
-    return True if text_type == "llama" else f"its text part is {text_type!r}, not 'llama'"
+    return True if text_type == "llama" else f"its language model is {text_type!r}, not 'llama'"
 
 
 @hookimpl
 def vl_vision_model(
     checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
 ) -> VisionModel:
-    """Load tower and connector."""
+    """Load the vision encoder and the connector."""
     from vl_plugin_idefics3.vision import Idefics3VisionModel
 
     return Idefics3VisionModel(checkpoint, device, dtype)
@@ -46,7 +46,7 @@ def vl_vision_model(
 
 @hookimpl
 def vl_chat_template(checkpoint: Checkpoint, name: str | None) -> ChatTemplate:
-    """Give the template that the checkpoint ships; it is the only one."""
+    """Return the checkpoint's own chat template, the only one there is."""
     from vl_plugin_idefics3.template import load_chat_template
 
     return load_chat_template(checkpoint, name)
@@ -54,7 +54,7 @@ def vl_chat_template(checkpoint: Checkpoint, name: str | None) -> ChatTemplate:
 
 @hookimpl
 def vl_language_model(checkpoint: Checkpoint) -> LanguageModel:
-    """Describe the text part as a Llama."""
+    """Describe the language model as a Llama."""
     from vl_plugin_idefics3.language import load_language_model
 
     return load_language_model(checkpoint)

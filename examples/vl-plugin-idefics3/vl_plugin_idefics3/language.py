@@ -1,4 +1,4 @@
-"""The text part: a Llama under other names."""
+"""The language model: a Llama under other names."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from vlcore import Checkpoint, LanguageModel, renamed
 
 
 def load_language_model(checkpoint: Checkpoint) -> LanguageModel:
-    """Describe the text part as a Llama.
+    """Describe the language model as a Llama.
 
-    Whether embedding and output layer are one is said beside ``text_config``, not in it.
+    ``tie_word_embeddings`` is a key of config.json itself, not of its ``text_config``.
     """
     config = {
         **checkpoint.config["text_config"],

@@ -1,4 +1,4 @@
-"""The checkpoint's own chat template, with the tokens that stand between the tiles of a picture."""
+"""The checkpoint's own chat template, with the tokens between the tiles of an image."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ _END = "<end_of_utterance>"
 
 
 class Idefics3Template(JinjaTemplate):
-    """Rows of a picture's tiles, each behind its row and column, then those of the whole."""
+    """Writes the row and column before the embeddings of each tile, and the whole image last."""
 
     def expand(self, layout: tuple[int, int], num_rows: int) -> tuple[Text | Control | Rows, ...]:
-        """Give the tiles line by line, and the whole picture last.
+        """Return the tiles line by line, and the whole image last.
 
         Args:
-            layout: lines and columns of tiles; ``(0, 0)`` where the picture was not cut.
-            num_rows: rows of all tiles and of the whole.
+            layout: lines and columns of tiles; ``(0, 0)`` if the image was not split.
+            num_rows: number of embeddings of all tiles and of the whole image.
 
         Source: ``Idefics3Processor.replace_image_token`` of transformers.
         """
@@ -32,20 +32,21 @@ class Idefics3Template(JinjaTemplate):
 
 
 def load_chat_template(checkpoint: Checkpoint, name: str | None) -> Idefics3Template:
-    """Give the template that the checkpoint ships.
+    """Return the chat template of the checkpoint.
 
     Raises:
         OptionError: a name is given.
-        ConfigError: the checkpoint ships none.
+        ConfigError: the checkpoint has none.
     """
     if name is not None:
         raise OptionError(
-            f"there is no chat template {name!r}: {checkpoint.name} has its own alone; name none"
+            f"there is no chat template {name!r}: {checkpoint.name} has only its own; leave the "
+            "name out"
         )
     if checkpoint.chat_template is None:
         raise ConfigError(
             f"{checkpoint.name} ships no chat template (chat_template.jinja, chat_template.json or "
-            "chat_template in processor_config.json or tokenizer_config.json): take a checkpoint "
+            "chat_template in processor_config.json or tokenizer_config.json): use a checkpoint "
             "that was trained on conversations"
         )
     return Idefics3Template(

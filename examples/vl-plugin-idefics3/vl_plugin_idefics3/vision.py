@@ -1,4 +1,4 @@
-"""Tower and connector, by transformers' own classes, and the tiles that they read."""
+"""The vision encoder and the connector, both classes of transformers, and their tiles."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from vlcore import (
 
 
 class Idefics3VisionModel(VisionModel):
-    """A picture as square tiles of one size and, if it was cut, once more as a whole.
+    """Encodes an image as square tiles of one size and, if it was split, once more as a whole.
 
     Source: ``Idefics3Model.get_image_features`` of transformers.
     """
@@ -43,9 +43,9 @@ class Idefics3VisionModel(VisionModel):
         """Patches along each edge of a tile."""
         if self.side % config.scale_factor:
             raise ConfigError(
-                f"{checkpoint.name} cuts tiles of {self.side} x {self.side} patches, which its "
+                f"{checkpoint.name} has tiles of {self.side} x {self.side} patches, which its "
                 f"scale_factor of {config.scale_factor} does not divide: max_image_size of "
-                "preprocessor_config.json and config.json do not belong together"
+                "preprocessor_config.json and config.json do not match"
             )
         self.rows_per_tile = (self.side // config.scale_factor) ** 2
         with empty_weights():
@@ -59,15 +59,15 @@ class Idefics3VisionModel(VisionModel):
     def preprocess(  # type: ignore[override]  # it takes the options of image_options alone
         self, image: Image.Image, *, detail: str = "high"
     ) -> ImageInputs:
-        """Cut a picture into tiles.
+        """Split an image into tiles.
 
         Args:
-            image: a picture of any mode.
-            detail: ``"high"`` cuts a picture as the checkpoint says; ``"low"`` shows only the
-                whole.
+            image: an image of any mode.
+            detail: ``"high"`` splits the image as the checkpoint specifies; ``"low"`` gives only
+                the whole image.
 
         Raises:
-            OptionError: another detail.
+            OptionError: another value of ``detail``.
         """
         if detail not in ("high", "low"):
             raise OptionError(f"detail must be 'high' or 'low'; it is {detail!r}")
@@ -80,8 +80,8 @@ class Idefics3VisionModel(VisionModel):
     def tower(self, pixels: Tensor) -> Tensor:
         """Encode tiles.
 
-        Tiles have no padding, so attention needs no mask. The tower is run part by part because its
-        own forward looks for padding each time, and waits for the device to do so.
+        Tiles have no padding, so attention needs no mask. The vision encoder is run module by
+        module because its own ``forward`` looks for padding, which synchronizes the device.
 
         Shapes:
             pixels: [N, 3, H, W]; result: [N, T, D].
@@ -93,7 +93,7 @@ class Idefics3VisionModel(VisionModel):
         return features
 
     def assemble(self, features: Tensor, inputs: ImageInputs) -> Tensor:  # noqa: ARG002
-        """Put the tiles' rows in a line; between them, the template writes where each stood.
+        """Concatenate the embeddings of the tiles; the template writes the tokens between them.
 
         Shapes:
             features: [tiles, T, D]; result: [tiles * T, D].
@@ -102,7 +102,7 @@ class Idefics3VisionModel(VisionModel):
 
 
 def _read_config(checkpoint: Checkpoint) -> Idefics3Config:
-    """Read what tower and connector need; of a SmolVLM it is the same."""
+    """Read the configuration of the vision encoder and the connector, the same for SmolVLM."""
     keys = ("vision_config", "text_config", "scale_factor")
     given = {key: checkpoint.config[key] for key in keys if key in checkpoint.config}
     try:
@@ -112,7 +112,7 @@ def _read_config(checkpoint: Checkpoint) -> Idefics3Config:
 
 
 def _load_processor(checkpoint: Checkpoint) -> Any:
-    """Read the settings, which lie in a file of their own or among the processor's.
+    """Read the settings, from a file of their own or from the processor's.
 
     Pillow resizes, also where torchvision is installed: pixels are the same everywhere.
     """
@@ -122,6 +122,7 @@ def _load_processor(checkpoint: Checkpoint) -> Any:
     if settings is None:
         raise ConfigError(
             f"{checkpoint.name} has neither preprocessor_config.json nor image_processor in "
-            "processor_config.json, which say how pictures are cut: fetch them from the release"
+            "processor_config.json, which define how images are split: copy them from the "
+            "original repository"
         )
     return Idefics3ImageProcessorPil.from_dict(settings)

@@ -51,7 +51,7 @@ def test_what_does_not_work_ends_with_1() -> None:
     assert "✗  checkpoint" in report
 
 
-def test_without_torch_the_rest_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_torch_the_rest_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     code, report = doctor("demo/tiny-llava", "--json")
     topics = [o["topic"] for o in json.loads(report)["findings"] if o["verdict"] == "problem"]

@@ -39,7 +39,7 @@ def test_an_installation_that_works_has_no_problem() -> None:
     assert topics == expected
 
 
-def test_versions_are_told() -> None:
+def test_versions_are_reported() -> None:
     assert finding("vlcore").facts == {"version": __version__}
     assert finding("torch").facts["version"] == torch.__version__
 
@@ -52,14 +52,14 @@ def test_a_python_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_packages_that_are_missing_or_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    requirements = ["torch>=99", "nobody-wrote-this", 'elsewhere; python_version < "3"']
+    requirements = ["torch>=99", "does-not-exist", 'elsewhere; python_version < "3"']
     requirements.append('torchao>=99; extra == "int8"')
     monkeypatch.setattr("importlib_metadata.requires", lambda _: requirements)
     found = finding("packages")
     assert found.verdict is Verdict.PROBLEM
     assert "is installed, but torch>=99 is required" in found.text
-    assert "nobody-wrote-this is not installed" in found.text
-    assert list(found.facts) == ["torch", "nobody-wrote-this"]
+    assert "does-not-exist is not installed" in found.text
+    assert list(found.facts) == ["torch", "does-not-exist"]
 
 
 def test_a_torch_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +69,7 @@ def test_a_torch_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> Non
     assert found.text.startswith("cannot be imported (ModuleNotFoundError: ")
 
 
-def test_cuda_devices_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_devices_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda index: (2**30 * (index + 1), 2**34))
@@ -111,7 +111,9 @@ def test_the_text_views_that_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert "in addition to 0 text view(s) of 0 bytes" in found.text
 
 
-def test_each_plugin_is_told_with_its_state(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_plugin_is_reported_with_its_state(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     site.install("vl-plugin-sound", ["MadeUpForTests"])
     site.install("vl-plugin-broken", ["MadeUpForTests"], "raise SystemExit('no')")
     site.install("vl-plugin-later", ["MadeUpForTests"], requires=["vlcore>=99"])

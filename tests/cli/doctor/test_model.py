@@ -119,7 +119,7 @@ def test_no_plugin_serves_it(tmp_path: Path) -> None:
     assert "no installed plugin serves this NobodysModel" in found["served by"].text
 
 
-def test_every_part_that_is_wrong_is_told(model: Path) -> None:
+def test_every_wrong_part_is_reported(model: Path) -> None:
     tensors = load_file(model / "model.safetensors")
     name = next(name for name in tensors if "mm_projector" in name)
     del tensors[name]
@@ -192,18 +192,18 @@ def test_a_plugin_that_looks_at_values_cannot_be_counted(
 
 def test_a_hook_that_raises(site: Site, tmp_path: Path) -> None:
     line = "        self.patch = checkpoint.config"
-    install_patchwork(site, {line: "        raise RuntimeError('no such tower')\n" + line})
+    install_patchwork(site, {line: "        raise RuntimeError('no such vision encoder')\n" + line})
     found = findings(write_patchwork(tmp_path / "model"))
     assert problems(found) == ["vision encoder"]
     assert "vl_vision_model of plugin vl-plugin-patchwork" in found["vision encoder"].text
-    assert "no such tower" in found["vision encoder"].text
+    assert "no such vision encoder" in found["vision encoder"].text
 
 
 # -- a hub repository that was not fetched
 
 
 @pytest.mark.parametrize(("free", "verdict"), [(2**40, Verdict.NOTE), (1000, Verdict.PROBLEM)])
-def test_what_is_still_to_be_fetched_is_told(
+def test_what_remains_to_be_downloaded_is_reported(
     model: Path, monkeypatch: pytest.MonkeyPatch, free: int, verdict: Verdict
 ) -> None:
     weights = model / "model.safetensors"
@@ -217,11 +217,11 @@ def test_what_is_still_to_be_fetched_is_told(
         parse_safetensors_file_metadata=lambda *_, **__: SimpleNamespace(tensors=header)
     )
     monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
-    opened = Checkpoint(model, name="somebody/model", fetch=lambda _: None)
+    opened = Checkpoint(model, name="someone/model", fetch=lambda _: None)
     monkeypatch.setattr(Checkpoint, "open", lambda *_, **__: opened)
     usage: Any = SimpleNamespace(free=free)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
-    found = findings("somebody/model")
+    found = findings("someone/model")
     assert found["download"].verdict is verdict
     assert found["download"].facts["free_bytes"] == free
     assert found["download"].facts["num_bytes"] > 1000

@@ -22,11 +22,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     (folder / "more").mkdir(parents=True)
     for name, colour in (("red.png", "red"), ("blue.JPG", "blue"), ("more/red_too.png", "red")):
         Image.new("RGB", (40, 30), colour).save(folder / name)
-    (folder / "notes.txt").write_text("no picture, and not tried")
+    (folder / "notes.txt").write_text("no image, and not tried")
     return folder
 
 
@@ -37,11 +37,11 @@ def encode(checkpoint: Path, out: Path, *arguments: str | Path) -> Result:
     return CliRunner().invoke(app, command)
 
 
-def rows_of(checkpoint: Path, pictures: list[Path]) -> list[torch.Tensor]:
+def rows_of(checkpoint: Path, paths: list[Path]) -> list[torch.Tensor]:
     async def body() -> list[torch.Tensor]:
         model = vlcore.load_vision_model(checkpoint, dtype=torch.float32)
         async with vlcore.ImageEncoder(model) as encoder:
-            return [image.rows for image in await encoder.encode(pictures)]
+            return [image.rows for image in await encoder.encode(paths)]
 
     return asyncio.run(body())
 
@@ -56,8 +56,8 @@ def test_images_of_a_directory_and_named_images_are_encoded(checkpoint: Path, fo
     rows = load_file(out)
     images = [folder / n for n in ("green.png", "red.png", "blue.JPG", "more/red_too.png")]
     assert set(rows) == set(map(str, images))
-    for picture, expected in zip(images, rows_of(checkpoint, images), strict=True):
-        torch.testing.assert_close(rows[str(picture)], expected, rtol=1e-5, atol=1e-5)
+    for path, expected in zip(images, rows_of(checkpoint, images), strict=True):
+        torch.testing.assert_close(rows[str(path)], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_copy_on_each_device(checkpoint: Path, folder: Path) -> None:
@@ -67,21 +67,21 @@ def test_a_copy_on_each_device(checkpoint: Path, folder: Path) -> None:
     assert result.exit_code == 0, result.output
     rows, expected = load_file(out), load_file(alone)
     assert rows.keys() == expected.keys()
-    for name, of_image in rows.items():
-        torch.testing.assert_close(of_image, expected[name], rtol=1e-5, atol=1e-5)
+    for name, embeddings in rows.items():
+        torch.testing.assert_close(embeddings, expected[name], rtol=1e-5, atol=1e-5)
 
 
 def test_bad_files_are_listed_at_the_end_and_the_others_are_encoded(
     checkpoint: Path, folder: Path
 ) -> None:
     out, broken, absent = folder / "rows.safetensors", folder / "a.png", folder / "absent.png"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     result = encode(checkpoint, out, absent, folder)
     assert result.exit_code == 1
     assert len(load_file(out)) == 3
     *_, first, second = result.stderr.splitlines()
     assert first.startswith(f"not encoded: {absent}: there is no file")
-    assert second.startswith(f"not encoded: {broken}: image 1 of 1 (10 bytes) is not a picture")
+    assert second.startswith(f"not encoded: {broken}: image 1 of 1 (10 bytes) is not an image")
 
 
 def test_a_later_run_encodes_what_is_new_or_changed(checkpoint: Path, folder: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_later_run_encodes_what_is_new_or_changed(checkpoint: Path, folder: Pa
     assert changed == [str(folder / "red.png")]
 
 
-def test_pictures_shrunk_on_load_are_not_taken_for_whole_ones(
+def test_images_shrunk_on_load_do_not_share_embeddings_with_whole_ones(
     checkpoint: Path, folder: Path
 ) -> None:
     out, photo = folder / "rows.safetensors", folder / "photo.jpg"
@@ -147,7 +147,7 @@ def test_bad_arguments_are_errors_before_the_model_loads(tmp_path: Path) -> None
     assert f"no images found in {tmp_path / 'empty'}" in str(empty.exception)
 
 
-def test_what_is_done_is_kept_when_somebody_interrupts(
+def test_finished_images_are_kept_after_an_interrupt(
     checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = folder / "rows.safetensors"

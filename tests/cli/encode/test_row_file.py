@@ -36,7 +36,7 @@ def test_it_is_saved_whenever_it_has_doubled(tmp_path: Path) -> None:
     assert saved_at == [64, 128, 256]
 
 
-def test_a_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     file = RowFile(tmp_path / "rows.safetensors", "model")
     file.path = tmp_path / "gone" / "rows.safetensors"
     with pytest.raises(OptionError, match="cannot be written"):

@@ -14,7 +14,7 @@ from vlcore.cli import app
 
 ROOT = Path(__file__).parents[3]
 DEMO = ROOT / "demo" / "tiny-llava"
-PICTURE = ROOT / "demo" / "images" / "circle_and_square.png"
+IMAGE = ROOT / "demo" / "images" / "circle_and_square.png"
 BANNER = ROOT / "demo" / "images" / "banner.png"
 
 
@@ -30,7 +30,7 @@ def as_json(*arguments: object) -> dict[str, Any]:
 
 
 def test_the_table_of_the_demo_model() -> None:
-    result = explain(DEMO, "-i", PICTURE, "Is é\tred?")
+    result = explain(DEMO, "-i", IMAGE, "Is é\tred?")
     assert result.exit_code == 0
     lines = [re.sub(r" +", " ", line).strip() for line in result.stdout.splitlines()]
     assert lines[0].startswith(f"{DEMO}, vl-plugin-llava ")
@@ -41,7 +41,7 @@ def test_the_table_of_the_demo_model() -> None:
     assert lines[rows + 1 : rows + 3] == ["97 520 text ␣", "98 13 text \\n"]
     shown = [line.split()[-1] for line in lines[rows + 3 : lines.index("", rows)]]
     assert shown == ["Is", "␣", "<0xC3>", "<0xA9>", "\\t", "red", "?", "␣ASSISTANT", ":"]
-    assert f"image 0 {PICTURE}, 400 x 300, 64 embeddings" in lines
+    assert f"image 0 {IMAGE}, 400 x 300, 64 embeddings" in lines
     assert "stops at </s> (2)" in lines
     assert re.fullmatch(
         r"length (\d+) = 1 special tokens \+ \d+ text tokens \+ 64 image embeddings", lines[-2]
@@ -51,7 +51,7 @@ def test_the_table_of_the_demo_model() -> None:
 
 
 def test_json_has_the_fields_that_are_documented() -> None:
-    explained = as_json(DEMO, "-i", PICTURE, "-i", BANNER, "Same?")
+    explained = as_json(DEMO, "-i", IMAGE, "-i", BANNER, "Same?")
     assert set(explained) == {
         "model", "plugin", "plugin_version", "template", "prompt", "images", "stop",
         "num_control_tokens", "num_text_tokens", "num_image_rows",
@@ -80,7 +80,7 @@ def test_json_has_the_fields_that_are_documented() -> None:
 
 def test_every_documented_field_is_there() -> None:
     documented = (ROOT / "docs" / "plugins.md").read_text("utf-8")
-    explained = as_json(DEMO, "-i", PICTURE, "Hi")
+    explained = as_json(DEMO, "-i", IMAGE, "Hi")
     fields = set(explained) | set(explained["images"][0]) | set(explained["stop"])
     fields |= {field for line in explained["prompt"] for field in line}
     assert [field for field in sorted(fields) if f"`{field}`" not in documented] == []
@@ -108,7 +108,7 @@ def test_a_template_is_chosen_by_name() -> None:
         (["./nowhere", "Hello"], "there is no directory './nowhere'"),
         ([DEMO, "Hello", "-i", "nowhere.png"], "there is no file 'nowhere.png'"),
         ([DEMO, "Hello", "--chat-template", "no_such"], "no chat template 'no_such'"),
-        ([DEMO, "Hello", "--plugin", "vl-plugin-nobody"], "'vl-plugin-nobody' is not installed"),
+        ([DEMO, "Hello", "--plugin", "vl-plugin-unknown"], "'vl-plugin-unknown' is not installed"),
     ],
 )
 def test_errors_are_those_of_the_other_commands(arguments: list[object], message: str) -> None:

@@ -164,7 +164,7 @@ def test_the_tower_does_not_run_where_the_rows_are_known(
     stages: ModelStages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vision_model = type(stages.vision_model())
-    monkeypatch.setattr(vision_model, "tower", lambda *_: pytest.fail("the tower ran"))
+    monkeypatch.setattr(vision_model, "tower", lambda *_: pytest.fail("the vision encoder ran"))
     explanation = explain(stages, ("Hello", RED))
     assert not explanation.images[0].was_encoded
 
@@ -186,7 +186,7 @@ def test_the_tower_counts_the_rows_where_nothing_else_does(
     assert explanation.lines == known.lines
 
 
-def test_the_end_tokens_of_generation_config_are_told(tmp_path: Path) -> None:
+def test_the_end_tokens_of_generation_config_are_shown(tmp_path: Path) -> None:
     checkpoint = write_llava(tmp_path / "checkpoint")
     write_json(checkpoint / "generation_config.json", {"eos_token_id": [2, 290]})
     stages = ModelStages(checkpoint)
@@ -239,8 +239,8 @@ def byte_level() -> PreTrainedTokenizerBase:
 
 
 def unigram() -> PreTrainedTokenizerBase:
-    pieces = [("<unk>", 0.0), *((character, -1.0) for character in "helo▁")]
-    backend = Tokenizer(models.Unigram(pieces, unk_id=0))
+    vocabulary = [("<unk>", 0.0), *((character, -1.0) for character in "helo▁")]
+    backend = Tokenizer(models.Unigram(vocabulary, unk_id=0))
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     return wrap(backend)
 
@@ -259,14 +259,14 @@ def sentencepiece() -> PreTrainedTokenizerBase:
 
 
 def lines(tokenizer: PreTrainedTokenizerBase, text: str) -> list[TokenLine]:
-    pieces = VocabularyEntries(tokenizer, {tokenizer.convert_tokens_to_ids("<s>")})  # type: ignore[arg-type]
+    entries = VocabularyEntries(tokenizer, {tokenizer.convert_tokens_to_ids("<s>")})  # type: ignore[arg-type]
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return [pieces.line(position, token_id) for position, token_id in enumerate(ids)]
+    return [entries.line(position, token_id) for position, token_id in enumerate(ids)]
 
 
 @pytest.mark.parametrize("make", [byte_level, sentencepiece])
 @pytest.mark.parametrize("text", ["hello  you\t\n", "Où? 😀 ▁ \x00\x7f­ÿ", "漢字"])
-def test_the_bytes_of_all_pieces_are_the_text(
+def test_the_bytes_of_all_tokens_are_the_text(
     make: Callable[[], PreTrainedTokenizerBase], text: str
 ) -> None:
     raw = b"".join(line.raw for line in lines(make(), text))

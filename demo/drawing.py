@@ -1,4 +1,4 @@
-"""Seeded pictures of one to three flat shapes, in many drawing styles."""
+"""Seeded images of one to three flat shapes, in many drawing styles."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHAPES = ("circle", "square", "triangle")
 COLOURS = ("red", "green", "blue", "yellow")
 SIZES = ("small", "large")
 
-# Extent relative to the short side of the canvas. Between the two classes lies a gap; an object
+# Extent relative to the short side of the canvas. Between the two classes is a gap; an object
 # in the gap is neither, and no question asks for its size.
 SMALL = (0.08, 0.24)
 LARGE = (0.34, 0.70)
@@ -84,7 +84,7 @@ _CANVASES = (
 
 @dataclass(frozen=True)
 class Thing:
-    """One object; positions are fractions of the picture padded to a square."""
+    """One object; positions are fractions of the image padded to a square."""
 
     shape: str
     colour: str
@@ -94,8 +94,8 @@ class Thing:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A drawn picture and what is in it, listed left to right."""
+class DrawnImage:
+    """A drawn image and what is in it, listed left to right."""
 
     image: Image.Image
     things: tuple[Thing, ...]
@@ -113,7 +113,7 @@ class _Plan:
 
 
 def natural_colour(rng: random.Random, colour: str) -> tuple[int, int, int]:
-    """A shade people would call by the given name."""
+    """Return a shade that people would call by the given name."""
     choice = rng.random()
     if choice < 0.2:
         name = "#008000" if colour == "green" and rng.random() < 0.6 else colour
@@ -212,7 +212,7 @@ def _plan(rng: random.Random, shape: str, size: str | None, extent: float) -> _P
     return _Plan(shape, size, max(xs) - min(xs), max(ys) - min(ys), centred, plain)
 
 
-def _place(
+def _positions(
     rng: random.Random, plans: list[_Plan], width: int, height: int
 ) -> list[tuple[float, float]] | None:
     gap = rng.choice((0.01, 0.03, 0.06)) * min(width, height)
@@ -287,7 +287,7 @@ def _paint(
 
 
 def _wear(rng: random.Random, image: Image.Image) -> Image.Image:
-    """Noise and compression, as pictures get them on their way."""
+    """Add noise and compression artifacts, as images get them on their way."""
     if rng.random() < 0.06 and image.width * image.height < 400_000:
         noise = np.random.default_rng(rng.getrandbits(32)).normal(
             0.0, rng.uniform(1.0, 7.0), (image.height, image.width, 3)
@@ -302,8 +302,8 @@ def _wear(rng: random.Random, image: Image.Image) -> Image.Image:
     return image
 
 
-def draw_picture(rng: random.Random) -> Picture:
-    """Draw one picture; the same generator state gives the same picture."""
+def draw_image(rng: random.Random) -> DrawnImage:
+    """Draw one image; the same generator state gives the same image."""
     width, height = _canvas(rng)
     short, long = min(width, height), max(width, height)
     spots: list[tuple[float, float]] | None = None
@@ -320,7 +320,7 @@ def draw_picture(rng: random.Random) -> Picture:
                 colour = colours[-1]
             size: str | None = rng.choices((*SIZES, "between"), (0.47, 0.38, 0.15))[0]
             if size == "small":
-                # Below about 4 % of the long side nobody could name the shape after resizing.
+                # Below about 4 % of the long side no one could name the shape after resizing.
                 low = max(SMALL[0], 10.0 / short, 0.042 * long / short)
                 extent = rng.uniform(min(low, SMALL[1] - 0.02), SMALL[1])
             elif size == "large":
@@ -329,7 +329,7 @@ def draw_picture(rng: random.Random) -> Picture:
                 size, extent = None, rng.uniform(SMALL[1], LARGE[0])
             plans.append(_plan(rng, shape, size, extent * short))
             colours.append(colour)
-        spots = _place(rng, plans, width, height)
+        spots = _positions(rng, plans, width, height)
     image = _background(rng, width, height)
     smooth = rng.random() < 0.5
     edge = rng.uniform(0.008, 0.05) if rng.random() < 0.22 else 0.0
@@ -340,7 +340,7 @@ def draw_picture(rng: random.Random) -> Picture:
         thing = Thing(plan.shape, colour, plan.size, (x + offset_x) / long, (y + offset_y) / long)
         found.append((thing, tuple((x + u, y + v) for u, v in plan.corners)))
     found.sort(key=lambda pair: pair[0].x)
-    return Picture(
+    return DrawnImage(
         _wear(rng, image), tuple(thing for thing, _ in found), tuple(shape for _, shape in found)
     )
 
@@ -356,15 +356,15 @@ def prepare(image: Image.Image, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BICUBIC)
 
 
-def owner_map(picture: Picture, size: int, patch: int) -> NDArray[np.uint8]:
-    """For every patch the number (from 1) of the object that covers most of it, else 0."""
-    side = max(picture.image.size)
-    offset_x = (side - picture.image.width) // 2
-    offset_y = (side - picture.image.height) // 2
+def owner_map(drawn: DrawnImage, size: int, patch: int) -> NDArray[np.uint8]:
+    """Return the number (from 1) of the object that covers most of each patch, else 0."""
+    side = max(drawn.image.size)
+    offset_x = (side - drawn.image.width) // 2
+    offset_y = (side - drawn.image.height) // 2
     grid = size // patch
-    cover = np.zeros((len(picture.outlines) + 1, grid, grid), dtype=np.int64)
+    cover = np.zeros((len(drawn.outlines) + 1, grid, grid), dtype=np.int64)
     cover[0] = patch * patch // 50
-    for number, outline in enumerate(picture.outlines, 1):
+    for number, outline in enumerate(drawn.outlines, 1):
         mask = Image.new("L", (size, size), 0)
         ImageDraw.Draw(mask).polygon(
             [((x + offset_x) * size / side, (y + offset_y) * size / side) for x, y in outline],
