@@ -75,7 +75,7 @@ def test_the_page_and_the_code_agree() -> None:
         ("-> Literal[True] | str", "-> Literal[True] | str | None"),
         ("checkpoint: Checkpoint) -> LanguageModel", "model: Checkpoint) -> LanguageModel"),
         ("- `dtype`: the", "- `precision`: the"),
-        ("- `max_memory`: what", "`max_memory`: what"),
+        ("- `max_memory`: the", "`max_memory`: the"),
         ("files: CheckpointFiles) -> Literal", "files: CheckpointFiles = None) -> Literal"),
     ],
 )

@@ -63,4 +63,4 @@ def test_one_is_cleared_by_its_name_and_all_without(views: Path, tmp_path: Path)
 def test_an_unknown_name_is_an_error() -> None:
     result = cache("nope")
     assert isinstance(result.exception, OptionError)
-    assert "holds no view named 'nope'" in str(result.exception)
+    assert "holds no view with the name or model 'nope'" in str(result.exception)

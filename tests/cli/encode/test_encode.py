@@ -81,7 +81,7 @@ def test_bad_files_are_listed_at_the_end_and_the_others_are_encoded(
     assert len(load_file(out)) == 3
     *_, first, second = result.stderr.splitlines()
     assert first.startswith(f"not encoded: {absent}: there is no file")
-    assert second.startswith(f"not encoded: {broken}: image 1 of 1 (10 bytes) is not an image")
+    assert second.startswith(f"not encoded: {broken}: image 1 of 1 (8 bytes) is not an image")
 
 
 def test_a_later_run_encodes_what_is_new_or_changed(checkpoint: Path, folder: Path) -> None:
