@@ -101,7 +101,8 @@ def test_a_tensor_that_is_missing(tmp_path: Path) -> None:
 
 def test_a_tensor_that_only_the_index_knows(tmp_path: Path) -> None:
     write_weights(tmp_path, a=torch.ones(1))
-    index = {"weight_map": {"b": "model.safetensors"}}
+    (tmp_path / "model.safetensors").rename(tmp_path / "model-1.safetensors")
+    index = {"weight_map": {"b": "model-1.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     checkpoint = HeaderCheckpoint.from_checkpoint(Checkpoint.open(tmp_path))
     with pytest.raises(TensorError, match="lacks the tensor 'b', which the index assigns"):

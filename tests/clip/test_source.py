@@ -117,3 +117,32 @@ def test_a_modules_sources_are_its_own_tensors_and_the_stored_ones(checkpoint: C
     }
     keys = {"0.weight", "0.bias", "1.weight", "2.weight", "2.bias"}
     assert names == {key: key for key in keys}
+
+
+@pytest.mark.parametrize("path", ["/data/train/clip", r"D:\models\clip", "/old/clip/"])
+def test_a_path_of_another_machine_is_looked_up_in_the_checkpoint(
+    checkpoint: Checkpoint, path: str
+) -> None:
+    assert_same(
+        load(ClipSource.named(checkpoint, path, (INSIDE,)), 2),
+        load(ClipSource.named(checkpoint, "clip", (INSIDE,)), 2),
+    )
+
+
+def test_the_error_for_a_path_of_another_machine_says_what_to_put_where(
+    checkpoint: Checkpoint,
+) -> None:
+    with pytest.raises(
+        CheckpointNotFoundError, match=r"put config\.json and .* into the folder 'vit-large' of"
+    ):
+        ClipSource.named(checkpoint, "/data/train/vit-large", (INSIDE,))
+
+
+def test_more_layers_than_tensors_are_an_error_at_once(checkpoint: Checkpoint) -> None:
+    path = checkpoint.directory / "clip" / "config.json"
+    config = json.loads(path.read_text())
+    sizes = config.get("vision_config", config)
+    sizes["num_hidden_layers"] = 10**6
+    path.write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="num_hidden_layers of the vision encoder is 1000000"):
+        load(ClipSource.named(Checkpoint(checkpoint.directory), "clip", (INSIDE,)), -1)

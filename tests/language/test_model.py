@@ -422,9 +422,7 @@ def test_the_view_of_a_hub_checkpoint_links_existing_files(
     assert all(path.exists() for path in links)
 
 
-@pytest.mark.parametrize(
-    "change", [{"hidden_act": "nope"}, {"rope_theta": "x"}, {"pad_token_id": 9999}], ids=str
-)
+@pytest.mark.parametrize("change", [{"hidden_act": "nope"}, {"rope_theta": "x"}], ids=str)
 def test_values_that_transformers_cannot_use_are_reported(
     tmp_path: Path, change: dict[str, Any]
 ) -> None:
@@ -458,3 +456,23 @@ def test_the_end_tokens_are_reported_without_weights(
         write_json(tmp_path / "generation_config.json", {"eos_token_id": stated})
     language_model = LanguageModel(Checkpoint.open(tmp_path), CONFIG | config, {})
     assert language_model.end_token_ids == expected
+
+
+@pytest.mark.parametrize("padding", [-(10**6), 10**6])
+def test_a_padding_token_outside_the_vocabulary_is_ignored(
+    padding: int, whole: LanguageModel
+) -> None:
+    language = LanguageModel(
+        whole.checkpoint, whole.config | {"pad_token_id": padding}, whole.tensors
+    )
+    assert language.transformers_config.pad_token_id is None
+    assert language.to_transformers().config.pad_token_id is None
+    assert language.view_config.get("pad_token_id") is None
+
+
+def test_more_layers_than_tensors_are_an_error_at_once(whole: LanguageModel) -> None:
+    language = LanguageModel(
+        whole.checkpoint, whole.config | {"num_hidden_layers": 10**6}, whole.tensors
+    )
+    with pytest.raises(ConfigError, match="num_hidden_layers is 1000000, but"):
+        language.check_tensors()

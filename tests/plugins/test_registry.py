@@ -104,12 +104,25 @@ def test_a_damaged_distribution_does_not_hide_others(site: Site, damage: dict[st
 def test_the_first_of_two_installations_is_listed_as_in_imports(site: Site) -> None:
     site.install("vl-plugin-twice", ARCHITECTURES, version="1.0")
     site.install("vl_plugin.Twice", ARCHITECTURES, version="2.0")  # prepended, so it comes first
-    found = [
-        info.version
+    (info,) = [
+        info
         for info in installed_plugins()
         if canonicalize_name(info.distribution) == "vl-plugin-twice"
     ]
-    assert found == ["2.0"]
+    assert info.version == "2.0"
+    (warning,) = info.warnings
+    assert re.search(r"version 2\.0 in .* is used, version 1\.0 in .* is ignored", warning)
+
+
+def test_an_entry_point_may_name_an_attribute(site: Site) -> None:
+    module = site.install("vl-plugin-object", ARCHITECTURES)
+    entry_points = next((site.root / module).glob("*.dist-info")) / "entry_points.txt"
+    entry_points.write_text(f"[vlcore.architectures]\nMadeUpForTests = inner_{module}:hooks\n")
+    (site.root / module / f"inner_{module}.py").write_text(f"import {module} as hooks\n")
+    assert find_plugin(CONFIG).info.distribution == "vl-plugin-object"
+    entry_points.write_text(f"[vlcore.architectures]\nMadeUpForTests = inner_{module}:absent\n")
+    with pytest.raises(PluginImportError, match="AttributeError"):
+        find_plugin(CONFIG)
 
 
 # -- allow and block lists

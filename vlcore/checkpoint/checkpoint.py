@@ -21,7 +21,7 @@ from vlcore.checkpoint import module_loader
 from vlcore.checkpoint.files import METADATA_PATTERNS, CheckpointFiles, path_inside
 from vlcore.checkpoint.hub import HubRepository
 from vlcore.checkpoint.tensor_source import TensorSource
-from vlcore.checkpoint.weight_index import find_weight_files
+from vlcore.checkpoint.weight_index import adapter_hint, find_weight_files
 from vlcore.checkpoint.weights import TensorInfo, open_weights, read_header, shorten
 from vlcore.errors import CheckpointNotFoundError, ConfigError, TensorError
 from vlcore.vocabulary import load_tokenizer
@@ -114,6 +114,9 @@ class Checkpoint:
         """
         config = self.read_json("config.json")
         if config is None:
+            adapter = self.read_json("adapter_config.json")
+            if adapter is not None:
+                raise ConfigError(f"{self.name} has no config.json{adapter_hint(adapter)}")
             raise ConfigError(
                 f"{self.name} has no config.json: is it a checkpoint in the Hugging Face layout? "
                 f"It holds {shorten(sorted(path.name for path in self.directory.iterdir()))}"

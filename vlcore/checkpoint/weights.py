@@ -35,6 +35,8 @@ DTYPES = {
 """Dtypes by their names in safetensors files."""
 
 _MAX_NAMES_IN_MESSAGE = 20
+_MAX_HEADER_BYTES = 100_000_000
+"""The limit of the safetensors library. A damaged file may claim much more."""
 _building = threading.Lock()
 
 
@@ -212,7 +214,7 @@ def read_header(path: Path) -> bytes:
     """
     with path.open("rb", buffering=0) as file:
         length = int.from_bytes(file.read(8), "little")
-        return file.read(min(length, path.stat().st_size))
+        return file.read(min(length, path.stat().st_size, _MAX_HEADER_BYTES))
 
 
 def _load_pickle(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PureWindowsPath
 from typing import Any, Self
 
 import torch
@@ -16,7 +17,7 @@ from vlcore.checkpoint.tensor_source import TensorSource
 from vlcore.checkpoint.weights import empty_weights
 from vlcore.clip.images import ClipProcessor
 from vlcore.clip.tower import ClipConfig, ClipTower
-from vlcore.errors import ConfigError, TensorError
+from vlcore.errors import CheckpointNotFoundError, ConfigError, TensorError
 
 _TOWER_KEYS = re.compile(r"embeddings\.|pre_layrnorm\.|encoder\.layers\.")
 _PREFIXES = ("vision_model.", "")
@@ -78,7 +79,7 @@ class ClipSource:
             ConfigError: the configuration is of another kind of encoder, or impossible.
             TensorError: neither checkpoint holds the tensors.
         """
-        related = checkpoint.related(reference)
+        related = _related(checkpoint, reference)
         clip = ClipConfig.from_json(related.config, f"the vision encoder {related.name}")
         processor = _processor(related.read_json("preprocessor_config.json") or {}, clip, related)
         for holder, names in ((checkpoint, prefixes), (related, _PREFIXES)):
@@ -119,6 +120,12 @@ class ClipSource:
                 f"{self.checkpoint.name}: hidden state {layer} of the vision encoder is requested, "
                 f"which has {self.config.num_hidden_layers} layers"
             )
+        num_tensors = len(self.checkpoint.tensor_names)
+        if num_layers > num_tensors:  # building them would take very long
+            raise ConfigError(
+                f"{self.checkpoint.name}: num_hidden_layers of the vision encoder is "
+                f"{self.config.num_hidden_layers}, but there are only {num_tensors} tensors"
+            )
         with empty_weights():
             tower = ClipTower(self.config, num_layers)
         sources = self._sources(tower, num_layers)
@@ -140,6 +147,27 @@ class ClipSource:
             *(f"encoder.layers.{i}." for i in range(num_layers, self.config.num_hidden_layers)),
         )
         return {key: source for key, source in sources.items() if not key.startswith(skipped)}
+
+
+def _related(checkpoint: Checkpoint, reference: str) -> Checkpoint:
+    """Open the checkpoint of an encoder, also if its path is that of the machine of the training.
+
+    Such a path is looked up in the checkpoint, without its first folders.
+    """
+    try:
+        return checkpoint.related(reference)
+    except CheckpointNotFoundError as error:
+        parts = PureWindowsPath(reference).parts
+        for start in range(1, len(parts)):
+            folder = "/".join(parts[start:])
+            if f"{folder}/config.json" in checkpoint.files:
+                return checkpoint.related(folder)
+        name = parts[-1] if parts else "encoder"
+        raise CheckpointNotFoundError(
+            f"{error}. If the path is that of another machine, put config.json and "
+            f"preprocessor_config.json of the vision encoder into the folder {name!r} of "
+            f"{checkpoint.name}, and its weights too unless the checkpoint has them"
+        ) from error
 
 
 def module_sources(

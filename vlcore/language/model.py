@@ -89,6 +89,9 @@ class LanguageModel:
 
         values = _with_rope_parameters(self.config)
         del values["model_type"]
+        padding, size = values.get("pad_token_id"), values.get("vocab_size")
+        if isinstance(padding, int) and isinstance(size, int) and not -size <= padding < size:
+            values["pad_token_id"] = None  # padding is never used, and must not prevent loading
         try:
             config: PretrainedConfig = CONFIG_MAPPING[self.config["model_type"]](**values)
         except Exception as error:
@@ -192,6 +195,12 @@ class LanguageModel:
         from transformers import AutoModelForCausalLM
 
         config = self.transformers_config
+        num_layers = getattr(config, "num_hidden_layers", 0)
+        if num_layers > len(self.tensors):  # building them would take very long
+            raise ConfigError(
+                f"config.json of {self.checkpoint.name}: num_hidden_layers is {num_layers}, but "
+                f"the language model has only {len(self.tensors)} tensors"
+            )
         try:
             with empty_weights():
                 model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]

@@ -69,6 +69,7 @@ class PluginInfo:
 def installed_plugins() -> list[PluginInfo]:
     """List every installed plugin by name, without importing any of them."""
     plugins: dict[str, PluginInfo] = {}
+    locations: dict[str, str] = {}
     for distribution in importlib_metadata.distributions():
         try:
             info = _read_distribution(cast("importlib_metadata.Distribution", distribution))
@@ -76,9 +77,27 @@ def installed_plugins() -> list[PluginInfo]:
             # A damaged distribution must not hide the others.
             logger.debug("unreadable distribution %r", distribution, exc_info=True)
             continue
-        if info is not None:
-            plugins.setdefault(canonicalize_name(info.distribution), info)
+        if info is None:
+            continue
+        name = canonicalize_name(info.distribution)
+        location = str(distribution.locate_file(""))
+        if name not in plugins:
+            plugins[name] = info
+            locations[name] = location
+        elif location != locations[name]:
+            plugins[name] = _with_duplicate(plugins[name], locations[name], info, location)
     return _with_conflicts([plugins[name] for name in sorted(plugins)])
+
+
+def _with_duplicate(
+    used: PluginInfo, location: str, ignored: PluginInfo, ignored_location: str
+) -> PluginInfo:
+    """Add a warning about a second installation of a plugin, such as one that an upgrade left."""
+    warning = (
+        f"{used.distribution} is installed twice: version {used.version} in {location} is used, "
+        f"version {ignored.version} in {ignored_location} is ignored. Uninstall one"
+    )
+    return replace(used, warnings=(*used.warnings, warning))
 
 
 def shared_architectures(plugins: Iterable[PluginInfo]) -> dict[str, tuple[str, ...]]:

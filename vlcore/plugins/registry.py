@@ -78,7 +78,7 @@ class Plugin:
         self._manager.add_hookspecs(hookspecs)
         try:
             with redirect_stdout(sys.stderr):  # its output must not mix with that of a command
-                module = importlib.import_module(module_name)
+                module = _import(module_name)
         except (Exception, SystemExit) as error:
             raise PluginImportError(
                 f"plugin {info.distribution} {info.version} cannot be imported: "
@@ -175,6 +175,15 @@ class Plugin:
     def language_model(self, checkpoint: Checkpoint) -> object:
         """Call ``vl_language_model``."""
         return self._manager.hook.vl_language_model(checkpoint=checkpoint)
+
+
+def _import(value: str) -> object:
+    """Import the object of an entry point: ``"module"``, or ``"module:attribute"``."""
+    module_name, _, attributes = value.partition(":")
+    imported: object = importlib.import_module(module_name.strip())
+    for attribute in filter(None, attributes.strip().split(".")):
+        imported = getattr(imported, attribute)
+    return imported
 
 
 def _argument_names(hook: pluggy.HookCaller) -> set[str]:
