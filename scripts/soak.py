@@ -142,9 +142,10 @@ async def _load(
 
 
 def growth(measured: Sequence[Resources]) -> float:
-    """Return the relative growth of memory over the last half of the rounds."""
-    half = measured[len(measured) // 2 :]
-    return half[-1].memory / half[0].memory - 1
+    """Return the relative growth of memory within the last half of the rounds, by medians."""
+    half = [resources.memory for resources in measured[len(measured) // 2 :]]
+    middle = len(half) // 2
+    return statistics.median(half[middle:]) / statistics.median(half[:middle]) - 1
 
 
 def _compare(measured: Sequence[Resources], idle: Resources) -> list[str]:

@@ -27,6 +27,7 @@ from server.wire import (
 from waits import TIMEOUT_S, wait_for
 
 import vlcore
+from vlcore._utils.fair_queue import current_client
 from vlcore.engines.base import EngineOutput, EngineRequest
 from vlcore.inference.pipeline import Pipeline
 from vlcore.media.policy import ImageAccess
@@ -311,3 +312,21 @@ def test_a_bad_request_does_not_affect_concurrent_ones(server: Server) -> None:
     assert (
         received.partition(mark)[2].partition("}")[0] == alone.partition(mark)[2].partition("}")[0]
     )
+
+
+def test_requests_of_one_client_share_its_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    clients: list[Any] = []
+    astream_infer = Pipeline.astream_infer
+
+    def recorded(self: Pipeline, *args: Any, **options: Any) -> Any:
+        clients.append(current_client.get())
+        return astream_infer(self, *args, **options)
+
+    monkeypatch.setattr(Pipeline, "astream_infer", recorded)
+    pipe = vlcore.pipeline(DEMO / "tiny-llava", device="cpu", dtype="float32")
+    with running(pipe, api_keys=("first", "second")) as server:
+        for key in ("first", "first", "second"):
+            header = f"\r\nauthorization: Bearer {key}\r\n\r\n".encode()
+            request = post(chat_body()).replace(b"\r\n\r\n", header, 1)
+            assert send_and_read(server, request)[0] == 200
+    assert clients[0] == clients[1] != clients[2]

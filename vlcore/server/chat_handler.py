@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from vlcore._utils.fair_queue import current_client
 from vlcore.inference.pipeline import Pipeline
 from vlcore.server.admission import Admission
 from vlcore.server.completion import Completion, error_event
@@ -73,6 +74,7 @@ class ChatHandler(Response):
             self._has_started = True
             await send(message)
 
+        current_client.set(self._client())
         started = time.perf_counter()
         outcome = "ok"
         try:
@@ -133,6 +135,14 @@ class ChatHandler(Response):
                 return parse_request(body, *limits)
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(self._resources.parsers, parse_request, body, *limits)
+
+    def _client(self) -> tuple[str, str]:
+        """Return what a client shares its downloads by: its address, and its API key if it has one.
+
+        Where no key is checked, a client could state another one in each request.
+        """
+        key = self._request.headers.get("authorization", "") if self._settings.api_keys else ""
+        return client_address(self._request.scope.get("client")), key
 
     def _check_content_type(self) -> None:
         """Accept JSON alone: browsers send it to another site only after a CORS preflight."""
