@@ -25,7 +25,7 @@ def test_a_dtype_is_read(given: Any, dtype: torch.dtype | None) -> None:
 
 
 @pytest.mark.parametrize("given", ["int8", torch.int64, "float13", "nn", "", 16, "__doc__"])
-def test_a_dtype_that_is_none(given: Any) -> None:
+def test_an_invalid_dtype_is_refused(given: Any) -> None:
     with pytest.raises(OptionError, match="dtype must be a floating-point torch dtype") as caught:
         as_dtype(given)
     assert repr(given) in str(caught.value)
@@ -77,7 +77,7 @@ PROCESSORS = {
 
 
 @pytest.mark.parametrize("processor", PROCESSORS)
-def test_native_bfloat16_is_what_torch_finds(
+def test_native_bfloat16_is_read_from_torchs_capabilities(
     processor: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     capabilities, native = PROCESSORS[processor]
@@ -99,7 +99,7 @@ def test_native_bfloat16_is_what_torch_finds(
         (None, False),
     ],
 )
-def test_native_bfloat16_is_what_linux_finds_where_torch_does_not_tell(
+def test_without_torchs_capabilities_native_bfloat16_is_read_from_cpuinfo(
     cpuinfo: str | None, native: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def read_text(path: Path, encoding: str) -> str:
@@ -119,12 +119,12 @@ def test_native_bfloat16_is_what_linux_finds_where_torch_does_not_tell(
     reason="needs Linux, and a torch that tells what the processor has",
 )
 def test_torch_and_linux_agree_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    told_by_torch = has_native_bfloat16()
+    according_to_torch = has_native_bfloat16()
     monkeypatch.delattr(torch.cpu, "get_capabilities")
-    assert has_native_bfloat16() is told_by_torch
+    assert has_native_bfloat16() is according_to_torch
 
 
-def test_a_cuda_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_cuda_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert as_device("cuda:1") == torch.device("cuda", 1)

@@ -24,11 +24,11 @@ def plan(device_map: Any, max_memory: Any = None) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("device_map", ["auto", "balanced", "sequential"])
-def test_what_fits_is_planned(device_map: str) -> None:
+def test_a_module_that_fits_is_planned(device_map: str) -> None:
     assert plan(device_map, {"cpu": "1GiB"}) == {"": "cpu"}
 
 
-def test_a_plan_of_ones_own_is_kept() -> None:
+def test_an_explicit_device_map_is_used() -> None:
     assert plan({"0": "cpu", "1": 1}) == {"0": "cpu", "1": 1}
 
 
@@ -41,7 +41,9 @@ def test_a_plan_of_ones_own_is_kept() -> None:
         ({"0": "cpu", "1": "disk"}, None, "submodules of Sequential fit on no device: 1"),
     ],
 )
-def test_what_cannot_be_placed_is_refused(device_map: Any, max_memory: Any, message: str) -> None:
+def test_an_impossible_device_map_is_refused(
+    device_map: Any, max_memory: Any, message: str
+) -> None:
     with pytest.raises(OptionError, match=message):
         plan(device_map, max_memory)
 
@@ -53,8 +55,8 @@ def test_a_spread_module_is_called_like_any_other() -> None:
     assert torch.equal(module(inputs), same(inputs))
 
 
-def test_a_tensor_lies_where_the_smallest_part_does() -> None:
-    places = {"": "cpu", "layers": "meta", "layers.1": "cuda:1"}
+def test_a_tensor_is_on_the_device_of_the_innermost_submodule() -> None:
+    plan = {"": "cpu", "layers": "meta", "layers.1": "cuda:1"}
     names = ("head.weight", "layers.0.weight", "layers.1.weight", "layers.10.weight")
-    assert [str(device_of(places, name)) for name in names] == ["cpu", "meta", "cuda:1", "meta"]
+    assert [str(device_of(plan, name)) for name in names] == ["cpu", "meta", "cuda:1", "meta"]
     assert str(device_of({"": 1}, "weight")) == "cuda:1"

@@ -61,7 +61,7 @@ def test_coroutines_run_in_the_thread_of_the_loop(loop: LoopThread) -> None:
     assert asyncio.run(loop.wait(name_of_thread())) == "test-loop"
 
 
-def test_exceptions_travel(loop: LoopThread) -> None:
+def test_exceptions_are_raised_for_the_caller(loop: LoopThread) -> None:
     with pytest.raises(KeyError, match="broken"):
         loop.run(fail())
     with pytest.raises(KeyError, match="broken"):
@@ -87,7 +87,7 @@ def test_generators_are_iterated_from_another_loop(loop: LoopThread) -> None:
     assert numbers.threads == {"test-loop"}
 
 
-def test_what_is_asked_on_the_loop_itself_comes_without_a_change_of_threads(
+def test_calls_on_the_loop_itself_do_not_switch_threads(
     loop: LoopThread,
 ) -> None:
     numbers = Numbers()
@@ -117,7 +117,7 @@ def test_the_loop_does_not_wait_for_itself(loop: LoopThread) -> None:
     assert loop.run(name_of_thread()) == "test-loop"
 
 
-def test_exceptions_of_generators_travel(loop: LoopThread) -> None:
+def test_exceptions_of_generators_are_raised_for_the_caller(loop: LoopThread) -> None:
     seen: list[int] = []
     with pytest.raises(KeyError, match="at the end"):
         seen.extend(loop.iterate(Numbers().count(2, fail=True)))
@@ -131,7 +131,7 @@ def test_exceptions_of_generators_travel(loop: LoopThread) -> None:
     assert seen == [0, 1, 0, 1]
 
 
-def test_leaving_the_iteration_closes_the_generator(loop: LoopThread) -> None:
+def test_closing_the_iterator_closes_the_generator(loop: LoopThread) -> None:
     numbers = Numbers()
     for number in loop.iterate(numbers.count(9)):
         if number == 1:
@@ -140,7 +140,7 @@ def test_leaving_the_iteration_closes_the_generator(loop: LoopThread) -> None:
 
 
 @pytest.mark.parametrize("where", ["another loop", "the loop itself"])
-def test_leaving_the_asynchronous_iteration_closes_the_generator(
+def test_closing_the_asynchronous_iterator_closes_the_generator(
     loop: LoopThread, where: str
 ) -> None:
     numbers = Numbers()
@@ -201,7 +201,7 @@ def test_closing_stops_the_thread_and_may_be_repeated() -> None:
         loop.run(name_of_thread())
 
 
-def test_an_open_iteration_ends_when_the_loop_closes() -> None:
+def test_an_open_iterator_ends_when_the_loop_is_closed() -> None:
     loop = LoopThread("test-closing")
     numbers = Numbers()
     iterator = loop.iterate(numbers.count(9))
@@ -212,7 +212,7 @@ def test_an_open_iteration_ends_when_the_loop_closes() -> None:
         next(iterator)
 
 
-def test_an_iteration_may_be_left_after_the_loop_closed() -> None:
+def test_an_iterator_may_be_closed_after_the_loop() -> None:
     loop = LoopThread("test-closing")
     iterator = loop.iterate(Numbers().count(9))
     assert next(iterator) == 0
@@ -229,7 +229,7 @@ def test_an_iteration_may_be_left_after_the_loop_closed() -> None:
     asyncio.run(body())
 
 
-def test_closing_ends_what_still_runs() -> None:
+def test_closing_cancels_running_coroutines() -> None:
     loop = LoopThread("test-closing")
     started, cancelled = threading.Event(), threading.Event()
     outcome: list[BaseException] = []
@@ -250,7 +250,7 @@ def test_closing_ends_what_still_runs() -> None:
     assert isinstance(outcome[0], EngineClosedError)
 
 
-def test_an_iteration_that_is_collected_on_the_loop_does_not_wait_for_itself(
+def test_an_iterator_that_is_collected_on_the_loop_does_not_wait_for_itself(
     loop: LoopThread,
 ) -> None:
     closed = threading.Event()
@@ -272,7 +272,7 @@ def test_an_iteration_that_is_collected_on_the_loop_does_not_wait_for_itself(
     assert closed.wait(TIMEOUT_S)
 
 
-def test_nothing_that_is_submitted_while_the_loop_closes_waits_forever() -> None:
+def test_coroutines_submitted_while_the_loop_closes_end() -> None:
     loop = LoopThread("closing")
     outcomes: list[str] = []
 
@@ -295,7 +295,7 @@ def test_nothing_that_is_submitted_while_the_loop_closes_waits_forever() -> None
     assert outcomes == ["closed"] * 4
 
 
-def test_what_is_submitted_runs_while_nobody_waits() -> None:
+def test_submitted_coroutines_run_without_being_awaited() -> None:
     loop = LoopThread("test")
 
     async def body() -> int:

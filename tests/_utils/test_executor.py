@@ -11,7 +11,7 @@ from waits import TIMEOUT_S
 from vlcore._utils.executor import DaemonExecutor
 
 
-def test_calls_run_in_order_in_threads_of_their_own() -> None:
+def test_calls_run_in_order_in_separate_threads() -> None:
     executor = DaemonExecutor(1, "vlcore-test")
     calls = [executor.submit(int, number) for number in range(20)]
     assert [call.result(timeout=TIMEOUT_S) for call in calls] == list(range(20))
@@ -43,7 +43,7 @@ def test_a_cancelled_call_is_not_made() -> None:
     assert made == []
 
 
-def test_stopping_lets_what_was_submitted_finish() -> None:
+def test_stopping_finishes_the_submitted_calls() -> None:
     executor = DaemonExecutor(2, "vlcore-test")
     gate = threading.Event()
     calls = [executor.submit(gate.wait, TIMEOUT_S) for _ in range(6)]
@@ -68,7 +68,7 @@ def test_stopping_does_not_wait_for_a_call_that_hangs() -> None:
     gate.set()
 
 
-def test_a_call_that_hangs_does_not_keep_the_interpreter() -> None:
+def test_a_call_that_hangs_does_not_block_the_exit_of_the_interpreter() -> None:
     program = """
 import threading
 from vlcore._utils.executor import DaemonExecutor

@@ -8,18 +8,18 @@ from vlcore._utils.fair_queue import FairQueue, FairSemaphore
 
 
 def filled(**items: str) -> FairQueue[str]:
-    turns: FairQueue[str] = FairQueue()
+    queue: FairQueue[str] = FairQueue()
     for owner, letters in items.items():
         for letter in letters:
-            turns.add(owner, letter)
-    return turns
+            queue.add(owner, letter)
+    return queue
 
 
-def drained(turns: FairQueue[str]) -> str:
+def drained(queue: FairQueue[str]) -> str:
     taken = ""
-    while turns:
-        seen = turns.peek()
-        taken += turns.pop()
+    while queue:
+        seen = queue.peek()
+        taken += queue.pop()
         assert taken[-1] == seen
     return taken
 
@@ -28,31 +28,31 @@ def test_owners_take_turns() -> None:
     assert drained(filled(many="abcdef", few="x", two="yz")) == "axybzcdef"
 
 
-def test_who_comes_later_has_the_next_turn_but_one() -> None:
-    turns = filled(many="abcdef")
-    assert turns.pop() == "a"
-    turns.add("late", "x")
-    assert drained(turns) == "bxcdef"
+def test_a_later_owner_is_served_in_the_next_round() -> None:
+    queue = filled(many="abcdef")
+    assert queue.pop() == "a"
+    queue.add("late", "x")
+    assert drained(queue) == "bxcdef"
 
 
-def test_a_discarded_item_is_gone_and_its_owner_with_the_last() -> None:
-    turns = filled(many="abc", one="x")
-    turns.discard("one", "x")
-    turns.discard("many", "b")
-    turns.discard("many", "x")
-    turns.discard("nobody", "a")
-    assert len(turns) == 2
-    assert drained(turns) == "ac"
-    assert not turns
-    assert len(turns) == 0
+def test_an_owner_without_items_is_removed() -> None:
+    queue = filled(many="abc", one="x")
+    queue.discard("one", "x")
+    queue.discard("many", "b")
+    queue.discard("many", "x")
+    queue.discard("absent", "a")
+    assert len(queue) == 2
+    assert drained(queue) == "ac"
+    assert not queue
+    assert len(queue) == 0
 
 
-def test_a_gate_lets_so_many_in_and_owners_take_turns() -> None:
+def test_permits_are_limited_and_given_to_owners_in_turn() -> None:
     inside: list[str] = []
     order: list[str] = []
 
-    async def enter(gate: FairSemaphore, owner: str) -> None:
-        async with gate.hold(owner):
+    async def enter(semaphore: FairSemaphore, owner: str) -> None:
+        async with semaphore.hold(owner):
             inside.append(owner)
             order.append(owner)
             assert len(inside) <= 2
@@ -60,31 +60,31 @@ def test_a_gate_lets_so_many_in_and_owners_take_turns() -> None:
             inside.remove(owner)
 
     async def body() -> None:
-        gate = FairSemaphore(2)
-        await asyncio.gather(*(enter(gate, owner) for owner in "aaaaaabbc"))
-        assert gate._num_free == 2
+        semaphore = FairSemaphore(2)
+        await asyncio.gather(*(enter(semaphore, owner) for owner in "aaaaaabbc"))
+        assert semaphore._num_free == 2
 
     asyncio.run(body())
     assert "".join(order) == "aaabcabaa"
 
 
-def test_a_cancelled_wait_gives_its_place_to_the_next() -> None:
-    async def wait(gate: FairSemaphore, entered: list[int], number: int) -> None:
-        async with gate.hold(number):
+def test_a_cancelled_wait_passes_its_permit_on() -> None:
+    async def wait(semaphore: FairSemaphore, entered: list[int], number: int) -> None:
+        async with semaphore.hold(number):
             entered.append(number)
 
     async def body() -> None:
-        gate, entered = FairSemaphore(1), list[int]()
-        async with gate.hold("first"):
-            tasks = [asyncio.create_task(wait(gate, entered, number)) for number in range(3)]
+        semaphore, entered = FairSemaphore(1), list[int]()
+        async with semaphore.hold("first"):
+            tasks = [asyncio.create_task(wait(semaphore, entered, number)) for number in range(3)]
             await asyncio.sleep(0)
             tasks[0].cancel()  # while it waits
             await asyncio.sleep(0)
         tasks[1].cancel()  # its place has just come
         await asyncio.gather(*tasks, return_exceptions=True)
         assert entered == [2]
-        assert gate._num_free == 1
-        assert not gate._waiting
+        assert semaphore._num_free == 1
+        assert not semaphore._waiting
 
     asyncio.run(body())
 
@@ -115,12 +115,12 @@ def test_no_owner_holds_more_than_its_share() -> None:
     asyncio.run(body())
 
 
-def test_an_error_inside_gives_the_place_back() -> None:
+def test_an_error_releases_the_permit() -> None:
     async def body() -> None:
-        gate = FairSemaphore(1)
+        semaphore = FairSemaphore(1)
         with pytest.raises(KeyError):
-            async with gate.hold("a"):
+            async with semaphore.hold("a"):
                 raise KeyError
-        assert gate._num_free == 1
+        assert semaphore._num_free == 1
 
     asyncio.run(body())

@@ -15,5 +15,5 @@ from vlcore._utils.sizes import readable_size
         (2**32, "4.0 GiB"),
     ],
 )
-def test_a_size_has_the_unit_that_suits_it(num_bytes: int, expected: str) -> None:
+def test_a_size_has_a_suitable_unit(num_bytes: int, expected: str) -> None:
     assert readable_size(num_bytes) == expected

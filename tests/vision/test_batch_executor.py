@@ -16,7 +16,7 @@ POISON = 99
 
 
 class Numbers(VisionModel):
-    """Gives each number as a row; raises what ``fault`` says about a batch."""
+    """Encodes each number as one embedding; raises the error that ``fault`` returns for a batch."""
 
     hidden_size = 2
 
@@ -34,7 +34,7 @@ class Numbers(VisionModel):
 
 
 class Small(Numbers):
-    """Has memory for so many images at a time, and never for one numbered 1000 and more."""
+    """Runs out of memory for larger batches, and for an image numbered 1000 or more."""
 
     def __init__(self, size: int, error: type[Exception] = torch.OutOfMemoryError) -> None:
         super().__init__()
@@ -46,59 +46,59 @@ class Small(Numbers):
         return self.error("CUDA out of memory") if too_much else None
 
 
-def forward_of(model: VisionModel, max_tiles: int = 64) -> BatchExecutor:
+def executor_for(model: VisionModel, max_tiles: int = 64) -> BatchExecutor:
     return BatchExecutor(DeviceRunner(model), max_tiles, Meter())
 
 
-def told(outcomes: Sequence[Outcome]) -> list[float | type[Exception]]:
+def values_of(outcomes: Sequence[Outcome]) -> list[float | type[Exception]]:
     return [float(o.rows[0, 0]) if isinstance(o, ImageRows) else type(o) for o in outcomes]
 
 
-@pytest.mark.parametrize("place", [0, 13, 31])
-def test_a_culprit_is_found_in_few_forwards(place: int) -> None:
+@pytest.mark.parametrize("position", [0, 13, 31])
+def test_a_failing_image_is_found_in_few_forward_passes(position: int) -> None:
     model = Numbers()
-    numbers = [number if number != place else POISON for number in range(32)]
-    outcomes = told(forward_of(model)(numbers))
+    numbers = [number if number != position else POISON for number in range(32)]
+    outcomes = values_of(executor_for(model)(numbers))
     assert outcomes == [number if number != POISON else RuntimeError for number in numbers]
     assert len(model.batches) == 11  # all, then two halves of each of 16, 8, 4, 2 and 1 more
 
 
-def test_several_culprits_fail_and_nobody_else() -> None:
-    outcomes = told(forward_of(Numbers())([1, POISON, 2, POISON]))
+def test_only_the_failing_images_fail() -> None:
+    outcomes = values_of(executor_for(Numbers())([1, POISON, 2, POISON]))
     assert outcomes == [1, RuntimeError, 2, RuntimeError]
 
 
-def test_a_forward_that_fails_now_and_then_costs_nobody_in_a_batch_that_can_be_halved() -> None:
+def test_an_occasional_failure_of_a_batch_fails_no_image() -> None:
     class EveryThird(Numbers):
         def fault(self, numbers: list[int]) -> Exception | None:
             return RuntimeError("third") if len(self.batches) % 3 == 0 else None
 
-    forward = forward_of(EveryThird())
-    results = [told(forward([1, 2, 3, 4])) for _ in range(4)]
+    forward = executor_for(EveryThird())
+    results = [values_of(forward([1, 2, 3, 4])) for _ in range(4)]
     assert results == [[1, 2, 3, 4]] * 4
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError, RuntimeError])
-def test_out_of_memory_halves_and_is_remembered(error: type[Exception]) -> None:
+def test_out_of_memory_halves_the_batch_and_limits_later_ones(error: type[Exception]) -> None:
     model = Small(4, error)
-    forward = forward_of(model)
-    assert told(forward(range(16))) == list(range(16))
+    forward = executor_for(model)
+    assert values_of(forward(range(16))) == list(range(16))
     assert [len(batch) for batch in model.batches] == [16, 8, 4, 4, 4, 4]
     assert forward.max_tiles == 4
     model.batches.clear()
-    assert told(forward(range(8))) == list(range(8))
+    assert values_of(forward(range(8))) == list(range(8))
     assert [len(batch) for batch in model.batches] == [4, 4]
 
 
 def test_an_image_that_is_too_large_by_itself_does_not_make_batches_smaller() -> None:
     model = Small(8)
-    forward = forward_of(model, max_tiles=8)
-    outcomes = told(forward([0, 1, 1000, 3, 4, 5, 6, 7]))
+    forward = executor_for(model, max_tiles=8)
+    outcomes = values_of(forward([0, 1, 1000, 3, 4, 5, 6, 7]))
     assert outcomes == [0, 1, torch.OutOfMemoryError, 3, 4, 5, 6, 7]
     assert forward.max_tiles == 8
 
 
-def test_the_bound_counts_tiles() -> None:
+def test_the_limit_counts_tiles() -> None:
     class Tiled(VisionModel):
         hidden_size = 2
 
@@ -113,7 +113,7 @@ def test_the_bound_counts_tiles() -> None:
             return features.flatten(0, 1)
 
     model = Tiled()
-    outcomes = forward_of(model, 6)([ImageInputs(torch.ones(n, 3, 1, 1)) for n in (5, 1, 9, 1)])
+    outcomes = executor_for(model, 6)([ImageInputs(torch.ones(n, 3, 1, 1)) for n in (5, 1, 9, 1)])
     assert model.batches == [6, 9, 1]
     assert [len(o.rows) for o in outcomes if isinstance(o, ImageRows)] == [5, 1, 9, 1]
 
@@ -127,25 +127,25 @@ def test_wrong_rows_fail_their_image_without_another_forward() -> None:
             ]
 
     model = Nan()
-    assert told(forward_of(model)([1, 2, 3])) == [1, PluginContractError, 3]
+    assert values_of(executor_for(model)([1, 2, 3])) == [1, PluginContractError, 3]
     assert len(model.batches) == 1
 
 
-def test_too_few_results_are_no_ones_fault_who_is_fine_alone() -> None:
+def test_images_that_succeed_alone_do_not_fail_because_of_missing_results() -> None:
     class Few(Numbers):
         def forward(self, inputs: Sequence[Any]) -> Sequence[Any]:
             return super().forward(inputs)[:1]
 
-    assert told(forward_of(Few())([1, 2, 3])) == [1, 2, 3]
+    assert values_of(executor_for(Few())([1, 2, 3])) == [1, 2, 3]
 
 
-def test_a_failed_forward_keeps_no_tensors() -> None:
+def test_a_failed_forward_pass_keeps_no_tensors_alive() -> None:
     class Keeps(Numbers):
         def forward(self, inputs: Sequence[Any]) -> Sequence[Any]:
             held = torch.zeros(1000)
             raise RuntimeError(f"with {len(held)}")
 
-    (error,) = forward_of(Keeps())([1])
+    (error,) = executor_for(Keeps())([1])
     assert isinstance(error, RuntimeError)
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
@@ -177,13 +177,13 @@ def test_every_forward_is_counted() -> None:
         (ValueError("out of memory"), False),
     ],
 )
-def test_out_of_memory_is_told_from_other_errors(error: Exception, expected: bool) -> None:
+def test_out_of_memory_errors_are_recognized(error: Exception, expected: bool) -> None:
     assert is_out_of_memory(error) is expected
 
 
-def test_the_bound_grows_back_after_a_while() -> None:
+def test_the_limit_is_raised_after_enough_successes() -> None:
     model = Small(4)
-    forward = forward_of(model, max_tiles=16)
+    forward = executor_for(model, max_tiles=16)
     forward(list(range(16)))
     assert forward.max_tiles == 4
     model.size = 16

@@ -53,14 +53,14 @@ def test_a_batch_is_padded_by_a_quarter_at_most(num_tiles: int, size: int | None
 
 
 @pytest.mark.parametrize("num_tiles", range(1, 20))
-def test_features_are_those_of_the_tower(num_tiles: int) -> None:
+def test_graphs_return_the_features_of_the_tower(num_tiles: int) -> None:
     graphs = CudaGraphs(Tower(), Recorder())
     for start in (0, 50):
         expected = Tower()(tiles(num_tiles, start))
         assert torch.equal(graphs(tiles(num_tiles, start)), expected)
 
 
-def test_each_size_is_recorded_once() -> None:
+def test_each_size_is_captured_once() -> None:
     record = Recorder()
     graphs = CudaGraphs(Tower(), record)
     for num_tiles in (*range(1, 17), *range(16, 0, -1)):
@@ -69,7 +69,7 @@ def test_each_size_is_recorded_once() -> None:
     assert record.num_replayed == 2 * 15  # 9 tiles run as they are
 
 
-def test_the_next_call_leaves_features_alone() -> None:
+def test_later_calls_do_not_overwrite_features() -> None:
     graphs = CudaGraphs(Tower(), Recorder())
     first = graphs(tiles(4))
     before = first.clone()
@@ -77,7 +77,7 @@ def test_the_next_call_leaves_features_alone() -> None:
     assert torch.equal(first, before)
 
 
-def test_pixels_of_another_size_are_not_recorded() -> None:
+def test_pixels_of_another_size_are_not_captured() -> None:
     record = Recorder()
     graphs = CudaGraphs(Tower(), record)
     graphs(tiles(2))
@@ -86,7 +86,9 @@ def test_pixels_of_another_size_are_not_recorded() -> None:
     assert record.num_recorded == 1
 
 
-def test_a_tower_that_cannot_be_recorded_runs_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_encoder_that_cannot_be_captured_runs_without_graphs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     def refuse(work: Callable[[], None]) -> Callable[[], object]:
         raise RuntimeError("operation not permitted when stream is capturing")
 

@@ -40,7 +40,7 @@ def rows_of(image: ImageRows | PluginContractError) -> list[float]:
     return image.rows[:, 0].tolist()
 
 
-def test_tiles_of_all_images_go_through_the_tower_at_once() -> None:
+def test_tiles_of_all_images_are_encoded_in_one_call() -> None:
     model = Tiled()
     one, two = DeviceRunner(model)([tiles(1, 2, 3), tiles(4)])
     assert (rows_of(one), rows_of(two)) == ([1, 2, 3], [4])
@@ -49,7 +49,7 @@ def test_tiles_of_all_images_go_through_the_tower_at_once() -> None:
     assert model.shapes == [(4, 3, 2, 2)]
 
 
-def test_rows_are_those_of_the_forward() -> None:
+def test_embeddings_are_those_of_the_forward_pass() -> None:
     model = Tiled()
     inputs = [tiles(1, 2), tiles(5)]
     for ours, theirs in zip(DeviceRunner(model)(inputs), model.forward(inputs), strict=True):
@@ -58,19 +58,19 @@ def test_rows_are_those_of_the_forward() -> None:
         assert torch.equal(ours.rows, theirs.rows)
 
 
-def test_an_image_with_nan_is_told_apart() -> None:
+def test_an_image_with_nan_fails_alone() -> None:
     good, bad = DeviceRunner(Tiled())([tiles(1), tiles(2, float("nan"))])
     assert rows_of(good) == [1]
     assert isinstance(bad, PluginContractError)
     assert "Tiled.forward returned NaN or Inf" in str(bad)
 
 
-def test_no_rows_are_finite_rows() -> None:
+def test_zero_embeddings_are_finite() -> None:
     (image,) = DeviceRunner(Tiled())([ImageInputs(torch.empty(0, 3, 2, 2))])
     assert rows_of(image) == []
 
 
-def test_a_forward_of_the_plugins_own_gets_the_list() -> None:
+def test_a_plugins_own_forward_receives_the_list() -> None:
     class Own(VisionModel):
         hidden_size = 2
 
@@ -80,7 +80,7 @@ def test_a_forward_of_the_plugins_own_gets_the_list() -> None:
     assert [rows_of(image) for image in DeviceRunner(Own())([3, 4])] == [[3], [4]]
 
 
-def test_rows_go_where_they_are_wanted() -> None:
+def test_embeddings_are_moved_to_rows_device() -> None:
     (image,) = DeviceRunner(Tiled(), rows_device=torch.device("meta"))([tiles(1)])
     assert isinstance(image, ImageRows)
     assert image.rows.is_meta

@@ -16,7 +16,7 @@ def rows(num_rows: int) -> ImageRows:
     return ImageRows(torch.zeros(num_rows, 4))
 
 
-def test_what_was_put_is_found() -> None:
+def test_cached_embeddings_are_found() -> None:
     cache = EmbeddingCache(1000)
     kept = rows(1)
     cache.put("a", kept)
@@ -25,7 +25,7 @@ def test_what_was_put_is_found() -> None:
     assert (len(cache), cache.num_bytes) == (1, 16)
 
 
-def test_the_least_recently_used_goes_first() -> None:
+def test_the_least_recently_used_is_evicted_first() -> None:
     cache = EmbeddingCache(48)
     for key in "abc":
         cache.put(key, rows(1))
@@ -35,7 +35,7 @@ def test_the_least_recently_used_goes_first() -> None:
     assert cache.num_bytes == 48
 
 
-def test_the_bound_holds_in_bytes() -> None:
+def test_the_cache_is_limited_in_bytes() -> None:
     cache = EmbeddingCache(48)
     for key in "abc":
         cache.put(key, rows(1))
@@ -44,7 +44,7 @@ def test_the_bound_holds_in_bytes() -> None:
     assert cache.num_bytes == 48
 
 
-def test_what_exceeds_the_bound_is_not_kept_and_drops_nothing() -> None:
+def test_too_large_embeddings_are_not_cached_and_evict_nothing() -> None:
     cache = EmbeddingCache(47)
     cache.put("a", rows(2))
     cache.put("b", rows(3))
@@ -53,13 +53,13 @@ def test_what_exceeds_the_bound_is_not_kept_and_drops_nothing() -> None:
     assert cache.num_bytes == 32
 
 
-def test_a_bound_of_zero_keeps_nothing() -> None:
+def test_a_limit_of_zero_disables_the_cache() -> None:
     cache = EmbeddingCache(0)
     cache.put("a", rows(1))
     assert (len(cache), cache.num_bytes) == (0, 0)
 
 
-def test_a_key_that_is_known_is_not_counted_twice() -> None:
+def test_an_existing_key_is_not_counted_twice() -> None:
     cache = EmbeddingCache(100)
     first = rows(1)
     cache.put("a", first)
@@ -68,13 +68,13 @@ def test_a_key_that_is_known_is_not_counted_twice() -> None:
     assert cache.num_bytes == 16
 
 
-def test_rows_of_half_precision_take_half() -> None:
+def test_embeddings_in_half_precision_take_half_the_memory() -> None:
     cache = EmbeddingCache(100)
     cache.put("a", ImageRows(torch.zeros(2, 4, dtype=torch.float16)))
     assert cache.num_bytes == 16
 
 
-def test_a_file_leads_to_the_rows_of_its_pixels() -> None:
+def test_the_key_of_a_file_is_linked_to_the_embeddings_of_its_pixels() -> None:
     cache = EmbeddingCache(32)
     kept = rows(1)
     cache.link("file", "a")
@@ -87,7 +87,7 @@ def test_a_file_leads_to_the_rows_of_its_pixels() -> None:
     assert cache.get("b") is None
 
 
-def test_files_are_bounded_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_file_keys_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vlcore.vision.embedding_cache._MAX_FILES", 2)
     cache = EmbeddingCache(32)
     cache.put("a", rows(1))
@@ -142,7 +142,7 @@ def test_the_same_content_gives_the_same_key() -> None:
     assert image_key(IMAGE, {"b": 2, "a": 1}, MODEL) == both
 
 
-def test_what_a_file_says_beside_the_pixels_does_not_count() -> None:
+def test_metadata_of_a_file_is_not_part_of_the_key() -> None:
     noted = grey(1, 2)
     noted.info["comment"] = "a note"
     assert image_key(noted, {"detail": "low"}, MODEL) == KEY
@@ -164,25 +164,25 @@ def test_what_a_file_says_beside_the_pixels_does_not_count() -> None:
         (IMAGE, {"detail": "low"}, OtherModel()),
     ],
 )
-def test_everything_that_rows_depend_on_counts(
+def test_everything_that_embeddings_depend_on_is_part_of_the_key(
     image: Image.Image, options: dict[str, Any], model: VisionModel
 ) -> None:
     assert image_key(image, options, model) != KEY
 
 
-def test_colours_of_a_palette_count() -> None:
+def test_the_colours_of_a_palette_are_part_of_the_key() -> None:
     red_and_blue = image_key(coloured(255, 0, 0, 0, 0, 255), {}, MODEL)
     assert image_key(coloured(255, 0, 0, 0, 255, 0), {}, MODEL) != red_and_blue
     assert image_key(coloured(255, 0, 0, 0, 0, 255), {}, MODEL) == red_and_blue
 
 
-def test_transparency_of_a_palette_counts() -> None:
+def test_the_transparency_of_a_palette_is_part_of_the_key() -> None:
     opaque, clear = coloured(255, 0, 0, 0, 0, 255), coloured(255, 0, 0, 0, 0, 255)
     clear.info["transparency"] = 1
     assert image_key(opaque, {}, MODEL) != image_key(clear, {}, MODEL)
 
 
-def test_fields_do_not_run_into_each_other() -> None:
+def test_fields_of_a_key_are_unambiguous() -> None:
     keys = {
         image_key(IMAGE, {"a": "1', 'b': '2"}, MODEL),
         image_key(IMAGE, {"a": "1", "b": "2"}, MODEL),
@@ -195,12 +195,12 @@ def test_fields_do_not_run_into_each_other() -> None:
     assert len(keys) == 7
 
 
-def test_a_file_shrunk_on_load_has_a_key_of_its_own() -> None:
+def test_a_file_shrunk_on_load_has_another_key() -> None:
     whole, shrunk = (file_key(b"", {}, MODEL, shrink_on_load=shrinks) for shrinks in (False, True))
     assert file_key(b"", {}, MODEL) == whole != shrunk
 
 
-def test_a_file_and_its_pixels_have_keys_of_their_own() -> None:
+def test_a_file_and_its_pixels_have_different_keys() -> None:
     key = file_key(IMAGE.tobytes(), {}, MODEL)
     assert key == file_key(IMAGE.tobytes(), {}, Model())
     others = {
@@ -213,24 +213,24 @@ def test_a_file_and_its_pixels_have_keys_of_their_own() -> None:
     assert len(others | {key}) == 6
 
 
-# -- pictures made to be taken for one another
+# -- images made to have the key of another one
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGB", "RGBA", "CMYK", "I;16", "I", "F"])
-def test_the_same_bytes_in_another_mode_or_shape_are_another_picture(mode: str) -> None:
+def test_the_same_bytes_in_another_mode_or_shape_have_another_key(mode: str) -> None:
     data = bytes(range(240))
     keys = set()
     for other in ("L", "P", "LA", "RGB", "RGBA", "CMYK", "I;16", "I", "F", mode):
         width = {"LA": 2, "I;16": 2, "RGB": 3, "L": 1, "P": 1}.get(other, 4)
         if other == "1":
-            picture = Image.frombytes("1", (8, 240), data)
+            candidate = Image.frombytes("1", (8, 240), data)
         else:
-            picture = Image.frombytes(other, (240 // width, 1), data)
-        keys.add((other, image_key(picture, {}, MODEL)))
+            candidate = Image.frombytes(other, (240 // width, 1), data)
+        keys.add((other, image_key(candidate, {}, MODEL)))
     assert len({key for _, key in keys}) == len(keys)
 
 
-def test_a_picture_cannot_carry_another_ones_fields_in_its_pixels() -> None:
+def test_pixels_cannot_imitate_the_key_of_another_image() -> None:
     """Whoever writes pixels that spell out a longer key's fields gets another key all the same."""
     whole = image_key(grey(*b"Lpixels(2, 1)", size=(13, 1)), {}, MODEL)
     parts = {
@@ -259,19 +259,19 @@ def test_a_picture_cannot_carry_another_ones_fields_in_its_pixels() -> None:
         ({"a\n": 1}, {"a": 1}),
     ],
 )
-def test_options_that_differ_in_type_or_place_differ(
+def test_options_of_different_types_have_different_keys(
     one: dict[str, Any], other: dict[str, Any]
 ) -> None:
     assert image_key(IMAGE, one, MODEL) != image_key(IMAGE, other, MODEL)
     assert file_key(b"x", one, MODEL) != file_key(b"x", other, MODEL)
 
 
-def test_transparency_of_pixels_counts() -> None:
+def test_the_transparency_of_pixels_is_part_of_the_key() -> None:
     clear, opaque = (Image.new("RGBA", (2, 2), (9, 9, 9, alpha)) for alpha in (0, 255))
     assert image_key(clear, {}, MODEL) != image_key(opaque, {}, MODEL)
 
 
-def test_files_that_differ_in_orientation_alone_differ() -> None:
+def test_files_with_different_orientations_have_different_keys() -> None:
     keys = set()
     for orientation in (1, 3, 6, 8):
         exif = Image.Exif()

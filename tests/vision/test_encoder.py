@@ -31,7 +31,7 @@ from vlcore.vision.stats import EncoderStats
 # -- batches
 
 
-def test_rows_come_in_the_order_of_the_images() -> None:
+def test_embeddings_are_in_the_order_of_the_images() -> None:
     async def body() -> None:
         model = FakeModel()
         async with ImageEncoder(model) as encoder:
@@ -56,7 +56,7 @@ def test_prepared_images_share_a_forward() -> None:
     run(body)
 
 
-def test_what_arrives_during_a_forward_shares_the_next_one() -> None:
+def test_images_that_arrive_during_a_forward_pass_share_the_next_one() -> None:
     async def body() -> None:
         model = GatedModel()
         async with ImageEncoder(model) as encoder:
@@ -101,7 +101,7 @@ def test_a_limit_out_of_range_is_refused(options: dict[str, Any], message: str) 
         ImageEncoder(FakeModel(), **options)
 
 
-def test_nothing_of_the_model_runs_on_the_event_loop() -> None:
+def test_the_model_never_runs_on_the_event_loop() -> None:
     async def body() -> None:
         model = FakeModel()
         async with ImageEncoder(model) as encoder:
@@ -128,7 +128,7 @@ def test_the_model_runs_in_one_thread() -> None:
     run(body)
 
 
-def test_layouts_arrive_with_the_rows() -> None:
+def test_layouts_are_returned_with_the_embeddings() -> None:
     class Tiled(VisionModel):
         hidden_size = 3
 
@@ -229,7 +229,7 @@ def test_a_poisoned_image_fails_alone() -> None:
     run(body)
 
 
-def test_a_failed_image_is_tried_again_and_the_others_are_kept() -> None:
+def test_a_failed_image_is_encoded_again_and_the_others_are_cached() -> None:
     async def body() -> None:
         model = FakeModel()
         async with ImageEncoder(model) as encoder:
@@ -281,7 +281,7 @@ def test_a_failing_preprocess_fails_its_request() -> None:
     run(body)
 
 
-def test_an_error_of_vlcore_passes_unchanged() -> None:
+def test_errors_of_vlcore_are_not_changed() -> None:
     refusal = ImageError("too dark")
 
     class Refuses(FakeModel):
@@ -312,9 +312,7 @@ def test_an_error_of_vlcore_passes_unchanged() -> None:
         (5, "returned int"),
     ],
 )
-def test_what_is_no_rows_breaks_the_contract_and_harms_nobody_else(
-    result: Any, reason: str
-) -> None:
+def test_invalid_results_fail_their_image_only(result: Any, reason: str) -> None:
     class Broken(GatedModel):
         def forward(self, inputs: Sequence[Any]) -> Sequence[Any]:
             rows = super().forward([value for value in inputs if value != POISON])
@@ -354,7 +352,7 @@ def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
     run(body)
 
 
-def test_options_pair_off_with_images() -> None:
+def test_options_belong_to_images() -> None:
     async def body() -> None:
         async with ImageEncoder(FakeModel()) as encoder:
             with pytest.raises(ValueError, match="zip"):
@@ -366,7 +364,7 @@ def test_options_pair_off_with_images() -> None:
 # -- many images
 
 
-def test_of_many_images_one_that_fails_has_its_error_in_the_place_of_rows() -> None:
+def test_encode_many_returns_the_errors_of_failing_images() -> None:
     async def body() -> None:
         async with ImageEncoder(FakeModel()) as encoder:
             first, second, third, fourth = await encoder.encode_many(
@@ -382,7 +380,7 @@ def test_of_many_images_one_that_fails_has_its_error_in_the_place_of_rows() -> N
     run(body)
 
 
-def test_many_images_show_a_progress_bar_when_it_is_wanted(
+def test_a_progress_bar_is_shown_on_request(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     async def body() -> None:
@@ -399,7 +397,7 @@ def test_many_images_show_a_progress_bar_when_it_is_wanted(
 
 
 @pytest.mark.parametrize("on_device", [True, False])
-def test_a_cancelled_request_leaves_the_others(on_device: bool) -> None:
+def test_a_cancelled_request_does_not_affect_others(on_device: bool) -> None:
     async def body() -> None:
         model = GatedModel()
         async with ImageEncoder(model) as encoder:
@@ -420,7 +418,7 @@ def test_a_cancelled_request_leaves_the_others(on_device: bool) -> None:
     run(body)
 
 
-def test_closing_fails_what_waits_and_finishes_what_runs() -> None:
+def test_closing_fails_waiting_images_and_finishes_running_batches() -> None:
     async def body() -> None:
         model = GatedModel()
         encoder = ImageEncoder(model)
@@ -437,7 +435,7 @@ def test_closing_fails_what_waits_and_finishes_what_runs() -> None:
     run(body)
 
 
-def test_closing_fails_what_is_not_preprocessed_yet() -> None:
+def test_closing_fails_images_that_are_not_preprocessed_yet() -> None:
     class Slow(GatedModel):
         def preprocess(self, image: Image.Image, **options: Any) -> Any:
             self.entered.release()
@@ -460,7 +458,7 @@ def test_closing_fails_what_is_not_preprocessed_yet() -> None:
     run(body)
 
 
-def test_a_download_that_hangs_holds_no_other_picture_up() -> None:
+def test_a_download_that_hangs_delays_no_other_image() -> None:
     async def body() -> None:
         async with ImageEncoder(FakeModel(), max_pending=1) as encoder:
             with socket.create_server(("127.0.0.1", 0)) as server:
@@ -476,7 +474,7 @@ def test_a_download_that_hangs_holds_no_other_picture_up() -> None:
     run(body)
 
 
-def test_a_closed_encoder_refuses_work_and_leaves_no_thread() -> None:
+def test_a_closed_encoder_refuses_images_and_has_no_threads() -> None:
     async def body() -> None:
         before = vlcore_threads()
         encoder = ImageEncoder(FakeModel())
@@ -495,7 +493,7 @@ def test_a_closed_encoder_refuses_work_and_leaves_no_thread() -> None:
     run(body)
 
 
-def test_counts_from_many_threads_are_all_kept() -> None:
+def test_counts_of_many_threads_are_complete() -> None:
     class Picky(VisionModel):
         hidden_size = 4
 

@@ -88,7 +88,7 @@ def test_a_poisoned_image_among_31_good_ones() -> None:
     run(body)
 
 
-def test_a_forward_that_raises_every_third_call() -> None:
+def test_a_forward_pass_that_fails_every_third_time() -> None:
     class EveryThird(FakeModel):
         def forward(self, inputs: Sequence[Any]) -> Sequence[Any]:
             rows = super().forward(inputs)
@@ -133,7 +133,7 @@ def too_narrow(rows: list[torch.Tensor]) -> list[torch.Tensor]:
         (too_narrow, r"shape \[k, 3\]; it returned \[1, 2\]"),
     ],
 )
-def test_results_that_are_wrong_name_the_plugin_and_the_image(broken: Any, message: str) -> None:
+def test_errors_of_results_name_the_plugin_and_the_image(broken: Any, message: str) -> None:
     class Broken(FakeModel):
         def forward(self, inputs: Sequence[Any]) -> Sequence[Any]:
             rows = super().forward(inputs)
@@ -177,7 +177,7 @@ def test_out_of_memory_above_four_images() -> None:
     run(body)
 
 
-def test_an_image_that_exhausts_memory_alone_says_so() -> None:
+def test_an_image_that_exhausts_memory_alone_is_reported() -> None:
     class Huge(FakeModel):
         def forward(self, inputs: Sequence[Any]) -> Sequence[Any]:
             if POISON in inputs:
@@ -220,7 +220,7 @@ def test_a_thousand_requests_of_which_a_third_are_cancelled() -> None:
     run(body)
 
 
-def test_an_image_that_nobody_wants_any_more_leaves_the_queue() -> None:
+def test_an_image_that_is_no_longer_needed_is_removed_from_the_queue() -> None:
     async def body() -> None:
         model = GatedModel()
         model.gate.release(100)
@@ -242,7 +242,7 @@ def test_an_image_that_nobody_wants_any_more_leaves_the_queue() -> None:
     run(body)
 
 
-def test_a_batch_on_the_device_is_kept_for_later_requests() -> None:
+def test_a_batch_that_is_being_computed_is_cached_for_later_requests() -> None:
     async def body() -> None:
         model = GatedModel()
         async with clean_encoder(model) as encoder:
@@ -331,7 +331,7 @@ def test_no_inputs_stay_in_memory() -> None:
 # -- who waits for whom
 
 
-def test_a_request_with_many_images_holds_nobody_up() -> None:
+def test_a_request_with_many_images_does_not_delay_others() -> None:
     async def body() -> None:
         model = GatedModel()
         async with clean_encoder(model, max_batch_size=2) as encoder:
@@ -346,7 +346,7 @@ def test_a_request_with_many_images_holds_nobody_up() -> None:
     run(body)
 
 
-def test_an_image_that_two_requests_share_comes_in_whichever_turn_is_first() -> None:
+def test_a_shared_image_is_encoded_in_the_earlier_turn() -> None:
     async def body() -> None:
         model = GatedModel()
         async with clean_encoder(model, max_batch_size=2) as encoder:
@@ -363,7 +363,7 @@ def test_an_image_that_two_requests_share_comes_in_whichever_turn_is_first() -> 
     run(body)
 
 
-def test_images_behind_the_bound_are_not_even_preprocessed() -> None:
+def test_images_beyond_max_pending_are_not_preprocessed() -> None:
     async def body() -> None:
         preprocessed: list[int] = []
 
@@ -390,7 +390,7 @@ def test_images_behind_the_bound_are_not_even_preprocessed() -> None:
     run(body)
 
 
-def test_one_failing_image_takes_the_rest_of_its_request_out_of_the_queue() -> None:
+def test_a_failing_image_removes_the_rest_of_its_request_from_the_queue() -> None:
     async def body() -> None:
         model = GatedModel()
         async with clean_encoder(model, max_batch_size=1) as encoder:

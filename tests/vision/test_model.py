@@ -55,7 +55,7 @@ def test_preprocess_gives_the_image_itself() -> None:
     assert WholeModel().preprocess(image) is image
 
 
-def test_every_pixel_is_needed_unless_a_model_says_otherwise() -> None:
+def test_the_full_resolution_is_needed_by_default() -> None:
     assert WholeModel().needed_size((4000, 3000)) is None
 
 
@@ -85,7 +85,7 @@ def test_tiles_of_different_images_share_a_batch() -> None:
     assert second.tolist() == [[5.0] * 3] * 2
 
 
-def test_assemble_may_say_another_layout() -> None:
+def test_assemble_may_return_another_layout() -> None:
     class Laid(TiledModel):
         def assemble(self, features: Tensor, inputs: ImageInputs) -> Any:
             return ImageRows(features[0], "its own")
@@ -118,7 +118,7 @@ def test_device_and_dtype_are_those_of_the_first_tensor() -> None:
     assert WholeModel().device.type == "cpu"
 
 
-def test_neither_forward_nor_its_parts() -> None:
+def test_a_model_without_forward_and_tower_raises() -> None:
     class Nothing(VisionModel):
         hidden_size = 1
 
@@ -150,7 +150,7 @@ def test_a_tower_without_assemble() -> None:
         ([torch.full((1, 4), torch.inf), torch.zeros(1, 4)], "NaN or Inf"),
     ],
 )
-def test_rows_that_break_the_contract_are_refused(results: list[Any], message: str) -> None:
+def test_invalid_embeddings_are_refused(results: list[Any], message: str) -> None:
     class Odd(VisionModel):
         hidden_size = 4
 

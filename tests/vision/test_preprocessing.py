@@ -88,7 +88,7 @@ def png(value: int, size: tuple[int, int] = (2, 2)) -> bytes:
     return buffer.getvalue()
 
 
-def test_every_source_of_a_picture_gives_the_same_inputs_and_key(tmp_path: Path) -> None:
+def test_every_source_of_an_image_gives_the_same_inputs_and_key(tmp_path: Path) -> None:
     path = tmp_path / "grey.png"
     path.write_bytes(png(7))
     sources: list[ImageSource] = [image(7), path.read_bytes(), path, str(path), path.as_uri()]
@@ -98,7 +98,7 @@ def test_every_source_of_a_picture_gives_the_same_inputs_and_key(tmp_path: Path)
     assert len({one.file for one in images}) == 2  # the PIL image has none
 
 
-def test_messages_say_which_image_it_is(tmp_path: Path) -> None:
+def test_messages_name_the_image(tmp_path: Path) -> None:
     path = tmp_path / "grey.png"
     path.write_bytes(png(7))
     assert prepared(image(7)).label == "image 2 of 3 (L, 2 x 2)"
@@ -115,7 +115,9 @@ def test_messages_say_which_image_it_is(tmp_path: Path) -> None:
         ("nowhere.png", ImageError, "there is no file 'nowhere.png'"),
     ],
 )
-def test_a_bad_picture_is_told(source: Any, expected: type[Exception], message: str) -> None:
+def test_an_unreadable_image_is_reported(
+    source: Any, expected: type[Exception], message: str
+) -> None:
     async def body() -> None:
         meter = Meter()
         preparation = preparation_of(FakeModel(), meter=meter)
@@ -127,7 +129,7 @@ def test_a_bad_picture_is_told(source: Any, expected: type[Exception], message: 
     run(body)
 
 
-def test_a_file_whose_rows_are_kept_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_whose_embeddings_are_cached_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     cache, rows = EmbeddingCache(1000), ImageRows(torch.ones(1, 3), "laid out")
     first = prepared(png(7), cache=cache)
     cache.put(first.key, rows)
@@ -147,7 +149,7 @@ def test_another_file_with_the_same_pixels_is_decoded_once() -> None:
     assert model.num_preprocessed == 1
 
 
-def test_an_equal_picture_that_is_still_needed_is_preprocessed_once() -> None:
+def test_equal_images_in_use_are_preprocessed_once() -> None:
     async def body() -> None:
         model = Counting()
         preparation = preparation_of(model)
@@ -184,7 +186,7 @@ def test_tiles_are_the_cost_of_an_image() -> None:
     assert (plain.num_tiles, plain.layout) == (1, None)
 
 
-def test_pictures_can_be_loaded_for_keeping() -> None:
+def test_images_can_be_loaded_without_encoding() -> None:
     async def body() -> None:
         preparation = preparation_of(FakeModel())
         loaded = await preparation.load([png(3), image(4)], DecodedBudget(ImageLimits()))
@@ -220,7 +222,7 @@ def shrunk(source: ImageSource, model: VisionModel, *, shrinks: bool = True) -> 
     return prepared(source, model, shrink_on_load=shrinks, limits=ImageLimits())
 
 
-def test_files_are_shrunk_on_load_where_that_is_asked_for(tmp_path: Path) -> None:
+def test_files_are_shrunk_on_load_on_request(tmp_path: Path) -> None:
     path = tmp_path / "grey.jpg"
     path.write_bytes(jpeg())
     for source in (jpeg(), path):
@@ -230,13 +232,13 @@ def test_files_are_shrunk_on_load_where_that_is_asked_for(tmp_path: Path) -> Non
     assert shrunk(path, FakeModel()).inputs == prepared(path, limits=ImageLimits()).inputs
 
 
-def test_a_shrunken_picture_is_not_taken_for_the_whole_one() -> None:
+def test_a_reduced_image_is_cached_separately() -> None:
     small, whole = (shrunk(jpeg(), Whole(), shrinks=shrinks) for shrinks in (True, False))
     assert small.file != whole.file
     assert small.key != whole.key
 
 
-def test_a_model_that_fails_to_say_what_it_needs_is_told() -> None:
+def test_an_error_of_needed_size_is_reported() -> None:
     class Failing(Whole):
         def needed_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
             return size[0] // 0, 0

@@ -88,7 +88,7 @@ def test_a_refused_file_is_freed_by_the_encoder(content: bytes, work: str) -> No
 
 
 @pytest.mark.parametrize("waits_in_loop", [False, True])
-def test_a_refused_file_is_freed_in_a_loop_of_its_own(waits_in_loop: bool) -> None:
+def test_a_refused_file_is_freed_in_a_separate_loop(waits_in_loop: bool) -> None:
     loop = LoopThread("vlcore-test")
 
     async def encode(body: Body) -> None:

@@ -23,7 +23,7 @@ async def ask_all(encoder: ImageEncoder, numbers: Sequence[int]) -> list[asyncio
     return [asyncio.create_task(encoder.encode_prepared(one)) for one in prepared]
 
 
-def test_idle_replicas_share_what_waits() -> None:
+def test_idle_replicas_share_the_waiting_images() -> None:
     async def body() -> None:
         models = [GatedModel(), GatedModel()]
         async with ImageEncoder(models) as encoder:
@@ -39,7 +39,7 @@ def test_idle_replicas_share_what_waits() -> None:
     run(body)
 
 
-def test_the_replica_that_is_free_takes_what_comes() -> None:
+def test_a_free_replica_gets_the_next_image() -> None:
     async def body() -> None:
         slow, quick = models = [GatedModel(), GatedModel()]
         quick.gate.release(10)
@@ -78,7 +78,7 @@ def test_replicas_must_be_of_one_model() -> None:
 
 
 @pytest.mark.parametrize(("num_waiting", "num_ahead"), [(3, 0), (4, 4)])
-def test_a_device_that_computes_takes_only_a_whole_batch_ahead(
+def test_a_busy_device_prepares_only_a_full_batch_in_advance(
     monkeypatch: pytest.MonkeyPatch, num_waiting: int, num_ahead: int
 ) -> None:
     monkeypatch.setattr(DeviceRunner, "num_concurrent_batches", 2)
@@ -102,7 +102,7 @@ def test_a_device_that_computes_takes_only_a_whole_batch_ahead(
     run(body)
 
 
-def test_closing_leaves_a_forward_behind_that_hangs(caplog: pytest.LogCaptureFixture) -> None:
+def test_closing_abandons_a_forward_pass_that_hangs(caplog: pytest.LogCaptureFixture) -> None:
     async def body() -> None:
         model = GatedModel()
         encoder = ImageEncoder(model)
@@ -121,7 +121,7 @@ def test_closing_leaves_a_forward_behind_that_hangs(caplog: pytest.LogCaptureFix
             thread.join(TIMEOUT_S)
 
 
-def test_closing_leaves_a_preprocess_behind_that_hangs(caplog: pytest.LogCaptureFixture) -> None:
+def test_closing_abandons_a_preprocess_that_hangs(caplog: pytest.LogCaptureFixture) -> None:
     gate, entered = threading.Event(), threading.Event()
 
     class Hanging(FakeModel):

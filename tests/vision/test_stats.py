@@ -22,7 +22,7 @@ def test_a_snapshot_is_frozen_and_does_not_change_later() -> None:
         before.num_images = 5  # type: ignore[misc]
 
 
-def test_a_snapshot_says_in_a_line_what_was_done() -> None:
+def test_a_snapshot_has_a_one_line_summary() -> None:
     stats = EncoderStats(
         num_images=4, num_cache_hits=1, num_forwards=2, num_encoded=3, forward_s=0.456
     )
