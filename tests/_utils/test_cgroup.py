@@ -95,7 +95,7 @@ def test_a_fuller_ancestor_leaves_less_than_a_lower_limit(tmp_path: Path) -> Non
     assert (memory_limit(root), memory_headroom(root)) == (4 * GIB, GIB // 2)
 
 
-def test_sibling_groups_do_not_count(tmp_path: Path) -> None:
+def test_limits_of_other_groups_do_not_apply(tmp_path: Path) -> None:
     files = {"a/memory.max": 1, "b/memory.max": 2 * GIB, "b/memory.current": 0}
     assert memory_limit(write_v2(tmp_path, "/b", files)) == 2 * GIB
 

@@ -231,7 +231,7 @@ def test_the_same_bytes_in_another_mode_or_shape_have_another_key(mode: str) -> 
 
 
 def test_pixels_cannot_imitate_the_key_of_another_image() -> None:
-    """Whoever writes pixels that spell out a longer key's fields gets another key all the same."""
+    """Pixels that imitate the fields of a longer key have another key."""
     whole = image_key(grey(*b"Lpixels(2, 1)", size=(13, 1)), {}, MODEL)
     parts = {
         image_key(grey(*b"pixels(2, 1)", size=(12, 1)), {}, MODEL),

@@ -319,7 +319,7 @@ def test_invalid_results_fail_their_image_only(result: Any, reason: str) -> None
             if inputs == [POISON]:
                 return result  # type: ignore[no-any-return]
             if POISON in inputs:
-                raise RuntimeError("somebody in this batch")
+                raise RuntimeError("an image of this batch")
             return rows
 
     async def body() -> None:

@@ -51,7 +51,7 @@ async def clean_encoder(model: VisionModel, **options: Any) -> AsyncIterator[Ima
 
 
 async def settled(encoder: ImageEncoder) -> None:
-    """Wait for what runs on the device for nobody."""
+    """Wait for batches on the device whose requests were cancelled."""
     while encoder._scheduler._running:
         await asyncio.wait(encoder._scheduler._running)
     assert_empty(encoder)
@@ -312,7 +312,7 @@ def test_no_inputs_stay_in_memory() -> None:
             return ImageInputs(pixels)
 
         def forward(self, inputs: Sequence[Any]) -> Sequence[Any]:
-            numbers = [int(of_image.pixels[0, 0, 0, 0]) for of_image in inputs]
+            numbers = [int(item.pixels[0, 0, 0, 0]) for item in inputs]
             return super().forward(numbers)
 
     kept: list[weakref.ref[torch.Tensor]] = []
@@ -406,7 +406,7 @@ def test_a_failing_image_removes_the_rest_of_its_request_from_the_queue() -> Non
 
 
 def test_nothing_blocks_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each stage of an image waits until the event loop lets it go on, so it cannot block it."""
+    """Each stage of an image waits for the event loop, and would block forever on it."""
 
     file = tmp_path / "grey.png"
     image(9).save(file)

@@ -110,7 +110,7 @@ def test_messages_name_the_image(tmp_path: Path) -> None:
     ("source", "expected", "message"),
     [
         (b"", ImageError, "^image 2 of 3 is empty"),
-        (b"no picture", ImageError, r"^image 2 of 3 \(10 bytes\) is not an image"),
+        (b"not image!", ImageError, r"^image 2 of 3 \(10 bytes\) is not an image"),
         (png(1, (20, 20)), ImageLimitError, "^image 2 of 3 is 20 x 20"),
         ("nowhere.png", ImageError, "there is no file 'nowhere.png'"),
     ],

@@ -197,7 +197,9 @@ class LoopMailboxes:
     """
 
     def __init__(self) -> None:
-        self._of_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, _Mailbox] = WeakKeyDictionary()
+        self._mailboxes: WeakKeyDictionary[asyncio.AbstractEventLoop, _Mailbox] = (
+            WeakKeyDictionary()
+        )
 
     def sender(self, take: Callable[[_T], object]) -> Callable[[_T], None]:
         """Return a thread-safe function that calls ``take`` on the running loop, in order.
@@ -205,7 +207,7 @@ class LoopMailboxes:
         The function raises RuntimeError if the loop was closed.
         """
         loop = asyncio.get_running_loop()
-        mailbox = self._of_loop.setdefault(loop, _Mailbox(loop))
+        mailbox = self._mailboxes.setdefault(loop, _Mailbox(loop))
 
         def send(item: _T) -> None:
             mailbox.put(partial(take, item))

@@ -235,9 +235,9 @@ def test_little_memory_shortens_the_context_and_warns(
 # -- leaving
 
 
-@pytest.mark.parametrize("num_pieces", [0, 1, 3])
+@pytest.mark.parametrize("num_chunks", [0, 1, 3])
 def test_a_cancelled_request_frees_its_resources(
-    small: TransformersEngine, num_pieces: int
+    small: TransformersEngine, num_chunks: int
 ) -> None:
     async def body() -> None:
         expected = await answer(small, request(7, seed=3))
@@ -245,7 +245,7 @@ def test_a_cancelled_request_frees_its_resources(
 
         async def ask(seen: asyncio.Event) -> None:
             async with aclosing(small.generate(request(5, max_new_tokens=LONG))) as generated:
-                for _ in range(num_pieces):
+                for _ in range(num_chunks):
                     await anext(generated)
                 seen.set()
                 async for _ in generated:
@@ -441,7 +441,7 @@ class Arrival:
     request: EngineRequest
     after: tuple[int, int] | None
     """The number of an earlier request, and how many chunks of it come first."""
-    num_pieces: int | None
+    num_chunks: int | None
     """After how many chunks it is cancelled."""
 
 
@@ -475,20 +475,20 @@ async def keep_company(
     num_got = [0] * len(arrivals)
     progress = asyncio.Condition()
 
-    async def advance(number: int, num_pieces: int) -> None:
+    async def advance(number: int, num_chunks: int) -> None:
         async with progress:
-            num_got[number] = num_pieces
+            num_got[number] = num_chunks
             progress.notify_all()
 
     async def ask(number: int, arrival: Arrival) -> tuple[int, ...]:
         if arrival.after is not None:
-            other, num_pieces = arrival.after
+            other, num_chunks = arrival.after
             async with progress:
-                await progress.wait_for(lambda: num_got[other] >= num_pieces)
+                await progress.wait_for(lambda: num_got[other] >= num_chunks)
         outputs: list[EngineOutput] = []
         async with aclosing(engine.generate(arrival.request)) as generated:
             async for output in generated:
-                if len(outputs) == arrival.num_pieces:
+                if len(outputs) == arrival.num_chunks:
                     break
                 outputs.append(output)
                 await advance(number, len(outputs))
@@ -517,7 +517,7 @@ def test_answers_do_not_depend_on_the_batch(
         together = await keep_company(engine, arrivals)
         assert max(sizes) > 3
         for arrival, expected, got in zip(arrivals, alone, together, strict=True):
-            assert got == expected[: arrival.num_pieces]
+            assert got == expected[: arrival.num_chunks]
         await until_idle(engine)
         await engine.close()
 
