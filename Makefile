@@ -10,6 +10,8 @@ CONSTRAINTS := constraints.txt
 DEFINED_BY := pyproject.toml $(CONSTRAINTS) $(addsuffix pyproject.toml,$(PLUGINS) $(EXAMPLES))
 READY := $(VENV)/ready
 TURBOMIND := .venv-turbomind
+LOWEST := .venv-lowest
+LOWEST_TOOLS := 'hypothesis>=6.130' 'trustme>=1.2'
 TURBOMIND_LISTS := constraints-turbomind.txt tests/turbomind/requirements.txt
 
 .DEFAULT_GOAL := help
@@ -74,6 +76,19 @@ $(TURBOMIND)/ready: $(DEFINED_BY) $(TURBOMIND_LISTS) | check-python
 gpu-dry-run: $(READY)  ## run the steps of scripts/gpu.py with tiny sizes, on whatever device is there
 	$(BIN)/python scripts/gpu.py run facts tests encoder graphs embedded turbomind-bench --dry-run
 
+test-lowest: $(LOWEST)/ready  ## run the tests of images, checkpoints and prompts with the lowest versions that are allowed
+	$(LOWEST)/bin/python -m pytest tests/media tests/checkpoint tests/prompts
+
+# Everything is as low as pyproject.toml allows, except torch, which is too large to have twice.
+$(LOWEST)/ready: pyproject.toml $(CONSTRAINTS) | check-python
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet uv
+	grep '^torch==' $(CONSTRAINTS) > $(LOWEST)/torch.txt
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
+		--constraint $(LOWEST)/torch.txt --editable '.[serve,testing,heif]' \
+		$(addprefix --editable ./,$(PLUGINS) $(EXAMPLES)) $(LOWEST_TOOLS)
+	@touch $@
+
 test-cuda: $(READY)  ## run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m cuda -rs
 
@@ -124,4 +139,4 @@ wheels-check: $(READY)  ## build every wheel into dist and run the demo from the
 	$(BIN)/python scripts/check_wheels.py --out dist
 
 clean:  ## remove the environments and everything built
-	rm -rf $(VENV) $(TURBOMIND) dist build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(TURBOMIND) $(LOWEST) dist build .pytest_cache .mypy_cache .ruff_cache

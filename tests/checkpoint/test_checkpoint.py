@@ -128,7 +128,7 @@ def test_the_error_for_an_unreachable_hub_says_what_to_do(
         Checkpoint.open("maker/absent", revision="v1")
     message = str(caught.value)
     assert "no directory 'maker/absent'" in message
-    assert "(revision v1) could not be downloaded: OSError: no route to the hub" in message
+    assert "(revision v1) could not be downloaded: OSError" in message
     assert "pass its directory" in message
 
 
