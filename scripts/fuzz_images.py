@@ -1,6 +1,6 @@
-"""Fuzz the intake of images: every input must end in an RGB image or in an error of vlcore.
+"""Fuzz the loading of images: every input must give an RGB image or an error of vlcore.
 
-Deterministic by its seed; an input that ends otherwise is written to a file.
+The inputs are determined by the seed. An input with another outcome is written to a file.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def valid_files() -> list[bytes]:
                 try:
                     gradient.save(buffer, kind, **options)
                 except (OSError, ValueError, KeyError):
-                    continue  # the format has no such mode
+                    continue  # the format does not support the mode
                 files.append(buffer.getvalue())
     return files
 
@@ -84,8 +84,8 @@ def mutated(data: bytes, others: list[bytes], chance: random.Random) -> bytes:
     return bytes(found)
 
 
-def an_input(files: list[bytes], chance: random.Random) -> bytes | str:
-    """Make the next input: mostly a damaged file, else a data URL or another text."""
+def next_input(files: list[bytes], chance: random.Random) -> bytes | str:
+    """Return the next input: mostly a damaged file, sometimes a data URL or another text."""
     kind = chance.randrange(20)
     if kind == 0:
         return "".join(chance.choice(WORDS) for _ in range(chance.randint(1, 6)))
@@ -97,7 +97,7 @@ def an_input(files: list[bytes], chance: random.Random) -> bytes | str:
 
 
 def outcome(source: bytes | str) -> str:
-    """Say how an input ends; anything but an image or an error of vlcore is raised."""
+    """Return the outcome of an input; anything but an image or an error of vlcore is raised."""
     started = time.monotonic()
     try:
         image = load_image(source, LIMITS, ACCESS)
@@ -105,7 +105,7 @@ def outcome(source: bytes | str) -> str:
         ended = type(error).__name__
     else:
         if image.mode != "RGB" or image.width * image.height > LIMITS.max_pixels:
-            raise AssertionError(f"came as {image.mode}, {image.size}")
+            raise AssertionError(f"the image is {image.mode}, {image.size}")
         ended = "image"
     if (took := time.monotonic() - started) > MAX_SECONDS:
         raise AssertionError(f"took {took:.1f} s")
@@ -113,10 +113,10 @@ def outcome(source: bytes | str) -> str:
 
 
 def fuzz(num_inputs: int, seed: int, failures: Path) -> Counter[str]:
-    """Try inputs and count how they end."""
+    """Try inputs and count their outcomes."""
     files, counts = valid_files(), Counter[str]()
     for number in range(num_inputs):
-        source = an_input(files, random.Random(f"{seed}/{number}"))
+        source = next_input(files, random.Random(f"{seed}/{number}"))
         try:
             counts[outcome(source)] += 1
         except Exception as error:
