@@ -224,7 +224,7 @@ class _Mailbox:
     def put(self, call: Callable[[], object]) -> None:
         loop = self._loop()
         if loop is None:
-            raise RuntimeError("the event loop is gone")
+            raise RuntimeError("the event loop was closed")
         # Before the flag is looked at: a delivery clears the flag before it looks at the calls.
         self._calls.append(call)
         if self._is_due and not loop.is_closed():
