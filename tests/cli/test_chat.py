@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,7 +29,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def chat(checkpoint: Path, *arguments: str | Path, typed: str = "") -> Result:
+def chat(checkpoint: Path, *arguments: str | Path, typed: str | bytes = "") -> Result:
     command = ["chat", str(checkpoint), "--max-new-tokens", "6", *map(str, arguments)]
     return CliRunner().invoke(app, command, input=typed)
 
@@ -88,6 +90,55 @@ def test_errors_in_a_conversation_leave_it_running(checkpoint: Path) -> None:
     assert result.stdout == f"{answers(checkpoint, ['Hello'])[0]}\n"
 
 
+def test_an_image_may_be_quoted_escaped_or_a_file_url(checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "my photo.png"
+    Image.new("RGB", (40, 30), "red").save(path)
+    expected = f"{answers(checkpoint, [('What is this?', path)])[0]}\n"
+    escaped = str(path).replace(" ", "\\ ")
+    for argument in (str(path), f"'{path}'", f'"{path}"', escaped, path.as_uri(), f"file://{path}"):
+        result = chat(checkpoint, typed=f"/image {argument}\nWhat is this?\n")
+        assert "is attached to the next message" in result.stderr, argument
+        assert result.stdout == expected, argument
+
+
+def test_an_image_that_cannot_be_read_attaches_none_of_its_line(
+    checkpoint: Path, picture: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    typed = f"/image {picture} {tmp_path / 'broken.png'}\nHello\n"
+    result = chat(checkpoint, typed=typed)
+    assert "broken.png" in result.stderr
+    assert "is attached" not in result.stderr
+    assert result.stdout == f"{answers(checkpoint, ['Hello'])[0]}\n"
+
+
+def test_invalid_bytes_fail_one_message_and_keep_the_conversation(
+    checkpoint: Path, picture: Path
+) -> None:
+    typed = f"/image {picture}\nWhat is this?\n".encode() + b"caf\xe9?\nAre you sure?\n"
+    result = chat(checkpoint, typed=typed)
+    assert result.exit_code == 0
+    assert "the message contains bytes that are not valid utf-8: caf\\udce9?" in result.stderr
+    expected = answers(checkpoint, [("What is this?", picture), "Are you sure?"])
+    assert result.stdout == "".join(f"{text}\n" for text in expected)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, file names are text")
+def test_an_image_whose_name_is_not_utf_8(checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.png")
+    Image.new("RGB", (40, 30), "red").save(path)
+    expected = f"{answers(checkpoint, [('What is this?', path)])[0]}\n"
+    for argument in (os.fsencode(path), path.as_uri().encode()):
+        result = chat(checkpoint, typed=b"/image " + argument + b"\nWhat is this?\n")
+        assert result.stdout == expected, result.stderr
+
+
+def test_a_message_of_invalid_bytes_on_the_command_line_is_refused(checkpoint: Path) -> None:
+    result = chat(checkpoint, os.fsdecode(b"caf\xe9"))
+    assert isinstance(result.exception, vlcore.PromptError)
+    assert "bytes that are not valid" in str(result.exception)
+
+
 def test_sampling_is_repeatable_with_a_seed(checkpoint: Path) -> None:
     sampled = [
         chat(checkpoint, "--temperature", "5", "--seed", seed, "Hello").stdout
@@ -99,6 +150,8 @@ def test_sampling_is_repeatable_with_a_seed(checkpoint: Path) -> None:
 def test_temperature_zero_is_greedy(checkpoint: Path) -> None:
     greedy = chat(checkpoint, "Hello").stdout
     assert chat(checkpoint, "--temperature", "0", "Hello").stdout == greedy
+    options = ("--temperature", "0", "--top-p", "0.5", "--seed", "3")
+    assert chat(checkpoint, *options, "Hello").stdout == greedy
     assert chat(checkpoint, "--temperature", "1", "--top-p", "0", "Hello").stdout == greedy
 
 

@@ -21,6 +21,7 @@ from vlcore.cli.explain import explain
 from vlcore.cli.new import new
 from vlcore.cli.plugins import plugins
 from vlcore.cli.serve import serve
+from vlcore.cli.terminal import echo, set_up_streams
 from vlcore.cli.view import view
 from vlcore.errors import VlcoreError
 
@@ -46,7 +47,7 @@ app.command()(view)
 
 def _print_version(is_requested: bool) -> None:
     if is_requested:
-        typer.echo(f"vlcore {__version__}")
+        echo(f"vlcore {__version__}")
         raise typer.Exit
 
 
@@ -60,6 +61,7 @@ def _options(
     ] = False,
 ) -> None:
     del version
+    set_up_streams()
 
 
 def main() -> None:
@@ -67,5 +69,5 @@ def main() -> None:
     try:
         app()
     except VlcoreError as error:
-        typer.echo(f"error: {error}", err=True)
+        echo(f"error: {error}", err=True)
         sys.exit(1)

@@ -8,18 +8,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlcore.cli.terminal import echo
+
 if TYPE_CHECKING:
     from vlcore.language.view_cache import CachedView
 
 
 def cache(
     name: Annotated[
-        str | None, typer.Argument(help="Name of one view, or of a model whose views to select.")
+        str | None,
+        typer.Argument(
+            help="Name of a view, or of a model, to select its views. Default: all views."
+        ),
     ] = None,
     clear: Annotated[bool, typer.Option("--clear", help="Remove the selected views.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List or remove cached text views.
+    """List or remove cached text views, which are text-only models written for TurboMind.
 
     The files of the checkpoint itself, which views link to, are never removed.
     """
@@ -30,17 +35,15 @@ def cache(
     views = view_cache.clear(name) if clear else view_cache.views(name)
     if as_json:
         listed = [asdict(view) | {"path": str(view.path)} for view in views]
-        typer.echo(json.dumps(listed, indent=2))
+        echo(json.dumps(listed, indent=2))
     elif clear:
         num_bytes = sum(view.num_bytes for view in views)
-        typer.echo(
-            f"removed {len(views)} view(s), {readable_size(num_bytes)}, from {view_cache.root}"
-        )
+        echo(f"removed {len(views)} view(s), {readable_size(num_bytes)}, from {view_cache.root}")
     elif views:
-        typer.echo(f"Text views in {view_cache.root}\n")
+        echo(f"Text views in {view_cache.root}\n")
         _print_table(views)
     else:
-        typer.echo(f"no text views in {view_cache.root}")
+        echo(f"no text views in {view_cache.root}")
 
 
 def _print_table(views: list[CachedView]) -> None:

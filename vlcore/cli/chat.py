@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from vlcore.cli.image_argument import read_image_argument
 from vlcore.cli.options import (
     Device,
     Dtype,
@@ -22,6 +23,7 @@ from vlcore.cli.options import (
     TemplateName,
     Weights,
 )
+from vlcore.cli.terminal import echo, is_valid_text
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from vlcore.prompts.chat_template import ChatTemplate
 
 _HELP = """\
-/image PATH|URL   attach an image to the next message
+/image PATH|URL   attach an image to the next message; quotes, \\ and ~ are read as in a shell
 /reset            start a new conversation
 /help             list these commands
 /exit             quit (as does the end of input)
@@ -41,7 +43,8 @@ Ctrl-C stops a response."""
 def chat(
     model: Model,
     prompt: Annotated[
-        str | None, typer.Argument(help="Message to send. Without one, an interactive chat starts.")
+        str | None,
+        typer.Argument(help="Message to send. If it is omitted, an interactive chat starts."),
     ] = None,
     image: Images = None,
     plugin: Plugin = None,
@@ -53,26 +56,35 @@ def chat(
     image_background: ImageBackground = None,
     revision: Revision = None,
     max_new_tokens: Annotated[
-        int, typer.Option(help="Maximum number of tokens to generate.")
+        int, typer.Option(help="Maximum length of a response, in tokens.")
     ] = 512,
     temperature: Annotated[
-        float | None, typer.Option(help="Sampling temperature. Decoding is greedy by default.")
+        float | None,
+        typer.Option(
+            help="Sampling temperature, from 0 to 100. Default: greedy decoding, the same as 0."
+        ),
     ] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="Nucleus sampling probability. Requires --temperature.")
+        float | None,
+        typer.Option(
+            help="Sample from the most likely tokens whose probabilities add up to this "
+            "value, from 0 to 1. Requires --temperature. Default: 1."
+        ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Random seed of sampling. Requires --temperature.")
+        int | None,
+        typer.Option(help="Seed that makes sampling reproducible. Requires --temperature."),
     ] = None,
     draw: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Draw the regions that the response refers to on the last image, into this file.",
+            help="Image file in which to draw the regions that the response refers to, "
+            "on the last image of the conversation.",
         ),
     ] = None,
 ) -> None:
-    """Chat with MODEL about images: one message, or interactively without PROMPT."""
+    """Chat with a model about images, interactively or with one message."""
     from vlcore.engines.generation import GenerationConfig
     from vlcore.engines.transformers.engine import TransformersEngineConfig
     from vlcore.inference.factory import pipeline
@@ -108,7 +120,7 @@ def chat(
             conversation.run()
         stats = pipe.encoder_stats()
         if stats.num_images:
-            typer.echo(f"[{stats}]", err=True)
+            echo(f"[{stats}]", err=True)
 
 
 def _drawing_template(
@@ -162,14 +174,14 @@ class _Chat:
 
         with suppress(ImportError):  # adds line editing and history to input(), if available
             import readline  # noqa: F401
-        typer.echo("Type a message; /help lists the commands.", err=True)
+        echo("Type a message; /help lists the commands.", err=True)
         while True:
             try:
                 line = input("> " if sys.stdin.isatty() else "").strip()
             except EOFError:
                 return
             except KeyboardInterrupt:
-                typer.echo("", err=True)
+                echo(err=True)
                 continue
             try:
                 if not line:
@@ -181,12 +193,17 @@ class _Chat:
                 else:
                     self.send(line)
             except VlcoreError as error:
-                typer.echo(f"error: {error}", err=True)
+                echo(f"error: {error}", err=True)
 
     def send(self, message: str) -> None:
         """Stream the response to stdout, and its speed to stderr."""
-        from vlcore.errors import ImageError
+        from vlcore.errors import ImageError, PromptError
 
+        if not is_valid_text(message):
+            raise PromptError(
+                f"the message contains bytes that are not valid {_input_encoding()}: "
+                f"{message:.200}. Check the encoding of the terminal or the file that it comes from"
+            )
         prompt: Any = (message, self._images) if self._images else message
         chunks = self._pipe.stream_chat(prompt, self._session, self._config)
         num_tokens, started, first, is_whole = 0, time.perf_counter(), None, False
@@ -194,24 +211,24 @@ class _Chat:
             for chunk in chunks:
                 first = first or time.perf_counter()
                 num_tokens = chunk.generate_token_len
-                typer.echo(chunk.text, nl=False)
+                echo(chunk.text, end="")
             self._images = []  # the session holds them now
             is_whole = True
         except ImageError:
             self._images = []  # a bad image must not fail the next message too
             raise
         except KeyboardInterrupt:
-            typer.echo(" …", nl=False)
+            echo(" …", end="")
         finally:
             chunks.close()
-        typer.echo("")
+        echo()
         if first is None:
             return
         if is_whole and self._draw is not None:
             self._draw_regions(self._draw)
         seconds = time.perf_counter() - first
-        speed = f"{(num_tokens - 1) / seconds:.1f} tokens/s" if num_tokens > 1 else "–"
-        typer.echo(f"[{num_tokens} tokens, {speed}, first after {first - started:.2f} s]", err=True)
+        speed = f"{(num_tokens - 1) / seconds:.1f} tokens/s" if num_tokens > 1 else "-"
+        echo(f"[{num_tokens} tokens, {speed}, first after {first - started:.2f} s]", err=True)
 
     def _draw_regions(self, file: Path) -> None:
         """Draw the regions that the last response refers to."""
@@ -222,31 +239,38 @@ class _Chat:
         assert response is not None  # noqa: S101  (for mypy: drawing follows an answer)
         assert conversation is not None  # noqa: S101
         if not conversation.images:
-            typer.echo(f"the conversation has no image: {file} was not written", err=True)
+            echo(f"the conversation has no image: {file} was not written", err=True)
             return
         image = cast("Image.Image", conversation.images[-1])  # a session keeps them decoded
         regions = self._pipe.template.regions(response.text, image.size)
         if not regions:
-            typer.echo(f"the response refers to no region: {file} was not written", err=True)
+            echo(f"the response refers to no region: {file} was not written", err=True)
             return
         try:
             draw_regions(image, regions).save(file)
         except OSError as error:
             raise OptionError(f"--draw cannot write {str(file)!r}: {error}") from error
-        typer.echo(f"{file} shows the regions of the response ({len(regions)})", err=True)
+        echo(f"{file} shows the regions of the response ({len(regions)})", err=True)
 
     def _command(self, command: str, argument: str = "") -> None:
         from vlcore.inference.response import Session
         from vlcore.media.image import load_image
 
         if command == "/image" and argument:
-            load_image(argument)
-            self._images.append(argument)
-            typer.echo(f"{argument} is attached to the next message", err=True)
+            images = read_image_argument(argument)
+            for image in images:
+                load_image(image)
+            self._images += images
+            for image in images:
+                echo(f"{image} is attached to the next message", err=True)
         elif command == "/reset":
             self._session, self._images = Session(), []
-            typer.echo("started a new conversation", err=True)
+            echo("started a new conversation", err=True)
         elif command == "/help":
-            typer.echo(_HELP, err=True)
+            echo(_HELP, err=True)
         else:
-            typer.echo(f"unknown command: {command} {argument}\n{_HELP}", err=True)
+            echo(f"unknown command: {command} {argument}\n{_HELP}", err=True)
+
+
+def _input_encoding() -> str:
+    return getattr(sys.stdin, "encoding", None) or "utf-8"

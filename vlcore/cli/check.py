@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlcore.cli.options import Device, Plugin
+from vlcore.cli.terminal import echo
 
 if TYPE_CHECKING:
     from vlcore.testing import Report, Result
@@ -21,7 +22,7 @@ def check(
         str | None,
         typer.Argument(
             metavar="PACKAGE_OR_MODEL",
-            help="Installed plugin, or checkpoint directory or Hub repo id.",
+            help="Name of an installed plugin, or a checkpoint directory or Hub repo id.",
         ),
     ] = None,
     model: Annotated[
@@ -30,12 +31,16 @@ def check(
     ] = None,
     plugin: Plugin = None,
     only: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Run only this check. May be repeated.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Name of a check to run. May be repeated. Default: all checks."
+        ),
     ] = None,
     excuse: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME=REASON", help="Check that is expected to fail, and why. May be repeated."
+            metavar="NAME=REASON",
+            help="Name of a check that is expected to fail, and the reason. May be repeated.",
         ),
     ] = None,
     serves: Annotated[
@@ -50,12 +55,12 @@ def check(
     ] = None,
     device: Device = "cpu",
     dtype: Annotated[
-        str, typer.Option(help="Data type: float32, float16 or bfloat16.")
+        str, typer.Option(help="Data type of the weights: float32, float16 or bfloat16.")
     ] = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     list_checks: Annotated[bool, typer.Option("--list", help="List the checks and exit.")] = False,
 ) -> None:
-    """Check a plugin: its package only, or also with a checkpoint, preferably a tiny one.
+    """Run the conformance tests on a plugin, preferably with a tiny checkpoint.
 
     The exit code is 1 if a check fails.
     """
@@ -80,7 +85,7 @@ def check(
             on_result=lambda _: advance(),
         )
     if as_json:
-        typer.echo(json.dumps(report.to_json(), indent=2))
+        echo(json.dumps(report.to_json(), indent=2))
     else:
         _print(report)
     if not report.ok:
@@ -130,11 +135,11 @@ def _print_list(checks: Sequence[Any], *, as_json: bool) -> None:
             {"name": check.name, "about": check.about, "needs_model": check.needs_model}
             for check in checks
         ]
-        typer.echo(json.dumps(values, indent=2))
+        echo(json.dumps(values, indent=2))
         return
     width = max(len(check.name) for check in checks)
     for check in checks:
-        typer.echo(f"{check.name:{width}}  {check.about}")
+        echo(f"{check.name:{width}}  {check.about}")
 
 
 def _print(report: Report) -> None:

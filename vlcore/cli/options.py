@@ -9,28 +9,43 @@ import typer
 Model: TypeAlias = Annotated[str, typer.Argument(help="Checkpoint directory or Hub repo id.")]
 Images: TypeAlias = Annotated[
     list[str] | None,
-    typer.Option("--image", "-i", help="Image path or URL. May be repeated."),
+    typer.Option("--image", "-i", help="Image file or URL. May be repeated for several images."),
 ]
 Plugin: TypeAlias = Annotated[
-    str | None, typer.Option(help="Plugin to use if several serve the model.")
+    str | None,
+    typer.Option(help="Name of the plugin to use. Only needed if several support the model."),
 ]
 TemplateName: TypeAlias = Annotated[
-    str | None, typer.Option(help="Name of one of the plugin's chat templates.")
+    str | None,
+    typer.Option(help="Name of one of the plugin's chat templates. Default: that of the model."),
 ]
 EngineName: TypeAlias = Annotated[
-    str, typer.Option("--engine", help="Inference engine: auto, turbomind or transformers.")
+    str,
+    typer.Option(
+        "--engine",
+        help="Engine that runs the language model: turbomind, transformers, or auto "
+        "for TurboMind where it can run the model, and transformers otherwise.",
+    ),
 ]
 Device: TypeAlias = Annotated[
-    str, typer.Option(help="Device of the model: auto, cpu, cuda, cuda:1, …")
+    str,
+    typer.Option(
+        help="Device to run on, such as cpu, cuda or cuda:1. auto selects CUDA if it is available."
+    ),
 ]
 Dtype: TypeAlias = Annotated[
-    str, typer.Option(help="Data type of the weights: auto, float32, float16 or bfloat16.")
+    str,
+    typer.Option(
+        help="Data type of the weights: float32, float16, bfloat16, or auto to "
+        "choose by the checkpoint and the device."
+    ),
 ]
 ShrinkOnLoad: TypeAlias = Annotated[
     bool,
     typer.Option(
         "--shrink-on-load",
-        help="Decode JPEG images at 1/2, 1/4 or 1/8 of their size if the model needs no more.",
+        help="Decode JPEG images at 1/2, 1/4 or 1/8 of their size if the model needs"
+        " no more, which is faster.",
     ),
 ]
 ImageBackground: TypeAlias = Annotated[
@@ -42,8 +57,10 @@ ImageBackground: TypeAlias = Annotated[
 ]
 Weights: TypeAlias = Annotated[
     str | None,
-    typer.Option(help="Weight quantization: int8. Transformers engine only."),
+    typer.Option(
+        help="Quantize the weights: int8. Transformers engine only. Default: no quantization."
+    ),
 ]
 Revision: TypeAlias = Annotated[
-    str | None, typer.Option(help="Branch, tag or commit of a Hub repository.")
+    str | None, typer.Option(help="Branch, tag or commit of the Hub repository.")
 ]

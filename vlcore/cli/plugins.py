@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlcore.cli.terminal import echo
+
 if TYPE_CHECKING:
     from rich.text import Text
 
@@ -21,10 +23,13 @@ def plugins(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     load: Annotated[
         bool,
-        typer.Option("--load", help="Import each plugin, to find broken and slow ones."),
+        typer.Option(
+            "--load",
+            help="Import each plugin as well, to find those that fail and those that are slow.",
+        ),
     ] = False,
 ) -> None:
-    """List the installed plugins, without importing them."""
+    """List the installed plugins."""
     from vlcore.plugins.metadata import installed_plugins, shared_architectures
 
     found = installed_plugins()
@@ -34,11 +39,11 @@ def plugins(
         found = [load_plugin(info) for info in found]
     shared = shared_architectures(found)
     if as_json:
-        typer.echo(json.dumps([_as_json(info, shared) for info in found], indent=2))
+        echo(json.dumps([_as_json(info, shared) for info in found], indent=2))
     elif found:
         _print_table(found, shared, shows_times=load)
     else:
-        typer.echo("no plugins are installed. Install one, such as: pip install vl-plugin-llava")
+        echo("no plugins are installed. Install one, such as: pip install vl-plugin-llava")
 
 
 def _as_json(info: PluginInfo, shared: Mapping[str, Sequence[str]]) -> dict[str, object]:

@@ -46,7 +46,11 @@ def serve(
         ),
     ] = None,
     model_name: Annotated[
-        str | None, typer.Option(help="Name of the model in the API. Default: the name of MODEL.")
+        str | None,
+        typer.Option(
+            help="Name of the model in the API. Default: the Hub repo id, or the name of"
+            " the directory."
+        ),
     ] = None,
     engine: EngineName = "auto",
     device: Device = "auto",
@@ -54,12 +58,15 @@ def serve(
     weights: Weights = None,
     max_num_seqs: Annotated[
         int | None,
-        typer.Option(help="Maximum number of sequences in a batch. Transformers engine only."),
+        typer.Option(
+            help="Maximum number of sequences in a batch. Transformers engine only. Default: 16."
+        ),
     ] = None,
     session_len: Annotated[
         int | None,
         typer.Option(
-            help="Maximum length of prompt and response, in tokens. Transformers engine only."
+            help="Maximum total length of a prompt and its response, in tokens. Transformers "
+            "engine only. Default: the context length of the model."
         ),
     ] = None,
     plugin: Plugin = None,
@@ -76,14 +83,20 @@ def serve(
     image_background: ImageBackground = None,
     allow_host: Annotated[
         list[str] | None,
-        typer.Option(help="Additional host name to accept in the Host header. May be repeated."),
+        typer.Option(
+            help="Host name to accept in the Host header in addition to those of --host."
+            " May be repeated."
+        ),
     ] = None,
     allow_origin: Annotated[
         list[str] | None,
         typer.Option(help="Origin whose web pages may send requests (CORS). May be repeated."),
     ] = None,
     root_path: Annotated[
-        str, typer.Option(help="Path prefix of the server behind a reverse proxy, such as /vlcore.")
+        str,
+        typer.Option(
+            help="Path prefix under which a reverse proxy serves this server, such as /vlcore."
+        ),
     ] = "",
     strict: Annotated[
         bool,
@@ -92,23 +105,24 @@ def serve(
     max_requests: Annotated[
         int,
         typer.Option(
-            help="Maximum number of requests running or waiting. Further ones receive 429."
+            help="Maximum number of running and waiting requests. Further ones receive status 429."
         ),
     ] = 64,
     max_body_mib: Annotated[int, typer.Option(help="Maximum request body size, in MiB.")] = 32,
     max_prompt_tokens: Annotated[
         int | None,
         typer.Option(
-            help="Maximum prompt length, in tokens and image embeddings. Default: the context."
+            help="Maximum length of a prompt, in tokens, including one for each image embedding. "
+            "Default: the context length of the model."
         ),
     ] = None,
     max_prompt_chars: Annotated[
-        int, typer.Option(help="Maximum total text length of a request, in characters.")
+        int, typer.Option(help="Maximum total length of all texts in a request, in characters.")
     ] = 200_000,
     max_images: Annotated[int, typer.Option(help="Maximum number of images in a request.")] = 16,
     max_image_mib: Annotated[int, typer.Option(help="Maximum file size of an image, in MiB.")] = 20,
     max_pixels: Annotated[
-        int, typer.Option(help="Maximum number of pixels of an image.")
+        int, typer.Option(help="Maximum number of pixels (width times height) of an image.")
     ] = 64_000_000,
     image_format: Annotated[
         list[str] | None,
@@ -117,10 +131,11 @@ def serve(
         ),
     ] = None,
     max_decoded_mib: Annotated[
-        int, typer.Option(help="Maximum total size of the decoded images of a request, in MiB.")
+        int, typer.Option(help="Maximum memory for decoding all images of a request, in MiB.")
     ] = 512,
     download_timeout_s: Annotated[
-        float, typer.Option(help="Maximum time to download an image, in seconds.")
+        float,
+        typer.Option(help="Maximum time to download an image, including redirects, in seconds."),
     ] = 20.0,
     connect_timeout_s: Annotated[
         float,
@@ -129,10 +144,13 @@ def serve(
         ),
     ] = 5.0,
     max_redirects: Annotated[
-        int, typer.Option(help="Maximum number of redirects of an image download.")
+        int, typer.Option(help="Maximum number of redirects to follow when downloading an image.")
     ] = 3,
     image_urls: Annotated[
-        bool, typer.Option(help="Download images from http(s) URLs at public addresses.")
+        bool,
+        typer.Option(
+            help="Whether requests may refer to images by http(s) URLs at public addresses."
+        ),
     ] = True,
     allow_image_host: Annotated[
         list[str] | None,
@@ -146,10 +164,12 @@ def serve(
     ] = None,
     allow_image_directory: Annotated[
         list[Path] | None,
-        typer.Option(help="Directory whose image files requests may read. May be repeated."),
+        typer.Option(
+            help="Directory whose image files requests may refer to by path. May be repeated."
+        ),
     ] = None,
     deadline_s: Annotated[
-        float, typer.Option(help="Maximum total time of a request, in seconds.")
+        float, typer.Option(help="Maximum time to answer a request, in seconds.")
     ] = 300.0,
     body_timeout_s: Annotated[
         float, typer.Option(help="Maximum time to receive a request body, in seconds.")
@@ -159,7 +179,7 @@ def serve(
         typer.Option(help="Maximum time for running requests to finish on shutdown, in seconds."),
     ] = 30.0,
 ) -> None:
-    """Serve MODEL with an OpenAI-compatible API, and a chat page at /."""
+    """Serve a model with an OpenAI-compatible API, and a chat page at /."""
     from vlcore.errors import EngineUnavailableError
     from vlcore.inference.factory import pipeline
     from vlcore.media.policy import ImageAccess, ImageLimits

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from vlcore.cli.options import Model, Plugin, Revision
+from vlcore.cli.terminal import echo, echo_path
 
 
 def view(
@@ -16,13 +17,14 @@ def view(
     directory: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[DIR]", help="Directory to write to, empty or absent. Default: the cache."
+            metavar="[DIR]",
+            help="Directory to write to, empty or absent. Default: a directory in the cache.",
         ),
     ] = None,
     plugin: Plugin = None,
     revision: Revision = None,
 ) -> None:
-    """Write the language model of MODEL as an ordinary text model, and print its path."""
+    """Write the language model of a checkpoint as a text-only model, and print its path."""
     from vlcore.language.view_cache import ViewCache
     from vlcore.plugins.stages import load_language_model
 
@@ -32,8 +34,8 @@ def view(
         path = ViewCache().get(language_model, progress=is_shown)
     else:
         path = language_model.write_view(directory, progress=is_shown)
-    typer.echo(str(path))
+    echo_path(path)
     (architecture,) = language_model.view_config["architectures"]
     limit = f"{architecture}, {language_model.context_length} tokens"
     reason = language_model.context_limit_reason
-    typer.echo(f"[{limit}{f', because {reason}' if reason else ''}]", err=True)
+    echo(f"[{limit}{f', because {reason}' if reason else ''}]", err=True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 
@@ -84,6 +85,19 @@ def test_bad_files_are_listed_at_the_end_and_the_others_are_encoded(
     assert second.startswith(f"not encoded: {broken}: image 1 of 1 (8 bytes) is not an image")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, file names are text")
+def test_a_file_name_that_is_not_utf_8_costs_that_file_only(checkpoint: Path, folder: Path) -> None:
+    out = folder / "rows.safetensors"
+    broken = folder / os.fsdecode(b"caf\xe9.png")
+    Image.new("RGB", (40, 30), "red").save(broken)
+    result = encode(checkpoint, out, folder, broken)
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)
+    assert len(load_file(out)) == 3
+    last = result.stderr.splitlines()[-1]
+    assert "caf\\udce9.png: the name is not valid Unicode" in last
+
+
 def test_a_later_run_encodes_what_is_new_or_changed(checkpoint: Path, folder: Path) -> None:
     out = folder / "rows.safetensors"
     encode(checkpoint, out, folder)
@@ -143,6 +157,8 @@ def test_bad_arguments_are_errors_before_the_model_loads(tmp_path: Path) -> None
     (tmp_path / "empty").mkdir()
     nowhere = encode(tmp_path, tmp_path / "nowhere" / "rows.safetensors", tmp_path)
     assert "--out expects a file" in str(nowhere.exception)
+    invalid = encode(tmp_path, tmp_path / os.fsdecode(b"rows \xff.safetensors"), tmp_path)
+    assert "--out expects a valid Unicode file name" in str(invalid.exception)
     empty = encode(tmp_path, tmp_path / "rows.safetensors", tmp_path / "empty")
     assert f"no images found in {tmp_path / 'empty'}" in str(empty.exception)
 

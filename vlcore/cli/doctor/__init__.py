@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlcore.cli.options import Device, Dtype, Plugin, Revision, TemplateName
+from vlcore.cli.terminal import echo
 
 if TYPE_CHECKING:
     from vlcore.cli.doctor.installation import Finding
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
 
 def doctor(
     model: Annotated[
-        str | None, typer.Argument(help="Checkpoint directory or Hub repo id to check as well.")
+        str | None,
+        typer.Argument(
+            help="Checkpoint directory or Hub repo id to check in addition to the installation."
+        ),
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -25,9 +29,10 @@ def doctor(
     revision: Revision = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check the installation and, given MODEL, its plugin, engine and memory. Reads no weights.
+    """Check the installation, and whether a model can run on this machine.
 
-    The exit code is 1 if there is a problem.
+    For a model, its plugin, engine and memory are checked without reading weights. The exit code is
+    1 if there is a problem.
     """
     from vlcore.cli.doctor.installation import Verdict, diagnose
 
@@ -44,7 +49,7 @@ def doctor(
         )
     is_ok = all(finding.verdict is not Verdict.PROBLEM for finding in findings)
     if as_json:
-        typer.echo(json.dumps({"ok": is_ok, "findings": [_as_json(f) for f in findings]}, indent=2))
+        echo(json.dumps({"ok": is_ok, "findings": [_as_json(f) for f in findings]}, indent=2))
     else:
         _print(findings)
     if not is_ok:

@@ -19,6 +19,7 @@ from vlcore.cli.options import (
     Revision,
     ShrinkOnLoad,
 )
+from vlcore.cli.terminal import echo, is_valid_text
 
 if TYPE_CHECKING:
     from vlcore.cli.encode.row_file import RowFile
@@ -32,27 +33,33 @@ def encode(
     model: Model,
     images: Annotated[
         list[str],
-        typer.Argument(help="Images (paths or URLs), and directories to search for images."),
+        typer.Argument(help="Image files, URLs, and directories to search for images."),
     ],
     out: Annotated[
         Path,
-        typer.Option(metavar="FILE", help="safetensors file to write the image embeddings to."),
+        typer.Option(metavar="FILE", help="safetensors file to write, or to extend if it exists."),
     ],
     plugin: Plugin = None,
     device: Annotated[
         list[str] | None,
-        typer.Option(help="auto, cpu, cuda, cuda:1, … Repeat to load a copy on each device."),
+        typer.Option(
+            help="Device to run on, such as cpu, cuda or cuda:1. May be repeated, to run"
+            " a copy of the model on each device. Default: CUDA if it is available."
+        ),
     ] = None,
     dtype: Dtype = "auto",
     revision: Revision = None,
-    max_batch_size: Annotated[int, typer.Option(help="Maximum number of images in a batch.")] = 8,
+    max_batch_size: Annotated[
+        int, typer.Option(help="Maximum number of images in a forward pass.")
+    ] = 8,
     shrink_on_load: ShrinkOnLoad = False,
     image_background: ImageBackground = None,
 ) -> None:
-    """Encode images into FILE: for each image, a tensor of embeddings under the image's name.
+    """Compute the embeddings of images, and write them to a safetensors file.
 
-    Images that cannot be encoded are listed at the end. Images that FILE contains already are not
-    encoded again.
+    The file has one tensor for each image, under the image's path. Images that it contains already
+    are not encoded again. Images that cannot be encoded are listed at the end, and the exit code is
+    then 1.
     """
     from vlcore._utils.device import as_device, choose_dtype
     from vlcore._utils.progress import progress_bar
@@ -64,6 +71,8 @@ def encode(
 
     if not out.parent.is_dir() or out.is_dir():
         raise OptionError(f"--out expects a file in an existing directory; received {str(out)!r}")
+    if not is_valid_text(str(out)):
+        raise OptionError(f"--out expects a valid Unicode file name; received {str(out)!r}")
     names = _find_images(images)
     stages = ModelStages(model, plugin=plugin, revision=revision)
     devices = [as_device(name) for name in device or ["auto"]]
@@ -84,10 +93,10 @@ def encode(
             failures = asyncio.run(_encode_all(encoder, names, file, advance))
     finally:  # keep what is done, also on Ctrl-C
         file.save()
-    typer.echo(f"{out} contains the embeddings of {len(file)} image(s)")
-    typer.echo(f"[{encoder.stats()}]", err=True)
+    echo(f"{out} contains the embeddings of {len(file)} image(s)")
+    echo(f"[{encoder.stats()}]", err=True)
     for name, error in failures.items():
-        typer.echo(f"not encoded: {name}: {error}", err=True)
+        echo(f"not encoded: {name}: {error}", err=True)
     if failures:
         raise typer.Exit(1)
 
@@ -115,7 +124,7 @@ def _find_images(images: Sequence[str]) -> list[str]:
 async def _encode_all(
     encoder: ImageEncoder, names: Sequence[str], file: RowFile, advance: Callable[[], object]
 ) -> dict[str, VlcoreError]:
-    from vlcore.errors import VlcoreError
+    from vlcore.errors import ImageError, VlcoreError
     from vlcore.media.source import read_image
     from vlcore.vision.embedding_cache import file_key
 
@@ -132,6 +141,11 @@ async def _encode_all(
     async def encode_one(name: str) -> None:
         async with in_memory:
             try:
+                if not is_valid_text(name):
+                    raise ImageError(
+                        "the name is not valid Unicode, as the keys of a safetensors file must be: "
+                        "rename the file"
+                    )
                 data = await asyncio.to_thread(read_image, name)
                 key = await asyncio.to_thread(key_of, data)
                 if not file.has(name, key):

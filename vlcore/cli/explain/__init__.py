@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlcore.cli.options import Images, Model, Plugin, Revision, TemplateName
+from vlcore.cli.terminal import echo
 
 if TYPE_CHECKING:
     from vlcore.cli.explain.explanation import Explanation, RowsLine, TokenLine
@@ -22,7 +23,7 @@ def explain(
     revision: Revision = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show a prompt token by token, without loading the weights of the language model."""
+    """Show a prompt token by token, as the model reads it."""
     from vlcore.cli.explain.explanation import explain
     from vlcore.plugins.stages import ModelStages
 
@@ -30,7 +31,7 @@ def explain(
     stages = ModelStages(model, plugin=plugin, revision=revision)
     explanation = explain(stages, user_prompt, chat_template=chat_template)
     if as_json:
-        typer.echo(json.dumps(_as_json(explanation), indent=2))
+        echo(json.dumps(_as_json(explanation), indent=2))
     else:
         _print(explanation)
 

@@ -8,9 +8,13 @@ from typing import Annotated
 
 import typer
 
+from vlcore.cli.terminal import echo
+
 
 def new(
-    name: Annotated[str, typer.Argument(help="Distribution name, preferably vl-plugin-…")],
+    name: Annotated[
+        str, typer.Argument(help="Name of the package to write, preferably vl-plugin-NAME.")
+    ],
     architecture: Annotated[
         str,
         typer.Option(help="Model class in config.json, such as SomeModelForConditionalGeneration."),
@@ -18,7 +22,7 @@ def new(
     directory: Annotated[
         Path | None,
         typer.Option(
-            help="Directory to write to. Default: a new one named after the distribution."
+            help="Directory to write to, empty or absent. Default: one named after the package."
         ),
     ] = None,
 ) -> None:
@@ -28,7 +32,7 @@ def new(
     written = write_plugin(PluginNames.parse(name, architecture), directory)
     folder = written[0].parent
     for path in written:
-        typer.echo(f"  {path}")
-    typer.echo("\nThe package works as it is. Install it and run its tests:\n")
-    typer.echo(f"  pip install --editable {shlex.quote(f'{folder}[test]')}")
-    typer.echo(f"  pytest {shlex.quote(str(folder))}")
+        echo(f"  {path}")
+    echo("\nThe package works as it is. Install it and run its tests:\n")
+    echo(f"  pip install --editable {shlex.quote(f'{folder}[test]')}")
+    echo(f"  pytest {shlex.quote(str(folder))}")
