@@ -102,10 +102,10 @@ def test_an_image_may_be_quoted_escaped_or_a_file_url(checkpoint: Path, tmp_path
 
 
 def test_an_image_that_cannot_be_read_attaches_none_of_its_line(
-    checkpoint: Path, picture: Path, tmp_path: Path
+    checkpoint: Path, image: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "broken.png").write_bytes(b"no image")
-    typed = f"/image {picture} {tmp_path / 'broken.png'}\nHello\n"
+    typed = f"/image {image} {tmp_path / 'broken.png'}\nHello\n"
     result = chat(checkpoint, typed=typed)
     assert "broken.png" in result.stderr
     assert "is attached" not in result.stderr
@@ -113,13 +113,13 @@ def test_an_image_that_cannot_be_read_attaches_none_of_its_line(
 
 
 def test_invalid_bytes_fail_one_message_and_keep_the_conversation(
-    checkpoint: Path, picture: Path
+    checkpoint: Path, image: Path
 ) -> None:
-    typed = f"/image {picture}\nWhat is this?\n".encode() + b"caf\xe9?\nAre you sure?\n"
+    typed = f"/image {image}\nWhat is this?\n".encode() + b"caf\xe9?\nAre you sure?\n"
     result = chat(checkpoint, typed=typed)
     assert result.exit_code == 0
     assert "the message contains bytes that are not valid utf-8: caf\\udce9?" in result.stderr
-    expected = answers(checkpoint, [("What is this?", picture), "Are you sure?"])
+    expected = answers(checkpoint, [("What is this?", image), "Are you sure?"])
     assert result.stdout == "".join(f"{text}\n" for text in expected)
 
 

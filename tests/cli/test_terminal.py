@@ -78,11 +78,12 @@ def test_streams_that_are_absent_read_or_not_encoded_are_left_alone(
     stdin = text_stream("utf-8", data=b"one\ntwo\n")
     stdin.readline()
     monkeypatch.setattr(sys, "stdin", stdin)
-    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    stdout = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stdout)
     monkeypatch.setattr(sys, "stderr", None)
     set_up_streams()
     echo("é")
-    assert sys.stdout.getvalue() == "é\n"  # type: ignore[attr-defined]
+    assert stdout.getvalue() == "é\n"
     assert stdin.readline() == "two\n"
 
 

@@ -43,7 +43,7 @@ def plugins(
     elif found:
         _print_table(found, shared, shows_times=load)
     else:
-        echo("no plugins are installed. Install one, such as: pip install vl-plugin-llava")
+        echo("no plugins are installed: pip install a package whose name begins with vl-plugin-")
 
 
 def _as_json(info: PluginInfo, shared: Mapping[str, Sequence[str]]) -> dict[str, object]:

@@ -40,7 +40,13 @@ def pipeline(
     progress: bool = False,
     **encoder_options: Unpack[EncoderOptions],
 ) -> Pipeline:
-    """Load a model for inference.
+    """Load a vision-language model for inference.
+
+    For example::
+
+        with vlcore.pipeline("path/to/checkpoint") as pipe:
+            response = pipe(("What is in this image?", "photo.jpg"))
+            print(response.text)
 
     Args:
         model: Checkpoint directory or Hub repo id.
@@ -75,6 +81,9 @@ def pipeline(
         progress: Whether to show progress bars while weights are loaded.
         encoder_options: Settings of :class:`ImageEncoder`, such as ``max_batch_size``,
             ``cache_bytes``, ``image_limits`` and ``image_access``.
+
+    Returns:
+        The loaded model. Close it, or use it as a context manager, to free its memory.
 
     Raises:
         CheckpointError: The checkpoint cannot be read.

@@ -25,7 +25,13 @@ _T = TypeVar("_T")
 
 
 class Pipeline:
-    """A loaded model, created by :func:`pipeline`. All methods are thread-safe."""
+    """A loaded model, created by :func:`pipeline`.
+
+    Call it with a prompt, or a list of prompts, to generate responses. :meth:`stream_infer` streams
+    them, :meth:`chat` continues a conversation, and the methods whose names begin with ``a`` are
+    their asynchronous versions. All methods are thread-safe, and concurrent requests share batches.
+    Use the pipeline as a context manager, or call :meth:`close`, to free the models.
+    """
 
     def __init__(self, runner: RequestRunner) -> None:
         self._runner = runner

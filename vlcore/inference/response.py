@@ -23,23 +23,29 @@ logger = logging.getLogger(__name__)
 class Response:
     """The response to a prompt, or the next chunk of it in a stream.
 
+    In a chunk, ``text``, ``token_ids``, ``logprobs`` and ``logits`` are those of the chunk alone.
+
     Shapes:
         logits: [tokens, vocab] float32 on the host, one row for each of ``token_ids``.
         prompt_logits: [input_token_len, vocab] float32 on the host.
     """
 
     text: str
+    """Generated text, without the prompt."""
     generate_token_len: int
     """Number of tokens generated so far."""
     input_token_len: int
     """Number of tokens of the prompt, including one for each image embedding."""
     finish_reason: FinishReason | Literal["error"] | None = None
-    """``None`` while more chunks follow; ``"error"`` if the prompt failed with :attr:`error`."""
+    """Why the response ended: ``"stop"`` at an end token or stop string, ``"length"`` at a limit of
+    its length, ``"error"`` if the prompt failed with :attr:`error`. ``None`` while more chunks
+    follow."""
     token_ids: tuple[int, ...] = ()
+    """Ids of the generated tokens."""
     index: int = 0
     """Index of the prompt in a list of prompts."""
     error: Exception | None = None
-    """Exception that a prompt of a list failed with."""
+    """Exception that the prompt failed with, if it is one of a list; otherwise it is raised."""
     choice: int = 0
     """Index of the response among the ``n`` responses to the prompt."""
     others: tuple[Response, ...] = field(default=(), repr=False)
@@ -48,9 +54,10 @@ class Response:
     """Log-probabilities by token id for each of ``token_ids``: its own first, followed by those of
     the most likely tokens. Empty unless ``logprobs`` is set."""
     logits: Tensor | None = field(default=None, repr=False, compare=False)
-    """``None`` unless ``output_logits`` is set."""
+    """Logits of the generated tokens. ``None`` unless ``output_logits`` is set."""
     prompt_logits: Tensor | None = field(default=None, repr=False, compare=False)
-    """``None`` unless ``output_logits`` is ``"all"``; in a stream, part of the first chunk."""
+    """Logits of the prompt. ``None`` unless ``output_logits`` is ``"all"``; in a stream, part of
+    the first chunk."""
     image_token_len: int = 0
     """Number of image embeddings of the prompt, which :attr:`input_token_len` includes."""
 
@@ -68,11 +75,16 @@ class Response:
 
 @dataclass
 class Session:
-    """A conversation with its history, for the next call of :meth:`Pipeline.chat`."""
+    """A conversation with its history, for the next call of :meth:`Pipeline.chat`.
+
+    A new session is empty. Each call appends a prompt and its response. Only one request may use a
+    session at a time.
+    """
 
     conversation: Conversation | None = None
+    """The messages and images so far. ``None`` before the first response."""
     response: Response | None = field(default=None, repr=False)
-    """The last response."""
+    """The last response. ``None`` before the first one."""
     _is_reserved: bool = field(default=False, repr=False)
 
     @property

@@ -149,6 +149,9 @@ FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 class ImageLimits:
     """The limits of an image, and of all images of a request.
 
+    Each is a maximum; an image that exceeds one raises :class:`ImageLimitError`, as far as possible
+    before it is downloaded or decoded.
+
     Raises:
         OptionError: a limit is not positive, or a format is unknown.
     """
@@ -167,6 +170,7 @@ class ImageLimits:
     """Processor time for decoding an image, in seconds. It is checked whenever the decoder reads
     from the file."""
     max_redirects: int = 5
+    """Number of redirects that a download follows; 0 for none."""
     max_images: int = 1000
     """Number of images in one request."""
     max_decoded_bytes: int = 4 * 1024**3

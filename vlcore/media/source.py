@@ -9,7 +9,7 @@ from collections.abc import Coroutine
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 from urllib.request import url2pathname
 
 from PIL import Image
@@ -119,17 +119,26 @@ def _read(source: object, name: str, limits: ImageLimits, access: ImageAccess) -
     if scheme == "file":
         try:
             url = urlsplit(source)
+            path = _path_of_url(url.path)
         except ValueError as error:
             raise ImageError(f"{name} cannot be read: {error}") from error
         if url.netloc not in ("", "localhost"):
             raise ImageError(f"{name} is a file of another host: file:///path is expected")
-        return _read_file(Path(url2pathname(url.path)), name, limits, access)
+        return _read_file(path, name, limits, access)
     try:
         return _read_file(Path(source), name, limits, access)
     except ImageError as error:
         if note := hint(source):
             raise ImageError(f"{error}{note}") from error
         raise
+
+
+def _path_of_url(path: str) -> Path:
+    """Return the local path that the path of a ``file:`` URL stands for."""
+    if os.name == "nt":
+        return Path(url2pathname(path))
+    # Before Python 3.14, url2pathname replaces bytes that are not UTF-8.
+    return Path(os.fsdecode(unquote_to_bytes(os.fsencode(path))))
 
 
 def _read_file(path: Path, name: str, limits: ImageLimits, access: ImageAccess) -> bytes:
