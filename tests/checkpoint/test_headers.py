@@ -131,7 +131,7 @@ def test_a_dtype_that_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 class Hub:
-    """A stand-in for the Hub API: it has headers, and records requests."""
+    """A fake of the Hub API: it has headers, and records requests."""
 
     def __init__(self, headers: dict[str, dict[str, Any]]) -> None:
         self.headers = headers

@@ -102,7 +102,7 @@ def test_a_url_that_is_too_long_is_refused_before_it_is_decoded() -> None:
     [("/9j/4AAQ", "image/jpeg"), ("iVBORw0KGgo", "image/png"), ("R0lGODlh", "image/gif")],
 )
 @pytest.mark.parametrize("access", [ImageAccess(), ImageAccess(trusts_caller=True)])
-def test_base64_without_a_prefix_is_told_what_to_write(
+def test_base64_without_a_prefix_is_reported_with_what_to_write(
     beginning: str, media_type: str, access: ImageAccess
 ) -> None:
     with pytest.raises(ImageError, match=f"write data:{media_type};base64, before it"):

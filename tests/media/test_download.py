@@ -30,7 +30,7 @@ OPEN = ImageAccess(allowed_networks=["127.0.0.1/32"])
 GZIP_HEAD = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n"
 NOT_FOUND = b"HTTP/1.1 404 Not Found\r\n\r\nsecret"
 RESPONSES = {
-    "/picture": b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody",
+    "/image": b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody",
     "/claims": b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n",
     "/203": b"HTTP/1.1 203 Non-Authoritative Information\r\nContent-Length: 4\r\n\r\nbody",
     "/gzip": GZIP_HEAD + gzip.compress(b"0" * 10_000_000),
@@ -129,7 +129,7 @@ def test_a_name_is_resolved_once_and_the_checked_address_is_contacted(
     server: Server, lookups: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
-    assert fetch(server, "/picture") == b"body"
+    assert fetch(server, "/image") == b"body"
     assert lookups == ["a.example"]
     assert f"Host: a.example:{server.port}\r\n" in server.heads[0]
 
@@ -143,13 +143,13 @@ def test_the_next_address_is_tried_if_one_does_not_respond(
     monkeypatch.setattr(addresses, "resolve", resolve)
     access = ImageAccess(allowed_networks=["127.0.0.0/29"])
     last = [2, 3, 1]
-    assert fetch(server, "/picture", access=access) == b"body"
+    assert fetch(server, "/image", access=access) == b"body"
     last = [2, 3, 4, 1]
     with pytest.raises(ImageError, match="could not be fetched: ConnectError"):
-        fetch(server, "/picture", access=access)
+        fetch(server, "/image", access=access)
     last = [1, 9]
     with pytest.raises(ImageError, match="not found or is not allowed"):
-        fetch(server, "/picture", access=access)
+        fetch(server, "/image", access=access)
 
 
 @pytest.mark.parametrize(("certified", "answer"), [("a.example", b"body"), ("b.example", None)])
@@ -165,7 +165,7 @@ def test_a_certificate_is_verified_against_the_name(
     authority.configure_trust(trusting)
     monkeypatch.setattr("vlcore.media.download.tls_context", lambda _: trusting)
     server = Server(serving)
-    url = f"https://a.example:{server.port}/picture"
+    url = f"https://a.example:{server.port}/image"
     with closing(server):
         if answer is None:
             with pytest.raises(ImageError, match="could not be fetched: ConnectError"):
@@ -184,13 +184,13 @@ def test_certificates_of_authorities_are_loaded_once() -> None:
 
 def test_the_address_after_a_redirect_is_checked(server: Server, lookups: list[str]) -> None:
     with pytest.raises(ImageError, match="not found or is not allowed"):
-        fetch(server, "/to//picture")
+        fetch(server, "/to//image")
     assert lookups == ["a.example", "a.example"]
     assert len(server.heads) == 1
 
 
 def test_a_redirect_to_another_host_carries_no_cookie(server: Server, lookups: list[str]) -> None:
-    assert fetch(server, f"/to/http://b.example:{server.port}/picture") == b"body"
+    assert fetch(server, f"/to/http://b.example:{server.port}/image") == b"body"
     assert "cookie" not in server.heads[1].lower()
 
 
@@ -215,7 +215,7 @@ def test_a_redirect_to_what_is_not_allowed_is_refused(
 
 
 def test_the_number_of_redirects_is_limited(server: Server, lookups: list[str]) -> None:
-    far = f"http://c.example:{server.port}/picture"
+    far = f"http://c.example:{server.port}/image"
     with pytest.raises(ImageLimitError, match="max_redirects=1"):
         fetch(server, f"/to/http://b.example:{server.port}/to/{far}", ImageLimits(max_redirects=1))
 
@@ -280,7 +280,7 @@ def test_status_203_is_accepted(server: Server, lookups: list[str]) -> None:
 
 
 def test_the_user_agent_names_a_contact(server: Server, lookups: list[str]) -> None:
-    fetch(server, "/picture")
+    fetch(server, "/image")
     agent = f"vlcore/{vlcore.__version__} (+https://github.com/vlcore/vlcore)"
     assert f"user-agent: {agent}".lower() in server.heads[0].lower()
 
@@ -357,5 +357,5 @@ def test_a_refused_url_is_never_requested(
     server: Server, lookups: list[str], access: ImageAccess, message: str
 ) -> None:
     with pytest.raises(ImageError, match=message):
-        fetch(server, "/picture", access=access)
+        fetch(server, "/image", access=access)
     assert server.heads == []

@@ -25,7 +25,7 @@ from vlcore.media.source import describe
 
 ORIENTATION = 0x0112
 TURN_RIGHT = 6
-"""The EXIF orientation of a picture that must be turned 90 degrees clockwise."""
+"""The EXIF orientation of an image that must be turned 90 degrees clockwise."""
 
 
 def drawing() -> Image.Image:
@@ -50,7 +50,7 @@ def assert_is_drawing(image: Image.Image) -> None:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A picture without pixels: decoding would fail, reading the size does not."""
+    """An image without pixels: decoding would fail, reading the size does not."""
     return (
         b"\x89PNG\r\n\x1a\n"
         + png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
@@ -67,7 +67,7 @@ def png_chunk(name: bytes, body: bytes) -> bytes:
 
 
 def test_a_path_as_text_and_as_path_is_read(tmp_path: Path) -> None:
-    file = tmp_path / "picture one.png"
+    file = tmp_path / "image one.png"
     file.write_bytes(PNG)
     assert_is_drawing(load_image(str(file)))
     assert_is_drawing(load_image(file))
@@ -77,14 +77,14 @@ def test_a_tilde_stands_for_the_home_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "picture.png").write_bytes(PNG)
-    assert_is_drawing(load_image("~/picture.png"))
-    assert_is_drawing(load_image(Path("~/picture.png")))
+    (tmp_path / "image.png").write_bytes(PNG)
+    assert_is_drawing(load_image("~/image.png"))
+    assert_is_drawing(load_image(Path("~/image.png")))
 
 
-def test_a_tilde_of_nobody_is_an_image_error() -> None:
+def test_a_tilde_of_an_unknown_user_is_an_image_error() -> None:
     with pytest.raises(ImageError, match="no_such_user"):
-        load_image("~no_such_user/picture.png")
+        load_image("~no_such_user/image.png")
 
 
 def test_a_file_url_is_read_with_its_escapes(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_every_common_format_is_read(file_format: str) -> None:
     assert np.abs(np.asarray(loaded).astype(int) - 128).max() <= 2
 
 
-def test_a_photo_with_a_second_picture_behind_it_is_read() -> None:
+def test_a_photo_followed_by_a_second_image_is_read() -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     data = encoded(frames[0], "MPO", save_all=True, append_images=frames[1:])
     with Image.open(io.BytesIO(data)) as opened:
@@ -143,23 +143,23 @@ def test_another_type_is_named(source: Any) -> None:
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         route, _, rest = self.path[1:].partition("?")[0].partition("/")
-        if route == "picture":
+        if route == "image":
             self._answer(200, PNG)
         elif route == "redirect":
             steps = int(rest)
-            target = f"/redirect/{steps - 1}" if steps > 1 else "/picture"
+            target = f"/redirect/{steps - 1}" if steps > 1 else "/image"
             self._answer(302, b"", Location=target)
         elif route == "to_file":
             self._answer(302, b"", Location="file:///etc/hostname")
         elif route == "drip":
             self.send_response(200)
             self.end_headers()
-            with suppress(OSError):  # whoever asked has gone
+            with suppress(OSError):  # the client has disconnected
                 while True:
                     self.wfile.write(b"x")
                     time.sleep(0.02)
         elif route == "page":
-            self._answer(200, b"<html>not a picture</html>")
+            self._answer(200, b"<html>not an image</html>")
         else:
             self._answer(404, b"nothing here")
 
@@ -192,8 +192,8 @@ def server(served: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_an_http_url_is_fetched(server: str) -> None:
-    assert_is_drawing(load_image(f"{server}/picture"))
-    assert_is_drawing(load_image(f"HTTP{server[4:]}/picture?size=small#top"))
+    assert_is_drawing(load_image(f"{server}/image"))
+    assert_is_drawing(load_image(f"HTTP{server[4:]}/image?size=small#top"))
 
 
 def test_redirects_are_followed_up_to_the_limit(server: str) -> None:
@@ -214,15 +214,15 @@ def test_a_missing_page_gives_its_status(server: str) -> None:
         load_image(f"{server}/absent.png")
 
 
-def test_a_page_that_is_no_picture_is_named(server: str) -> None:
+def test_a_page_that_is_not_an_image_is_named(server: str) -> None:
     with pytest.raises(ImageError, match=r"/page.*is not an image"):
         load_image(f"{server}/page")
 
 
 def test_a_download_stops_at_the_limit(server: str) -> None:
-    with pytest.raises(ImageLimitError, match=f"/picture.*max_bytes={len(PNG) - 1}"):
-        load_image(f"{server}/picture", ImageLimits(max_bytes=len(PNG) - 1))
-    assert_is_drawing(load_image(f"{server}/picture", ImageLimits(max_bytes=len(PNG))))
+    with pytest.raises(ImageLimitError, match=f"/image.*max_bytes={len(PNG) - 1}"):
+        load_image(f"{server}/image", ImageLimits(max_bytes=len(PNG) - 1))
+    assert_is_drawing(load_image(f"{server}/image", ImageLimits(max_bytes=len(PNG))))
 
 
 def test_a_download_that_drips_stops_at_the_time_limit(server: str) -> None:
@@ -230,12 +230,12 @@ def test_a_download_that_drips_stops_at_the_time_limit(server: str) -> None:
         load_image(f"{server}/drip", ImageLimits(timeout_s=0.1))
 
 
-def test_a_port_where_nobody_listens_is_an_image_error(server: str) -> None:
+def test_a_closed_port_is_an_image_error(server: str) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         with pytest.raises(ImageError, match=f"127.0.0.1:{port}.*could not be fetched"):
-            load_image(f"http://127.0.0.1:{port}/picture.png")
+            load_image(f"http://127.0.0.1:{port}/image.png")
 
 
 @pytest.mark.parametrize("url", ["http://", "http://[::1", "https://a b/c.png"])
@@ -274,7 +274,7 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
             load_image(source)
 
 
-def test_text_is_not_a_picture(tmp_path: Path) -> None:
+def test_text_is_not_an_image(tmp_path: Path) -> None:
     file = tmp_path / "notes.png"
     file.write_text("dear diary")
     with pytest.raises(ImageError, match=r"notes\.png.*10 bytes.*not an image.*JPEG"):
@@ -361,7 +361,7 @@ def test_max_pixels_is_the_last_size_that_is_allowed() -> None:
 
 
 def test_max_bytes_holds_for_every_source(tmp_path: Path) -> None:
-    file = tmp_path / "picture.png"
+    file = tmp_path / "image.png"
     file.write_bytes(PNG)
     tight = ImageLimits(max_bytes=len(PNG) - 1)
     base64_url = "data:image/png;base64," + base64.b64encode(PNG).decode()
@@ -526,7 +526,7 @@ def test_a_jpeg_keeps_half_more_than_what_is_needed(
     assert np.abs(difference).max() <= 3
 
 
-def test_a_jpeg_on_its_side_is_shrunk_by_what_its_upright_picture_needs() -> None:
+def test_a_rotated_jpeg_is_shrunk_by_the_size_of_its_upright_image() -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = TURN_RIGHT
     asked = []
@@ -569,7 +569,7 @@ def test_a_truncated_jpeg_is_an_error_when_shrunk_too() -> None:
 
 def test_who_cannot_say_what_is_needed_fails_by_its_own_error() -> None:
     def needed_size(_: tuple[int, int]) -> tuple[int, int]:
-        raise OptionError("not the picture's fault")
+        raise OptionError("not the image's fault")
 
-    with pytest.raises(OptionError, match="not the picture's fault"):
+    with pytest.raises(OptionError, match="not the image's fault"):
         decode_image(photo(), "a photo", needed_size=needed_size)

@@ -180,7 +180,7 @@ def test_the_source_holds_what_the_steps_read(script: ModuleType) -> None:
 
 
 def test_the_shim_forwards_to_the_next_cublas(script: ModuleType, tmp_path: Path) -> None:
-    """In a process of its own, which loads a stand-in for cuBLAS 13."""
+    """In a process of its own, which loads a replacement of cuBLAS 13."""
     if shutil.which("gcc") is None:
         pytest.skip("gcc is not installed")
     script.build_shim(tmp_path / "lib")
@@ -209,7 +209,7 @@ print(shim.cublasSetWorkspace_v2(ctypes.c_void_p(1), ctypes.c_void_p(2), size))
         assert hasattr(shim, f"cublas{name}")
 
 
-def test_results_take_the_place_of_earlier_ones_and_name_the_device(
+def test_results_replace_earlier_ones_and_name_the_device(
     script: ModuleType, tmp_path: Path
 ) -> None:
     (tmp_path / "facts.json").write_text(json.dumps(FACTS))

@@ -18,7 +18,7 @@ def observer(tmp_path: Path) -> AuditHook:
     return AuditHook(tmp_path, "test_audit_hook")
 
 
-def told(observer: AuditHook, event: str, *arguments: Any) -> list[SideEffect]:
+def reported(observer: AuditHook, event: str, *arguments: Any) -> list[SideEffect]:
     with observer:
         observer(event, arguments)
     return observer.side_effects
@@ -45,7 +45,7 @@ def test_the_network_is_refused(
 
 
 def test_a_unix_socket_is_no_network(observer: AuditHook) -> None:
-    assert told(observer, "socket.connect", None, "/run/some.sock") == []
+    assert reported(observer, "socket.connect", None, "/run/some.sock") == []
 
 
 @pytest.mark.parametrize("name", ["modeling.py", "sub/modeling.py"])
@@ -79,7 +79,7 @@ def test_code_that_transformers_copied_is_refused(observer: AuditHook) -> None:
 def test_ordinary_work_is_let_pass(
     observer: AuditHook, event: str, arguments: tuple[Any, ...]
 ) -> None:
-    assert told(observer, event, *arguments) == []
+    assert reported(observer, event, *arguments) == []
 
 
 @pytest.mark.parametrize(
@@ -96,18 +96,18 @@ def test_ordinary_work_is_let_pass(
 def test_a_file_that_is_touched_is_noted(
     observer: AuditHook, event: str, arguments: tuple[Any, ...], what: str
 ) -> None:
-    (side_effect,) = told(observer, event, *arguments)
+    (side_effect,) = reported(observer, event, *arguments)
     assert (side_effect.kind, side_effect.what) == ("files", what)
 
 
 def test_unpickling_a_class_is_noted(observer: AuditHook) -> None:
-    (side_effect,) = told(observer, "pickle.find_class", "os", "system")
+    (side_effect,) = reported(observer, "pickle.find_class", "os", "system")
     assert (side_effect.kind, side_effect.what) == ("code", "unpickled os.system")
 
 
-def test_the_same_deed_is_noted_once(observer: AuditHook) -> None:
+def test_the_same_side_effect_is_noted_once(observer: AuditHook) -> None:
     for _ in range(2):
-        told(observer, "os.mkdir", "/x/cache")
+        reported(observer, "os.mkdir", "/x/cache")
     assert len(observer.side_effects) == 1
 
 

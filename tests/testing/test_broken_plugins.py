@@ -1,4 +1,4 @@
-"""Plugins that are each wrong in one way: the check that is meant for it says so."""
+"""Plugins that are each wrong in one way: the intended check reports it."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Broken:
     check: str
     """The one that is meant for it."""
     actual: str
-    """Part of what that says."""
+    """A fragment of the report."""
     edits: Mapping[str, str] = field(default_factory=dict)
     also: tuple[str, ...] = ()
-    """Other checks that cannot but see it, beside answers; ``"rest"`` for those that need it."""
+    """Other checks that cannot but see it, next to answers; ``"rest"`` for those that need it."""
     requires: Sequence[str] = REQUIRES
     architectures: Sequence[str] = (ARCHITECTURE,)
     more: str = ""
@@ -70,7 +70,7 @@ PACKAGES = [
         also=("rest",),
     ),
     Broken(
-        "a hook with an argument that nobody passes",
+        "a hook with an argument that no one passes",
         "hooks",
         "{'place'}",
         {"def vl_language_model(checkpoint)": "def vl_language_model(checkpoint, place)"},
@@ -161,7 +161,7 @@ VISION = [
         also=("spans-sum", "rows-announced"),
     ),
     Broken(
-        "rows of the tower's width",
+        "rows of the vision encoder's width",
         "rows-shape",
         "48",
         {
@@ -290,7 +290,7 @@ TEMPLATES = [
         also=("turns-in-order",),
     ),
     Broken(
-        "a slot too many beside a text",
+        "a slot too many next to a text",
         "one-slot-per-image",
         "slots [0, 0]",
         more="""
@@ -451,7 +451,7 @@ class PatchworkLanguageModel(LanguageModel):
         },
     ),
 ]
-BESIDE = [
+OTHER_FAULTS = [
     Broken(
         "a version looked up in the network",
         "no-network",
@@ -499,7 +499,7 @@ class PatchworkLanguageModel(LanguageModel):
         },
     ),
     Broken(
-        "a cache beside the weights",
+        "a cache next to the weights",
         "no-files-written",
         "cache.json",
         {
@@ -572,7 +572,7 @@ def test_a_fault_is_found_by_the_check_that_is_meant_for_it(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("broken", BESIDE, ids=lambda broken: broken.fault)
+@pytest.mark.parametrize("broken", OTHER_FAULTS, ids=lambda broken: broken.fault)
 def test_a_side_effect_is_found(site: Site, checkpoint: Path, broken: Broken) -> None:
     install(site, broken)
     report = check_plugin(checkpoint, plugin=NAME, only=sorted(SLOW))

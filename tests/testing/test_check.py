@@ -1,4 +1,4 @@
-"""One check: what it says of a plugin, and what an excuse makes of that."""
+"""One check: its result, and the result if it is expected to fail."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def not_runnable(subject: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "excuse", "outcome"),
+    ("function", "expected_failure", "outcome"),
     [
         (passing, None, Outcome.PASSED),
         (failing, None, Outcome.FAILED),
@@ -44,32 +44,32 @@ def not_runnable(subject: object) -> None:
         (not_runnable, "it is slow", Outcome.EXCUSED),
     ],
 )
-def test_an_excuse_holds_for_a_failure_alone(
-    function: Any, excuse: str | None, outcome: Outcome
+def test_only_a_failure_can_be_expected(
+    function: Any, expected_failure: str | None, outcome: Outcome
 ) -> None:
-    assert Check("some", "does", function).run(SUBJECT, excuse).outcome is outcome
+    assert Check("some", "does", function).run(SUBJECT, expected_failure).outcome is outcome
 
 
-def test_a_failure_is_told_in_four_sentences() -> None:
+def test_a_failure_is_reported_in_four_sentences() -> None:
     result = Check("some", "does", failing).run(SUBJECT)
     assert result.message == "expected: a\nactual:   b\nwhere:    c\ndo:       d"
 
 
-def test_an_excused_failure_is_told_with_its_reason() -> None:
+def test_an_expected_failure_is_reported_with_its_reason() -> None:
     result = Check("some", "does", failing).run(SUBJECT, "it is slow")
     assert result.reason == "it is slow"
     assert result.message.startswith("it is slow\nexpected: a")
 
 
-def test_an_excuse_for_what_passes_is_to_be_taken_away() -> None:
+def test_an_expected_failure_that_passes_must_be_removed() -> None:
     failure = Check("some", "does", passing).run(SUBJECT, "it is slow").failure
     assert failure is not None
     assert failure.expected == "a failure, because the check is excused: it is slow"
     assert failure.actual == "it passes"
-    assert failure.advice == "remove the excuse"
+    assert failure.advice == "remove it from the expected failures"
 
 
-def test_whatever_else_is_raised_is_a_failure_with_its_place() -> None:
+def test_any_other_exception_is_a_failure_with_its_location() -> None:
     class Package:
         module_names = ("test_check",)
 
@@ -89,12 +89,12 @@ def test_a_check_is_made_of_a_function() -> None:
     assert made == Check("some", "does", passing, needs_model=False)
 
 
-def test_excuses_name_a_check() -> None:
-    with pytest.raises(OptionError, match=r"no check named rows-shapes to excuse; .* rows-shape,"):
+def test_an_expected_failure_names_a_check() -> None:
+    with pytest.raises(OptionError, match=r"no check named rows-shapes; .* rows-shape,"):
         check_expected_failures({"rows-shapes": "why not"}, CHECKS)
 
 
 @pytest.mark.parametrize("reason", ["", " ", None])
-def test_excuses_give_a_reason(reason: Any) -> None:
+def test_an_expected_failure_has_a_reason(reason: Any) -> None:
     with pytest.raises(OptionError, match="rows-shape is excused without a reason"):
         check_expected_failures({"rows-shape": reason}, CHECKS)

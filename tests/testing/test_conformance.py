@@ -48,7 +48,7 @@ def run(tests: str, directory: Path, *arguments: str) -> subprocess.CompletedPro
 
 
 @pytest.mark.slow
-def test_every_check_is_a_test_and_the_end_says_what_was_excused(
+def test_every_check_is_a_test_and_the_end_lists_expected_failures(
     site: Site, tmp_path: Path
 ) -> None:
     install_patchwork(
@@ -65,7 +65,7 @@ def test_every_check_is_a_test_and_the_end_says_what_was_excused(
     for name in ("rows-announced", "rows-dtype"):
         assert f"FAILED test_patchwork.py::TestPatchwork::test_conformance[{name}]" in out
     assert "expected: num_rows=8, as many as forward returns" in out
-    assert "do:       remove the excuse" in out
+    assert "do:       remove it from the expected failures" in out
     assert "Traceback" not in out
     assert (
         "TestPatchwork: 8 checks ran: 5 passed, 2 failed, 1 excused; 1 did not apply\n"
@@ -76,21 +76,21 @@ def test_every_check_is_a_test_and_the_end_says_what_was_excused(
     assert f"2 failed, 5 passed, 1 skipped, {number} deselected, 1 xfailed in" in out
 
 
-def test_an_excuse_for_no_check_is_an_error_when_the_class_is_made() -> None:
-    with pytest.raises(OptionError, match="there is no check named rows-shapes to excuse"):
+def test_an_expected_failure_of_an_unknown_check_is_an_error_of_the_class() -> None:
+    with pytest.raises(OptionError, match="there is no check named rows-shapes"):
 
         class TestSome(PluginConformance):
             excused: ClassVar[Mapping[str, str]] = {"rows-shapes": "why not"}
 
 
-def test_an_excuse_without_a_reason_is_an_error_when_the_class_is_made() -> None:
+def test_an_expected_failure_without_a_reason_is_an_error_of_the_class() -> None:
     with pytest.raises(OptionError, match="rows-shape is excused without a reason"):
 
         class TestSome(PluginConformance):
             excused: ClassVar[Mapping[str, str]] = {"rows-shape": ""}
 
 
-def test_a_configuration_that_nobody_knows_is_an_error_when_the_class_is_made() -> None:
+def test_an_unknown_known_model_is_an_error_of_the_class() -> None:
     with pytest.raises(OptionError, match="serves names Yi-VL"):
 
         class TestSome(PluginConformance):

@@ -17,7 +17,7 @@ from vlcore.testing.isolation import (
 from vlcore.testing.report import CheckFailedError
 
 
-def test_a_process_that_ends_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_ends_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     (tmp_path / "model").mkdir()
     (tmp_path / "work").mkdir()

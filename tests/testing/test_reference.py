@@ -20,7 +20,7 @@ from vlcore.testing import Outcome, Report, check_plugin, record_reference
 from vlcore.testing.reference import FORMAT, Reference
 from vlcore.testing.samples import sample_image
 
-PICTURES = [sample_image((40, 30)), sample_image((30, 40), 1).convert("L")]
+IMAGES = [sample_image((40, 30)), sample_image((30, 40), 1).convert("L")]
 PROMPTS = [[1, 300, -1, 305, -2, 306], [1, 310, 311]]
 CHECKS = ["reference-rows", "reference-logits"]
 
@@ -64,10 +64,10 @@ class Release:
         return (torch.stack(patches) @ weight.T + bias).numpy()
 
     def logits(self, token_ids: Sequence[int]) -> Tensor:
-        rows = [torch.from_numpy(self.encode(image.convert("RGB"))) for image in PICTURES]
+        rows = [torch.from_numpy(self.encode(image.convert("RGB"))) for image in IMAGES]
         embed = self.model.get_input_embeddings()
-        pieces = [rows[-1 - i] if i < 0 else embed(torch.tensor([i])) for i in token_ids]
-        logits: Tensor = self.model(inputs_embeds=torch.cat(pieces)[None]).logits[0]
+        embeddings = [rows[-1 - i] if i < 0 else embed(torch.tensor([i])) for i in token_ids]
+        logits: Tensor = self.model(inputs_embeds=torch.cat(embeddings)[None]).logits[0]
         return logits[-4:]
 
 
@@ -76,7 +76,7 @@ def reference(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     release = Release(checkpoint)
     return record_reference(
         tmp_path_factory.mktemp("reference") / "values.safetensors",
-        PICTURES,
+        IMAGES,
         release.encode,
         prompts=PROMPTS,
         logits=release.logits,
@@ -99,7 +99,7 @@ def test_a_plugin_that_computes_the_same_passes(
 def test_what_is_recorded_is_read(reference: Path) -> None:
     read = Reference.read(reference)
     assert [image.mode for image in read.pictures] == ["RGB", "RGB"]
-    assert read.pictures[0] == PICTURES[0]
+    assert read.pictures[0] == IMAGES[0]
     assert [list(rows.shape) for rows in read.rows] == [[8, 32], [8, 32]]
     assert [list(prompt.token_ids) for prompt in read.prompts] == PROMPTS
     assert [list(prompt.logits.shape) for prompt in read.prompts] == [[4, 700], [3, 700]]
@@ -152,7 +152,7 @@ def test_without_a_file_or_its_parts_there_is_nothing_to_compare(
 def test_tolerances_are_kept_in_the_file(site: Site, checkpoint: Path, tmp_path: Path) -> None:
     install_patchwork(site, {"/ 255)": "/ 255.2)"})
     encode = Release(checkpoint).encode
-    path = record_reference(tmp_path / "r.safetensors", PICTURES, encode, rows_tolerance=0.1)
+    path = record_reference(tmp_path / "r.safetensors", IMAGES, encode, rows_tolerance=0.1)
     assert compare(checkpoint, path)["reference-rows"].outcome is Outcome.PASSED
 
 
@@ -176,7 +176,7 @@ def test_what_cannot_be_recorded_is_refused(
 ) -> None:
     options = {"encode": lambda image: [[0.5]]} | options
     with pytest.raises(OptionError, match=message):
-        record_reference(tmp_path / "r.safetensors", PICTURES, **options)
+        record_reference(tmp_path / "r.safetensors", IMAGES, **options)
 
 
 @pytest.mark.parametrize(

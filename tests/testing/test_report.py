@@ -40,7 +40,7 @@ def test_results_are_found_by_name_and_outcome() -> None:
         found["six"]
 
 
-def test_the_summary_says_how_many_ran_and_which_were_excused_and_why() -> None:
+def test_the_summary_counts_the_checks_and_lists_expected_failures_with_reasons() -> None:
     assert summary_of([PASSED, FAILED, NOT_RUN, EXCUSED, NOT_APPLYING]) == [
         "3 checks ran: 1 passed, 1 failed, 1 excused; 1 could not be run; 1 did not apply",
         "four excused: it is old",

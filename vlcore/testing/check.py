@@ -31,17 +31,17 @@ class Check:
     needs_model: bool = True
     """Whether the check needs a checkpoint in addition to the package."""
 
-    def run(self, subject: Subject, excuse: str | None = None) -> Result:
+    def run(self, subject: Subject, expected_failure: str | None = None) -> Result:
         """Run the check. Exceptions of the plugin become failures.
 
         Args:
             subject: the plugin under test.
-            excuse: why the check is expected to fail; passing is then a failure.
+            expected_failure: why the check is expected to fail; passing is then a failure.
         """
         started = time.perf_counter()
         result = self._outcome(subject)
-        if excuse is not None:
-            result = _excused(result, excuse)
+        if expected_failure is not None:
+            result = _excused(result, expected_failure)
         return replace(result, seconds=time.perf_counter() - started)
 
     def _outcome(self, subject: Subject) -> Result:
@@ -76,23 +76,22 @@ def check_expected_failures(excused: Mapping[str, str], checks: Sequence[Check])
     known = [check.name for check in checks]
     if unknown := sorted(set(excused) - set(known)):
         raise OptionError(
-            f"there is no check named {', '.join(unknown)} to excuse; the checks are "
-            f"{', '.join(known)}"
+            f"there is no check named {', '.join(unknown)}; the checks are {', '.join(known)}"
         )
     for name, reason in excused.items():
         if not isinstance(reason, str) or not reason.strip():
             raise OptionError(f"{name} is excused without a reason: state why it may fail")
 
 
-def _excused(result: Result, excuse: str) -> Result:
+def _excused(result: Result, reason: str) -> Result:
     if result.outcome in (Outcome.FAILED, Outcome.NOT_RUN):
-        return replace(result, outcome=Outcome.EXCUSED, reason=excuse)
+        return replace(result, outcome=Outcome.EXCUSED, reason=reason)
     if result.outcome is Outcome.PASSED:
         failure = Failure(
-            expected=f"a failure, because the check is excused: {excuse}",
+            expected=f"a failure, because the check is excused: {reason}",
             actual="it passes",
-            where=f"the excuse for {result.name}",
-            advice="remove the excuse",
+            where=f"the expected failure of {result.name}",
+            advice="remove it from the expected failures",
         )
         return replace(result, outcome=Outcome.FAILED, failure=failure)
     return result

@@ -92,7 +92,7 @@ def write_tokenizer(directory: Path, *, legacy: bool) -> None:
 
 
 def build_model(family: str, text_type: str) -> Any:
-    """Draw a tiny model whose logits lie well apart."""
+    """Draw a tiny model whose logits are well separated."""
     torch.manual_seed(0)
     sizes: dict[str, Any] = {
         "hidden_size": 64,
@@ -168,7 +168,7 @@ def write(directory: Path, family: str, text_type: str, style: str, *, legacy: b
     return model
 
 
-def pictures() -> list[Image.Image]:
+def random_images() -> list[Image.Image]:
     noise = np.random.default_rng(0)
     return [
         Image.fromarray(noise.integers(0, 255, (9, 9, 3), dtype=np.uint8)).resize(size)
@@ -190,8 +190,8 @@ def test_answers_are_those_of_transformers(
     model = write(directory, family, text_type, style, legacy=legacy)
     processor = AutoProcessor.from_pretrained(directory)  # type: ignore[no-untyped-call]
     cases: list[tuple[list[Image.Image], str]] = [
-        *(([picture], "What is shown in this picture?") for picture in pictures()),
-        (pictures()[1:3], "  Compare, 比較 🙂\n"),
+        *(([image], "What is shown in this image?") for image in random_images()),
+        (random_images()[1:3], "  Compare, 比較 🙂\n"),
         ([], "Hello"),
     ]
     with vlcore.pipeline(directory, device="cpu") as pipe:

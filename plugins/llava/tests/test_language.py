@@ -39,7 +39,7 @@ CASES = (
     "llava16_mistral_hf_newkeys",
 )
 NUM_ROWS = 3
-IN_PLACE = -200
+IMAGE_TOKEN_ID = -200
 
 
 # -- logits
@@ -252,7 +252,7 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
         vlcore.load_language_model(tmp_path).to_transformers()
 
 
-def test_a_tensor_without_a_place_is_named(tmp_path: Path) -> None:
+def test_an_unknown_tensor_is_named(tmp_path: Path) -> None:
     stored = read_all(write_llava(tmp_path))
     stored["model.layers.0.self_attn.q_proj.bias"] = torch.zeros(64)
     LAYOUTS[0](tmp_path, stored)
@@ -292,7 +292,7 @@ def ids_of(tokenizer: PromptTokenizer, parts: list[PromptPart]) -> list[int]:
     ids = list(prompt.token_ids)
     for span in reversed(prompt.spans):
         assert span.stop - span.start == NUM_ROWS
-        ids[span.start : span.stop] = [IN_PLACE]
+        ids[span.start : span.stop] = [IMAGE_TOKEN_ID]
     return ids
 
 
@@ -316,7 +316,7 @@ def test_tokens_are_the_releases(
 @pytest.mark.parametrize(
     ("folder", "line"), [case for case in TOKENIZATIONS if PLAIN in str(case.id)]
 )
-def test_control_tokens_that_a_user_types_stay_text(
+def test_special_tokens_that_a_user_types_stay_text(
     folder: str, line: dict[str, Any], tokenizers: dict[str, PromptTokenizer]
 ) -> None:
     tokenizer = tokenizers[folder]
@@ -347,7 +347,7 @@ def test_the_same_conversation_through_its_template() -> None:
 def test_the_tokenizer_keeps_the_dummy_prefix_before_a_space(tmp_path: Path) -> None:
     tokenizer = vlcore.load_language_model(write_llava(tmp_path)).tokenizer()
     assert tokenizer.eos_token == "</s>"
-    pieces = tokenizer.convert_ids_to_tokens(
-        tokenizer(" a picture", add_special_tokens=False)["input_ids"]
+    tokens = tokenizer.convert_ids_to_tokens(
+        tokenizer(" an image", add_special_tokens=False)["input_ids"]
     )
-    assert "".join(pieces) == "▁▁a▁picture"
+    assert "".join(tokens) == "▁▁an▁image"

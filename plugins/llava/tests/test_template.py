@@ -149,7 +149,7 @@ def test_early_checkpoints_put_marks_around_an_image(tmp_path: Path) -> None:
     assert "USER: <im_start><image><im_end>\nWhat? " in prompt_of(tmp_path)
 
 
-def test_images_given_beside_a_prompt_come_first() -> None:
+def test_images_given_with_a_prompt_come_first() -> None:
     template = vlcore.load_chat_template(GOLDEN / "llava15")
     parts = template.append_image_token("Compare.", 2)
     assert [part for part in parts if part != Control("")] == [
@@ -161,7 +161,7 @@ def test_images_given_beside_a_prompt_come_first() -> None:
     ]
 
 
-def test_text_goes_on_after_an_image_token_and_begins_anew_between_chunks() -> None:
+def test_text_continues_after_an_image_token_and_restarts_between_chunks() -> None:
     original = vlcore.load_chat_template(GOLDEN / "llava15")
     assert original.restarts_after_image
     for name in (None, "vicuna_v1"):

@@ -50,7 +50,7 @@ ANYRES: dict[str, Any] = {
 SIZES = [(40, 30), (30, 70), (28, 28), (90, 20)]
 
 
-def picture(width: int, height: int) -> Image.Image:
+def random_image(width: int, height: int) -> Image.Image:
     noise = np.random.default_rng(width * 1000 + height).integers(0, 256, (height, width, 3))
     return Image.fromarray(noise.astype(np.uint8))
 
@@ -131,7 +131,7 @@ def test_an_image_alone_gives_what_it_gives_in_a_batch(
 @pytest.mark.parametrize("size", [(47, 376), (376, 47), (150, 150), (1, 400)])
 def test_hf_unpads_as_transformers_does(size: tuple[int, int]) -> None:
     model = load(GOLDEN / "llava16_hf")
-    inputs = model.preprocess(picture(*size))
+    inputs = model.preprocess(random_image(*size))
     columns, rows = inputs.layout.grid
     kept: Tensor = unpad_image(  # type: ignore[no-untyped-call]
         torch.zeros(1, rows * 8, columns * 8), (size[1], size[0])
@@ -143,7 +143,7 @@ def test_hf_unpads_as_transformers_does(size: tuple[int, int]) -> None:
 def test_weights_are_in_the_dtype_asked_for() -> None:
     model = vlcore.load_vision_model(GOLDEN / "llava16_anyres", dtype="bfloat16")
     assert model.dtype == torch.bfloat16
-    inputs = model.preprocess(picture(50, 90))
+    inputs = model.preprocess(random_image(50, 90))
     assert inputs.pixels.dtype == torch.float32
     assert encode_images(model, [inputs])[0].rows.dtype == torch.bfloat16
 
@@ -161,7 +161,7 @@ def reference_pixels(image: Image.Image) -> Tensor:
 
 
 def reference_tower(directory: Path, pixels: Tensor, layer: int) -> Tensor:
-    """Give a hidden state of the tower in a checkpoint, by transformers' own CLIP."""
+    """Give a hidden state of the vision encoder in a checkpoint, by transformers' own CLIP."""
     config = json.loads((directory / "clip" / "config.json").read_text())["vision_config"]
     model = CLIPVisionModel(CLIPVisionConfig(**config)).train(False)
     stored = read_all(directory)
@@ -198,7 +198,7 @@ def test_linear_projector_in_square_mode(tmp_path: Path) -> None:
 
     rewrite(tmp_path, make_linear)
     for size in SIZES:
-        image = picture(*size)
+        image = random_image(*size)
         tower = reference_tower(tmp_path, reference_pixels(image), -2)[0, 1:]
         (rows,) = encode(load(tmp_path), image)
         assert_rows(rows, reference_projector(read_all(tmp_path), tower))
@@ -213,16 +213,16 @@ def test_no_projector_type_and_no_aspect_mode_are_linear_and_square(tmp_path: Pa
             del tensors[f"model.mm_projector.2.{kind}"]
 
     rewrite(tmp_path, make_linear)
-    (expected,) = encode(load(tmp_path), picture(40, 30))
+    (expected,) = encode(load(tmp_path), random_image(40, 30))
     set_json(tmp_path / "config.json", mm_projector_type=..., image_aspect_ratio=...)
-    (rows,) = encode(load(tmp_path), picture(40, 30))
+    (rows,) = encode(load(tmp_path), random_image(40, 30))
     assert torch.equal(rows, expected)
 
 
 def test_identity_projector(tmp_path: Path) -> None:
     write_llava(tmp_path, mm_projector_type="identity", hidden_size=48, image_aspect_ratio=None)
     rewrite(tmp_path, lambda tensors: [tensors.pop(n) for n in [*tensors] if "projector" in n])
-    image = picture(40, 30)
+    image = random_image(40, 30)
     (rows,) = encode(load(tmp_path), image)
     assert_rows(rows, reference_tower(tmp_path, reference_pixels(image), -2)[0, 1:])
 
@@ -245,7 +245,7 @@ def test_deep_projectors(tmp_path: Path, depth: int) -> None:
                 del tensors[f"model.mm_projector.{index}.{kind}"]
 
     rewrite(tmp_path, set_depth)
-    image = picture(40, 30)
+    image = random_image(40, 30)
     tower = reference_tower(tmp_path, reference_pixels(image), -2)[0, 1:]
     (rows,) = encode(load(tmp_path), image)
     assert_rows(rows, reference_projector(read_all(tmp_path), tower))
@@ -260,7 +260,7 @@ def test_every_hidden_state_can_be_selected(tmp_path: Path, layer: int, feature:
         mm_vision_select_layer=layer,
         mm_vision_select_feature=feature,
     )
-    image = picture(40, 30)
+    image = random_image(40, 30)
     tower = reference_tower(tmp_path, reference_pixels(image), layer)[0]
     tower = tower if feature == "cls_patch" else tower[1:]
     (rows,) = encode(load(tmp_path), image)
@@ -294,7 +294,7 @@ def reference_merge(
 def test_tiles_are_laid_out(tmp_path: Path, merge: str, size: tuple[int, int]) -> None:
     write_llava(tmp_path, **ANYRES | {"mm_patch_merge_type": merge})
     model = load(tmp_path)
-    inputs = model.preprocess(picture(*size))
+    inputs = model.preprocess(random_image(*size))
     stored = read_all(tmp_path)
     tower = reference_tower(tmp_path, inputs.pixels, -2)[:, 1:]
     tiles = reference_projector(stored, tower)
@@ -318,14 +318,14 @@ def test_every_pixel_is_needed_where_there_are_tiles(tmp_path: Path) -> None:
 
 def test_the_merge_type_is_flat_unless_said(tmp_path: Path) -> None:
     write_llava(tmp_path, **ANYRES | {"mm_patch_merge_type": "flat"})
-    (expected,) = encode(load(tmp_path), picture(40, 30))
+    (expected,) = encode(load(tmp_path), random_image(40, 30))
     set_json(tmp_path / "config.json", mm_patch_merge_type=...)
-    (rows,) = encode(load(tmp_path), picture(40, 30))
+    (rows,) = encode(load(tmp_path), random_image(40, 30))
     assert torch.equal(rows, expected)
 
 
 def test_pinpoints_may_be_a_string(tmp_path: Path) -> None:
-    images = [picture(*size) for size in SIZES]
+    images = [random_image(*size) for size in SIZES]
     write_llava(tmp_path, **ANYRES)
     expected = encode(load(tmp_path), *images)
     write_llava(tmp_path, **ANYRES | {"image_grid_pinpoints": str(PINPOINTS)})
@@ -333,11 +333,11 @@ def test_pinpoints_may_be_a_string(tmp_path: Path) -> None:
         assert torch.equal(rows, same)
 
 
-# -- where the weights lie
+# -- the files of the weights
 
 
 def moved_tower(directory: Path) -> dict[str, Tensor]:
-    """Take the tower's tensors out of the checkpoint."""
+    """Take the vision encoder's tensors out of the checkpoint."""
     stored = read_all(directory)
     tower = {name: stored.pop(name) for name in [*stored] if name.startswith(TOWER)}
     single_safetensors(directory, stored)
@@ -347,19 +347,19 @@ def moved_tower(directory: Path) -> dict[str, Tensor]:
 @pytest.mark.parametrize("write", LAYOUTS)
 def test_every_storage_gives_the_same_rows(tmp_path: Path, write: Any) -> None:
     write_llava(tmp_path)
-    (expected,) = encode(load(tmp_path), picture(40, 30))
+    (expected,) = encode(load(tmp_path), random_image(40, 30))
     stored = read_all(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     write(tmp_path, stored)
-    (rows,) = encode(load(tmp_path), picture(40, 30))
+    (rows,) = encode(load(tmp_path), random_image(40, 30))
     assert torch.equal(rows, expected)
 
 
 @pytest.mark.parametrize("write", LAYOUTS)
 @pytest.mark.parametrize("prefix", ["vision_model.", ""])
-def test_a_tower_beside_the_checkpoint(tmp_path: Path, write: Any, prefix: str) -> None:
+def test_an_encoder_next_to_the_checkpoint(tmp_path: Path, write: Any, prefix: str) -> None:
     write_llava(tmp_path)
-    (expected,) = encode(load(tmp_path), picture(40, 30))
+    (expected,) = encode(load(tmp_path), random_image(40, 30))
     tower = {prefix + name: tensor for name, tensor in moved_tower(tmp_path).items()}
     others = {
         "text_model.encoder.layers.0.mlp.fc1.weight": torch.zeros(2, 2),
@@ -367,11 +367,11 @@ def test_a_tower_beside_the_checkpoint(tmp_path: Path, write: Any, prefix: str) 
         f"{prefix}embeddings.position_ids": torch.arange(5)[None],
     }
     write(tmp_path / "clip", tower | others)
-    (rows,) = encode(load(tmp_path), picture(40, 30))
+    (rows,) = encode(load(tmp_path), random_image(40, 30))
     assert torch.equal(rows, expected)
 
 
-def test_the_fingerprint_changes_with_the_tower_beside(tmp_path: Path) -> None:
+def test_the_fingerprint_changes_with_the_encoder_next_to_it(tmp_path: Path) -> None:
     tower = moved_tower(write_llava(tmp_path))
     single_safetensors(tmp_path / "clip", tower)
     before = load(tmp_path).fingerprint
@@ -380,33 +380,33 @@ def test_the_fingerprint_changes_with_the_tower_beside(tmp_path: Path) -> None:
     assert load(tmp_path).fingerprint != before
 
 
-def test_a_tower_in_the_checkpoint_wins_over_the_one_beside(tmp_path: Path) -> None:
+def test_an_encoder_in_the_checkpoint_takes_precedence(tmp_path: Path) -> None:
     write_llava(tmp_path)
-    (expected,) = encode(load(tmp_path), picture(40, 30))
+    (expected,) = encode(load(tmp_path), random_image(40, 30))
     stored = read_all(tmp_path)
     tower = {name.removeprefix(TOWER): stored[name] * 0 for name in stored if TOWER in name}
     single_safetensors(tmp_path / "clip", tower)
-    (rows,) = encode(load(tmp_path), picture(40, 30))
+    (rows,) = encode(load(tmp_path), random_image(40, 30))
     assert torch.equal(rows, expected)
 
 
 def test_a_tower_under_the_shorter_name(tmp_path: Path) -> None:
     write_llava(tmp_path)
-    (expected,) = encode(load(tmp_path), picture(40, 30))
+    (expected,) = encode(load(tmp_path), random_image(40, 30))
 
     def shorten(tensors: dict[str, Tensor]) -> None:
         for name in [*tensors]:
             tensors[name.replace(".vision_model.", ".")] = tensors.pop(name)
 
     rewrite(tmp_path, shorten)
-    (rows,) = encode(load(tmp_path), picture(40, 30))
+    (rows,) = encode(load(tmp_path), random_image(40, 30))
     assert torch.equal(rows, expected)
 
 
 @pytest.mark.parametrize("inside", [False, True])
 def test_a_tower_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: bool) -> None:
     directory = write_llava(tmp_path / "model")
-    (expected,) = encode(load(directory), picture(40, 30))
+    (expected,) = encode(load(directory), random_image(40, 30))
     set_json(directory / "config.json", mm_vision_tower="openai/clip-tiny")
     repository = tmp_path / "repository"
     shutil.move(directory / "clip", repository)
@@ -416,7 +416,7 @@ def test_a_tower_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ins
         single_bin(repository, {f"vision_model.{name}": tower[name] for name in tower})
     hub = FakeHub(tmp_path / "cache", monkeypatch)
     hub.repositories["openai/clip-tiny"] = repository
-    (rows,) = encode(load(directory), picture(40, 30))
+    (rows,) = encode(load(directory), random_image(40, 30))
     assert torch.equal(rows, expected)
     files = {"config.json", "preprocessor_config.json"} | (
         set() if inside else {"pytorch_model.bin"}
@@ -587,7 +587,7 @@ def test_misshapen_tensors_are_named(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_a_tensor_without_a_place_is_named(tmp_path: Path) -> None:
+def test_an_unknown_tensor_is_named(tmp_path: Path) -> None:
     def change(tensors: dict[str, Tensor]) -> None:
         tensors["model.mm_projector.4.weight"] = torch.zeros(64, 64)
 
@@ -600,14 +600,14 @@ def test_a_tensor_without_a_place_is_named(tmp_path: Path) -> None:
 
 
 def odd_images() -> dict[str, Image.Image]:
-    colours = picture(37, 23)
+    colours = random_image(37, 23)
     palette = colours.quantize(8)
     palette.info["transparency"] = 3
     deep = Image.fromarray(np.arange(37 * 23, dtype=np.uint16).reshape(23, 37) * 60)
     return {
-        "1x1": picture(1, 1),
-        "1x5000": picture(1, 5000),
-        "5000x1": picture(5000, 1),
+        "1x1": random_image(1, 1),
+        "1x5000": random_image(1, 5000),
+        "5000x1": random_image(5000, 1),
         "L": colours.convert("L"),
         "LA": colours.convert("LA"),
         "RGBA": colours.convert("RGBA"),
@@ -641,7 +641,7 @@ def test_odd_images_give_the_stated_number_of_rows(any_model: VisionModel, name:
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "1"])
 def test_modes_are_read_as_rgb(any_model: VisionModel, mode: str) -> None:
-    image = picture(37, 23).convert(mode)
+    image = random_image(37, 23).convert(mode)
     expected = any_model.preprocess(image.convert("RGB")).pixels
     assert torch.equal(any_model.preprocess(image).pixels, expected)
 
@@ -649,10 +649,10 @@ def test_modes_are_read_as_rgb(any_model: VisionModel, mode: str) -> None:
 def test_preprocess_takes_no_options(any_model: VisionModel) -> None:
     assert any_model.image_options == frozenset()
     with pytest.raises(TypeError, match="unexpected image options: detail"):
-        any_model.preprocess(picture(3, 3), detail="low")
+        any_model.preprocess(random_image(3, 3), detail="low")
 
 
-# -- a tower over several devices
+# -- a vision encoder over several devices
 
 
 @pytest.mark.parametrize(
@@ -668,7 +668,7 @@ def test_a_spread_tower_gives_the_same_rows(tmp_path: Path, spread: Any) -> None
     model = vlcore.load_vision_model(directory, **spread)
     assert model.is_spread
     assert (model.device, model.dtype) == (torch.device("cpu"), torch.float32)
-    images = [picture(*size) for size in SIZES]
+    images = [random_image(*size) for size in SIZES]
     for ours, theirs in zip(encode(model, *images), encode(load(directory), *images), strict=True):
         assert torch.equal(ours, theirs)
 

@@ -20,8 +20,8 @@ def test_an_answer_is_taken_apart_in_order() -> None:
 
 def test_a_label_belongs_to_the_boxes_that_follow_it_alone() -> None:
     answer = "<ref>a</ref><box>(1,2),(3,4)</box> and <box>(1,2),(3,4)</box><ref>b</ref>, then"
-    pieces = parse_answer(answer, (1000, 1000))
-    assert pieces == (
+    parts = parse_answer(answer, (1000, 1000))
+    assert parts == (
         Region("a", (1, 2, 3, 4)),
         " and ",
         Region("", (1, 2, 3, 4)),
@@ -84,7 +84,7 @@ def test_a_malformed_box_is_text(box: str) -> None:
 )
 def test_an_unfinished_answer_is_text(answer: str) -> None:
     assert "".join(map(str, parse_answer(answer, SIZE))) == answer
-    assert not any(isinstance(piece, Region) for piece in parse_answer(answer, SIZE))
+    assert not any(isinstance(part, Region) for part in parse_answer(answer, SIZE))
 
 
 def test_marks_inside_marks_are_text() -> None:

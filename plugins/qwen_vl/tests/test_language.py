@@ -26,7 +26,7 @@ from vlcore import (
     TensorError,
 )
 
-PICTURE = Image.new("RGB", (40, 30), "red")
+IMAGE = Image.new("RGB", (40, 30), "red")
 
 
 # -- logits
@@ -98,7 +98,7 @@ def test_the_context_ends_where_the_release_changes_its_attention(
     assert language.context_length == 64
     assert "beyond seq_length 64 the reference" in language.context_limit_reason
     assert named in language.context_limit_reason
-    # It does: what Qwen2 computes there is not what the release does.
+    # It does: what Qwen2 computes there is not what the reference implementation does.
     name = f"long_logits_logn{int('use_logn_attn' not in switches)}"
     expected = case.expected[f"{name}_ntk{int('use_dynamic_ntk' not in switches)}"]
     ids = torch.from_numpy(case.expected["long_ids"])
@@ -171,10 +171,10 @@ def test_the_text_part_is_qwen2(tmp_path: Path) -> None:
 
 def test_a_chat_keeps_the_marks_of_boxes(tmp_path: Path) -> None:
     with vlcore.pipeline(write_pointing_qwen(tmp_path)) as pipe:
-        session = pipe.chat(("Where is the dog?", PICTURE))
+        session = pipe.chat(("Where is the dog?", IMAGE))
         first = session.response
         session = pipe.chat("And now?", session)
-        regions = pipe.template.regions(session.response.text, PICTURE.size)  # type: ignore[union-attr]
+        regions = pipe.template.regions(session.response.text, IMAGE.size)  # type: ignore[union-attr]
     assert first is not None
     assert (first.text, first.finish_reason) == (POINTING, "stop")
     assert first.input_token_len > 256
@@ -186,12 +186,12 @@ def test_a_chat_keeps_the_marks_of_boxes(tmp_path: Path) -> None:
 def test_a_prompt_beyond_the_context_is_reported_why(tmp_path: Path) -> None:
     write_qwen(tmp_path, seq_length=400)
     with vlcore.pipeline(tmp_path) as pipe:
-        answer = pipe(("Hi", PICTURE), {"max_new_tokens": 3, "ignore_eos": True})
+        answer = pipe(("Hi", IMAGE), {"max_new_tokens": 3, "ignore_eos": True})
         assert answer.generate_token_len == 3
         with pytest.raises(
             ContextLengthError, match=r"length is 400 .*, because beyond seq_length 400"
         ):
-            pipe(("Hi", [PICTURE, PICTURE]))
+            pipe(("Hi", [IMAGE, IMAGE]))
         assert pipe.encoder_stats().num_encoded == 1
 
 
@@ -231,7 +231,7 @@ def test_joined_projections_of_a_wrong_width_are_reported(tmp_path: Path) -> Non
         vlcore.load_language_model(tmp_path).to_transformers()
 
 
-def test_a_bias_without_a_place_is_named(tmp_path: Path) -> None:
+def test_an_unknown_bias_is_named(tmp_path: Path) -> None:
     stored = read_all(write_qwen(tmp_path))
     stored["transformer.h.0.mlp.c_proj.bias"] = torch.zeros(128)
     single_safetensors(tmp_path, stored)

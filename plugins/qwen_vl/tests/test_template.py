@@ -31,7 +31,7 @@ def test_prompts_are_the_releases(template: ChatTemplate, line: dict[str, Any]) 
     assert sum(isinstance(part, ImageSlot) for part in parts) == line["n_images"]
 
 
-def test_pictures_between_texts_are_numbered_too(template: ChatTemplate) -> None:
+def test_images_between_texts_are_numbered_too(template: ChatTemplate) -> None:
     image = {"type": "image"}
     content = [{"type": "text", "text": "First "}, image, {"type": "text", "text": "then "}, image]
     prompt = template.render([{"role": "user", "content": content}])
@@ -40,7 +40,7 @@ def test_pictures_between_texts_are_numbered_too(template: ChatTemplate) -> None
     ) in prompt
 
 
-def test_images_given_beside_a_prompt_come_first(template: ChatTemplate) -> None:
+def test_images_given_with_a_prompt_come_first(template: ChatTemplate) -> None:
     assert template.append_image_token("Compare.", 2) == (
         Control("Picture 1: <img>"),
         ImageSlot(0),

@@ -41,14 +41,14 @@ def by_rank(word: bytes, ranks: dict[bytes, int]) -> list[int]:
     """Join the leftmost pair of lowest rank until none is left, as tiktoken does."""
     if word in ranks:
         return [ranks[word]]
-    pieces = [bytes([byte]) for byte in word]
+    parts = [bytes([byte]) for byte in word]
     while True:
-        pairs = [pieces[i] + pieces[i + 1] for i in range(len(pieces) - 1)]
+        pairs = [parts[i] + parts[i + 1] for i in range(len(parts) - 1)]
         known = [ranks[pair] for pair in pairs if pair in ranks]
         if not known:
-            return [ranks[piece] for piece in pieces]
+            return [ranks[part] for part in parts]
         first = next(i for i, pair in enumerate(pairs) if ranks.get(pair) == min(known))
-        pieces[first : first + 2] = [pairs[first]]
+        parts[first : first + 2] = [pairs[first]]
 
 
 def test_words_are_joined_by_rank(path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -61,7 +61,7 @@ def test_words_are_joined_by_rank(path: Path, tokenizer: PreTrainedTokenizerFast
 
 
 @pytest.mark.parametrize(
-    ("text", "pieces"),
+    ("text", "parts"),
     [
         ("It's 12 o'clock", ["It", "'s", " ", "1", "2", " o", "'clock"]),
         ("a  b", ["a", " ", " b"]),
@@ -71,10 +71,10 @@ def test_words_are_joined_by_rank(path: Path, tokenizer: PreTrainedTokenizerFast
     ],
 )
 def test_text_is_split_as_the_release_does(
-    tokenizer: PreTrainedTokenizerFast, text: str, pieces: list[str]
+    tokenizer: PreTrainedTokenizerFast, text: str, parts: list[str]
 ) -> None:
     split = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
-    assert [text[start:end] for _, (start, end) in split] == pieces
+    assert [text[start:end] for _, (start, end) in split] == parts
 
 
 @pytest.mark.parametrize("text", ["Zoë", "图中有几只猫？", "🦙 \u200d\n x", "\x00\x7f", "  two  "])

@@ -26,7 +26,7 @@ from vlcore import (
     Text,
 )
 
-IN_PLACE = -200
+IMAGE_TOKEN_ID = -200
 
 
 @pytest.fixture(scope="module")
@@ -132,13 +132,13 @@ def test_tokens_are_the_releases_through_template_and_tokenizer(tmp_path: Path) 
     conversations = read_lines(GOLDEN / "prompts" / "yi_vl.jsonl")
     num_compared = 0
     for line in conversations:
-        if line["id"] == "special_text_is_plain":  # the release takes a typed </s> for the token
+        if line["id"] == "special_text_is_plain":  # the reference reads a typed </s> as the token
             continue
         parts = template.messages2prompt(line["messages"])
         prompt = tokenizer.build(parts, [ImageLayout(3)] * line["n_images"], template)
         ids = list(prompt.token_ids)
         for span in reversed(prompt.spans):
-            ids[span.start : span.stop] = [IN_PLACE]
+            ids[span.start : span.stop] = [IMAGE_TOKEN_ID]
         assert ids == expected[line["id"]], line["id"]
         num_compared += 1
     assert num_compared == len(conversations) - 1

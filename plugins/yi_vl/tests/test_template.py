@@ -20,7 +20,7 @@ def test_prompts_are_the_releases(line: dict[str, Any]) -> None:
     assert sum(isinstance(part, ImageSlot) for part in parts) == line["n_images"]
 
 
-def test_an_answer_that_ended_at_the_stop_text_is_followed_by_one_line_break() -> None:
+def test_an_answer_that_ended_at_the_stop_string_is_followed_by_one_line_break() -> None:
     messages = [
         {"role": "user", "content": "Hi"},
         {"role": "assistant", "content": " Hello.\n"},

@@ -26,7 +26,7 @@ from vlcore import (
     VisionModel,
 )
 
-PICTURE = Image.effect_noise((50, 90), 80).convert("RGB")
+IMAGE = Image.effect_noise((50, 90), 80).convert("RGB")
 OWN_TOWER = "model.vision_tower.vision_tower."
 
 
@@ -57,7 +57,7 @@ def tower_of(directory: Path) -> Path:
 
 def rows_of(model: Any) -> Tensor:
     loaded = vlcore.load_vision_model(model)
-    return encode_images(loaded, [loaded.preprocess(PICTURE)])[0].rows
+    return encode_images(loaded, [loaded.preprocess(IMAGE)])[0].rows
 
 
 def set_json(path: Path, **values: Any) -> None:
@@ -121,7 +121,7 @@ def test_a_deeper_projector(directory: Path) -> None:
     torch.testing.assert_close(rows_of(directory), expected, rtol=1e-5, atol=2e-5)
 
 
-# -- where the tower lies
+# -- the files of the vision encoder
 
 
 @pytest.mark.parametrize("level", ["vision_model.", ""])

@@ -50,7 +50,7 @@ def token_ids(explanation: Explanation) -> list[int | None]:
 
 
 def kinds(explanation: Explanation) -> dict[str, str]:
-    return {line.piece: line.kind for line in explanation.lines if isinstance(line, TokenLine)}
+    return {line.entry: line.kind for line in explanation.lines if isinstance(line, TokenLine)}
 
 
 def text_tensors(stages: ModelStages) -> list[TensorSource]:

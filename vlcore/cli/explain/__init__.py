@@ -74,7 +74,7 @@ def _line_as_json(line: TokenLine | RowsLine) -> dict[str, object]:
             "kind": line.kind,
             "position": line.position,
             "token_id": line.token_id,
-            "piece": line.piece,
+            "piece": line.entry,
             "text": line.text,
         }
     return {

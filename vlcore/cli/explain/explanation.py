@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 TokenKind = Literal["text", "control", "unknown"]
 """``"unknown"`` is text that the vocabulary has no token for."""
 
-_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+_BYTE_ENTRY = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class TokenLine:
     position: int
     token_id: int
     kind: TokenKind
-    piece: str
+    entry: str
     """The entry of the vocabulary."""
     raw: bytes
     """The bytes of the token's text, in UTF-8."""
@@ -260,22 +260,22 @@ class VocabularyEntries:
 
     def line(self, position: int, token_id: int) -> TokenLine:
         """Describe the token at a position."""
-        piece = str(self._tokenizer.convert_ids_to_tokens(token_id))
+        entry = str(self._tokenizer.convert_ids_to_tokens(token_id))
         kind: TokenKind = "text"
         if token_id == self._unknown:
             kind = "unknown"
         elif token_id in self._special:
             kind = "control"
-        return TokenLine(position, token_id, kind, piece, self._bytes(token_id, piece))
+        return TokenLine(position, token_id, kind, entry, self._bytes(token_id, entry))
 
-    def _bytes(self, token_id: int, piece: str) -> bytes:
+    def _bytes(self, token_id: int, entry: str) -> bytes:
         if token_id in self._added:
             return self._added[token_id].encode("utf-8")
-        if self._is_byte_level and self._byte_of_character.keys() >= set(piece):
-            return bytes(self._byte_of_character[character] for character in piece)
-        if found := _BYTE_PIECE.fullmatch(piece):
+        if self._is_byte_level and self._byte_of_character.keys() >= set(entry):
+            return bytes(self._byte_of_character[character] for character in entry)
+        if found := _BYTE_ENTRY.fullmatch(entry):
             return bytes([int(found[1], 16)])
-        return piece.replace("▁", " ").encode("utf-8")
+        return entry.replace("▁", " ").encode("utf-8")
 
     @cached_property
     def _byte_of_character(self) -> dict[str, int]:

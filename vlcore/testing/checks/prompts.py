@@ -83,7 +83,7 @@ def one_slot_per_image(subject: Subject) -> None:
         try:
             parts = template.messages2prompt(messages)
         except PromptError:
-            if count > 1:  # a model may take one image only, and says so
+            if count > 1:  # a model may accept only one image
                 continue
             raise
         _expect_slots(parts, count, f"messages2prompt of {type(template).__name__}, {name}")
@@ -96,7 +96,7 @@ def one_slot_per_image(subject: Subject) -> None:
                 expected=f"the text {_HARMLESS!r}",
                 actual=repr(_text_of(parts)),
                 where=where,
-                advice="give the text as a Text beside the slots",
+                advice="return the text as a Text next to the slots",
             )
 
 
