@@ -92,10 +92,11 @@ $(LOWEST)/ready: pyproject.toml $(CONSTRAINTS) | check-python
 test-cuda: $(READY)  ## run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m cuda -rs
 
-lint: $(READY)  ## check style and types
+lint: $(READY)  ## check style, words and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python scripts/check_words.py
 	@$(MAKE) --no-print-directory types
 
 types: $(READY)  ## check types
