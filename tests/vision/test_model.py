@@ -122,7 +122,7 @@ def test_a_model_without_forward_and_tower_raises() -> None:
     class Nothing(VisionModel):
         hidden_size = 1
 
-    with pytest.raises(NotImplementedError, match="Nothing must define forward, or both tower"):
+    with pytest.raises(NotImplementedError, match="Nothing must define `forward`, or both"):
         Nothing().forward([tiles(1.0)])
 
 
@@ -133,7 +133,7 @@ def test_a_tower_without_assemble() -> None:
         def tower(self, pixels: Tensor) -> Tensor:
             return pixels.flatten(2)
 
-    with pytest.raises(NotImplementedError, match="Half must define forward, or both tower"):
+    with pytest.raises(NotImplementedError, match="Half must define `forward`, or both"):
         Half().forward([tiles(1.0)])
 
 

@@ -77,12 +77,12 @@ class CudaGraphs:
     computed values, runs without graphs, and a warning is logged once.
 
     Args:
-        tower: encodes pixels [N, 3, H, W] as features [N, T, D].
+        encoder: encodes pixels [N, 3, H, W] as features [N, T, D].
         record: captures a graph.
     """
 
-    def __init__(self, tower: Tower, record: Recorder) -> None:
-        self._tower = tower
+    def __init__(self, encoder: Tower, record: Recorder) -> None:
+        self._tower = encoder
         self._record = record
         self._is_disabled = False
         self._replays: dict[int, Callable[[], object]] = {}

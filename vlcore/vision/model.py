@@ -162,7 +162,7 @@ class VisionModel:
         return None
 
     def _missing_methods(self) -> str:
-        return f"{type(self).__name__} must define forward, or both tower and assemble"
+        return f"{type(self).__name__} must define `forward`, or both `tower` and `assemble`"
 
 
 def has_tower(model: VisionModel) -> bool:
