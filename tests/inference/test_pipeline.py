@@ -639,7 +639,11 @@ pipe(("hello", Image.new("RGB", (40, 40))), {{"max_new_tokens": 2}})
 {end}
 """
     ended = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=True,
     )
     assert "Exception" not in ended.stderr
 
