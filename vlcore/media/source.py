@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
 from urllib.request import url2pathname
@@ -57,7 +57,11 @@ def describe(source: Any) -> str:
     if isinstance(source, bytes | bytearray | memoryview):
         return f"an image of {len(source)} bytes"
     text = str(source)
-    return repr(text if len(text) <= 80 else f"{text[:77]}...")
+    if len(text) <= 80:
+        return repr(text)
+    # The end of a path names the file; of a URL or of encoded data, the beginning tells more.
+    is_path = ":" not in text[:8] and PurePath(text).suffix
+    return repr(f"...{text[-77:]}" if is_path else f"{text[:77]}...")
 
 
 def _scheme(source: str) -> str:

@@ -197,7 +197,7 @@ def test_ordinary_prompts_work_with_fewer_rows_than_tokens(short_of_rows: Path) 
 
 def test_a_prompt_with_a_token_that_has_no_row_is_refused_alone(short_of_rows: Path) -> None:
     with vlcore.pipeline(short_of_rows) as pipe:
-        with pytest.raises(EngineError, match=r"must be in 0\.\.899; the prompt are in .*901"):
+        with pytest.raises(EngineError, match=r"must be in 0\.\.899"):
             pipe("What is unheardof?")
         answers = pipe(["What is unheardof?", "Hi"], {"max_new_tokens": 2})
     assert [answer.finish_reason == "error" for answer in answers] == [True, False]
