@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,7 @@ def test_there_is_something_of_every_kind() -> None:
     assert len(internal_classes()) > 100
 
 
+@cache
 def internal_classes() -> set[str]:
     """The classes of vlcore that are not public."""
     sources = sorted(Path(vlcore.__file__).parent.rglob("*.py"))

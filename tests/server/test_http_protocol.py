@@ -124,7 +124,7 @@ def test_many_events_do_not_hold_the_event_loop(server: Server) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TimedProtocol, "handle_events", counted)
         head = post(b"").replace(b"content-length: 0", b"transfer-encoding: chunked")
-        send_and_read(server, head + b"1\r\n \r\n" * 900)
+        send_and_read(server, head + b"1\r\n \r\n" * 900 + b"0\r\n\r\n")
     assert len(counts) > 3
     assert max(counts) <= 256
 
