@@ -31,6 +31,8 @@ from .errors import VlcoreError as VlcoreError
 from .hookspecs import hookimpl as hookimpl
 from .inference.factory import pipeline as pipeline
 from .inference.pipeline import Pipeline as Pipeline
+from .inference.prompt_builder import PromptBuilder as PromptBuilder
+from .inference.prompt_builder import load_prompt_builder as load_prompt_builder
 from .inference.response import Response as Response
 from .inference.response import Session as Session
 from .language.model import LanguageModel as LanguageModel

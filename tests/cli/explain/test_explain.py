@@ -97,6 +97,62 @@ def test_a_prompt_that_is_too_long_is_shown_and_says_so(tmp_path: Path) -> None:
     assert explained["length"] > explained["context_length"] == 8
 
 
+CONVERSATION = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": [{"type": "image_url", "image_url": {"url": str(IMAGE)}}]},
+    {"role": "assistant", "content": "A circle."},
+    {
+        "role": "user",
+        "content": [{"type": "text", "text": "And this?"}, {"type": "image", "path": str(BANNER)}],
+    },
+]
+
+
+@pytest.mark.parametrize("document", [CONVERSATION, {"model": "x", "messages": CONVERSATION}])
+def test_a_conversation_is_read_from_a_file_or_standard_input(
+    document: object, tmp_path: Path
+) -> None:
+    file = tmp_path / "messages.json"
+    file.write_text(json.dumps(document), "utf-8")
+    explained = as_json(DEMO, "--messages", file)
+    assert [image["source"] for image in explained["images"]] == [str(IMAGE), str(BANNER)]
+    text = "".join(line.get("text") or "" for line in explained["prompt"])
+    assert text.index("Be brief.") < text.index("A circle.") < text.index("And this?")
+    arguments = ["explain", str(DEMO), "--messages", "-", "--json"]
+    piped = CliRunner().invoke(app, arguments, input=json.dumps(document))
+    assert json.loads(piped.stdout) == explained
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "no messages could be read from"),
+        (b"[" * 100_000, "no messages could be read from"),
+        (b'"Hello"', "must contain a list of messages"),
+        (b'["Hello"]', "must contain a list of messages"),
+        (b'{"prompt": "Hello"}', "must contain a list of messages"),
+        (b"[]", "at least one message"),
+        (b'[{"role": "user", "content": [{"type": "image"}]}]', "message 0 has no image"),
+    ],
+)
+def test_a_file_without_a_conversation_is_an_error(
+    content: bytes, message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "messages.json"
+    file.write_bytes(content)
+    with pytest.raises(vlcore.PromptError, match=message):
+        CliRunner().invoke(
+            app, ["explain", str(DEMO), "--messages", str(file)], catch_exceptions=False
+        )
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["Hello", "--messages", "-"], ["--messages", "-", "-i", IMAGE]]
+)
+def test_either_a_message_or_a_conversation_is_explained(arguments: list[object]) -> None:
+    assert explain(DEMO, *arguments).exit_code == 2
+
+
 def test_a_template_is_chosen_by_name() -> None:
     own = as_json(DEMO, "Hello")["prompt"]
     assert as_json(DEMO, "Hello", "--chat-template", "mistral_instruct")["prompt"] != own

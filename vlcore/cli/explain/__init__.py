@@ -16,18 +16,35 @@ if TYPE_CHECKING:
 
 def explain(
     model: Model,
-    prompt: Annotated[str, typer.Argument(help="Message to explain.")],
+    prompt: Annotated[
+        str | None, typer.Argument(help="Message to explain. Omitted with --messages.")
+    ] = None,
     image: Images = None,
+    messages: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="JSON file with OpenAI-style messages, of several turns and with images, or with "
+            "a request that has messages. - reads standard input.",
+        ),
+    ] = None,
     plugin: Plugin = None,
     chat_template: TemplateName = None,
     revision: Revision = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show a prompt token by token, as the model reads it."""
+    """Show the prompt of a message or a conversation token by token, as the model reads it."""
     from vlcore.cli.explain.explanation import explain
+    from vlcore.cli.explain.messages_file import read_messages
     from vlcore.plugins.stages import ModelStages
 
+    if (prompt is None) == (messages is None):
+        raise typer.BadParameter("either a message or --messages is needed")
+    if messages is not None and image:
+        raise typer.BadParameter("--messages has its own images: leave out --image")
     user_prompt: Any = (prompt, image) if image else prompt
+    if messages is not None:
+        user_prompt = read_messages(messages)
     stages = ModelStages(model, plugin=plugin, revision=revision)
     explanation = explain(stages, user_prompt, chat_template=chat_template)
     if as_json:

@@ -6,7 +6,6 @@ only those for which its ``preprocess`` does not state the number of embeddings.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,17 +13,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from PIL import Image
-
+from vlcore.inference.prompt_builder import PromptBuilder
 from vlcore.inference.user_input import parse_prompt
-from vlcore.media.image import load_image
 from vlcore.media.policy import DEFAULT_LIMITS, ImageLimits
 from vlcore.media.source import describe
 from vlcore.plugins.stages import ModelStages
-from vlcore.prompts.chat_template import ChatTemplate, write_prompt
-from vlcore.prompts.tokenization import ImageLayout, PromptTokenizer, TokenizedPrompt
-from vlcore.vision.encoder import ImageEncoder
-from vlcore.vision.model import VisionModel, image_layout
+from vlcore.prompts.chat_template import ChatTemplate
+from vlcore.prompts.tokenization import TokenizedPrompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -152,25 +147,11 @@ def explain(
         PluginError: the plugin breaks its contract.
     """
     conversation = parse_prompt(prompt)
-    language_model = stages.language_model()
-    template = (
-        chat_template
-        if isinstance(chat_template, ChatTemplate)
-        else stages.chat_template(chat_template)
-    )
-    parts = write_prompt(template, conversation)
-    tokenizer = language_model.tokenizer()
-    images = [load_image(source, image_limits) for source in conversation.images]
-    layouts_and_encoded: list[tuple[ImageLayout, bool]] = []
-    if images:  # a prompt without images needs no vision model
-        vision_model = stages.vision_model()
-        layouts_and_encoded = asyncio.run(
-            _layouts(vision_model, images, conversation.image_options)
-        )
-    layouts = [layout for layout, _ in layouts_and_encoded]
-    prompt_tokenizer = PromptTokenizer(tokenizer)
-    built = prompt_tokenizer.build(parts, layouts, template)
-    special = {token_id for token_id, _ in prompt_tokenizer.special_tokens.values()}
+    builder = PromptBuilder(stages, chat_template, image_limits)
+    language_model, template = builder.language_model, builder.template
+    built, images = builder.build_measured(conversation)
+    tokenizer = builder.transformers_tokenizer
+    special = {token_id for token_id, _ in builder.tokenizer.special_tokens.values()}
     vocabulary = VocabularyEntries(tokenizer, special)
     token_stops, text_stops = _stops(template, tokenizer, language_model.end_token_ids)
     return Explanation(
@@ -180,30 +161,13 @@ def explain(
         template=type(template).__name__,
         lines=tuple(_lines(built, vocabulary)),
         images=tuple(
-            ExplainedImage(_name(source), *image.size, layout.num_rows, was_encoded)
-            for source, image, (layout, was_encoded) in zip(
-                conversation.images, images, layouts_and_encoded, strict=True
-            )
+            ExplainedImage(_name(source), *image.size, image.layout.num_rows, image.was_encoded)
+            for source, image in zip(conversation.images, images, strict=True)
         ),
         stop_token_ids=token_stops,
         stop_strings=text_stops,
         context_length=language_model.context_length,
     )
-
-
-async def _layouts(
-    vision_model: VisionModel, images: Sequence[Image.Image], options: list[Mapping[str, Any]]
-) -> list[tuple[ImageLayout, bool]]:
-    """Each image's layout, and whether the image had to be encoded to determine it."""
-    layouts_and_encoded = []
-    async with ImageEncoder(vision_model, cache_bytes=0) as encoder:
-        for prepared in await encoder.prepare(images, options):
-            if prepared.layout is not None:
-                layouts_and_encoded.append((prepared.layout, False))
-            else:
-                (encoded,) = await encoder.encode_prepared([prepared])
-                layouts_and_encoded.append((image_layout(encoded), True))
-    return layouts_and_encoded
 
 
 def _name(source: Any) -> str:
