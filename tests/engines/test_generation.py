@@ -45,6 +45,13 @@ from vlcore.errors import OptionError
         ("repetition_penalty", 0),
         ("repetition_penalty", 101),
         ("repetition_penalty", None),
+        ("frequency_penalty", 2.1),
+        ("frequency_penalty", -2.1),
+        ("frequency_penalty", None),
+        ("presence_penalty", float("nan")),
+        ("presence_penalty", "1"),
+        ("presence_penalty", True),
+        ("logit_bias", [3]),
         ("random_seed", 1.5),
         ("random_seed", "1"),
         ("random_seed", True),
@@ -100,6 +107,9 @@ def test_an_option_out_of_range_or_of_a_wrong_type_is_named(option: str, value: 
         ("min_p", 0),
         ("min_p", 1.0),
         ("repetition_penalty", 0.5),
+        ("frequency_penalty", -2),
+        ("presence_penalty", 2.0),
+        ("logit_bias", {3: -100, 0: 100.0}),
         ("random_seed", 0),
         ("random_seed", 2**63),
         ("logprobs", 0),
@@ -212,3 +222,20 @@ def test_options_are_a_config_a_mapping_or_none() -> None:
         as_generation_config({1: 2})  # type: ignore[dict-item]
     with pytest.raises(OptionError, match=r"must be a GenerationConfig or a mapping .*, not list"):
         as_generation_config([("top_k", 3)])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "bias", [{-1: 1}, {"3": 1}, {1.5: 1}, {True: 1}, {3: 101}, {3: float("nan")}, {3: None}]
+)
+def test_a_bias_maps_token_ids_to_numbers_in_range(bias: dict[Any, Any]) -> None:
+    with pytest.raises(OptionError, match="logit_bias must map token ids to numbers"):
+        GenerationConfig(logit_bias=bias)
+
+
+def test_a_config_with_a_bias_is_hashable_and_keeps_its_own_copy() -> None:
+    bias = {3.0: 1}
+    config = GenerationConfig(logit_bias=bias)  # type: ignore[arg-type]
+    bias.clear()
+    assert config.logit_bias == {3: 1}
+    assert hash(config) == hash(replace(config, n=1))
+    assert GenerationConfig(logit_bias=None) == GenerationConfig()  # type: ignore[arg-type]

@@ -137,7 +137,10 @@ BODIES = [
         "invalid_value",
         "response_format.type: ",
     ),
-    ("a penalty", chat(TEXT, presence_penalty=1), "invalid_value", "presence_penalty: "),
+    ("a penalty of 3", chat(TEXT, presence_penalty=3), "invalid_value", "presence_penalty: "),
+    ("a bias on no token", chat(TEXT, logit_bias={"x": 1}), "invalid_value", "logit_bias.x"),
+    ("a bias on an unknown token", chat(TEXT, logit_bias={"99999999": 1}), "invalid_option",
+     "logit_bias"),
     ("too long", chat(text_part("word " * 2000)), "context_length_exceeded", "1024"),
 ]  # fmt: skip
 

@@ -71,6 +71,16 @@ def chat(
             "value, from 0 to 1. Requires --temperature. Default: 1."
         ),
     ] = None,
+    frequency_penalty: Annotated[
+        float,
+        typer.Option(
+            help="Penalty of a token for each time that the response contains it, from -2 to 2."
+        ),
+    ] = 0.0,
+    presence_penalty: Annotated[
+        float,
+        typer.Option(help="Penalty of a token that the response contains, from -2 to 2."),
+    ] = 0.0,
     seed: Annotated[
         int | None,
         typer.Option(help="Seed that makes sampling reproducible. Requires --temperature."),
@@ -94,7 +104,11 @@ def chat(
     if options and temperature is None:
         raise typer.BadParameter("--top-p and --seed affect sampling, which requires --temperature")
     config = GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=temperature is not None, **options
+        max_new_tokens=max_new_tokens,
+        do_sample=temperature is not None,
+        frequency_penalty=frequency_penalty,
+        presence_penalty=presence_penalty,
+        **options,
     )
     template: str | ChatTemplate | None = chat_template
     if draw is not None:

@@ -176,6 +176,11 @@ class Engine(ABC):
                 f"logprobs must be at most {self.vocab_size}, the size of the vocabulary; it is "
                 f"{config.logprobs}"
             )
+        if unknown := [i for i in config.logit_bias if i >= self.vocab_size]:
+            raise OptionError(
+                f"the token ids of logit_bias must be in 0..{self.vocab_size - 1}; one of them is "
+                f"{unknown[0]}"
+            )
         banned = set(config.bad_token_ids)
         if banned and (max(banned) >= self.vocab_size or len(banned) == self.vocab_size):
             raise OptionError(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Literal, Self
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, Self, cast
 
 from vlcore.errors import OptionError
 
@@ -51,6 +51,15 @@ class GenerationConfig:
     repetition_penalty: float = 1.0
     """Divides positive logits, and multiplies negative ones, of the tokens that are already in the
     prompt or the answer; 1 for no penalty."""
+    frequency_penalty: float = 0.0
+    """Subtracted from the logit of each token, once for each time that the answer contains it, as
+    OpenAI defines it; the prompt is not counted. From -2 to 2, 0 for no penalty."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logit of each token that the answer contains, as OpenAI defines it; the
+    prompt is not counted. From -2 to 2, 0 for no penalty."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
+    """Added to the logits of these tokens, by token id: from -100 to 100. About 1 makes a token a
+    little more likely; 100 practically selects it and -100 bans it."""
     random_seed: int | None = None
     """Seed that makes sampling reproducible, regardless of the engine's other requests."""
     stop_words: tuple[str, ...] = ()
@@ -97,6 +106,7 @@ class GenerationConfig:
             value = () if value is None else value if is_iterable else (value,)
             values = map(_without_fraction, value) if name in _TOKEN_IDS else value
             object.__setattr__(self, name, tuple(values))
+        object.__setattr__(self, "logit_bias", _as_logit_bias(self.logit_bias))
         for name in _INTEGERS:
             object.__setattr__(self, name, _without_fraction(getattr(self, name)))
         if _is_int(self.top_k) and self.top_k == -1:
@@ -135,6 +145,15 @@ class GenerationConfig:
             self._check(
                 name, is_valid and value <= maximum, f"a number in {bracket}0, {maximum:g}]"
             )
+        for name in ("frequency_penalty", "presence_penalty"):
+            is_valid = _is_number_in(getattr(self, name), -2, 2)
+            self._check(name, is_valid, "a number in [-2, 2]")
+        for token_id, bias in self.logit_bias.items():
+            if not _is_int(token_id) or token_id < 0 or not _is_number_in(bias, -100, 100):
+                raise OptionError(
+                    "logit_bias must map token ids to numbers in [-100, 100]; it maps "
+                    f"{token_id!r} to {bias!r}"
+                )
         for name in ("do_sample", "ignore_eos", "skip_special_tokens"):
             self._check(name, isinstance(getattr(self, name), bool), "True or False")
         self._check("continue_final_message", self.continue_final_message in (None, True, False),
@@ -194,6 +213,24 @@ def as_generation_config(
 def _without_fraction(value: Any) -> Any:
     """Convert a whole number that is a float to an integer; other values are returned as is."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _as_logit_bias(value: Any) -> dict[Any, Any]:
+    """Copy a mapping of token ids to biases; ``None`` is an empty one.
+
+    Raises:
+        OptionError: the value is not a mapping.
+    """
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise OptionError(f"logit_bias must be a mapping of token ids to numbers; it is {value!r}")
+    return {_without_fraction(token_id): bias for token_id, bias in value.items()}
+
+
+def _is_number_in(value: object, minimum: float, maximum: float) -> bool:
+    is_number = isinstance(value, float) or _is_int(value)
+    return is_number and minimum <= cast("float", value) <= maximum
 
 
 def _is_int(value: object) -> bool:

@@ -26,7 +26,10 @@ from vlcore.server.settings import ServerSettings
 
 _OPENAI_DEFAULTS: Mapping[str, Any] = {"temperature": 1.0, "top_k": 0}
 """The defaults of OpenAI's API where they differ from those of ``GenerationConfig``."""
-_SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+_SAMPLING_OPTIONS = (
+    *("temperature", "top_k", "top_p", "min_p", "repetition_penalty"),
+    *("frequency_penalty", "presence_penalty"),
+)
 _MAX_REPORTED = 8
 """Maximum number of unknown fields that a warning names."""
 
@@ -222,6 +225,8 @@ def _config(
     stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
     options["stop_words"] = tuple(filter(None, stop))
     options["stop_token_ids"] = tuple(request.stop_token_ids or ())
+    if request.logit_bias:
+        options["logit_bias"] = {int(i): bias for i, bias in request.logit_bias.items()}
     for name in (*_SAMPLING_OPTIONS, "ignore_eos", "skip_special_tokens"):
         if (value := getattr(request, name)) is not None:
             options[name] = value
@@ -264,7 +269,7 @@ def _as_api_error(error: ValidationError) -> ApiError:
         message = f"the type is not one of {fault['ctx']['expected_tags']}"
     elif not specific:
         message = _UNION_MESSAGES.get(str(path[-1]), "a string, a number or a boolean is expected")
-    param = ".".join(str(step)[:100] for step in path)
+    param = ".".join(str(step)[:100] for step in path if step != "[key]")
     code = "missing_parameter" if fault["type"] == "missing" else "invalid_value"
     return ApiError(400, code, f"{param}: {message}" if param else message, param or None)
 

@@ -20,6 +20,7 @@ MAX_MESSAGES = 4096
 MAX_PARTS = 4096
 """Maximum number of parts of a message."""
 _MAX_STOP_STRINGS = 16
+_MAX_BIASED_TOKENS = 1024
 _UNSUPPORTED = "Not supported: only its neutral value is accepted."
 _EXTENSION = "An extension of OpenAI's API."
 _NO_EFFECT = "Has no effect."
@@ -108,6 +109,15 @@ StopString = Annotated[str, Field()]
 StopStrings = Annotated[list[StopString], Field(max_length=_MAX_STOP_STRINGS, fail_fast=True)]
 
 
+LogitBias = Annotated[
+    dict[
+        Annotated[str, Field(pattern="^[0-9]{1,9}$")],
+        Annotated[float, Field(ge=-100, le=100)],
+    ],
+    Field(max_length=_MAX_BIASED_TOKENS, fail_fast=True),
+]
+
+
 class ChatMessage(_Model):
     """A message. Fields of earlier completions that clients send back are accepted."""
 
@@ -157,6 +167,11 @@ class ChatRequest(_Model):
     n: Integer | None = Field(None, ge=1)
     stop: str | StopStrings | None = None
     seed: Integer | None = Field(None, ge=-(2**63), lt=2**63)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: LogitBias | None = Field(
+        None, description="A number to add to the logit of each token, by its id."
+    )
     logprobs: bool | None = None
     top_logprobs: Integer | None = Field(None, ge=0, le=20)
     top_k: Integer | None = Field(None, ge=-1, description=f"{_EXTENSION} 0 and -1: no limit.")
@@ -182,7 +197,6 @@ class ChatRequest(_Model):
     chat_template: None = Field(None, description=_UNSUPPORTED)
     chat_template_kwargs: EmptyDict | None = Field(None, description=_UNSUPPORTED)
     echo: Literal[False] | None = Field(None, description=_UNSUPPORTED)
-    frequency_penalty: float | None = Field(None, ge=0, le=0, description=_UNSUPPORTED)
     function_call: Literal["none", "auto"] | None = Field(None, description=_UNSUPPORTED)
     functions: EmptyList | None = Field(None, description=_UNSUPPORTED)
     guided_choice: EmptyList | None = Field(None, description=_UNSUPPORTED)
@@ -191,11 +205,9 @@ class ChatRequest(_Model):
     guided_regex: None = Field(None, description=_UNSUPPORTED)
     include_stop_str_in_output: Literal[False] | None = Field(None, description=_UNSUPPORTED)
     length_penalty: float | None = Field(None, ge=1, le=1, description=_UNSUPPORTED)
-    logit_bias: EmptyDict | None = Field(None, description=_UNSUPPORTED)
     modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] | None = Field(
         None, description=_UNSUPPORTED
     )
-    presence_penalty: float | None = Field(None, ge=0, le=0, description=_UNSUPPORTED)
     reasoning_effort: Literal["none"] | None = Field(None, description=_UNSUPPORTED)
     response_format: ResponseFormat | None = Field(None, description=_UNSUPPORTED)
     structured_outputs: None = Field(None, description=_UNSUPPORTED)

@@ -106,6 +106,9 @@ def test_logits_are_requested_where_they_are_needed(
         ),
         ({"do_sample": True, "top_k": 2000}, [], "at most 1024 .*it is 2000"),
         ({"bad_token_ids": tuple(range(40))}, [], "at most 32 tokens with TurboMind; there are 40"),
+        ({"frequency_penalty": 1}, [], "not support frequency_penalty; it is 1: .*'transformers'"),
+        ({"presence_penalty": -1}, [], "not support presence_penalty; it is -1"),
+        ({"logit_bias": {3: 1}}, [], "not support logit_bias; it is "),
         ({"min_new_tokens": 1}, range(33), "at most 32 end tokens with TurboMind; there are 33"),
     ],
 )

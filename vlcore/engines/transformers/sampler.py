@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from vlcore.engines.generation import GenerationConfig
+from vlcore.engines.transformers.penalties import TokenPenalties
 
 INVALID_TOKEN_ID = -1
 """Takes the place of a token id where the logits hold NaN or infinity."""
@@ -68,6 +69,7 @@ class Sampler:
         self._banned_ids = ids(set(config.bad_token_ids))
         self._initially_banned_ids = ids(set(end_token_ids) | set(config.bad_token_ids))
         self._seen_ids = torch.tensor(prompt_ids, dtype=torch.long, device=device)
+        self._penalties = TokenPenalties.from_config(config, device)
         self._penalty: RepetitionPenaltyLogitsProcessor | None = None
         if config.repetition_penalty != 1:
             self._penalty = RepetitionPenaltyLogitsProcessor(float(config.repetition_penalty))
@@ -89,7 +91,7 @@ class Sampler:
 
     def is_greedy(self) -> bool:
         """Return whether the next token is the one with the highest logit."""
-        is_unprocessed = self._penalty is None and self._generator is None
+        is_unprocessed = not (self._penalties or self._penalty or self._generator)
         return is_unprocessed and not len(self._current_banned_ids)
 
     def draw(self, logits: Tensor) -> Tensor:
@@ -135,15 +137,21 @@ class Sampler:
         return self.draw(masked.index_copy(0, candidates, logits[candidates]))
 
     def _scores(self, logits: Tensor) -> Tensor:
+        if self._penalties is not None:
+            logits = self._penalties.add_bias(logits)
         if self._penalty is not None:
             seen: Any = self._seen_ids[None]
             logits = self._penalty(seen, cast("Any", logits[None]))[0]
+        if self._penalties is not None:
+            logits = self._penalties.subtract_penalties(logits)
         banned_ids = self._current_banned_ids
         return logits.index_fill(0, banned_ids, -torch.inf) if len(banned_ids) else logits
 
     def record(self, token_id: int) -> None:
         """Count a token as generated."""
         self._num_generated += 1
+        if self._penalties is not None:
+            self._penalties.record(token_id)
         if self._penalty is not None:
             self._seen_ids = torch.cat([self._seen_ids, self._seen_ids.new_tensor([token_id])])
 

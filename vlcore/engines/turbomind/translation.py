@@ -23,6 +23,8 @@ MAX_IDS = 32
 """TurboMind ignores further end tokens and banned tokens of a request."""
 _MAX_TEMPERATURE = 2.0
 _MAX_TOP_K = 1024
+_UNSUPPORTED = ("frequency_penalty", "presence_penalty", "logit_bias")
+"""Options whose values other than 0, or an empty mapping, TurboMind does not support."""
 _HINT = "or use engine='transformers'"
 
 
@@ -34,7 +36,7 @@ def check_options(config: GenerationConfig, end_token_ids: Collection[int]) -> N
         end_token_ids: tokens that end its answers.
 
     Raises:
-        OptionError: an option is out of TurboMind's range.
+        OptionError: an option is out of TurboMind's range, or not supported by it.
     """
     if not config.is_greedy and config.temperature > _MAX_TEMPERATURE:
         raise OptionError(
@@ -46,6 +48,11 @@ def check_options(config: GenerationConfig, end_token_ids: Collection[int]) -> N
             f"top_k must be at most {_MAX_TOP_K} with TurboMind, or 0 for all tokens; it is "
             f"{config.top_k}: lower it, {_HINT}"
         )
+    for name in _UNSUPPORTED:
+        if value := getattr(config, name):
+            raise OptionError(
+                f"TurboMind does not support {name}; it is {value!s:.100}: remove it, {_HINT}"
+            )
     if len(set(config.bad_token_ids)) > MAX_IDS:
         raise OptionError(
             f"bad_token_ids must be at most {MAX_IDS} tokens with TurboMind; there are "
