@@ -58,9 +58,13 @@ class Site:
         *,
         requires: Sequence[str] = (),
         serves: Sequence[str] = (),
+        generic: Sequence[str] = (),
         version: str = "1.0",
     ) -> str:
-        """Install a plugin distribution and give the name of its module."""
+        """Install a plugin distribution and give the name of its module.
+
+        It is generic for the architectures in ``generic``.
+        """
         source = plugin_source() if source is None else source
         module = f"{name.replace('-', '_')}_{len(self.modules)}"
         folder = self.root / module
@@ -69,6 +73,8 @@ class Site:
         entry_points = ["[vlcore.serves]", *(f"{known} = {module}" for known in serves)]
         entry_points += ["[vlcore.architectures]"]
         entry_points += [f"{architecture} = {module}" for architecture in architectures]
+        entry_points += ["[vlcore.generic]"]
+        entry_points += [f"{architecture} = {module}" for architecture in generic]
         info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
         info.mkdir(parents=True)
         (info / "METADATA").write_text("\n".join(metadata) + "\n")

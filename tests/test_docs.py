@@ -13,6 +13,7 @@ import httpx2
 import pytest
 from checkpoints import write_llava, write_yi
 from documents import ROOT, Block, blocks_of, commands_of, write_files
+from internvl_checkpoint import write_internvl
 from patchwork import write_patchwork
 from PIL import Image
 from qwen_checkpoints import write_pointing_qwen
@@ -33,6 +34,7 @@ DOCUMENTS = (
 )
 PLUGIN_READMES = sorted((ROOT / "plugins").glob("*/README.md"))
 STAND_INS = {
+    "OpenGVLab/InternVL3-1B-hf": write_internvl,
     "01-ai/Yi-VL-6B": write_yi,
     "Qwen/Qwen-VL-Chat": write_pointing_qwen,
     "liuhaotian/llava-v1.5-7b": write_llava,

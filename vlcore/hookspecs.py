@@ -7,6 +7,9 @@ plugin module::
     [project.entry-points."vlcore.architectures"]
     SomeModelForConditionalGeneration = "vl_plugin_some"
 
+A *generic* plugin serves the models of a whole library. It has its entry points in the group
+``vlcore.generic`` instead, and is used only where no other installed plugin serves a checkpoint.
+
 The module implements every hook below, each marked with :data:`hookimpl`. It imports torch only
 inside the hooks, so that plugins can be listed quickly. A hook may leave out arguments that it
 does not need.
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENTRY_POINT_GROUP",
+    "GENERIC_GROUP",
     "PROJECT_NAME",
     "SERVES_GROUP",
     "hookimpl",
@@ -45,6 +49,9 @@ __all__ = [
 
 PROJECT_NAME = "vlcore"
 ENTRY_POINT_GROUP = "vlcore.architectures"
+GENERIC_GROUP = "vlcore.generic"
+"""Entry points of this group register architectures as those of a generic plugin, which is used
+where no plugin of ``ENTRY_POINT_GROUP`` serves a checkpoint."""
 SERVES_GROUP = "vlcore.serves"
 """Entry points of this group name further known models of the conformance kit that are served."""
 

@@ -51,6 +51,7 @@ def _as_json(info: PluginInfo, shared: Mapping[str, Sequence[str]]) -> dict[str,
         "distribution": info.distribution,
         "version": info.version,
         "architectures": list(info.architectures),
+        "generic_architectures": sorted(info.generic_architectures),
         "shared_with": {
             name: [other for other in shared[name] if other != info.distribution]
             for name in info.architectures
@@ -95,14 +96,24 @@ def _print_table(
 
 
 def _architectures(info: PluginInfo, shared: Mapping[str, Sequence[str]]) -> Text:
-    """The architectures, each with the other plugins that register the same name."""
+    """The architectures, each with the other plugins that register the same name.
+
+    Those of a generic plugin are only counted.
+    """
     from rich.text import Text
 
-    lines = Text("\n")
-    return lines.join(
+    lines = [
         Text.assemble(name, (_others(info, shared.get(name, ())), "dim"))
-        for name in info.architectures
-    )
+        for name in info.own_architectures
+    ]
+    if info.generic_architectures:
+        lines.append(
+            Text.assemble(
+                f"{len(info.generic_architectures)} architectures, ",
+                ("where no other plugin serves the checkpoint (--json lists them)", "dim"),
+            )
+        )
+    return Text("\n").join(lines)
 
 
 def _others(info: PluginInfo, owners: Sequence[str]) -> str:

@@ -59,11 +59,27 @@ class PluginInfo:
     """A message for each entry point that is ignored, with the reason."""
     import_ms: float | None = field(default=None, compare=False)
     """The duration of its import, in milliseconds; ``None`` if it was not imported."""
+    generic_architectures: frozenset[str] = frozenset()
+    """Those of its architecture names for which it is generic: it is used for them only where no
+    other plugin serves the checkpoint."""
 
     @property
     def architectures(self) -> tuple[str, ...]:
         """The ``architectures`` names that it registers, sorted."""
         return tuple(sorted(self.modules))
+
+    @property
+    def own_architectures(self) -> tuple[str, ...]:
+        """The names for which it is not generic, sorted."""
+        return tuple(sorted(self.modules.keys() - self.generic_architectures))
+
+
+def describe_architectures(info: PluginInfo) -> str:
+    """List the architectures of a plugin; those for which it is generic are only counted."""
+    names = list(info.own_architectures)
+    if info.generic_architectures:
+        names.append(f"{len(info.generic_architectures)} architectures as a generic plugin")
+    return ", ".join(names)
 
 
 def installed_plugins() -> list[PluginInfo]:
@@ -141,10 +157,15 @@ def _in_conflict(info: PluginInfo, owners: Mapping[str, Sequence[str]]) -> Plugi
 
 
 def _read_distribution(distribution: importlib_metadata.Distribution) -> PluginInfo | None:
-    entry_points = list(distribution.entry_points.select(group=hookspecs.ENTRY_POINT_GROUP))
+    entry_points = [
+        entry_point
+        for group in (hookspecs.ENTRY_POINT_GROUP, hookspecs.GENERIC_GROUP)
+        for entry_point in distribution.entry_points.select(group=group)
+    ]
     if not entry_points:
         return None
     modules: dict[str, str] = {}
+    generic = set()
     warnings = []
     for entry_point in entry_points:
         name, module = entry_point.name, entry_point.value
@@ -157,6 +178,8 @@ def _read_distribution(distribution: importlib_metadata.Distribution) -> PluginI
             )
         else:
             modules[name] = module
+            if entry_point.group == hookspecs.GENERIC_GROUP:
+                generic.add(name)
     metadata = distribution.metadata  # parsed at each access
     name, version = metadata["Name"], metadata["Version"]
     if not name or not version:
@@ -165,7 +188,16 @@ def _read_distribution(distribution: importlib_metadata.Distribution) -> PluginI
     state, reason, requires = _state_of(name, requirements)
     if state is PluginState.READY and not modules:
         state, reason = PluginState.BROKEN, "it registers no valid architecture name"
-    return PluginInfo(name, version, modules, state, reason, requires, tuple(warnings))
+    return PluginInfo(
+        name,
+        version,
+        modules,
+        state,
+        reason,
+        requires,
+        tuple(warnings),
+        generic_architectures=frozenset(generic),
+    )
 
 
 def _state_of(name: str, requirements: Iterable[str]) -> tuple[PluginState, str, str]:

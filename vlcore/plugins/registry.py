@@ -38,6 +38,7 @@ from vlcore.plugins.metadata import (
     BLOCK_VARIABLE,
     PluginInfo,
     PluginState,
+    describe_architectures,
     installed_plugins,
     record_failure,
 )
@@ -216,6 +217,8 @@ def find_plugin(
 ) -> Plugin:
     """Find the installed plugin that serves a checkpoint.
 
+    A generic plugin is considered, and imported, only if no other plugin serves the checkpoint.
+
     Args:
         config: the checkpoint's ``config.json``.
         files: its metadata files; ``None`` if there is only a configuration.
@@ -234,9 +237,14 @@ def find_plugin(
     if plugin is not None:
         candidates = _selected(plugin, candidates, installed, architectures)
 
-    outcomes = [_consider(info, architectures, config, files) for info in candidates]
-    matches = [outcome for outcome in outcomes if isinstance(outcome, Plugin)]
-    rejections = [outcome for outcome in outcomes if isinstance(outcome, _Rejection)]
+    matches: list[Plugin] = []
+    rejections: list[_Rejection] = []
+    for group in _by_precedence(candidates, architectures):
+        outcomes = [_consider(info, architectures, config, files) for info in group]
+        matches = [outcome for outcome in outcomes if isinstance(outcome, Plugin)]
+        rejections += [outcome for outcome in outcomes if isinstance(outcome, _Rejection)]
+        if matches:
+            break
     reasons = [rejection.reason for rejection in rejections]
     failures = [rejection.error for rejection in rejections if rejection.error is not None]
     if len(matches) == 1:
@@ -255,6 +263,18 @@ def find_plugin(
         raise failures[0]
     message = _no_plugin_message(config, architectures, reasons, installed)
     raise NoPluginError(message) from (failures[0] if failures else None)
+
+
+def _by_precedence(
+    candidates: Sequence[PluginInfo], architectures: Sequence[str]
+) -> tuple[list[PluginInfo], list[PluginInfo]]:
+    """Separate the plugins of the architectures from those that are generic for all of them."""
+    own: list[PluginInfo] = []
+    generic: list[PluginInfo] = []
+    for info in candidates:
+        names = set(info.modules) & set(architectures)
+        (generic if names <= info.generic_architectures else own).append(info)
+    return own, generic
 
 
 @dataclass(frozen=True)
@@ -316,7 +336,7 @@ def _selected(
         if canonicalize_name(info.distribution) == name:
             raise NoPluginError(
                 f"plugin {info.distribution} {info.version} serves "
-                f"{', '.join(info.architectures)}, not {'/'.join(architectures)}"
+                f"{describe_architectures(info)}, not {'/'.join(architectures)}"
             )
     raise NoPluginError(
         f"plugin {plugin!r} is not installed: pip install {plugin}. Installed: "

@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 from vlcore._utils.device import as_device, as_dtype
 from vlcore.checkpoint.checkpoint import Checkpoint
 from vlcore.errors import NoPluginError, OptionError
-from vlcore.hookspecs import ENTRY_POINT_GROUP, SERVES_GROUP
+from vlcore.hookspecs import ENTRY_POINT_GROUP, GENERIC_GROUP, SERVES_GROUP
 from vlcore.language.model import LanguageModel
 from vlcore.plugins.registry import Plugin, PluginInfo, find_plugin, installed_plugins
 from vlcore.plugins.stages import ModelStages
@@ -138,7 +138,8 @@ class Subject:
         """The known models that the plugin does not serve.
 
         What the plugin serves is given as an option, stated in the entry points of the package, or
-        follows from the architectures that it registers.
+        follows from the architectures that it registers. A generic plugin may match every model of
+        its architectures, because it is used only where no other plugin serves the model.
 
         Raises:
             OptionError: the option names a model that the kit does not know.
@@ -148,7 +149,9 @@ class Subject:
         # A package may state a model that only a later kit knows.
         stated = known_names.intersection(entry_points.select(group=SERVES_GROUP).names)
         architectures = entry_points.select(group=ENTRY_POINT_GROUP).names
-        return known_models_of(self.name, (*self._serves, *stated), architectures=architectures)
+        generic = entry_points.select(group=GENERIC_GROUP).names
+        others = known_models_of(self.name, (*self._serves, *stated), architectures=architectures)
+        return tuple(model for model in others if not generic.intersection(model.architectures))
 
     @property
     def module_names(self) -> list[str]:

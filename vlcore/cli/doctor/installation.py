@@ -22,7 +22,12 @@ from vlcore._utils.cgroup import cpu_quota, memory_limit
 from vlcore._utils.resources import available_memory, num_cpus
 from vlcore._utils.sizes import readable_size
 from vlcore._version import __version__
-from vlcore.plugins.metadata import PluginInfo, PluginState, installed_plugins
+from vlcore.plugins.metadata import (
+    PluginInfo,
+    PluginState,
+    describe_architectures,
+    installed_plugins,
+)
 from vlcore.plugins.registry import load_plugin
 
 _MIN_FREE_BYTES = 1024**3
@@ -188,7 +193,7 @@ def _plugin(info: PluginInfo) -> Finding:
     verdict = {PluginState.READY: Verdict.FINE, PluginState.BLOCKED: Verdict.NOTE}.get(
         info.state, Verdict.PROBLEM
     )
-    what = info.reason or f"serves {', '.join(info.architectures)}"
+    what = info.reason or f"serves {describe_architectures(info)}"
     text = "; ".join(
         [f"{info.distribution} {info.version} is {info.state}: {what}", *info.warnings]
     )

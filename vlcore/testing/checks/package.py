@@ -31,12 +31,16 @@ _HOOK_NAMES = ("vl_match", "vl_vision_model", "vl_chat_template", "vl_language_m
 def entry_point(subject: Subject) -> None:
     """Read the entry points themselves: discovery keeps only one of two with the same name."""
     group = hookspecs.ENTRY_POINT_GROUP
-    found = list(subject.distribution.entry_points.select(group=group))
+    entry_points = subject.distribution.entry_points
+    found = [
+        *entry_points.select(group=group),
+        *entry_points.select(group=hookspecs.GENERIC_GROUP),
+    ]
     where = f"entry points of {subject.name} {subject.version}"
     advice = f'in pyproject.toml, [project.entry-points."{group}"] needs ARCHITECTURE = "module"'
     if not found:
         fail(
-            expected=f"at least one entry point in the group {group}",
+            expected=f"at least one entry point in the group {group} or {hookspecs.GENERIC_GROUP}",
             actual="none",
             where=where,
             advice=f"{advice}; install the package again afterwards",

@@ -1,0 +1,120 @@
+"""Image embeddings by ``get_image_features`` of transformers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import pad
+
+from vl_plugin_transformers.modeling import EmptyModel
+from vl_plugin_transformers.processor import FamilyProcessor
+from vlcore import Checkpoint, ImageInputs, ImageRows, VisionModel
+
+
+@dataclass(frozen=True)
+class FeatureInputs(ImageInputs):
+    """A preprocessed image, with all arguments of ``get_image_features``."""
+
+    features: Mapping[str, Any] = field(default_factory=dict)
+
+
+class TransformersVisionModel(VisionModel):
+    """The vision encoder and projector of any family.
+
+    Args:
+        checkpoint: the checkpoint.
+        device: the device of the weights.
+        dtype: the dtype of the weights.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+        self._processor = FamilyProcessor(checkpoint)
+        model = EmptyModel(checkpoint)
+        self.hidden_size = model.config.get_text_config().hidden_size
+        self._batches = model.family.batches
+        removed = {model.text_name, *model.family.unused}
+        model.keep({name for name, _ in model.inner.named_children()} - removed)
+        model.module.lm_head = None
+        model.load(device, dtype)
+        self._model = model.module
+        self._get_features = model.inner.get_image_features
+        self._arguments = inspect.signature(inspect.unwrap(self._get_features)).parameters
+        self._placement = device, dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self._placement[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights."""
+        return self._placement[1]
+
+    def preprocess(self, image: Image.Image) -> FeatureInputs:  # type: ignore[override]
+        """Resize, split and normalise an image, as the processor of the family does."""
+        tensors, layout = self._processor(image.convert("RGB"))
+        features = {key: value for key, value in tensors.items() if key in self._arguments}
+        pixels = next(value for key, value in features.items() if "pixel_values" in key)
+        return FeatureInputs(pixels, layout, layout.num_rows, features=features)
+
+    def forward(self, inputs: Sequence[FeatureInputs]) -> list[ImageRows]:
+        """Encode images in one forward pass, if the family allows it."""
+        if len(inputs) > 1 and not self._batches:
+            return [rows for image in inputs for rows in self.forward([image])]
+        features = {
+            key: self._to_device(_concatenate([image.features[key] for image in inputs]))
+            for key in inputs[0].features
+        }
+        with torch.inference_mode():
+            output = self._get_features(**features, return_dict=True)
+        pooled = output.pooler_output
+        rows = _flatten(output.last_hidden_state if pooled is None else pooled)
+        per_image = torch.split(rows, [image.num_rows or 0 for image in inputs])
+        return [
+            ImageRows(part, image.layout) for part, image in zip(per_image, inputs, strict=True)
+        ]
+
+    def _to_device(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(self.device, self.dtype if value.is_floating_point() else None)
+
+
+def _flatten(rows: Tensor | Sequence[Tensor]) -> Tensor:
+    """Concatenate the embeddings of all tiles.
+
+    Shapes:
+        result: [k, hidden_size].
+    """
+    if isinstance(rows, Tensor):
+        return rows.flatten(0, -2)
+    return torch.cat([part.flatten(0, -2) for part in rows])
+
+
+def _concatenate(values: Sequence[Any]) -> Any:
+    """Concatenate an argument of several images, padded with zeros to a common shape."""
+    if isinstance(values[0], list):
+        return [item for value in values for item in value]
+    if not isinstance(values[0], Tensor):
+        return values[0]
+    if values[0].ndim > 1:
+        shape = [max(value.shape[axis] for value in values) for axis in range(values[0].ndim)]
+        values = [
+            pad(
+                value,
+                [
+                    end
+                    for axis in range(value.ndim - 1, 0, -1)
+                    for end in (0, shape[axis] - value.shape[axis])
+                ],
+            )
+            for value in values
+        ]
+    return torch.cat(list(values))
