@@ -36,6 +36,10 @@ from .inference.prompt_builder import load_prompt_builder as load_prompt_builder
 from .inference.response import Response as Response
 from .inference.response import Session as Session
 from .language.model import LanguageModel as LanguageModel
+from .language.prompt_inputs import PromptInputs as PromptInputs
+from .language.prompt_inputs import grid_positions as grid_positions
+from .language.prompt_inputs import image_groups as image_groups
+from .language.prompt_inputs import whole_prompt_group as whole_prompt_group
 from .language.view_cache import ViewCache as ViewCache
 from .media.image import load_image as load_image
 from .media.policy import ImageAccess as ImageAccess

@@ -9,11 +9,13 @@ import torch
 from vlcore.engines.base import Engine, EngineOutput, EngineRequest, EngineStats
 from vlcore.engines.generation import GenerationConfig
 from vlcore.errors import ContextLengthError, EngineError, OptionError, PluginContractError
+from vlcore.language.prompt_inputs import PromptInputs
 from vlcore.prompts.tokenization import Span, TokenizedPrompt
 
 
 class FakeEngine(Engine):
     name = "fake"
+    offers = frozenset({"mrope"})
     hidden_size = 4
     vocab_size = 10
     context_length = 8
@@ -113,3 +115,15 @@ def test_options_that_do_not_fit_the_vocabulary_are_refused(
     with pytest.raises(OptionError, match=expected):
         check((1,), **options)
     check((1,), logprobs=10, bad_token_ids=range(9))
+
+
+def test_inputs_that_do_not_belong_to_the_prompt_are_refused() -> None:
+    prompt = TokenizedPrompt((1, 2, 3))
+    inputs = PromptInputs(torch.zeros(3, 2, dtype=torch.int64))
+    with pytest.raises(PluginContractError, match=r"3 columns, .* they have 2"):
+        FakeEngine().check(EngineRequest(prompt, inputs=inputs))
+    groups = PromptInputs(attention_groups=torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(EngineError, match="need attention_groups, which the fake engine does not"):
+        FakeEngine().check(EngineRequest(prompt, inputs=groups))
+    fitting = PromptInputs(torch.zeros(3, 3, dtype=torch.int64), rope_delta=-2)
+    FakeEngine().check(EngineRequest(prompt, inputs=fitting))

@@ -15,7 +15,7 @@ from vlcore.engines import selection
 from vlcore.engines.base import Engine, EngineOutput, EngineRequest, EngineStats
 from vlcore.engines.selection import SelectedEngine, select_engine
 from vlcore.engines.transformers.engine import TransformersEngine, TransformersEngineConfig
-from vlcore.errors import EngineUnavailableError, OptionError, ViewError
+from vlcore.errors import EngineUnavailableError, OptionError, PluginContractError, ViewError
 from vlcore.language.model import LanguageModel
 
 CUDA = torch.device("cuda")
@@ -164,14 +164,25 @@ def test_an_engine_without_a_required_feature_is_not_selected(
     language_model: LanguageModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(language_model, "requires", frozenset({"mrope"}), raising=False)
-    with pytest.raises(EngineUnavailableError, match=r"TurboMind cannot run .* it lacks mrope"):
+    with pytest.raises(
+        EngineUnavailableError,
+        match=r"TurboMind cannot run .* it lacks mrope: .* use engine='transformers'",
+    ):
         prepare(language_model, "turbomind")
-    monkeypatch.setattr(TransformersEngine, "offers", frozenset({"mrope"}))
     with caplog.at_level(logging.INFO):
         assert prepare(language_model).engine is TransformersEngine
     assert "does not run on TurboMind: it lacks mrope" in caplog.text
-    monkeypatch.setattr(TransformersEngine, "offers", frozenset())
+    monkeypatch.setattr(TransformersEngine, "offers", frozenset({"deepstack"}))
     with pytest.raises(
-        EngineUnavailableError, match=r"transformers engine cannot run .*lacks mrope"
+        EngineUnavailableError,
+        match=r"transformers engine cannot run .*lacks mrope.*offers deepstack; no engine",
     ):
         prepare(language_model, device=CPU)
+
+
+def test_an_unknown_feature_is_refused(
+    language_model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(language_model, "requires", frozenset({"telepathy"}), raising=False)
+    with pytest.raises(PluginContractError, match=r"requires .*telepathy"):
+        prepare(language_model)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
@@ -35,14 +35,17 @@ from vlcore.errors import (
     PluginContractError,
     PromptError,
 )
+from vlcore.flat_layout import FlatLanguageModel
 from vlcore.inference.factory import pipeline
 from vlcore.inference.pipeline import Pipeline
 from vlcore.inference.response import Response, Session
+from vlcore.language.model import LanguageModel
+from vlcore.language.prompt_inputs import PromptInputs
 from vlcore.media.policy import ImageLimits
 from vlcore.prompts import conversation
 from vlcore.prompts.chat_template import ChatTemplate, RoleTemplate
 from vlcore.prompts.messages import Control, Message, PromptPart, Text
-from vlcore.prompts.tokenization import ImageLayout
+from vlcore.prompts.tokenization import ImageLayout, TokenizedPrompt
 from vlcore.vision.stats import EncoderStats
 
 SHORT = GenerationConfig(max_new_tokens=6)
@@ -200,6 +203,39 @@ def test_messages_are_read_once(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch)
     answer = {"role": "assistant", "content": "a cat"}
     pipe([user(image_part(RED), "hello"), answer, user("and now?")], SHORT)
     assert positions == [0, 1, 2]
+
+
+def test_a_language_model_states_the_positions_of_a_prompt(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, list[ImageLayout], bool]] = []
+    step = 1
+
+    def prompt_inputs(
+        model: LanguageModel, prompt: TokenizedPrompt, layouts: Sequence[ImageLayout]
+    ) -> PromptInputs:
+        num_tokens = len(prompt.token_ids)
+        is_off_loop = asyncio._get_running_loop() is None
+        seen.append((num_tokens, list(layouts), is_off_loop))
+        return PromptInputs(torch.arange(num_tokens)[None] * step, num_tokens * (step - 1))
+
+    question = ("hello", [RED, BLUE])
+    with pipeline(checkpoint, device="cpu") as pipe:
+        usual = pipe(question, SHORT)
+    monkeypatch.setattr(FlatLanguageModel, "prompt_inputs", prompt_inputs, raising=False)
+    with pipeline(checkpoint, device="cpu") as pipe:
+        with pytest.raises(PluginContractError, match="need mrope, which requires does not name"):
+            pipe(question, SHORT)
+        monkeypatch.setattr(FlatLanguageModel, "requires", frozenset({"mrope"}))
+        seen.clear()
+        assert pipe(question, SHORT) == usual
+        step = 3
+        assert pipe(question, SHORT) != usual
+        step = 100
+        (failed,) = pipe([question], SHORT)
+        assert "positions must be in 0..512" in str(failed.error)
+    call = (usual.input_token_len, [ImageLayout(NUM_ROWS)] * 2, True)
+    assert seen[:2] == [call, call]
 
 
 def test_a_last_message_of_the_assistant_is_continued(pipe: Pipeline) -> None:

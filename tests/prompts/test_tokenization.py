@@ -311,6 +311,16 @@ def test_bos_is_not_repeated_where_the_template_writes_it(llava: PreTrainedToken
     assert build(llava, Control("<s>hello")) == llava("hello")["input_ids"]
 
 
+def test_a_template_may_leave_bos_out(llava: PreTrainedTokenizerBase) -> None:
+    class Bare(ChatTemplate):
+        adds_prefix = False
+
+    prompt = PromptTokenizer(llava).build([Text("hello")], (), Bare())
+    assert prompt.token_ids == tuple(ids(llava, "hello"))
+    written = PromptTokenizer(llava).build([Control("<s>"), Text("hello")], (), Bare())
+    assert written.token_ids == (llava.bos_token_id, *ids(llava, "hello"))
+
+
 def test_typed_bos_does_not_replace_bos(llava: PreTrainedTokenizerBase) -> None:
     token_ids = build(llava, Text("<s>"))
     assert token_ids.count(llava.bos_token_id) == 1
@@ -407,6 +417,19 @@ def test_text_of_an_expansion_is_joined_with_the_text_after_it(
     parts: list[PromptPart] = [ImageSlot(0), Text(", you there")]
     prompt = PromptTokenizer(nobos).build(parts, [ImageLayout(1, 1)], RowByRow())
     assert prompt.token_ids == (FILLER, nobos.eos_token_id, *ids(nobos, "hello, you there"))
+
+
+def test_an_expansion_may_depend_on_the_index_of_the_image(nobos: PreTrainedTokenizerBase) -> None:
+    class Numbered(ChatTemplate):
+        def expand(
+            self, layout: Any, num_rows: int, index: int = 0
+        ) -> tuple[Text | Control | Rows, ...]:
+            return (Text(str(index)), Rows(num_rows))
+
+    parts: list[PromptPart] = [ImageSlot(1), ImageSlot(0)]
+    prompt = PromptTokenizer(nobos).build(parts, [ImageLayout(1), ImageLayout(2)], Numbered())
+    second, first = ids(nobos, "1"), ids(nobos, "0")
+    assert prompt.token_ids == (*second, FILLER, FILLER, *first, FILLER)
 
 
 @pytest.mark.parametrize("num_rows", [3, 5])

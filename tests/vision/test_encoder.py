@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -357,6 +357,22 @@ def test_options_belong_to_images() -> None:
         async with ImageEncoder(FakeModel()) as encoder:
             with pytest.raises(ValueError, match="zip"):
                 await encoder.prepare([image(1)], [{}, {}])
+
+    run(body)
+
+
+def test_a_request_states_its_number_of_images() -> None:
+    class Counting(FakeModel):
+        def request_options(self, num_images: int) -> Mapping[str, Any]:
+            return {"scale": num_images}
+
+    async def body() -> None:
+        async with ImageEncoder(Counting()) as encoder:
+            assert values(await encoder.encode([image(3), image(5)])) == [6, 10]
+            prepared = await encoder.prepare([image(7)] * 3)
+            assert [one.inputs for one in prepared] == [21] * 3
+            alone = await encoder.encode_many([image(3), image(5)])
+            assert values([one for one in alone if isinstance(one, ImageRows)]) == [3, 5]
 
     run(body)
 

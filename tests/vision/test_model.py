@@ -169,3 +169,21 @@ def test_an_image_may_have_no_rows() -> None:
             return [torch.zeros(0, 4)]
 
     assert encode_batch(Empty(), [None])[0].rows.shape == (0, 4)
+
+
+class WideModel(VisionModel):
+    """Returns embeddings with what is added after two decoder layers."""
+
+    hidden_size = 4
+
+    def __init__(self) -> None:
+        self.row_width = 12
+
+    def forward(self, inputs: Sequence[Any]) -> Sequence[Tensor | ImageRows]:
+        return [torch.zeros(1, width) for width in inputs]
+
+
+def test_embeddings_may_be_wider_than_the_language_model() -> None:
+    assert [image.rows.shape for image in encode_batch(WideModel(), [12])] == [(1, 12)]
+    with pytest.raises(PluginContractError, match=r"shape \[k, 12\]; it returned \[1, 4\]"):
+        encode_batch(WideModel(), [4])

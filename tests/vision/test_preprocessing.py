@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from vlcore.media.source import ImageSource
 from vlcore.prompts.tokenization import ImageLayout
 from vlcore.vision.embedding_cache import EmbeddingCache
 from vlcore.vision.encoder import ImageEncoder
-from vlcore.vision.model import ImageInputs, ImageRows, VisionModel
+from vlcore.vision.model import ImageInputs, ImageRows, VisionModel, count_tiles
 from vlcore.vision.preprocessing import (
     ImagePreprocessor,
     ImageRequest,
@@ -184,6 +185,48 @@ def test_tiles_are_the_cost_of_an_image() -> None:
     assert (tiled.num_tiles, tiled.layout) == (5, ImageLayout(9, "grid"))
     plain = prepared(image(1))
     assert (plain.num_tiles, plain.layout) == (1, None)
+
+
+def test_packed_patches_state_their_tiles() -> None:
+    class Packed(FakeModel):
+        num_tiles: Any = 2
+
+        def preprocess(self, image: Image.Image, **options: Any) -> Any:
+            return ImageInputs(torch.zeros(5, 12), num_tiles=self.num_tiles)
+
+    packed = prepared(image(1), Packed())
+    assert packed.num_tiles == count_tiles(packed.inputs) == 2
+    model = Packed()
+    for wrong in (0, 1.5):
+        model.num_tiles = wrong
+        with pytest.raises(PluginContractError, match=f"num_tiles of at least 1, .* {wrong}"):
+            prepared(image(1), model)
+
+
+def test_options_may_depend_on_the_number_of_images() -> None:
+    class Scaling(FakeModel):
+        def request_options(self, num_images: int) -> Mapping[str, Any]:
+            return {"scale": 10 * num_images}
+
+    async def body() -> None:
+        preparation = preparation_of(Scaling())
+        alone = await preparation.prepare(request(image(2)))
+        one_of_two = await preparation.prepare(replace(request(image(2)), num_images=2))
+        own = await preparation.prepare(replace(request(image(2)), options={"scale": 3}))
+        assert [one.inputs for one in (alone, one_of_two, own)] == [20, 40, 6]
+        assert len({one.key for one in (alone, one_of_two, own)}) == 3
+        await preparation.close()
+
+    run(body)
+
+
+def test_an_error_of_request_options_is_reported() -> None:
+    class Broken(FakeModel):
+        def request_options(self, num_images: int) -> Mapping[str, Any]:
+            raise KeyError("tiles")
+
+    with pytest.raises(PluginContractError, match=r"Broken.request_options failed for 1 image"):
+        prepared(image(1), Broken())
 
 
 def test_images_can_be_loaded_without_encoding() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from vlcore.engines.generation import GenerationConfig
 from vlcore.errors import ContextLengthError, EngineError, OptionError, PluginContractError
+from vlcore.language.prompt_inputs import USUAL_INPUTS, PromptInputs
 from vlcore.prompts.tokenization import TokenizedPrompt
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class EngineRequest:
     """A prompt for an engine to continue.
 
     Shapes:
-        rows: the embeddings of each of the prompt's images, [k, hidden_size] each. The prompt's
+        rows: the embeddings of each of the prompt's images, [k, row_width] each. The prompt's
             spans define which of them are inserted at which positions.
     """
 
@@ -32,6 +33,8 @@ class EngineRequest:
     config: GenerationConfig = field(default_factory=GenerationConfig)
     stop: tuple[str, ...] = ()
     """The stop strings of the chat template."""
+    inputs: PromptInputs = USUAL_INPUTS
+    """Positions and attention groups of the prompt, if they are not the usual ones."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,11 @@ class Engine(ABC):
     context_limit_reason: str = ""
     """Why the context is not longer, where ``LanguageModel`` states a reason."""
 
+    @property
+    def row_width(self) -> int:
+        """Width of an image's embedding; see ``LanguageModel.row_width``."""
+        return self.hidden_size
+
     @abstractmethod
     def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput]:
         """Continue a prompt, chunk by chunk. Closing the iterator cancels the request.
@@ -131,7 +139,8 @@ class Engine(ABC):
             ContextLengthError: the prompt leaves no room for an answer in the context.
             EngineError: the prompt is empty, or a token id is outside of the vocabulary.
             OptionError: an option does not match the model's vocabulary.
-            PluginContractError: image embeddings do not match their spans or the model's width.
+            PluginContractError: image embeddings do not match their spans or the model's width, or
+                the prompt's positions or attention groups do not match its tokens.
         """
         self._check_options(request.config)
         prompt = request.prompt
@@ -144,13 +153,19 @@ class Engine(ABC):
                 f"{min(prompt.token_ids)}..{max(prompt.token_ids)}: does the tokenizer belong to "
                 "this model?"
             )
+        if missing := sorted(request.inputs.features - self.offers):
+            raise EngineError(
+                f"the prompt has inputs that need {', '.join(missing)}, which the {self.name} "
+                "engine does not offer"
+            )
+        request.inputs.check(len(prompt.token_ids), self.context_length)
         num_positions = Counter[int]()
         for span in prompt.spans:
             num_positions[span.image] += span.stop - span.start
         for image, rows in enumerate(request.rows):
-            if rows.ndim != 2 or rows.shape[1] != self.hidden_size:
+            if rows.ndim != 2 or rows.shape[1] != self.row_width:
                 raise PluginContractError(
-                    f"the embeddings of image {image} must have the shape [k, {self.hidden_size}] "
+                    f"the embeddings of image {image} must have the shape [k, {self.row_width}] "
                     f"for this language model; they have {list(rows.shape)}"
                 )
             if len(rows) != num_positions[image]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from vlcore.engines.transformers.engine import TransformersEngine, TransformersE
 from vlcore.engines.turbomind.engine import TurbomindEngine
 from vlcore.engines.turbomind.support import is_turbomind_config, unsupported_reason
 from vlcore.errors import EngineUnavailableError, OptionError
+from vlcore.language.features import check_features
 from vlcore.language.view_cache import ViewCache
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ENGINES = ("auto", TurbomindEngine.name, TransformersEngine.name)
+_ENGINES: tuple[type[Engine], ...] = (TurbomindEngine, TransformersEngine)
+ENGINES = ("auto", *(engine.name for engine in _ENGINES))
 
 
 @dataclass(frozen=True)
@@ -144,9 +146,20 @@ def _engine_of(config: object) -> str | None:
 
 
 def _missing_features(engine: type[Engine], language_model: LanguageModel) -> str | None:
-    if missing := sorted(language_model.requires - engine.offers):
-        return f"it lacks {', '.join(missing)}, which the model requires"
-    return None
+    """Return which features an engine lacks, what it offers, and which engine has them."""
+    requires = check_features(language_model.requires, language_model.checkpoint.name)
+    if requires <= engine.offers:
+        return None
+    others = [other.name for other in _ENGINES if requires <= other.offers]
+    advice = f"use engine={others[0]!r}" if others else "no engine of vlcore offers all of them"
+    return (
+        f"it lacks {_listed(requires - engine.offers)}: the model requires {_listed(requires)}, "
+        f"and the engine offers {_listed(engine.offers)}; {advice}"
+    )
+
+
+def _listed(features: Set[str]) -> str:
+    return ", ".join(sorted(features)) or "none of the features that a model may require"
 
 
 def _check_devices(device: torch.device, config: object) -> None:

@@ -125,18 +125,20 @@ def pipeline(
         )
         for replica_device in replica_devices
     ]
-    if vision_models[0].hidden_size != language_model.hidden_size:
+    if vision_models[0].row_width != language_model.row_width:
         raise PluginContractError(
             f"{type(vision_models[0]).__name__} returns image embeddings of width "
-            f"{vision_models[0].hidden_size}, and the language model of {stages.checkpoint.name} "
-            f"expects {language_model.hidden_size}"
+            f"{vision_models[0].row_width}, and the language model of {stages.checkpoint.name} "
+            f"expects {language_model.row_width}"
         )
     encoder = ImageEncoder(vision_models, **encoder_options)
     prompt_tokenizer = PromptTokenizer(tokenizer)
     # The engine is started last because it starts a thread, and because TurboMind allocates a share
     # of the remaining memory for its cache.
     text_engine = selected.start(tokenizer)
-    return Pipeline(RequestRunner(encoder, chat_template, prompt_tokenizer, text_engine, limits))
+    return Pipeline(
+        RequestRunner(encoder, chat_template, prompt_tokenizer, text_engine, limits, language_model)
+    )
 
 
 def _as_devices(devices: Sequence[int | str | torch.device]) -> list[torch.device]:

@@ -17,6 +17,8 @@ from vlcore.engines.generation import GenerationConfig
 from vlcore.errors import OptionError
 from vlcore.inference.response import Response, Session, error_response, join_responses
 from vlcore.inference.user_input import Prompt, is_batch, parse_prompt
+from vlcore.language.model import LanguageModel, has_prompt_inputs, read_prompt_inputs
+from vlcore.language.prompt_inputs import USUAL_INPUTS, PromptInputs
 from vlcore.prompts.chat_template import ChatTemplate, write_prompt
 from vlcore.prompts.conversation import Conversation
 from vlcore.prompts.limits import PromptLimits
@@ -44,6 +46,8 @@ class RequestRunner:
     tokenizer: PromptTokenizer
     engine: Engine
     limits: PromptLimits = field(default_factory=PromptLimits)
+    language_model: LanguageModel | None = None
+    """Returns the prompt inputs, if they are not the usual ones."""
     _encoding: asyncio.Semaphore = field(
         default_factory=lambda: asyncio.Semaphore(_MAX_ENCODING_PROMPTS)
     )
@@ -54,8 +58,8 @@ class RequestRunner:
         """Generate the response to one prompt, as a stream."""
         conversation = await _read(prompt, config)
         async with self._encoding:
-            tokens, rows = await self._encode(conversation)
-        request = EngineRequest(tokens, rows, config, tuple(self.template.stop))
+            tokens, rows, inputs = await self._encode(conversation)
+        request = EngineRequest(tokens, rows, config, tuple(self.template.stop), inputs)
         num_generated = Counter[int]()
         num_rows = sum(map(len, rows))
         async with aclosing(self.engine.generate(request)) as outputs:
@@ -77,7 +81,7 @@ class RequestRunner:
 
     async def _encode(
         self, conversation: Conversation
-    ) -> tuple[TokenizedPrompt, tuple[Tensor, ...]]:
+    ) -> tuple[TokenizedPrompt, tuple[Tensor, ...], PromptInputs]:
         """Tokenize the prompt of a conversation, and encode its images."""
         self.limits.check_chars(conversation)
         parts = await asyncio.to_thread(write_prompt, self.template, conversation)
@@ -92,7 +96,12 @@ class RequestRunner:
         if not are_known or not _are_equal(known, layouts):
             prompt = await self._build(parts, layouts)
             self._check_length(prompt)
-        return prompt, tuple(image.rows for image in encoded)
+        inputs = USUAL_INPUTS
+        if self.language_model is not None and has_prompt_inputs(self.language_model):
+            inputs = await asyncio.to_thread(
+                read_prompt_inputs, self.language_model, prompt, layouts
+            )
+        return prompt, tuple(image.rows for image in encoded), inputs
 
     def _check_length(self, prompt: TokenizedPrompt) -> None:
         self.limits.check_tokens(len(prompt.token_ids))

@@ -8,7 +8,7 @@ ordinary text model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +19,16 @@ from vlcore._utils.device import as_dtype
 from vlcore.checkpoint.checkpoint import Checkpoint
 from vlcore.checkpoint.tensor_source import TensorSource
 from vlcore.checkpoint.weights import empty_weights
-from vlcore.errors import ConfigError, EngineUnavailableError
+from vlcore.errors import (
+    ConfigError,
+    EngineUnavailableError,
+    PluginContractError,
+    VlcoreError,
+)
+from vlcore.language.prompt_inputs import USUAL_INPUTS, PromptInputs
 from vlcore.language.text_view.config import standard_config, standard_quantization
 from vlcore.language.text_view.writer import write_view
+from vlcore.prompts.tokenization import ImageLayout, TokenizedPrompt
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -53,7 +60,9 @@ class LanguageModel:
     """
 
     requires: frozenset[str] = frozenset()
-    """Features that an engine needs in addition to image embeddings, such as ``"mrope"``."""
+    """Features that an engine needs in addition to image embeddings: ``"mrope"`` for positions on
+    several axes, ``"deepstack"`` for image embeddings that are also added after the first decoder
+    layers, and ``"attention_groups"`` for tokens that attend to each other in both directions."""
     context_limit_reason: str = ""
     """Why :attr:`context_length` is shorter than the checkpoint's own, as the rest of a sentence
     that ends in "because …"."""
@@ -106,6 +115,16 @@ class LanguageModel:
         """The width of an embedding."""
         return int(self.transformers_config.hidden_size)
 
+    @cached_property
+    def row_width(self) -> int:
+        """The width of an image's embedding as the vision model returns it.
+
+        It differs from :attr:`hidden_size` where :attr:`requires` names ``"deepstack"``: it is
+        then ``hidden_size * (1 + layers)``, for the embedding itself, followed by what is added to
+        the hidden states after each of the first ``layers`` decoder layers.
+        """
+        return self.hidden_size
+
     @property
     def context_length(self) -> int:
         """The maximum length of a prompt and its completion together, in tokens."""
@@ -134,6 +153,39 @@ class LanguageModel:
 
         known = self.checkpoint.config.get("model_type") in CONFIG_MAPPING
         return self.checkpoint.tokenizer(None if known else self.transformers_config)
+
+    def prompt_inputs(
+        self,
+        prompt: TokenizedPrompt,  # noqa: ARG002
+        layouts: Sequence[ImageLayout],  # noqa: ARG002
+    ) -> PromptInputs:
+        """Return what the language model reads of a prompt in addition to its embeddings.
+
+        It is called once for each prompt, in a thread, and must depend on its arguments only.
+        ``vlcore.grid_positions``, ``image_groups`` and ``whole_prompt_group`` write the usual
+        ones. Other ones than the default need a feature in :attr:`requires`.
+
+        Args:
+            prompt: the token ids, and the spans of image embeddings.
+            layouts: the number and layout of the embeddings of each image.
+        """
+        return USUAL_INPUTS
+
+    def build_model(self) -> PreTrainedModel:
+        """Build the transformers model without weights.
+
+        It is called inside :func:`~vlcore.empty_weights`. By default, it is the ``…ForCausalLM``
+        of :attr:`transformers_config`. Override it where transformers has no such class for the
+        configuration. The forward of the result takes ``input_ids`` or ``inputs_embeds``,
+        ``position_ids``, ``attention_mask``, ``past_key_values`` and ``logits_to_keep``, and
+        returns ``logits``; the names of its tensors are the keys of :attr:`tensors`.
+        """
+        from transformers import AutoModelForCausalLM
+
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            self.transformers_config, attn_implementation="sdpa"
+        )
+        return model
 
     def to_transformers(
         self,
@@ -192,10 +244,7 @@ class LanguageModel:
         return self.config.get("quantization_config")
 
     def _empty_model(self) -> PreTrainedModel:
-        from transformers import AutoModelForCausalLM
-
-        config = self.transformers_config
-        num_layers = getattr(config, "num_hidden_layers", 0)
+        num_layers = getattr(self.transformers_config, "num_hidden_layers", 0)
         if num_layers > len(self.tensors):  # building them would take very long
             raise ConfigError(
                 f"config.json of {self.checkpoint.name}: num_hidden_layers is {num_layers}, but "
@@ -203,9 +252,7 @@ class LanguageModel:
             )
         try:
             with empty_weights():
-                model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                    config, attn_implementation="sdpa"
-                )
+                model = self.build_model()
         except Exception as error:
             raise ConfigError(
                 f"transformers cannot build {self.architecture} from the text configuration of "
@@ -279,6 +326,37 @@ class LanguageModel:
             file = self.checkpoint.directory / filename
             if file.is_file():
                 (view / filename).symlink_to(file.resolve())
+
+
+def has_prompt_inputs(model: LanguageModel) -> bool:
+    """Return whether a language model has other prompt inputs than the usual ones."""
+    return type(model).prompt_inputs is not LanguageModel.prompt_inputs
+
+
+def read_prompt_inputs(
+    model: LanguageModel, prompt: TokenizedPrompt, layouts: Sequence[ImageLayout]
+) -> PromptInputs:
+    """Return the prompt inputs of a language model, and check them.
+
+    Raises:
+        PluginContractError: they are not those of the prompt, need a feature that the model does
+            not require, or the plugin raised an exception that is not one of vlcore.
+    """
+    name = f"{type(model).__name__}.prompt_inputs"
+    try:
+        inputs: object = model.prompt_inputs(prompt, layouts)
+    except VlcoreError:
+        raise
+    except Exception as error:
+        raise PluginContractError(f"{name} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(inputs, PromptInputs):
+        raise PluginContractError(f"{name} must return PromptInputs; it returned {inputs!r:.80}")
+    if missing := sorted(inputs.features - model.requires):
+        raise PluginContractError(
+            f"{name} returned inputs that need {', '.join(missing)}, which requires does not name: "
+            f"it is {sorted(model.requires)}"
+        )
+    return inputs
 
 
 def _method(quantization: object) -> str:

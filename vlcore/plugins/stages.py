@@ -13,6 +13,7 @@ from vlcore._utils.device import as_device, as_dtype
 from vlcore._utils.device_map import DeviceMap, MaxMemory
 from vlcore.checkpoint.checkpoint import Checkpoint
 from vlcore.errors import PluginContractError, VlcoreError
+from vlcore.language.features import check_features
 from vlcore.language.model import LanguageModel
 from vlcore.plugins.registry import Plugin, find_plugin
 from vlcore.prompts.chat_template import ChatTemplate
@@ -95,7 +96,9 @@ class ModelStages:
         """Describe the language model; no weights are read."""
         with self._attributing_errors("vl_language_model"):
             language_model = self.plugin.language_model(self.checkpoint)
-        return self._expect(language_model, LanguageModel, "vl_language_model")
+        language_model = self._expect(language_model, LanguageModel, "vl_language_model")
+        check_features(language_model.requires, self.checkpoint.name)
+        return language_model
 
     @contextmanager
     def _attributing_errors(self, hook: str) -> Iterator[None]:

@@ -10,8 +10,10 @@ This module does not know about tokenizers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from inspect import signature
 from typing import Any
 
 from vlcore.errors import PluginContractError, VlcoreError
@@ -33,6 +35,10 @@ class ChatTemplate:
     """Whether text after an image is tokenized like text at the beginning of a prompt. ``True``
     where the reference implementation splits the prompt at its images and tokenizes the parts one
     by one, ``False`` where it tokenizes the whole prompt with a token for each image."""
+    adds_prefix: bool = True
+    """Whether a prompt begins with the tokens that the tokenizer adds before every text, such as
+    BOS, also where the template does not write them. ``False`` where the reference implementation
+    tokenizes without ``add_special_tokens``."""
 
     def append_image_token(self, prompt: str, num_images: int) -> tuple[PromptPart, ...]:
         """Combine a prompt with images that come before it.
@@ -64,6 +70,9 @@ class ChatTemplate:
 
     def expand(self, layout: Any, num_rows: int) -> tuple[Text | Control | Rows, ...]:  # noqa: ARG002
         """Return the content of an image's slot: its embeddings and the tokens between them.
+
+        An override may have a third argument, ``index: int = 0``, and then receives the index of
+        the image in the conversation, from 0.
 
         Args:
             layout: Layout of the image, as the vision model returned it.
@@ -121,6 +130,20 @@ def write_prompt(
         ) from error
 
 
+def expand_slot(
+    template: ChatTemplate, slot: ImageSlot, layout: Any, num_rows: int
+) -> tuple[Text | Control | Rows, ...]:
+    """Return the content of an image's slot, as :meth:`ChatTemplate.expand` does."""
+    if _takes_index(type(template).expand):
+        return template.expand(layout, num_rows, index=slot.index)  # type: ignore[call-arg]
+    return template.expand(layout, num_rows)
+
+
+@cache
+def _takes_index(expand: Callable[..., object]) -> bool:
+    return "index" in signature(expand).parameters
+
+
 @dataclass(frozen=True)
 class RoleTemplate(ChatTemplate):
     """A template that surrounds the messages of each role with fixed text.
@@ -147,6 +170,7 @@ class RoleTemplate(ChatTemplate):
     image_suffix: str = "\n"
     stop: tuple[str, ...] = ()
     restarts_after_image: bool = True
+    adds_prefix: bool = True
 
     def append_image_token(self, prompt: str, num_images: int) -> tuple[PromptPart, ...]:
         """Put images before a prompt, each between ``image_prefix`` and ``image_suffix``."""

@@ -33,6 +33,7 @@ class JinjaTemplate(ChatTemplate):
         image_token: Text that the template writes for an image.
         stop: Stop strings: the answer ends where one of them is generated.
         variables: Further variables of the template, such as ``bos_token``.
+        adds_prefix: As for :attr:`ChatTemplate.adds_prefix`.
     """
 
     restarts_after_image = False
@@ -44,11 +45,13 @@ class JinjaTemplate(ChatTemplate):
         image_token: str = "<image>",  # noqa: S107  (no password)
         stop: tuple[str, ...] = (),
         variables: Mapping[str, Any] | None = None,
+        adds_prefix: bool = True,
     ) -> None:
         self.source = source
         self.image_token = image_token
         self.stop = stop
         self.variables = dict(variables or {})
+        self.adds_prefix = adds_prefix
 
     def messages2prompt(
         self, messages: Sequence[Message | Mapping[str, Any]]

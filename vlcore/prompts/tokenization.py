@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vlcore.errors import PluginContractError, PromptError
-from vlcore.prompts.chat_template import ChatTemplate
+from vlcore.prompts.chat_template import ChatTemplate, expand_slot
 from vlcore.prompts.messages import Control, ImageSlot, PromptPart, Rows, Text
 
 if TYPE_CHECKING:
@@ -123,14 +123,15 @@ class PromptTokenizer:
         for part in parts:
             if isinstance(part, ImageSlot):
                 image = images[part.index]
-                expansion = template.expand(image.layout, image.num_rows)
+                expansion = expand_slot(template, part, image.layout, image.num_rows)
                 builder.add_image(part.index, expansion, image.num_rows)
             else:
                 builder.add(part)
         builder.flush()
         token_ids = builder.token_ids
         num_prefix = 0
-        if token_ids[: len(self._prefix_ids)] != list(self._prefix_ids):
+        begins_with_prefix = token_ids[: len(self._prefix_ids)] == list(self._prefix_ids)
+        if template.adds_prefix and not begins_with_prefix:
             token_ids = [*self._prefix_ids, *token_ids]
             num_prefix = len(self._prefix_ids)
         spans = tuple(

@@ -14,7 +14,7 @@ import torch
 
 from vlcore.errors import ImageError, PluginContractError, VlcoreError
 from vlcore.vision.device_runner import DeviceRunner
-from vlcore.vision.model import ImageInputs, ImageRows, VisionModel
+from vlcore.vision.model import ImageRows, VisionModel, count_tiles
 from vlcore.vision.stats import Meter
 
 _SUCCESSES_BEFORE_GROWTH = 64
@@ -84,7 +84,7 @@ class BatchExecutor:
         runs out, later batches are smaller too, unless it runs out for a single image, because then
         the image is too large rather than the batch.
         """
-        num_tiles = sum(len(item.pixels) if isinstance(item, ImageInputs) else 1 for item in inputs)
+        num_tiles = sum(map(count_tiles, inputs))
         if len(inputs) > 1 and num_tiles > self.max_tiles:
             return self._run_halves(inputs)
         outcomes = self._run(inputs, num_tiles)

@@ -8,6 +8,7 @@ others. The encoder knows nothing of prompts or engines.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, TypedDict, TypeVar
 
@@ -169,7 +170,7 @@ class ImageEncoder:
             options: options for each image, which the vision model must know.
 
         Shapes:
-            rows: [k, hidden_size] for each image, on the model's device, in its dtype.
+            rows: [k, row_width] for each image, on the model's device, in its dtype.
 
         Raises:
             OptionError: an image option is unknown.
@@ -188,8 +189,11 @@ class ImageEncoder:
         *,
         progress: bool = False,
     ) -> list[ImageRows | VlcoreError]:
-        """Encode images like :meth:`encode`, and return errors for those that fail."""
-        requests = self._requests(images, options)
+        """Encode images like :meth:`encode`, and return errors for those that fail.
+
+        Each image is encoded as the only one of a request.
+        """
+        requests = [replace(one, num_images=1) for one in self._requests(images, options)]
         with progress_bar(
             len(requests), description="encoding", unit="image", shown=progress
         ) as advance:
@@ -259,7 +263,12 @@ class ImageEncoder:
         owner = object()
         return [
             ImageRequest(
-                source, image_options, image_label(source, number, len(pairs)), owner, budget
+                source,
+                image_options,
+                image_label(source, number, len(pairs)),
+                owner,
+                budget,
+                num_images=len(pairs),
             )
             for number, (source, image_options) in enumerate(pairs, 1)
         ]
@@ -297,12 +306,11 @@ def _check_replicas(models: Sequence[VisionModel]) -> None:
     if not models:
         raise OptionError("an image encoder needs a vision model; the list of replicas is empty")
     identities = {
-        (type(model).__name__, model.hidden_size, model.dtype, model.fingerprint)
-        for model in models
+        (type(model).__name__, model.row_width, model.dtype, model.fingerprint) for model in models
     }
     if len(identities) > 1:
         raise OptionError(
-            "replicas must be copies of one model (class, hidden_size, dtype, fingerprint); these "
+            "replicas must be copies of one model (class, row_width, dtype, fingerprint); these "
             f"differ: {sorted(map(str, identities))}"
         )
 

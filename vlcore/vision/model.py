@@ -5,8 +5,9 @@ It knows nothing of prompts or engines.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -31,6 +32,9 @@ class ImageInputs:
     """Layout of the image for ``assemble`` and ``ChatTemplate.expand``, such as a grid of tiles."""
     num_rows: int | None = None
     """Number of embeddings of the image, where it is known before the image is encoded."""
+    num_tiles: int | None = None
+    """Size of the image in a batch; ``None`` for the length of ``pixels``. State it where
+    ``pixels`` are packed patches, [patches, …], whose number is not that of tiles."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,18 @@ class ImageRows:
     """The embeddings of one image, in the embedding space of the language model.
 
     Shapes:
-        rows: [k, hidden_size].
+        rows: [k, row_width].
     """
 
     rows: Tensor
     layout: Any = None
+
+
+def count_tiles(inputs: Any) -> int:
+    """Return the size of a preprocessed image in a batch, which is 1 without tiles."""
+    if not isinstance(inputs, ImageInputs):
+        return 1
+    return len(inputs.pixels) if inputs.num_tiles is None else inputs.num_tiles
 
 
 def image_layout(image: ImageRows) -> ImageLayout:
@@ -82,6 +93,15 @@ class VisionModel:
         tensor = self._first_tensor()
         return torch.float32 if tensor is None else tensor.dtype
 
+    @cached_property
+    def row_width(self) -> int:
+        """Width of the results of :meth:`forward`; by default, :attr:`hidden_size`.
+
+        It is ``LanguageModel.row_width`` where embeddings are also added after the first decoder
+        layers.
+        """
+        return self.hidden_size
+
     @property
     def preprocess_settings(self) -> Any:
         """Settings of :meth:`preprocess` that are not in the checkpoint.
@@ -104,12 +124,25 @@ class VisionModel:
         """
         return None
 
+    def request_options(self, num_images: int) -> Mapping[str, Any]:  # noqa: ARG002
+        """Return options of :meth:`preprocess` that depend on the number of images of a request.
+
+        They are passed for each image of the request, in addition to its own options, which take
+        precedence, and need not be in :attr:`image_options`. The embeddings of an image are cached
+        separately for different values.
+
+        Args:
+            num_images: number of images of the request.
+        """
+        return {}
+
     def preprocess(self, image: Image.Image, **options: Any) -> Any:
         """Convert an image of any PIL mode into an input of :meth:`forward`. Thread-safe.
 
         Args:
             image: the image.
-            options: per-image options, of those listed in :attr:`image_options`.
+            options: per-image options, of those listed in :attr:`image_options`, and
+                :meth:`request_options`.
 
         Returns:
             :class:`ImageInputs` in models that define :meth:`tower`, and any value in others.
@@ -122,7 +155,7 @@ class VisionModel:
         """Encode a list of preprocessed images, after moving them to the device.
 
         Shapes:
-            results: [k, hidden_size] each; k may differ between images.
+            results: [k, row_width] each; k may differ between images.
         """
         pixels = torch.cat([image.pixels for image in inputs])
         with torch.inference_mode():
@@ -143,7 +176,7 @@ class VisionModel:
 
         Shapes:
             features: [tiles, T, D].
-            result: [k, hidden_size].
+            result: [k, row_width].
         """
         raise NotImplementedError(self._missing_methods())
 
@@ -242,10 +275,10 @@ def _as_rows(model: VisionModel, result: Any) -> ImageRows | PluginContractError
     name = type(model).__name__
     image_rows = result if isinstance(result, ImageRows) else ImageRows(result)
     rows = image_rows.rows
-    if not isinstance(rows, Tensor) or rows.ndim != 2 or rows.shape[1] != model.hidden_size:
+    if not isinstance(rows, Tensor) or rows.ndim != 2 or rows.shape[1] != model.row_width:
         actual = list(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
         return PluginContractError(
-            f"{name}.forward must return image embeddings of shape [k, {model.hidden_size}]; it "
+            f"{name}.forward must return image embeddings of shape [k, {model.row_width}]; it "
             f"returned {actual}"
         )
     if rows.untyped_storage().nbytes() > rows.nbytes:  # a view would keep its whole batch alive

@@ -40,7 +40,7 @@ from vlcore.media.policy import TRUSTING, DecodedBudget, ImageAccess, ImageLimit
 from vlcore.media.source import ImageSource, describe, is_web_url, read_image
 from vlcore.prompts.tokenization import ImageLayout
 from vlcore.vision.embedding_cache import EmbeddingCache, file_key, image_key
-from vlcore.vision.model import ImageInputs, ImageRows, VisionModel, image_layout
+from vlcore.vision.model import ImageInputs, ImageRows, VisionModel, count_tiles, image_layout
 from vlcore.vision.stats import Meter
 
 logger = logging.getLogger(__name__)
@@ -70,6 +70,8 @@ class ImageRequest:
     """The request that the image belongs to. Requests take turns."""
     budget: DecodedBudget | None = None
     """Number of pixels that the images of the request may still have."""
+    num_images: int = 1
+    """Number of images of the request."""
 
 
 @dataclass(frozen=True)
@@ -256,12 +258,14 @@ class ImagePreprocessor:
             self._meter.add_time("preprocess_s", time.perf_counter() - started)
 
     def _prepare(self, request: ImageRequest) -> PreparedImage:
-        model, source, options, label = self._model, request.source, request.options, request.label
+        model, source, label = self._model, request.source, request.label
+        options = dict(request.options)
         if unknown := sorted(set(options) - model.image_options):
             raise OptionError(
                 f"unknown image option(s) {', '.join(unknown)}: this model takes "
                 f"{', '.join(sorted(model.image_options)) or 'none'}"
             )
+        options = self._request_options(request.num_images) | options
         file = ""
         if isinstance(source, bytes):
             file = file_key(
@@ -305,6 +309,15 @@ class ImagePreprocessor:
         self._prepared[key] = prepared
         return prepared
 
+    def _request_options(self, num_images: int) -> dict[str, Any]:
+        try:
+            return dict(self._model.request_options(num_images))
+        except Exception as error:
+            raise PluginContractError(
+                f"{type(self._model).__name__}.request_options failed for {num_images} image(s): "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
     def _needed_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
         try:
             return self._model.needed_size(size)
@@ -317,16 +330,21 @@ class ImagePreprocessor:
     def _count_tiles(self, inputs: Any) -> int:
         if not isinstance(inputs, ImageInputs):
             return 1
+        name = f"{type(self._model).__name__}.preprocess"
         pixels: object = inputs.pixels
-        actual = type(pixels).__name__
-        if isinstance(pixels, Tensor):
-            if pixels.ndim > 0 and pixels.device.type == "cpu":
-                return len(pixels)
-            actual = f"{list(pixels.shape)} on {pixels.device}"
-        raise PluginContractError(
-            f"{type(self._model).__name__}.preprocess must return pixels [tiles, 3, H, W] on the "
-            f"CPU; it returned {actual}"
-        )
+        if not isinstance(pixels, Tensor) or pixels.ndim == 0 or pixels.device.type != "cpu":
+            actual = type(pixels).__name__
+            if isinstance(pixels, Tensor):
+                actual = f"{list(pixels.shape)} on {pixels.device}"
+            raise PluginContractError(
+                f"{name} must return pixels [tiles, 3, H, W] on the CPU; it returned {actual}"
+            )
+        num_tiles: object = count_tiles(inputs)
+        if not isinstance(num_tiles, int) or (num_tiles < 1 and inputs.num_tiles is not None):
+            raise PluginContractError(
+                f"{name} must return num_tiles of at least 1, or None; it returned {num_tiles!r}"
+            )
+        return num_tiles
 
 
 def image_label(source: ImageSource, number: int, total: int) -> str:

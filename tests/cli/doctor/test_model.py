@@ -18,6 +18,7 @@ from vlcore.cli.doctor import model as model_diagnosis
 from vlcore.cli.doctor.installation import Finding, Verdict
 from vlcore.cli.doctor.model import diagnose_model
 from vlcore.engines.selection import unsupported_reasons
+from vlcore.engines.transformers.engine import TransformersEngine
 from vlcore.language.model import LanguageModel
 from vlcore.plugins.stages import ModelStages
 
@@ -159,15 +160,31 @@ def test_an_engine_that_lacks_what_the_model_requires(model: Path) -> None:
     assert reasons["transformers"] is None
     language_model.requires = frozenset({"mrope"})
     reasons = unsupported_reasons(language_model, CPU, torch.float32)
-    assert reasons["transformers"] == "it lacks mrope, which the model requires"
+    assert reasons["transformers"] is None
+    assert reasons["turbomind"] == (
+        "it lacks mrope: the model requires mrope, and the engine offers none of the features that "
+        "a model may require; use engine='transformers'"
+    )
 
 
 def test_no_engine_can_run_it(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LanguageModel, "requires", frozenset({"mrope"}))
+    monkeypatch.setattr(TransformersEngine, "offers", frozenset({"deepstack"}))
     found = findings(model)
     assert problems(found) == ["engine"]
     assert found["engine"].text.startswith("no engine can run the model: not ")
-    assert "not transformers: it lacks mrope, which the model requires" in found["engine"].text
+    assert "not transformers: it lacks mrope: the model requires mrope" in found["engine"].text
+    assert "and the engine offers deepstack" in found["engine"].text
+    assert "no engine of vlcore offers all of them" in found["engine"].text
+
+
+def test_an_unknown_feature_is_a_fault_of_the_plugin(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LanguageModel, "requires", frozenset({"telepathy"}))
+    found = findings(model)
+    assert problems(found) == ["language model"]
+    assert "must be a frozenset of these names: 'mrope'" in found["language model"].text
 
 
 # -- what a plugin may do

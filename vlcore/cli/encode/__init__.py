@@ -78,7 +78,7 @@ def encode(
     devices = [as_device(name) for name in device or ["auto"]]
     precision = choose_dtype(dtype, devices[0], stages.checkpoint.config)
     vision_models = [stages.vision_model(one_device, precision) for one_device in devices]
-    file = RowFile(out, model_key(vision_models[0]))
+    file = RowFile(out, model_key(vision_models[0]), vision_models[0].row_width)
     encoder = ImageEncoder(
         vision_models,
         max_batch_size=max_batch_size,
@@ -130,7 +130,7 @@ async def _encode_all(
 
     key_of = partial(
         file_key,
-        options={},
+        options=encoder.vision_model.request_options(num_images=1),
         model=encoder.vision_model,
         shrink_on_load=encoder.shrink_on_load,
         background=encoder.image_background,

@@ -19,13 +19,15 @@ class RowFile:
     Args:
         path: the file. If it exists, it is read.
         model: the key of the vision model that computes the embeddings.
+        row_width: the width of an embedding.
 
     Raises:
         OptionError: the file cannot be used, or contains embeddings of another model.
     """
 
-    def __init__(self, path: Path, model: str) -> None:
+    def __init__(self, path: Path, model: str, row_width: int) -> None:
         self.path = path
+        self._row_width = row_width
         self._model = model
         self._rows: dict[str, tuple[str, Tensor]] = {}
         """The content key and the embeddings of each image name."""
@@ -80,6 +82,13 @@ class RowFile:
                         f"{str(self.path)!r} contains embeddings of another model or dtype: choose "
                         "another --out"
                     )
+                for name in keys:
+                    _, *width = opened.get_slice(name).get_shape()
+                    if width != [self._row_width]:
+                        raise OptionError(
+                            f"{str(self.path)!r} contains embeddings of the width {width}, and "
+                            f"those of this model have {self._row_width}: choose another --out"
+                        )
                 self._rows = {name: (key, opened.get_tensor(name)) for name, key in keys.items()}
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             if isinstance(error, OptionError):

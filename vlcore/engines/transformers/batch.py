@@ -13,7 +13,9 @@ from torch.nn.functional import pad
 from vlcore.engines.base import EngineRequest
 from vlcore.engines.logprobs import copy_to_host
 from vlcore.engines.transformers.kv_cache import SlotKVCache
+from vlcore.engines.transformers.prompt_batch import pad_positions
 from vlcore.engines.transformers.sequence import SequenceGroup, TransformersSequence
+from vlcore.language.prompt_inputs import USUAL_INPUTS, PromptInputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,10 +60,12 @@ class Batch:
         self._model = model
         self._embedding = model.get_input_embeddings()
         self._device = device
-        self._cache = SlotKVCache(model.config)
+        self._cache = SlotKVCache(model.config.get_text_config())
         # The inputs of the next step, where they are on the device already.
         self._token_ids: Tensor | None = None
         self._positions: Tensor | None = None
+        self._rope_deltas: Tensor | None = None
+        """Differences between positions and columns of the cache; ``None`` where all are 0."""
 
     @property
     def vocab_size(self) -> int:
@@ -71,7 +75,7 @@ class Batch:
     def measure_bytes_per_token(self) -> int:
         """Run one token through the model, and return the size of a cached token in bytes."""
         self._cache.reserve(1, 1, num_used=0)
-        self._compute_prompts([self._embed_tokens([0])])
+        self._compute_prompts([self._embed_tokens([0])], [USUAL_INPUTS])
         return self._cache.bytes_per_token
 
     def has_room(self, new_sequences: Sequence[TransformersSequence]) -> bool:
@@ -92,7 +96,9 @@ class Batch:
         self._reserve(new_sequences)
         prompts = [self._embed_prompt(sequence.request) for sequence in firsts]
         logits, prompt_logits = self._compute_prompts(
-            prompts, keep_all_logits=firsts[0].wants_prompt_logits
+            prompts,
+            [sequence.request.inputs for sequence in firsts],
+            keep_all_logits=firsts[0].wants_prompt_logits,
         )
         first_slot = len(self.sequences)
         group_indexes = {id(seq): index for index, group in enumerate(groups) for seq in group}
@@ -110,10 +116,14 @@ class Batch:
         if token_ids is None or positions is None:
             token_ids = torch.tensor([s.last_token_id for s in self.sequences], device=self._device)
             positions = torch.tensor(lengths, device=self._device) - 1
+            deltas = [sequence.request.inputs.rope_delta for sequence in self.sequences]
+            self._rope_deltas = torch.tensor(deltas, device=self._device) if any(deltas) else None
         mask = self._cache.decode(positions, max(lengths))
+        # One step is as far on all axes, so that the model is given one position for all of them.
+        position_ids = positions if self._rope_deltas is None else positions + self._rope_deltas
         logits = self._model(
             input_ids=token_ids[:, None],
-            position_ids=positions[:, None],
+            position_ids=position_ids[:, None],
             attention_mask=mask,
             past_key_values=self._cache,
             use_cache=True,
@@ -171,7 +181,11 @@ class Batch:
         self._cache.reserve(*sizes, num_used=len(self.sequences))
 
     def _compute_prompts(
-        self, prompts: list[Tensor], *, keep_all_logits: bool = False
+        self,
+        prompts: Sequence[Tensor],
+        inputs: Sequence[PromptInputs],
+        *,
+        keep_all_logits: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Compute prompts, whose keys and values are stored after those of the running sequences.
 
@@ -189,7 +203,7 @@ class Batch:
         self._cache.prefill(len(self.sequences))
         logits = self._model(
             inputs_embeds=torch.stack(padded),
-            position_ids=torch.arange(longest, device=self._device).expand(len(prompts), -1),
+            position_ids=pad_positions(inputs, longest).to(self._device),
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=torch.tensor(kept, device=self._device),

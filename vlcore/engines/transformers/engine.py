@@ -102,6 +102,7 @@ class TransformersEngine(Engine):
     """
 
     name = "transformers"
+    offers = frozenset({"mrope"})
 
     def __init__(
         self,

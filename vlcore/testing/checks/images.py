@@ -35,25 +35,25 @@ def plain_images_are_encoded(subject: Subject) -> None:
     encode(subject.vision_model, plain_images())
 
 
-@check("rows-shape", "rows are [k, hidden_size], k at least 1, as wide as the language model")
+@check("rows-shape", "rows are [k, row_width], k at least 1, as wide as the language model")
 def rows_shape(subject: Subject) -> None:
     """Check the embeddings of images of several sizes."""
     model = subject.vision_model
     for image, found in zip(plain_images(), subject.plain_rows, strict=True):
         shape = list(found.rows.shape)
-        if len(shape) != 2 or shape[0] < 1 or shape[1] != model.hidden_size:
+        if len(shape) != 2 or shape[0] < 1 or shape[1] != model.row_width:
             fail(
-                expected=f"rows [k, {model.hidden_size}], k at least 1",
+                expected=f"rows [k, {model.row_width}], k at least 1",
                 actual=f"a tensor {shape}",
                 where=f"{_forward_of(model)}, {_size(image)}",
-                advice="return one matrix for each image; hidden_size is its width",
+                advice="return one matrix for each image; row_width is its width",
             )
-    width = subject.language_model.hidden_size
-    if model.hidden_size != width:
+    width = subject.language_model.row_width
+    if model.row_width != width:
         fail(
-            expected=f"hidden_size {width}, the width of the language model's embeddings",
-            actual=str(model.hidden_size),
-            where=f"{type(model).__name__}.hidden_size",
+            expected=f"row_width {width}, the width of the language model's embeddings",
+            actual=str(model.row_width),
+            where=f"{type(model).__name__}.row_width, which is hidden_size by default",
             advice="set it to the width after the projector",
         )
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlcore.errors import OptionError, PromptError
-from vlcore.prompts.chat_template import write_prompt
+from vlcore.prompts.chat_template import expand_slot, write_prompt
 from vlcore.prompts.messages import Control, ImageSlot, PromptPart, Rows, Text
 from vlcore.prompts.tokenization import ImageLayout, TokenizedPrompt
 from vlcore.testing.check import check
@@ -122,7 +122,7 @@ def spans_sum(subject: Subject) -> None:
         if isinstance(inputs, ImageInputs) and inputs.num_rows is not None:
             announced[i] = ImageLayout(encoded[i].num_rows, inputs.layout)
     for image, layout in zip(plain_images() * 2, encoded + announced, strict=True):
-        expansion = template.expand(layout.layout, layout.num_rows)
+        expansion = expand_slot(template, ImageSlot(0), layout.layout, layout.num_rows)
         placed = sum(part.num_rows for part in expansion if isinstance(part, Rows))
         if placed != layout.num_rows:
             fail(
