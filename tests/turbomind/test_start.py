@@ -16,8 +16,8 @@ from engine_requests import request
 from safetensors.torch import load_file
 
 from vlcore._version import __version__
+from vlcore.engines.external.self_test import read_rows
 from vlcore.engines.turbomind.engine import TurbomindEngine
-from vlcore.engines.turbomind.self_test import read_rows
 from vlcore.errors import EngineUnavailableError
 from vlcore.language.model import LanguageModel
 

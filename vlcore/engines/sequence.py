@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -84,13 +84,23 @@ class RunningSequence:
         return token_id in self.end_token_ids or self._detokenizer.allows(token_id)
 
     def _append(
-        self, token_id: int, logits: Tensor | None, prompt_logits: Tensor | None = None
+        self,
+        token_id: int,
+        logits: Tensor | None,
+        prompt_logits: Tensor | None = None,
+        logprobs: Mapping[int, float] | None = None,
     ) -> None:
         """Add the next token to the answer, and emit the text that is final with it.
 
         Shapes:
             logits: [vocab] float32, the logits from which the token was chosen.
             prompt_logits: [prompt tokens, vocab] float32 on the host.
+
+        Args:
+            token_id: the next token.
+            logits: where the engine returns them.
+            prompt_logits: with the first token, if requested.
+            logprobs: where the engine returns them; otherwise they are computed from ``logits``.
         """
         if token_id in self.end_token_ids:
             self._end(prompt_logits)
@@ -104,9 +114,8 @@ class RunningSequence:
             text += self._detokenizer.finish()
             reason = "stop" if self._detokenizer.stopped else "length"
         config = self.request.config
-        logprobs: tuple[dict[int, float], ...] = ()
-        if logits is not None and config.logprobs is not None:
-            logprobs = (compute_logprobs(logits, token_id, config.logprobs),)
+        if logprobs is None and logits is not None and config.logprobs is not None:
+            logprobs = compute_logprobs(logits, token_id, config.logprobs)
         output_logits: Tensor | None = None
         if logits is not None and config.output_logits is not None:
             output_logits = copy_to_host(logits[None])
@@ -116,7 +125,7 @@ class RunningSequence:
                 (token_id,),
                 reason,
                 self.choice,
-                logprobs,
+                () if logprobs is None else (logprobs,),
                 output_logits,
                 prompt_logits,
             )

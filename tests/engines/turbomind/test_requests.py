@@ -12,14 +12,15 @@ from engine_requests import run as run_loop
 from transformers import PreTrainedTokenizerBase
 
 from vlcore.engines.base import EngineOutput, EngineRequest
+from vlcore.engines.external.prompt import HostPrompt
+from vlcore.engines.external.sequence import ExternalSequence
 from vlcore.engines.generation import GenerationConfig
 from vlcore.engines.stop_conditions import StopConditions
-from vlcore.engines.turbomind.requests import InstancePool, RunningRequest, TurbomindSequence
-from vlcore.engines.turbomind.translation import TurbomindPrompt
+from vlcore.engines.turbomind.requests import InstancePool, TurbomindRequest
 from vlcore.errors import EngineClosedError, EngineError
 from vlcore.prompts.tokenization import TokenizedPrompt
 
-PROMPT = TurbomindPrompt((5, 6))
+PROMPT = HostPrompt((5, 6))
 EOS = 2
 Script = list[tuple[str, list[int]]]
 
@@ -60,9 +61,9 @@ def make_run(
     emitted: list[EngineOutput | EngineError],
     max_new_tokens: int = 6,
     **options: Any,
-) -> RunningRequest:
+) -> TurbomindRequest:
     config = GenerationConfig(max_new_tokens=max_new_tokens, **options)
-    answer = TurbomindSequence(
+    answer = ExternalSequence(
         EngineRequest(TokenizedPrompt(PROMPT.token_ids), (), config),
         0,
         stop_conditions=StopConditions(frozenset({EOS}), {}),
@@ -71,18 +72,18 @@ def make_run(
         emit=emitted.append,
     )
 
-    def left(answer: TurbomindSequence) -> Any:
+    def left(answer: ExternalSequence) -> Any:
         return SimpleNamespace(
             max_new_tokens=1 if answer.banned_token_ids else answer.num_remaining
         )
 
-    return RunningRequest(answer, PROMPT, instances, left)
+    return TurbomindRequest(answer, PROMPT, instances, left)
 
 
 def serve(
     tokenizer: PreTrainedTokenizerBase,
     *scripts: Script,
-    while_it_runs: Callable[[RunningRequest], Coroutine[Any, Any, None]] | None = None,
+    while_it_runs: Callable[[TurbomindRequest], Coroutine[Any, Any, None]] | None = None,
     max_new_tokens: int = 6,
     **options: Any,
 ) -> tuple[Instance, list[EngineOutput | EngineError]]:
@@ -168,7 +169,7 @@ def test_a_failure_ends_the_answer(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def test_closing_cancels_the_request_with_an_error(tokenizer: PreTrainedTokenizerBase) -> None:
-    async def close_soon(run: RunningRequest) -> None:
+    async def close_soon(run: TurbomindRequest) -> None:
         while not run.sequence.token_ids:
             await asyncio.sleep(0)
         run.close()
@@ -182,7 +183,7 @@ def test_closing_cancels_the_request_with_an_error(tokenizer: PreTrainedTokenize
 def test_a_request_that_is_cancelled_before_it_starts_is_never_sent(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    async def cancel_at_once(run: RunningRequest) -> None:
+    async def cancel_at_once(run: TurbomindRequest) -> None:
         run.cancel()
 
     instance, emitted = serve(tokenizer, while_it_runs=cancel_at_once)

@@ -1,33 +1,23 @@
-"""TurboMind, lmdeploy's engine, which receives image embeddings by embedding injection.
-
-lmdeploy runs on its own event loop in a separate thread, so that its copies and waits do not block
-the event loops of callers.
-"""
+"""TurboMind, lmdeploy's engine, which receives image embeddings by embedding injection."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
-from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vlcore._utils.event_loop import LoopMailboxes, LoopThread
-from vlcore.engines.base import Engine, EngineOutput, EngineRequest, EngineStats
-from vlcore.engines.stop_conditions import StopConditions
-from vlcore.engines.turbomind.requests import InstancePool, RunningRequest, TurbomindSequence
-from vlcore.engines.turbomind.self_test import run_self_test
+from vlcore.engines.base import EngineRequest, EngineStats
+from vlcore.engines.external.engine import ExternalEngine
+from vlcore.engines.external.prompt import HostPrompt
+from vlcore.engines.external.self_test import next_logits, run_self_test
+from vlcore.engines.external.sequence import ExternalSequence
+from vlcore.engines.turbomind.requests import InstancePool, TurbomindRequest
 from vlcore.engines.turbomind.support import embedding_name, lmdeploy_version
-from vlcore.engines.turbomind.translation import check_options, to_turbomind, to_turbomind_prompt
-from vlcore.errors import (
-    EngineClosedError,
-    EngineError,
-    EngineUnavailableError,
-    OptionError,
-)
+from vlcore.engines.turbomind.translation import check_options, to_turbomind
+from vlcore.errors import EngineError, EngineUnavailableError, OptionError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,7 +25,7 @@ if TYPE_CHECKING:
     from vlcore.language.model import LanguageModel
 
 
-class TurbomindEngine(Engine):
+class TurbomindEngine(ExternalEngine):
     """Runs the language model of a checkpoint on TurboMind.
 
     Args:
@@ -53,7 +43,6 @@ class TurbomindEngine(Engine):
     """
 
     name = "turbomind"
-    takes_rows_on_host = True  # copied to its device chunk by chunk during the prefill
 
     def __init__(
         self,
@@ -67,30 +56,27 @@ class TurbomindEngine(Engine):
         self_test: bool = True,
     ) -> None:
         self._lmdeploy = _import_lmdeploy()
-        self.hidden_size = language_model.hidden_size
-        self.vocab_size = int(language_model.transformers_config.vocab_size)
-        self._tokenizer = tokenizer
-        self._stop_conditions = StopConditions.from_model(language_model, tokenizer)
         settings = config or self._lmdeploy.TurbomindEngineConfig(
             dtype=str(dtype).removeprefix("torch."),
             devices=[torch.cuda.current_device() if device.index is None else device.index],
             session_len=language_model.context_length,
         )
         self._model = self._load(view, settings)
+        super().__init__(language_model, tokenizer)
         self._settings = self._model.engine_config
-        self._dtype: torch.dtype = getattr(torch, self._settings.dtype)
+        self._dtype = getattr(torch, self._settings.dtype)
         self.context_length = min(self._model.session_len, language_model.context_length)
         if self.context_length == language_model.context_length:
             self.context_limit_reason = language_model.context_limit_reason
         self._instances = InstancePool(self._model.create_instance, self._settings.max_batch_size)
-        self._requests: set[RunningRequest] = set()
-        self._is_closed = False
-        self._loop = LoopThread("vlcore-turbomind")
-        self._mailboxes = LoopMailboxes()
         if self_test:
             embedding = embedding_name(language_model.view_config["architectures"][0])
             try:
-                self._loop.run(run_self_test(self, view, embedding))
+                self._loop.run(
+                    run_self_test(
+                        self, view, embedding, next_logits, f"lmdeploy {lmdeploy_version()}"
+                    )
+                )
             except BaseException as error:
                 self._free()
                 if isinstance(error, EngineError) and not isinstance(error, EngineUnavailableError):
@@ -98,56 +84,6 @@ class TurbomindEngine(Engine):
                         f"TurboMind started, and failed its first request: {error}"
                     ) from error
                 raise
-
-    async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput]:
-        """Continue a prompt, chunk by chunk. Closing the iterator cancels the request."""
-        self.check(request)
-        prompt = await asyncio.to_thread(to_turbomind_prompt, request, self._dtype)
-        max_new_tokens = min(
-            request.config.max_new_tokens, self.context_length - len(prompt.token_ids)
-        )
-        chunks: asyncio.Queue[EngineOutput | EngineError] = asyncio.Queue()
-        emit = self._mailboxes.sender(chunks.put_nowait)
-        running = [
-            RunningRequest(
-                TurbomindSequence(
-                    request,
-                    choice,
-                    stop_conditions=self._stop_conditions,
-                    tokenizer=self._tokenizer,
-                    max_new_tokens=max_new_tokens,
-                    emit=emit,
-                ),
-                prompt,
-                self._instances,
-                self._make_options,
-            )
-            for choice in range(request.config.num_distinct_answers)
-        ]
-        try:
-            for running_request in running:
-                self._start(running_request)
-            num_running = len(running)
-            while num_running:
-                chunk = await chunks.get()
-                if isinstance(chunk, EngineError):
-                    raise chunk
-                num_running -= chunk.finish_reason is not None
-                for copy in chunk.for_each_answer(request.config):
-                    yield copy
-        finally:
-            for running_request in running:
-                self._loop.call_soon(running_request.cancel)
-
-    async def close(self) -> None:
-        """Cancel all requests, and free the model."""
-        self._is_closed = True
-        for request in tuple(self._requests):
-            self._loop.call_soon(request.close)
-        # Each request removes itself from the set, and no further one is started.
-        while self._requests:  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
-        self._free()
 
     def stats(self) -> EngineStats:
         """Count the instances in use, and the answers that wait for one."""
@@ -164,18 +100,10 @@ class TurbomindEngine(Engine):
                 "not compute with enable_prefix_caching: switch one of them off"
             )
 
-    def _start(self, request: RunningRequest) -> None:
-        if self._is_closed:
-            raise EngineClosedError("the engine was closed")
-        future = self._loop.submit(request.run())
-        self._requests.add(request)
-        future.add_done_callback(lambda _: self._end(request))
+    def _make_request(self, sequence: ExternalSequence, prompt: HostPrompt) -> TurbomindRequest:
+        return TurbomindRequest(sequence, prompt, self._instances, self._make_options)
 
-    def _end(self, request: RunningRequest) -> None:
-        request.close()  # has an effect only if the loop was closed before the request ended
-        self._requests.discard(request)
-
-    def _make_options(self, sequence: TurbomindSequence) -> Any:
+    def _make_options(self, sequence: ExternalSequence) -> Any:
         """Create lmdeploy's options for the rest of an answer."""
         vocabulary = range(self.vocab_size)
         # While tokens are banned, the answer is continued token by token.

@@ -8,22 +8,18 @@ cancelled first.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
-from vlcore.engines.base import EngineRequest
-from vlcore.engines.logprobs import copy_to_host
-from vlcore.engines.sequence import Emit, RunningSequence
-from vlcore.engines.stop_conditions import StopConditions
-from vlcore.engines.turbomind.translation import MAX_IDS, TurbomindPrompt
-from vlcore.errors import EngineClosedError, EngineError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from vlcore.engines.external.prompt import HostPrompt
+from vlcore.engines.external.request import ExternalRequest
+from vlcore.engines.external.sequence import ExternalSequence
+from vlcore.engines.turbomind.translation import MAX_IDS
+from vlcore.errors import EngineError
 
 _STATUS_REASONS = {
     "SESSION_NOT_EXIST": "it found the prompt's ranges of image embeddings invalid",
@@ -73,142 +69,51 @@ class InstancePool:
         self._idle.clear()
 
 
-class TurbomindSequence(RunningSequence):
-    """One of a request's answers at TurboMind, which samples its tokens by itself."""
-
-    def __init__(
-        self,
-        request: EngineRequest,
-        choice: int,
-        *,
-        stop_conditions: StopConditions,
-        tokenizer: PreTrainedTokenizerBase,
-        max_new_tokens: int,
-        emit: Emit,
-    ) -> None:
-        super().__init__(
-            request,
-            choice,
-            stop_conditions=stop_conditions,
-            tokenizer=tokenizer,
-            max_new_tokens=max_new_tokens,
-            emit=emit,
-        )
-        self.banned_token_ids: set[int] = set()
-        """Tokens that would complete a banned string if they came next."""
-
-    def accept(
-        self,
-        token_ids: Sequence[int],
-        logits: Tensor | None = None,
-        prompt_logits: Tensor | None = None,
-    ) -> bool:
-        """Add the next tokens to the answer, and emit the text that is final with them.
-
-        Shapes:
-            logits: [tokens, vocab], from which the tokens were chosen.
-            prompt_logits: [prompt tokens, vocab], emitted with the first token, if requested.
-
-        Returns:
-            False where a token would complete a banned string: it and the following ones were not
-            added.
-        """
-        for position, token_id in enumerate(token_ids):
-            if self.is_finished:
-                break
-            if not self._is_allowed(token_id):
-                self.banned_token_ids.add(token_id)
-                return False
-            self.banned_token_ids.clear()
-            is_first = self.wants_prompt_logits and not self.token_ids
-            self._append(
-                token_id,
-                None if logits is None else logits[position].float(),
-                copy_to_host(prompt_logits.float())
-                if is_first and prompt_logits is not None
-                else None,
-            )
-        return True
-
-    def end(self) -> None:
-        """End the answer where TurboMind stopped and did not return the end token."""
-        if not self.is_finished:
-            self._end()
-
-
-class RunningRequest:
+class TurbomindRequest(ExternalRequest):
     """Generates one answer with TurboMind. All methods are called on one event loop.
 
     Args:
         sequence: receives the tokens of the answer.
-        prompt: the prompt in TurboMind's form.
+        prompt: the prompt on the host.
         instances: the pool from which an instance is borrowed.
         make_options: creates lmdeploy's options for the rest of the answer.
     """
 
+    library = "TurboMind"
+
     def __init__(
         self,
-        sequence: TurbomindSequence,
-        prompt: TurbomindPrompt,
+        sequence: ExternalSequence,
+        prompt: HostPrompt,
         instances: InstancePool,
-        make_options: Callable[[TurbomindSequence], Any],
+        make_options: Callable[[ExternalSequence], Any],
     ) -> None:
-        self.sequence = sequence
-        self._prompt = prompt
+        super().__init__(sequence, prompt)
         self._instances = instances
         self._make_options = make_options
-        self._task: asyncio.Task[None] | None = None
         self._active_session: tuple[Any, int] | None = None
         """The instance that generates at the moment, and its session id."""
         self._cancellation: asyncio.Task[None] | None = None
-
-    async def run(self) -> None:
-        """Generate until the answer is complete; errors are emitted by the sequence."""
-        if self.sequence.is_finished:
-            return
-        self._task = asyncio.current_task()
-        try:
-            async with self._instances.borrow() as instance:
-                while not self.sequence.is_finished:
-                    await self._generate(instance)
-        except asyncio.CancelledError:  # while it waited for an instance
-            pass
-        except EngineError as error:
-            self.sequence.fail(error)
-        except Exception as error:
-            cause = error.with_traceback(None)  # a traceback would keep tensors alive
-            failure = EngineError(f"TurboMind failed: {type(cause).__name__}: {cause}")
-            failure.__cause__ = cause
-            self.sequence.fail(failure)
-
-    def close(self) -> None:
-        """Stop, and fail the answer because the engine was closed."""
-        if not self.sequence.is_finished:
-            self.sequence.fail(
-                EngineClosedError("the engine was closed while it served the request")
-            )
-            self._stop()
-
-    def cancel(self) -> None:
-        """Stop, because the caller no longer waits for the answer."""
-        if not self.sequence.is_finished:  # otherwise it ends by itself
-            self.sequence.is_finished = True
-            self._stop()
 
     def _stop(self) -> None:
         if self._active_session is not None:
             instance, session_id = self._active_session
             self._cancellation = asyncio.ensure_future(instance.async_cancel(session_id))
-        elif self._task is not None:
-            self._task.cancel()
+        else:
+            super()._stop()
 
-    async def _generate(self, instance: Any) -> None:
+    async def _generate(self) -> None:
+        async with self._instances.borrow() as instance:
+            while not self.sequence.is_finished:
+                await self._generate_rest(instance)
+
+    async def _generate_rest(self, instance: Any) -> None:
         """Generate the rest of the answer, up to its end or to a token that is not allowed.
 
         Raises:
             EngineError: TurboMind failed, or every likely token would complete a banned string.
         """
-        sequence, prompt = self.sequence, self._prompt
+        sequence, prompt = self.sequence, self.prompt
         config = sequence.request.config
         if len(sequence.banned_token_ids | set(config.bad_token_ids)) > MAX_IDS:
             raise EngineError(

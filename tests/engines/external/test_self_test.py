@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from checkpoints import write_json
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vlcore._version import __version__
 from vlcore.engines.base import Engine, EngineOutput, EngineRequest, EngineStats
-from vlcore.engines.turbomind.self_test import read_rows, run_self_test
+from vlcore.engines.external.self_test import next_logits, read_rows, run_self_test
 from vlcore.errors import EngineUnavailableError
 
 NAME = "model.embed_tokens.weight"
@@ -62,25 +64,21 @@ def test_embeddings_are_read_by_token_id(view: Path) -> None:
 @pytest.mark.parametrize("noise", [0.0, 1e-3])
 def test_an_engine_that_injects_embeddings_passes(view: Path, noise: float) -> None:
     engine = TableEngine(noise=noise)
-    asyncio.run(run_self_test(engine, view, NAME))
+    asyncio.run(run_self_test(engine, view, NAME, next_logits, "library 0.18.9"))
     assert engine.num_asked == 8
 
 
 def test_an_engine_that_ignores_embeddings_is_refused_with_both_versions(
-    view: Path, monkeypatch: pytest.MonkeyPatch
+    view: Path,
 ) -> None:
-    from vlcore._version import __version__
-    from vlcore.engines.turbomind import self_test as turbomind_self_test
-
-    monkeypatch.setattr(turbomind_self_test, "lmdeploy_version", lambda: "0.18.9")
-    expected = rf"vlcore {__version__} does not run with this lmdeploy 0\.18\.9"
+    expected = rf"vlcore {re.escape(__version__)} does not run with this library 0\.18\.9"
     for engine in (TableEngine(injects=False), TableEngine(noise=torch.nan)):
         with pytest.raises(EngineUnavailableError, match=expected):
-            asyncio.run(run_self_test(engine, view, NAME))
+            asyncio.run(run_self_test(engine, view, NAME, next_logits, "library 0.18.9"))
 
 
 def test_a_token_embedding_of_another_width_is_refused(view: Path) -> None:
     engine = TableEngine()
     engine.hidden_size = 16
     with pytest.raises(EngineUnavailableError, match=r"has width 8; .* has width 16"):
-        asyncio.run(run_self_test(engine, view, NAME))
+        asyncio.run(run_self_test(engine, view, NAME, next_logits, "library 0.18.9"))

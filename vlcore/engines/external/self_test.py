@@ -1,12 +1,12 @@
 """A self-test at start-up: injected embeddings must have the effect of the tokens they belong to.
 
-TurboMind does not guarantee this in any other way, and a mistake would make every answer about an
-image wrong without an error.
+No library guarantees this in any other way, and a mistake would make every answer about an image
+wrong without an error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
@@ -17,7 +17,6 @@ from vlcore._version import __version__
 from vlcore.checkpoint.checkpoint import Checkpoint
 from vlcore.engines.base import Engine, EngineRequest
 from vlcore.engines.generation import GenerationConfig
-from vlcore.engines.turbomind.support import lmdeploy_version
 from vlcore.errors import EngineUnavailableError
 from vlcore.prompts.tokenization import Span, TokenizedPrompt
 
@@ -28,10 +27,18 @@ _COVERED = (3, 14)
 _TOLERANCE = 0.1
 """Maximum difference, relative to the standard deviation of the logits: more than rounding errors
 cause, and much less than other tokens cause."""
-_CONFIG = GenerationConfig(max_new_tokens=1, ignore_eos=True, output_logits="generation")
+
+Scores = Callable[[Engine, TokenizedPrompt, tuple[Tensor, ...]], Awaitable[Tensor]]
+"""Returns the logits of the token after a prompt with image embeddings, up to a constant.
+
+Shapes:
+    result: [vocab] float32.
+"""
 
 
-async def run_self_test(engine: Engine, view: Path, embedding: str) -> None:
+async def run_self_test(
+    engine: Engine, view: Path, embedding: str, scores: Scores, library: str
+) -> None:
     """Compare the next token's logits with and without injected embeddings.
 
     Each prompt is continued twice: once as token ids, and once with the token embeddings of its
@@ -43,6 +50,8 @@ async def run_self_test(engine: Engine, view: Path, embedding: str) -> None:
         engine: the engine to test.
         view: the directory from which it was loaded.
         embedding: name of the token embedding's weight in that directory.
+        scores: asks the engine for the logits of the next token.
+        library: name and version of the engine's library, for the message.
 
     Raises:
         EngineUnavailableError: the logits differ, or the width of the token embedding does not
@@ -57,17 +66,17 @@ async def run_self_test(engine: Engine, view: Path, embedding: str) -> None:
                 f"the token embedding of {view} has width {rows.shape[1]}; the language model has "
                 f"width {engine.hidden_size}"
             )
-        plain = await _next_logits(engine, EngineRequest(TokenizedPrompt(token_ids), (), _CONFIG))
+        plain = await scores(engine, TokenizedPrompt(token_ids), ())
         prompt = TokenizedPrompt(token_ids, (Span(begin, end, 0, 0),))
-        injected = await _next_logits(engine, EngineRequest(prompt, (rows,), _CONFIG))
+        injected = await scores(engine, prompt, (rows,))
         difference = float((plain - injected).abs().max() / plain.std())
         if not difference <= _TOLERANCE:  # NaN is not, either
             raise EngineUnavailableError(
-                f"TurboMind continues token ids with token {int(plain.argmax())}, and the same "
+                f"{library} continues token ids with token {int(plain.argmax())}, and the same "
                 f"tokens as embeddings with token {int(injected.argmax())} (the logits differ by "
                 f"{difference:.2g} standard deviations), so its answers about images would be "
-                f"wrong. vlcore {__version__} does not run with this lmdeploy "
-                f"{lmdeploy_version()}: use engine='transformers', and report both versions"
+                f"wrong. vlcore {__version__} does not run with this {library}: use "
+                "engine='transformers', and report both versions"
             )
 
 
@@ -91,9 +100,14 @@ def _spread_ids(number: int, vocab_size: int) -> tuple[int, ...]:
     )
 
 
-async def _next_logits(engine: Engine, request: EngineRequest) -> Tensor:
-    """Return the logits of the token after a prompt, [vocab] float32."""
-    async with aclosing(engine.generate(request)) as chunks:
+async def next_logits(engine: Engine, prompt: TokenizedPrompt, rows: tuple[Tensor, ...]) -> Tensor:
+    """Return the logits of the token after a prompt, of an engine that returns logits.
+
+    Shapes:
+        result: [vocab] float32.
+    """
+    config = GenerationConfig(max_new_tokens=1, ignore_eos=True, output_logits="generation")
+    async with aclosing(engine.generate(EngineRequest(prompt, rows, config))) as chunks:
         first = await anext(chunks)
     assert first.logits is not None  # noqa: S101  (for mypy: the request asks for them)
     return first.logits[0]

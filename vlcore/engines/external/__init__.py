@@ -1,0 +1,1 @@
+"""What engines of other libraries share: prompts, sequences, requests and the self-test."""
