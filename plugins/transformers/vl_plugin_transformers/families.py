@@ -25,12 +25,24 @@ class Family:
     """Modules next to the vision encoder that do not encode images."""
     batches: bool = True
     """Whether images of different sizes can share a forward pass, padded with zeros."""
-    reads_ids: bool = False
-    """Whether the expansion of an image is read from the ids of a prompt, because the processor
-    has no method that returns it."""
+    has_fixed_rows: bool = False
+    """Whether the number of embeddings of an image follows from the vision encoder alone, and the
+    processor does not know it."""
+    template: str = ""
+    """The Jinja chat template of checkpoints that have none."""
 
 
 _TORCHVISION = ("torchvision",)
+_GRIDS = frozenset({"mrope"})
+_GROUPS = frozenset({"attention_groups"})
+_GRIDS_AND_LAYERS = frozenset({"mrope", "deepstack"})
+_GOT_TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% for c in m['content'] %}"
+    "{{ '<img><imgpad></img>\n' if c['type'] == 'image' else c['text'] }}{% endfor %}"
+    "{{ '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""What the processor of GOT-OCR writes, whose checkpoints have no chat template."""
 
 FAMILIES: dict[str, Family] = {
     "aria": Family("AriaForConditionalGeneration"),
@@ -39,9 +51,28 @@ FAMILIES: dict[str, Family] = {
         row_token="<|IMG_PATCH|>",  # noqa: S106  (no password)
         text={"logit_scale": 1.0},
     ),
+    "cohere2_vision": Family(
+        "Cohere2VisionForConditionalGeneration", packages=_TORCHVISION, text={"logit_scale": 1.0}
+    ),
+    "cohere_compass": Family("CohereCompassForConditionalGeneration", _GRIDS_AND_LAYERS),
+    "cosmos3_edge": Family("Cosmos3EdgeForConditionalGeneration", _GRIDS),
+    "cosmos3_omni": Family("Cosmos3OmniForConditionalGeneration", _GRIDS_AND_LAYERS),
     "deepseek_vl": Family("DeepseekVLForConditionalGeneration"),
     "deepseek_vl_hybrid": Family("DeepseekVLHybridForConditionalGeneration"),
     "exaone4_5": Family("Exaone4_5_ForConditionalGeneration"),
+    "fast_vlm": Family("FastVlmForConditionalGeneration", packages=("timm",)),
+    "gemma3": Family("Gemma3ForConditionalGeneration", _GROUPS),
+    "gemma4_unified": Family(
+        "Gemma4UnifiedForConditionalGeneration", _GROUPS, packages=_TORCHVISION
+    ),
+    "glm46v": Family("Glm46VForConditionalGeneration", _GRIDS),
+    "glm4v": Family("Glm4vForConditionalGeneration", _GRIDS),
+    "glm4v_moe": Family("Glm4vMoeForConditionalGeneration", _GRIDS),
+    "glm_ocr": Family("GlmOcrForConditionalGeneration", _GRIDS),
+    "glmga": Family("Glm46VForConditionalGeneration", _GRIDS),
+    "got_ocr2": Family(
+        "GotOcr2ForConditionalGeneration", has_fixed_rows=True, template=_GOT_TEMPLATE
+    ),
     "hyperclovax_vision_v2": Family("HyperCLOVAXVisionV2ForConditionalGeneration"),
     "idefics3": Family("Idefics3ForConditionalGeneration"),
     "internvl": Family("InternVLForConditionalGeneration"),
@@ -49,14 +80,33 @@ FAMILIES: dict[str, Family] = {
         "JanusForConditionalGeneration",
         unused=("generation_aligner", "generation_embeddings", "generation_head", "vqmodel"),
     ),
+    "kimi_k25": Family("Kimi_K25ForConditionalGeneration", packages=_TORCHVISION),
+    "lfm2_vl": Family("Lfm2VlForConditionalGeneration", packages=_TORCHVISION),
+    "lfm3_vl": Family("Lfm3VlForConditionalGeneration"),
     "lighton_ocr": Family("LightOnOcrForConditionalGeneration"),
     "llava": Family("LlavaForConditionalGeneration"),
     "llava_next": Family("LlavaNextForConditionalGeneration"),
     "llava_next_video": Family("LlavaNextVideoForConditionalGeneration"),
     "llava_onevision": Family("LlavaOnevisionForConditionalGeneration"),
+    "minimax_m3_vl": Family("MiniMaxM3SparseForConditionalGeneration", packages=_TORCHVISION),
     "mistral3": Family("Mistral3ForConditionalGeneration", packages=_TORCHVISION),
+    "muse_glimmer": Family("MuseGlimmerForConditionalGeneration", packages=_TORCHVISION),
+    "muse_spark": Family(
+        "MuseSparkForConditionalGeneration", packages=_TORCHVISION, unused=("audio_tower",)
+    ),
+    "ovis2": Family("Ovis2ForConditionalGeneration"),
+    "paddleocr_vl": Family("PaddleOCRVLForConditionalGeneration", _GRIDS),
+    "pp_chart2table": Family("GotOcr2ForConditionalGeneration", has_fixed_rows=True),
     "qianfan_ocr": Family("QianfanOCRForConditionalGeneration"),
+    "qwen2_5_vl": Family("Qwen2_5_VLForConditionalGeneration", _GRIDS),
+    "qwen2_vl": Family("Qwen2VLForConditionalGeneration", _GRIDS),
+    "qwen3_5": Family("Qwen3_5ForConditionalGeneration", _GRIDS),
+    "qwen3_5_moe": Family("Qwen3_5MoeForConditionalGeneration", _GRIDS),
+    "qwen3_vl": Family("Qwen3VLForConditionalGeneration", _GRIDS_AND_LAYERS),
+    "qwen3_vl_moe": Family("Qwen3VLMoeForConditionalGeneration", _GRIDS_AND_LAYERS),
+    "shieldgemma2": Family("Gemma3ForConditionalGeneration", _GROUPS),
     "smolvlm": Family("SmolVLMForConditionalGeneration", packages=("num2words",)),
+    "step3p7": Family("Step3p7ForConditionalGeneration", packages=_TORCHVISION, batches=False),
     "video_llama_3": Family("VideoLlama3ForConditionalGeneration"),
     "video_llava": Family("VideoLlavaForConditionalGeneration", unused=("video_tower",)),
     "vipllava": Family("VipLlavaForConditionalGeneration"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import re
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +15,13 @@ from transformers.models.auto import image_processing_auto, processing_auto
 from transformers.models.auto.auto_mappings import VIDEO_PROCESSOR_MAPPING_NAMES
 
 from vl_plugin_transformers.families import FAMILIES, Family
+from vl_plugin_transformers.modeling import read_config
 from vlcore import Checkpoint, ConfigError, PluginError
 
 _IMAGE_PROCESSORS = vars(image_processing_auto)["IMAGE_PROCESSOR_MAPPING_NAMES"]
 _PROCESSORS = vars(processing_auto)["PROCESSOR_MAPPING_NAMES"]
+_GOT_DOWNSAMPLING = 4
+"""Patches for each embedding of GOT-OCR's vision encoder, on each axis."""
 _SETTINGS_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
@@ -29,10 +31,15 @@ class Layout:
 
     runs: tuple[str | int, ...]
     """Text of the template, and numbers of image embeddings between it."""
+    grid: tuple[int, int, int] | None = None
+    """Number of frames, lines and columns of the embeddings, where they form a grid."""
+    indicators: tuple[int, ...] = ()
+    """For each embedding, the index of the indicator that it is, or -1; empty without indicators.
+    Indicators are learned embeddings between those of tiles."""
 
     @property
     def num_rows(self) -> int:
-        """Number of the image's embeddings."""
+        """Number of the image's embeddings, with indicators."""
         return sum(run for run in self.runs if isinstance(run, int))
 
 
@@ -52,56 +59,70 @@ class FamilyProcessor:
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self.family = FAMILIES[checkpoint.config["model_type"]]
-        self._processor = _load(checkpoint, self.family)
-        self._tokenizer = self._processor.tokenizer
-        self._row_token = self.family.row_token or self._configured_token(checkpoint.config)
-        self._lock = threading.Lock()
-        self._options = self._processor._merge_kwargs(
-            tokenizer_init_kwargs=self._tokenizer.init_kwargs, return_tensors="pt"
-        )["images_kwargs"]
+        family = FAMILIES[checkpoint.config["model_type"]]
+        self._processor = _load(checkpoint, family)
+        tokenizer = self._processor.tokenizer
+        self._settings = self._processor._merge_kwargs(
+            tokenizer_init_kwargs=tokenizer.init_kwargs, return_tensors="pt"
+        )
+        own = inspect.signature(self._processor._process_images).parameters
+        self._image_settings = self._settings["images_kwargs"] | {
+            key: value for key, value in self._settings.items() if key in own
+        }
+        self._fixed_expansion = ""
+        config = read_config(checkpoint)
+        ids = [getattr(config, "image_token_id", None) or config.image_token_index]
+        ids += getattr(config, "visual_indicator_token_ids", None) or ()
+        tokens = [str(token) for token in tokenizer.convert_ids_to_tokens(ids)]
+        self._row_tokens = [family.row_token or tokens[0], *tokens[1:]]
+        """The token of an image embedding, and those of indicators."""
+        if family.has_fixed_rows:
+            vision = config.vision_config
+            num_rows = (vision.image_size // vision.patch_size // _GOT_DOWNSAMPLING) ** 2
+            if "num_image_tokens" in own:
+                self._image_settings["num_image_tokens"] = num_rows
+            self._fixed_expansion = self._row_tokens[0] * num_rows
 
     @property
     def image_token(self) -> str:
         """The text that a chat template writes for an image."""
-        return str(
-            getattr(self._processor, "image_placeholder_token", None) or self._processor.image_token
-        )
+        for name in ("image_placeholder_token", "image_token"):
+            if token := getattr(self._processor, name, None):
+                return str(token)
+        return self._fixed_expansion
+
+    @property
+    def adds_prefix(self) -> bool:
+        """Whether the tokenizer adds its special tokens to a prompt, such as BOS."""
+        return bool(self._settings["text_kwargs"].get("add_special_tokens", True))
 
     def __call__(self, image: Image.Image) -> tuple[Mapping[str, Any], Layout]:
         """Preprocess an RGB image: the tensors of the model, and the image's layout."""
-        if self.family.reads_ids:
-            return self._read_ids(image)
-        nested = self._processor.prepare_inputs_layout(images=[image], text=self.image_token)[0]
-        tensors, texts = self._processor._process_images(nested, **self._options)
-        return tensors, self._layout(texts[0])
+        layout = self._processor.prepare_inputs_layout
+        images = layout(images=[image], text=self.image_token, **self._settings)[0]
+        tensors, texts = self._processor._process_images(images, **self._image_settings)
+        text = texts[0] if texts else self._fixed_expansion
+        return tensors, self._layout(text, tensors.get("image_grid_thw"))
 
-    def _read_ids(self, image: Image.Image) -> tuple[Mapping[str, Any], Layout]:
-        """Preprocess a prompt that is the image alone, and read the expansion from its ids."""
-        with self._lock:  # a tokenizer cannot be used by two threads
-            tensors = self._processor(
-                text=self.image_token, images=[image], return_tensors="pt", add_special_tokens=False
-            )
-            tokens = self._tokenizer.convert_ids_to_tokens(tensors["input_ids"][0].tolist())
-        return tensors, self._layout("".join(tokens))
-
-    def _layout(self, text: str) -> Layout:
-        token = self._row_token
-        parts = re.split(f"((?:{re.escape(token)})+)", text)
+    def _layout(self, text: str, grid: Any) -> Layout:
+        runs: list[str | int] = []
+        indicators: list[int] = []
+        for part in re.split(f"({'|'.join(map(re.escape, self._row_tokens))})", text):
+            if part not in self._row_tokens:
+                runs += [part] if part else []
+                continue
+            indicators.append(self._row_tokens.index(part) - 1)
+            if runs and isinstance(runs[-1], int):
+                runs[-1] += 1
+            else:
+                runs.append(1)
+        frames, lines, columns = (1, 1, 1) if grid is None else grid[0].tolist()
+        merge = getattr(self._processor.image_processor, "merge_size", 1)
         return Layout(
-            tuple(
-                len(part) // len(token) if part.startswith(token) else part
-                for part in parts
-                if part
-            )
+            tuple(runs),
+            None if grid is None else (frames, lines // merge, columns // merge),
+            tuple(indicators) if len(self._row_tokens) > 1 else (),
         )
-
-    def _configured_token(self, config: Mapping[str, Any]) -> str:
-        """The token whose id the configuration, or else the processor, names for images."""
-        token_id = config.get("image_token_id", config.get("image_token_index"))
-        if token_id is None:
-            return self.image_token
-        return str(self._tokenizer.convert_ids_to_tokens(token_id))
 
 
 def _load(checkpoint: Checkpoint, family: Family) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vl_plugin_transformers.families import FAMILIES
 from vl_plugin_transformers.processor import FamilyProcessor, Layout
 from vlcore import Checkpoint, ConfigError, Control, JinjaTemplate, Rows
 
@@ -20,15 +21,19 @@ def load_chat_template(checkpoint: Checkpoint) -> TransformersTemplate:
     Raises:
         ConfigError: the checkpoint has none.
     """
-    if checkpoint.chat_template is None:
+    family = FAMILIES[checkpoint.config["model_type"]]
+    source = checkpoint.chat_template or family.template
+    if not source:
         raise ConfigError(
             f"{checkpoint.name} has no chat template: copy chat_template.jinja, or "
             "tokenizer_config.json with a chat_template, from the original repository"
         )
     special_tokens = checkpoint.special_tokens
+    processor = FamilyProcessor(checkpoint)
     return TransformersTemplate(
-        checkpoint.chat_template,
-        image_token=FamilyProcessor(checkpoint).image_token,
+        source,
+        image_token=processor.image_token,
         stop=tuple(filter(None, [special_tokens.get("eos_token")])),
         variables=special_tokens,
+        adds_prefix=processor.adds_prefix,
     )

@@ -38,10 +38,11 @@ class TransformersVisionModel(VisionModel):
         model = EmptyModel(checkpoint)
         self.hidden_size = model.config.get_text_config().hidden_size
         self._batches = model.family.batches
+        self._num_layers = model.num_deepstack_layers
         removed = {model.text_name, *model.family.unused}
         model.keep({name for name, _ in model.inner.named_children()} - removed)
         model.module.lm_head = None
-        model.load(device, dtype)
+        model.tensors.load(model.module, device, dtype)
         self._model = model.module
         self._get_features = model.inner.get_image_features
         self._arguments = inspect.signature(inspect.unwrap(self._get_features)).parameters
@@ -57,12 +58,18 @@ class TransformersVisionModel(VisionModel):
         """Dtype of the weights."""
         return self._placement[1]
 
+    @property
+    def row_width(self) -> int:
+        """Width of an embedding, followed by what is added after the first decoder layers."""
+        return self.hidden_size * (1 + self._num_layers)
+
     def preprocess(self, image: Image.Image) -> FeatureInputs:  # type: ignore[override]
         """Resize, split and normalise an image, as the processor of the family does."""
         tensors, layout = self._processor(image.convert("RGB"))
         features = {key: value for key, value in tensors.items() if key in self._arguments}
         pixels = next(value for key, value in features.items() if "pixel_values" in key)
-        return FeatureInputs(pixels, layout, layout.num_rows, features=features)
+        num_tiles = 1 if pixels.ndim < 4 or layout.grid else pixels.shape[:-3].numel()
+        return FeatureInputs(pixels, layout, layout.num_rows, num_tiles, features)
 
     def forward(self, inputs: Sequence[FeatureInputs]) -> list[ImageRows]:
         """Encode images in one forward pass, if the family allows it."""
@@ -76,7 +83,18 @@ class TransformersVisionModel(VisionModel):
             output = self._get_features(**features, return_dict=True)
         pooled = output.pooler_output
         rows = _flatten(output.last_hidden_state if pooled is None else pooled)
-        per_image = torch.split(rows, [image.num_rows or 0 for image in inputs])
+        if self._num_layers:
+            rows = torch.cat([rows, *map(_flatten, output.deepstack_features)], dim=1)
+        counts = [image.num_rows or 0 for image in inputs]
+        if inputs[0].layout.indicators:
+            counts = [image.layout.indicators.count(-1) for image in inputs]
+        per_image = list(torch.split(rows, counts))
+        if inputs[0].layout.indicators:
+            table = output.visual_indicator_features
+            per_image = [
+                _with_indicators(part, table, image.layout.indicators)
+                for part, image in zip(per_image, inputs, strict=True)
+            ]
         return [
             ImageRows(part, image.layout) for part, image in zip(per_image, inputs, strict=True)
         ]
@@ -85,6 +103,20 @@ class TransformersVisionModel(VisionModel):
         if not isinstance(value, Tensor):
             return value
         return value.to(self.device, self.dtype if value.is_floating_point() else None)
+
+
+def _with_indicators(rows: Tensor, table: Tensor, indicators: Sequence[int]) -> Tensor:
+    """Insert indicators between the embeddings of an image.
+
+    Shapes:
+        rows: [k, hidden_size].
+        table: [number of indicators, hidden_size].
+        result: [len(indicators), hidden_size].
+    """
+    order = torch.tensor(indicators, device=rows.device)
+    is_row = order == -1
+    order[is_row] = len(table) + torch.arange(len(rows), device=rows.device)
+    return torch.cat([table.to(rows), rows])[order]
 
 
 def _flatten(rows: Tensor | Sequence[Tensor]) -> Tensor:
