@@ -394,6 +394,18 @@ LANGUAGE = [
         also=("rest",),
     ),
     Broken(
+        "positions on several axes that are not declared",
+        "requires-declared",
+        "requires is []",
+        {
+            "return PatchworkLanguageModel(checkpoint, checkpoint": (
+                'checkpoint.config["text_config"]["rope_scaling"] = '
+                '{"type": "default", "mrope_section": [2, 3, 3]}\n'
+                "    return PatchworkLanguageModel(checkpoint, checkpoint"
+            ),
+        },
+    ),
+    Broken(
         "a tokenizer without its files",
         "tokenizer-loads",
         "CheckpointError",
@@ -548,7 +560,7 @@ def test_the_plugin_that_is_not_broken_passes_everything(site: Site, checkpoint:
     report = check_plugin(checkpoint, plugin=NAME)
     assert report.ok, report
     others = {result.name for result in report.results if result.outcome is not Outcome.PASSED}
-    assert others == {"reference-rows", "reference-logits"}
+    assert others == {"reference-rows", "reference-logits", "reference-conversations"}
 
 
 @pytest.mark.parametrize("broken", CASES, ids=lambda broken: broken.fault)

@@ -22,7 +22,31 @@ from vlcore.testing.samples import sample_image
 
 IMAGES = [sample_image((40, 30)), sample_image((30, 40), 1).convert("L")]
 PROMPTS = [[1, 300, -1, 305, -2, 306], [1, 310, 311]]
-CHECKS = ["reference-rows", "reference-logits"]
+CONVERSATIONS: list[list[dict[str, Any]]] = [
+    [{"role": "user", "content": "Hello"}],
+    [
+        {
+            "role": "user",
+            "content": [
+                {"type": "image", "image": 1},
+                {"type": "text", "text": "Same?"},
+                {"type": "image", "image": 0},
+            ],
+        }
+    ],
+]
+RECORDED_IDS = [
+    [1, 535, 683, 426, 436, 645, 458, 683],
+    [
+        *(1, 535, 683, 642),
+        *([-1, -1, 642, 62] * 4),
+        *(13, 662, 343, 643, 694),
+        *([-1, -1, -1, -1, 642, 62] * 2),
+        *(13, 458, 683),
+    ],
+]
+"""The prompts of the conversations, with four rows of two embeddings and two rows of four."""
+CHECKS = ["reference-rows", "reference-logits", "reference-conversations"]
 
 
 @pytest.fixture
@@ -80,8 +104,19 @@ def reference(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         release.encode,
         prompts=PROMPTS,
         logits=release.logits,
+        conversations=CONVERSATIONS,
+        token_ids=token_ids,
         source="a release, revision 1",
     )
+
+
+def token_ids(messages: list[dict[str, Any]]) -> list[int]:
+    """Return the ids of a conversation, whose images are those that its parts name."""
+    if messages[0]["content"] == "Hello":
+        return RECORDED_IDS[0]
+    first, _, second = messages[0]["content"]
+    assert [first["image"].size, second["image"].size] == [(30, 40), (40, 30)]
+    return RECORDED_IDS[1]
 
 
 def compare(checkpoint: Path, reference: Path) -> Report:
@@ -93,7 +128,7 @@ def test_a_plugin_that_computes_the_same_passes(
 ) -> None:
     install_patchwork(site)
     report = compare(checkpoint, reference)
-    assert [result.outcome for result in report.results] == [Outcome.PASSED] * 2, report
+    assert [result.outcome for result in report.results] == [Outcome.PASSED] * 3, report
 
 
 def test_what_is_recorded_is_read(reference: Path) -> None:
@@ -103,6 +138,9 @@ def test_what_is_recorded_is_read(reference: Path) -> None:
     assert [list(rows.shape) for rows in read.rows] == [[8, 32], [8, 32]]
     assert [list(prompt.token_ids) for prompt in read.prompts] == PROMPTS
     assert [list(prompt.logits.shape) for prompt in read.prompts] == [[4, 700], [3, 700]]
+    assert [list(each.token_ids) for each in read.conversations] == RECORDED_IDS
+    images = [part.get("image") for part in read.conversations[1].messages[0]["content"]]
+    assert images == [read.pictures[1], None, read.pictures[0]]
     assert read.source == "a release, revision 1"
 
 
@@ -111,6 +149,7 @@ def test_what_is_recorded_is_read(reference: Path) -> None:
     [
         ({"/ 255)": "/ 255.2)"}, "reference-rows", "values that differ by 0.0"),
         ({"(4, 2) if": "(4, 3) if"}, "reference-rows", "a tensor [12, 32]"),
+        ({'Control(";")': 'Control(",")'}, "reference-conversations", "40 ids, from there [664,"),
         (
             {
                 '    tensors = renamed(checkpoint, {"language_model.": ""})': (
@@ -124,19 +163,20 @@ def test_what_is_recorded_is_read(reference: Path) -> None:
             "values that differ by 0.",
         ),
     ],
-    ids=["pixels scaled otherwise", "another grid", "gate and up exchanged"],
+    ids=["pixels scaled otherwise", "another grid", "another mark", "gate and up exchanged"],
 )
 def test_a_plugin_that_computes_something_else_is_found(
     site: Site, checkpoint: Path, reference: Path, edits: dict[str, str], check: str, actual: str
 ) -> None:
     install_patchwork(site, edits)
     report = compare(checkpoint, reference)
-    assert [result.name for result in report.of(Outcome.FAILED)] == [check]
+    also = ["reference-conversations"] if "(4, 2) if" in edits else []  # it has more embeddings
+    assert [result.name for result in report.of(Outcome.FAILED)] == [check, *also]
     failure = report[check].failure
     assert failure is not None
     assert failure.actual.startswith(actual)
     assert "(a release, revision 1)" in failure.expected
-    assert f"0 of {reference}" in failure.where
+    assert f" of {reference}" in failure.where
 
 
 def test_without_a_file_or_its_parts_there_is_nothing_to_compare(
@@ -168,6 +208,20 @@ def test_tolerances_are_kept_in_the_file(site: Site, checkpoint: Path, tmp_path:
         (
             {"prompts": [[1, -3]], "logits": lambda ids: [[0.0]]},
             "prompt 0 refers to image 2; there are 2",
+        ),
+        ({"conversations": CONVERSATIONS}, "conversations need token_ids"),
+        (
+            {
+                "conversations": [
+                    [{"role": "user", "content": [{"type": "image", "image": 2}]}],
+                ],
+                "token_ids": token_ids,
+            },
+            "image 2 of 2",
+        ),
+        (
+            {"conversations": CONVERSATIONS, "token_ids": lambda messages: [1, -2]},
+            "token_ids of conversation 0 must return token ids",
         ),
     ],
 )

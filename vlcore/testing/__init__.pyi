@@ -1,5 +1,6 @@
 from .check import Check as Check
 from .checks import CHECKS as CHECKS
+from .comparison import compare_with_transformers as compare_with_transformers
 from .conformance import PluginConformance as PluginConformance
 from .reference import record_reference as record_reference
 from .report import Failure as Failure
@@ -7,3 +8,4 @@ from .report import Outcome as Outcome
 from .report import Report as Report
 from .report import Result as Result
 from .runner import check_plugin as check_plugin
+from .tiny_tokenizer import tiny_tokenizer as tiny_tokenizer

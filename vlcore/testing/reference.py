@@ -7,16 +7,19 @@ One self-contained safetensors file. Images and prompts are numbered from 0:
 ``rows.N``          [k, hidden_size]   its embeddings
 ``prompt.M``        [n] int64          token ids; ``-1 - N`` is image N
 ``logits.M``        [p, vocab]         logits of the last p positions, embeddings included
+``conversation.K``  [n] int64          token ids of its prompt; ``-1`` for each embedding
 =================== ================== =========================================================
 
 Its metadata contains ``format`` (``"vlcore-reference-1"``), ``source`` (the origin of the values),
-``rows_tolerance`` and ``logits_tolerance``: the largest difference that passes, as a share of the
-largest absolute value.
+``rows_tolerance`` and ``logits_tolerance`` (the largest difference that passes, as a share of the
+largest absolute value), and ``conversations``: the messages of each conversation as JSON, in which
+``{"type": "image", "image": N}`` is image N.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -48,6 +51,16 @@ class ReferencePrompt:
 
 
 @dataclass(frozen=True)
+class ReferenceConversation:
+    """The messages of a conversation, and the token ids of its prompt."""
+
+    messages: list[dict[str, Any]]
+    """OpenAI-style messages, in which ``image`` of a part is a PIL image."""
+    token_ids: tuple[int, ...]
+    """Token ids, with -1 instead of each image embedding."""
+
+
+@dataclass(frozen=True)
 class Reference:
     """The values of a reference file.
 
@@ -59,6 +72,7 @@ class Reference:
     pictures: tuple[Image.Image, ...]
     rows: tuple[Tensor, ...]
     prompts: tuple[ReferencePrompt, ...]
+    conversations: tuple[ReferenceConversation, ...]
     rows_tolerance: float
     logits_tolerance: float
     source: str
@@ -91,19 +105,28 @@ class Reference:
             prompts, logits = _numbered(values, "prompt"), _numbered(values, "logits")
             if len(pictures) != len(rows) or len(prompts) != len(logits):
                 raise ValueError("expected embeddings for each image, and logits for each prompt")
+            images = tuple(Image.fromarray(pixels.numpy()) for pixels in pictures)
             return cls(
                 path,
-                tuple(Image.fromarray(pixels.numpy()) for pixels in pictures),
+                images,
                 tuple(rows),
                 tuple(
                     ReferencePrompt(tuple(ids.tolist()), values)
                     for ids, values in zip(prompts, logits, strict=True)
                 ),
+                tuple(
+                    ReferenceConversation(_with_images(messages, images), tuple(ids.tolist()))
+                    for messages, ids in zip(
+                        json.loads(metadata.get("conversations", "[]")),
+                        _numbered(values, "conversation"),
+                        strict=True,
+                    )
+                ),
                 float(metadata["rows_tolerance"]),
                 float(metadata["logits_tolerance"]),
                 metadata.get("source", ""),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (IndexError, KeyError, TypeError, ValueError) as error:
             raise OptionError(f"the reference file {path} is incomplete: {error}") from error
 
 
@@ -114,6 +137,8 @@ def record_reference(
     *,
     prompts: Sequence[Sequence[int]] = (),
     logits: Callable[[Sequence[int]], Any] | None = None,
+    conversations: Sequence[Sequence[Mapping[str, Any]]] = (),
+    token_ids: Callable[[list[dict[str, Any]]], Sequence[int]] | None = None,
     source: str = "",
     rows_tolerance: float = ROWS_TOLERANCE,
     logits_tolerance: float = LOGITS_TOLERANCE,
@@ -126,6 +151,11 @@ def record_reference(
         encode: returns the embeddings of an image, as anything that ``torch.as_tensor`` takes.
         prompts: token ids; ``-1 - N`` is all embeddings of image N.
         logits: returns the logits of one of the prompts, at least of its last position.
+        conversations: OpenAI-style messages, in which ``{"type": "image", "image": N}`` is image N
+            of ``pictures``.
+        token_ids: returns the token ids of the prompt for one of the conversations, with -1
+            instead of each image embedding. In the messages that it receives, ``image`` of a part
+            is the RGB image.
         source: the origin of the values, such as a repository and its revision.
         rows_tolerance: the largest difference of embeddings that passes, as a share of the largest
             absolute value.
@@ -139,9 +169,15 @@ def record_reference(
     """
     if prompts and logits is None:
         raise OptionError("prompts need logits: a function that returns the logits of a prompt")
+    if conversations and token_ids is None:
+        raise OptionError(
+            "conversations need token_ids: a function that returns the token ids of a conversation"
+        )
     tensors: dict[str, Tensor] = {}
+    images: list[Image.Image] = []
     for number, image in enumerate(pictures):
         rgb = image.convert("RGB")
+        images.append(rgb)
         tensors[f"picture.{number}"] = torch.from_numpy(np.array(rgb))
         tensors[f"rows.{number}"] = _as_matrix(encode(rgb), f"encode of image {number}")
     for number, prompt in enumerate(prompts):
@@ -153,8 +189,14 @@ def record_reference(
         assert logits is not None  # noqa: S101  (for mypy: checked above)
         tensors[f"prompt.{number}"] = torch.tensor(list(prompt), dtype=torch.int64)
         tensors[f"logits.{number}"] = _as_matrix(logits(prompt), f"logits of prompt {number}")
+    for number, messages in enumerate(conversations):
+        assert token_ids is not None  # noqa: S101  (for mypy: checked above)
+        where = f"conversation {number}"
+        ids = token_ids(_with_images_of(messages, images, where))
+        tensors[f"conversation.{number}"] = _as_ids(ids, f"token_ids of {where}")
     metadata = {
         "format": FORMAT,
+        "conversations": json.dumps([list(messages) for messages in conversations]),
         "source": source,
         "rows_tolerance": repr(float(rows_tolerance)),
         "logits_tolerance": repr(float(logits_tolerance)),
@@ -166,6 +208,57 @@ def record_reference(
 def _numbered(values: dict[str, Tensor], kind: str) -> list[Tensor]:
     count = sum(name.startswith(f"{kind}.") for name in values)
     return [values[f"{kind}.{number}"] for number in range(count)]
+
+
+def _with_images(
+    messages: Sequence[Mapping[str, Any]], images: Sequence[Image.Image]
+) -> list[dict[str, Any]]:
+    """Replace the numbers of images by images.
+
+    Raises:
+        IndexError, KeyError, TypeError: a part of a message is invalid, or has no such image.
+    """
+
+    def resolve(part: Mapping[str, Any]) -> dict[str, Any]:
+        if part["type"] != "image":
+            return dict(part)
+        number = part["image"]
+        if not 0 <= number < len(images):
+            raise IndexError(f"image {number} of {len(images)}, which are numbered from 0")
+        return {**part, "image": images[number]}
+
+    return [
+        {
+            **message,
+            "content": message["content"]
+            if isinstance(message["content"], str)
+            else [resolve(part) for part in message["content"]],
+        }
+        for message in messages
+    ]
+
+
+def _with_images_of(
+    messages: Sequence[Mapping[str, Any]], images: Sequence[Image.Image], where: str
+) -> list[dict[str, Any]]:
+    try:
+        return _with_images(messages, images)
+    except (IndexError, KeyError, TypeError) as error:
+        raise OptionError(
+            f"{where} must be a list of messages, in which each image is "
+            '{"type": "image", "image": N} for image N of pictures: '
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _as_ids(ids: Sequence[int], what: str) -> Tensor:
+    tensor = torch.tensor([int(token_id) for token_id in ids], dtype=torch.int64)
+    if (tensor < -1).any():
+        raise OptionError(
+            f"{what} must return token ids, with -1 instead of each image embedding; it "
+            f"returned {int(tensor.min())}"
+        )
+    return tensor
 
 
 def _as_matrix(value: Any, what: str) -> Tensor:

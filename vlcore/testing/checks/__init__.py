@@ -44,6 +44,7 @@ CHECKS: tuple[Check, ...] = (
     prompts.turns_in_order,
     prompts.system_text,
     language_model.language_loads,
+    language_model.requires_declared,
     language_model.tokenizer_loads,
     language_model.text_tensors,
     language_model.view_tensors,
@@ -52,4 +53,5 @@ CHECKS: tuple[Check, ...] = (
     answers.answers,
     recorded.reference_rows,
     recorded.reference_logits,
+    recorded.reference_conversations,
 )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,10 @@ from torch import Tensor
 
 from vlcore.errors import TensorError
 from vlcore.testing.check import check
+from vlcore.testing.needed_features import needed_features
 from vlcore.testing.report import fail
 from vlcore.testing.subject import Subject
+from vlcore.testing.transformers_reference import quiet_transformers
 
 _TOLERANCE = 1e-4
 _TEXT = "What is in this image? A dog, and two cats."
@@ -30,6 +30,26 @@ def language_loads(subject: Subject) -> None:
             actual=f"{language_model.hidden_size} and {language_model.context_length}",
             where=f"{type(language_model).__name__}",
             advice="check hidden_size and max_position_embeddings of the text configuration",
+        )
+
+
+@check(
+    "requires-declared",
+    "requires names what config.json shows that the language model needs of an engine",
+)
+def requires_declared(subject: Subject) -> None:
+    """Look for positions on several axes, deepstack, attention in both directions and the like."""
+    language_model = subject.language_model
+    for feature, source in needed_features(subject.checkpoint.config).items():
+        if feature in language_model.requires:
+            continue
+        fail(
+            expected=f"{feature!r} in requires, because of {source}",
+            actual=f"requires is {sorted(language_model.requires)}",
+            where=type(language_model).__name__,
+            advice="name the feature in LanguageModel.requires, and implement it: an engine "
+            "without it computes something else. If no engine of vlcore offers it, let vl_match "
+            "return the reason. If this checkpoint does not use it, declare an expected failure",
         )
 
 
@@ -101,7 +121,7 @@ def view_logits(subject: Subject) -> None:
     from transformers import AutoModelForCausalLM
 
     load: Any = AutoModelForCausalLM.from_pretrained  # its annotation lacks output_loading_info
-    with _quiet_transformers():
+    with quiet_transformers():
         loaded, loading_info = load(
             subject.text_view,
             dtype=subject.dtype,
@@ -139,23 +159,6 @@ def view_logits(subject: Subject) -> None:
 def _listed(view: Path) -> set[str]:
     index = json.loads((view / "model.safetensors.index.json").read_text("utf-8"))
     return set(index["weight_map"])
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Silence the progress bars and loading reports of transformers: the check reports."""
-    from transformers.utils import logging as transformers_logging
-
-    logging: Any = transformers_logging  # partly without annotations
-    verbosity, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if had_bar:
-            logging.enable_progress_bar()
 
 
 def _logits(model: Any, ids: Tensor) -> Tensor:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vlcore.inference.prompt_builder import PromptBuilder
 from vlcore.testing.check import check
+from vlcore.testing.conversations import first_difference, ids_with_embeddings
 from vlcore.testing.reference import Reference, ReferencePrompt
 from vlcore.testing.report import DoesNotApplyError, fail
 from vlcore.testing.samples import encode
@@ -34,6 +36,33 @@ def reference_logits(subject: Subject) -> None:
         logits = _logits(subject, prompt, reference)[-len(prompt.logits) :]
         where = f"prompt {number} of {reference.path}, last {len(prompt.logits)} positions"
         _compare(logits, prompt.logits, reference.logits_tolerance, where, reference)
+
+
+@check(
+    "reference-conversations",
+    "token ids of conversations equal those of the reference file, if one is given",
+)
+def reference_conversations(subject: Subject) -> None:
+    """Build the prompts of the file's conversations."""
+    reference = _reference(subject)
+    if not reference.conversations:
+        raise DoesNotApplyError(f"{reference.path} contains no conversations")
+    subject.need("vision_model", "template", "prompt_tokenizer")
+    builder = PromptBuilder(subject.stages())
+    for number, conversation in enumerate(reference.conversations):
+        actual = ids_with_embeddings(builder.build(conversation.messages), -1)
+        expected = list(conversation.token_ids)
+        if actual != expected:
+            source = f" ({reference.source})" if reference.source else ""
+            first = first_difference(actual, expected)
+            fail(
+                expected=f"the recorded ids{source}: {len(expected)}, from position {first} "
+                f"{expected[first : first + 12]}",
+                actual=f"{len(actual)} ids, from there {actual[first : first + 12]}",
+                where=f"conversation {number} of {reference.path}",
+                advice="compare the chat template, expand, restarts_after_image, and the number of "
+                "embeddings (vlcore explain --messages)",
+            )
 
 
 def _reference(subject: Subject) -> Reference:

@@ -1,0 +1,307 @@
+"""``compare_with_transformers``: a plugin against the model and the processor of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vlcore.checkpoint.checkpoint import Checkpoint
+from vlcore.errors import OptionError
+from vlcore.inference.factory import pipeline
+from vlcore.inference.prompt_builder import PromptBuilder
+from vlcore.inference.response import Response
+from vlcore.prompts.tokenization import TokenizedPrompt
+from vlcore.testing.check import Check, check_expected_failures
+from vlcore.testing.conversations import (
+    Messages,
+    first_difference,
+    ids_with_embeddings,
+    images_of,
+    sample_conversations,
+)
+from vlcore.testing.report import CheckFailedError, DoesNotApplyError, NotRunError, Report, fail
+from vlcore.testing.samples import encode
+from vlcore.testing.subject import Subject
+from vlcore.testing.transformers_reference import TransformersReference
+from vlcore.vision.model import ImageInputs
+
+ROWS_TOLERANCE = 1e-4
+LOGITS_TOLERANCE = 1e-3
+_NUM_CONTEXT_TOKENS = 8
+"""Number of tokens before and after a difference in a message."""
+
+
+def compare_with_transformers(
+    checkpoint: str | Path | Checkpoint,
+    *,
+    plugin: str | None = None,
+    conversations: Mapping[str, Messages] | Sequence[Messages] | None = None,
+    processor: Any = None,
+    row_token: str | None = None,
+    num_tokens: int = 12,
+    rows_tolerance: float = ROWS_TOLERANCE,
+    logits_tolerance: float = LOGITS_TOLERANCE,
+    excused: Mapping[str, str] | None = None,
+) -> Report:
+    """Compare a plugin with the model and the processor that transformers has for a checkpoint.
+
+    Both run on the CPU in float32. The comparisons are ``transformers-pixels``,
+    ``transformers-rows``, ``transformers-ids``, ``transformers-logits`` and
+    ``transformers-tokens``: the pixels and the embeddings of single images, and the token ids,
+    logits and most likely answer of conversations. Conversations that the chat template refuses are
+    left out, if others with an image remain.
+
+    Args:
+        checkpoint: a directory, a Hub repo id or an opened checkpoint, preferably a tiny one, whose
+            ``architectures`` names a class of transformers.
+        plugin: the distribution name; without one, the plugin that serves the checkpoint.
+        conversations: OpenAI-style messages with PIL images under ``image``, by their names; by
+            default nine conversations without images, with several and of several turns.
+        processor: the processor of transformers; by default the one of the checkpoint's
+            ``model_type``, which is loaded without torchvision where possible.
+        row_token: the token in whose place image embeddings come; by default, the one whose id
+            ``config.json`` states.
+        num_tokens: the length of an answer.
+        rows_tolerance: the largest difference of pixels and embeddings that passes, as a share of
+            the largest absolute value.
+        logits_tolerance: the same for logits.
+        excused: comparisons that are expected to fail, by name, each with the reason.
+
+    Raises:
+        OptionError: transformers has no class for the checkpoint, or an option is invalid.
+        NoPluginError: there is no such plugin, or none for the checkpoint.
+        ConfigError: the processor cannot be built from the settings of the checkpoint, does not fit
+            its model, or supports none of the conversations with an image.
+        PluginError: a package that the processor needs is not installed.
+    """
+    expected_failures = dict(excused or {})
+    if conversations is None:
+        conversations = sample_conversations()
+    elif not isinstance(conversations, Mapping):
+        conversations = {f"conversation {i}": each for i, each in enumerate(conversations)}
+    if not any(map(images_of, conversations.values())):
+        raise OptionError("the conversations to compare must have an image")
+    with Subject(plugin, checkpoint) as subject:
+        reference = TransformersReference(
+            subject.checkpoint, processor=processor, row_token=row_token
+        )
+        comparison = _Comparison(
+            subject, reference, conversations, num_tokens, rows_tolerance, logits_tolerance
+        )
+        checks = comparison.checks()
+        check_expected_failures(expected_failures, checks)
+        results = [check.run(subject, expected_failures.get(check.name)) for check in checks]
+        return Report(subject.name, subject.version, subject.checkpoint.name, tuple(results))
+
+
+class _Comparison:
+    """The comparisons of one plugin, which share prompts and answers."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        reference: TransformersReference,
+        conversations: Mapping[str, Messages],
+        num_tokens: int,
+        rows_tolerance: float,
+        logits_tolerance: float,
+    ) -> None:
+        self._subject = subject
+        self._reference = reference
+        self._all = conversations
+        self._inputs = reference.supported(conversations)
+        """The reference's inputs for each conversation that it supports."""
+        self._expected_rows = {
+            name: reference.rows(inputs)
+            for name, inputs in self._inputs.items()
+            if images_of(conversations[name])
+        }
+        for name, rows in self._expected_rows.items():
+            reference.check_settings(name, self._inputs[name], len(rows))
+        self._num_tokens = num_tokens
+        self._rows_tolerance = rows_tolerance
+        self._logits_tolerance = logits_tolerance
+
+    def checks(self) -> list[Check]:
+        """Return the comparisons as checks."""
+        functions: dict[str, tuple[str, Callable[[], None]]] = {
+            "transformers-pixels": (
+                "preprocess gives the pixels of transformers' processor",
+                self._compare_pixels,
+            ),
+            "transformers-rows": (
+                "rows equal the image features of transformers' model",
+                self._compare_rows,
+            ),
+            "transformers-ids": (
+                "prompts have the token ids of transformers' processor, and embeddings in the "
+                "same positions",
+                self._compare_ids,
+            ),
+            "transformers-logits": (
+                "logits of the prompts equal those of transformers' model",
+                self._compare_logits,
+            ),
+            "transformers-tokens": (
+                "the most likely answers equal those of transformers' generate",
+                self._compare_tokens,
+            ),
+        }
+        return [
+            Check(name, about, lambda _, compare=compare: compare())  # type: ignore[misc]
+            for name, (about, compare) in functions.items()
+        ]
+
+    @cached_property
+    def _builder(self) -> PromptBuilder:
+        return PromptBuilder(self._subject.stages())
+
+    @cached_property
+    def _prompts(self) -> dict[str, TokenizedPrompt]:
+        return {name: self._builder.build(self._all[name]) for name in self._inputs}
+
+    @cached_property
+    def _responses(self) -> dict[str, Response]:
+        """The answers to all conversations, which run at the same time."""
+        options = {
+            "max_new_tokens": self._num_tokens,
+            "skip_special_tokens": False,
+            "output_logits": "all",
+        }
+        with pipeline(
+            self._subject.checkpoint.directory,
+            plugin=self._subject.name,
+            engine="transformers",
+            device="cpu",
+            dtype="float32",
+        ) as pipe:
+            responses = pipe([list(self._all[name]) for name in self._inputs], options)
+        return {
+            name: response.raise_for_error()
+            for name, response in zip(self._inputs, responses, strict=True)
+        }
+
+    def _single_images(self) -> Iterator[tuple[str, str, Image.Image]]:
+        """Yield the name and the description of each conversation with one image, and the image."""
+        for name in self._inputs:
+            images = images_of(self._all[name])
+            if len(images) == 1:
+                yield name, f"the image of {name!r} ({_size(images[0])})", images[0]
+
+    def _compare_pixels(self) -> None:
+        model = self._builder.vision_model
+        for name, where, image in self._single_images():
+            preprocessed = model.preprocess(image)
+            if not isinstance(preprocessed, ImageInputs):
+                raise DoesNotApplyError(
+                    f"preprocess returns {type(preprocessed).__name__} instead of ImageInputs; "
+                    "transformers-rows compares what follows from it"
+                )
+            expected = self._reference.pixels(self._inputs[name])
+            _expect_close(
+                preprocessed.pixels,
+                expected.reshape(preprocessed.pixels.shape)
+                if expected.numel() == preprocessed.pixels.numel()
+                else expected,
+                self._rows_tolerance,
+                f"preprocess of {type(model).__name__}, {where}",
+                "compare the resampling filter, the size, the number and order of tiles, mean and "
+                "standard deviation with the settings of the image processor",
+            )
+
+    def _compare_rows(self) -> None:
+        model = self._builder.vision_model
+        for name, where, image in self._single_images():
+            _expect_close(
+                encode(model, [image])[0].rows,
+                self._expected_rows[name],
+                self._rows_tolerance,
+                f"{type(model).__name__}, {where}",
+                "compare stage by stage: pixels, hidden states and which layer, the order of "
+                "patches and tiles, projector; norms and their epsilon",
+            )
+
+    def _compare_ids(self) -> None:
+        tokenizer = self._builder.transformers_tokenizer
+        for name, prompt in self._prompts.items():
+            expected: list[int] = self._inputs[name]["input_ids"][0].tolist()
+            actual = ids_with_embeddings(prompt, self._reference.row_id)
+            if actual == expected:
+                continue
+            first = first_difference(actual, expected)
+            around = slice(max(0, first - _NUM_CONTEXT_TOKENS), first + _NUM_CONTEXT_TOKENS)
+            fail(
+                expected=f"{len(expected)} tokens, at position {first} "
+                f"{tokenizer.decode(expected[around])!r}",
+                actual=f"{len(actual)} tokens, there {tokenizer.decode(actual[around])!r}",
+                where=f"the prompt of the conversation {name!r}",
+                advice="compare the chat template, expand, restarts_after_image, and the number of "
+                "embeddings (vlcore explain)",
+            )
+
+    def _compare_logits(self) -> None:
+        self._need_equal_ids()
+        for name, response in self._responses.items():
+            logits = response.prompt_logits
+            assert logits is not None  # noqa: S101  (for mypy: output_logits is "all")
+            _expect_close(
+                logits,
+                self._reference.logits(self._inputs[name]),
+                self._logits_tolerance,
+                f"the language model, the conversation {name!r}",
+                "compare the rows first; then the configuration of the language model, and what it "
+                "reads in addition to embeddings: LanguageModel.requires",
+            )
+
+    def _compare_tokens(self) -> None:
+        self._need_equal_ids()
+        for name, response in self._responses.items():
+            expected = self._reference.generate(self._inputs[name], self._num_tokens)
+            actual = list(response.token_ids)
+            ended = response.finish_reason == "stop"  # the end token is not part of the response
+            if actual == (expected[: len(actual)] if ended else expected):
+                continue
+            fail(
+                expected=f"the answer {expected}",
+                actual=f"{actual}, which ends by {response.finish_reason!r}",
+                where=f"the conversation {name!r}",
+                advice="compare transformers-logits first; then the end tokens in "
+                "generation_config.json, and stop of the chat template",
+            )
+
+    def _need_equal_ids(self) -> None:
+        try:
+            self._compare_ids()
+        except CheckFailedError as error:
+            raise NotRunError("the prompts differ: see transformers-ids") from error
+
+
+def _expect_close(
+    values: Tensor, expected: Tensor, tolerance: float, where: str, advice: str
+) -> None:
+    """Fail unless tensors are equal up to a share of the largest absolute value."""
+    actual = f"a tensor {list(values.shape)}"
+    if values.shape == expected.shape:
+        difference = float((values.float() - expected.float()).abs().max())
+        largest = float(expected.float().abs().max())
+        share = difference / max(largest, torch.finfo(torch.float32).tiny)
+        if share <= tolerance:
+            return
+        actual = f"values that differ by {share:.2g} of the largest"
+    fail(
+        expected=f"the values of transformers: {list(expected.shape)}, to {tolerance:g} of the "
+        "largest",
+        actual=actual,
+        where=where,
+        advice=advice,
+    )
+
+
+def _size(image: Image.Image) -> str:
+    return f"{image.width} x {image.height} pixels"
