@@ -1,0 +1,1 @@
+"""Tiny checkpoints of the families that transformers implements, and what transformers answers."""
