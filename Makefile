@@ -11,15 +11,16 @@ DEFINED_BY := pyproject.toml $(CONSTRAINTS) $(addsuffix pyproject.toml,$(PLUGINS
 READY := $(VENV)/ready
 TURBOMIND := .venv-turbomind
 LOWEST := .venv-lowest
+PACKAGES := build/optional-packages
 LOWEST_TOOLS := 'hypothesis>=6.130' 'trustme>=1.2'
 TURBOMIND_LISTS := constraints-turbomind.txt tests/turbomind/requirements.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help check-python setup demo browser test test-all coverage soak test-turbomind gpu-dry-run test-cuda lint types words format \
-	fuzz bench bench-lmdeploy train-demo evaluate-demo docs build wheels-check clean
+	test-torchvision fuzz bench bench-lmdeploy train-demo evaluate-demo docs build wheels-check clean
 
 help:  ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## make .venv with everything that the other commands need
 
@@ -71,6 +72,15 @@ $(TURBOMIND)/ready: $(DEFINED_BY) $(TURBOMIND_LISTS) | check-python
 		$(addprefix --editable ./,$(PLUGINS))
 	$(TURBOMIND)/bin/python -m pip install --quiet --no-deps --constraint constraints-turbomind.txt \
 		--requirement tests/turbomind/requirements.txt
+	@touch $@
+
+test-torchvision: $(READY) $(PACKAGES)/ready  ## run the tests of transformers' families with the packages that some of them need
+	$(PYTEST) plugins/transformers/tests --optional-packages $(PACKAGES)
+
+# The packages are not in .venv, where they would decide what other tests find.
+$(PACKAGES)/ready: tests/transformers_families/requirements.txt
+	rm -rf $(PACKAGES)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(PACKAGES) --requirement $<
 	@touch $@
 
 gpu-dry-run: $(READY)  ## run the steps of scripts/gpu.py with tiny sizes, on whatever device is there

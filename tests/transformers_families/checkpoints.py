@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +12,16 @@ from typing import Any
 import torch
 import transformers
 from transformers import CONFIG_MAPPING, ProcessorMixin
+from transformers.models.auto import image_processing_auto, processing_auto
 from transformers.models.auto.auto_mappings import VIDEO_PROCESSOR_MAPPING_NAMES
-from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from transformers_families.configurations import merge, tiny_config
 from transformers_families.families import FAMILIES, TinyFamily
 from transformers_families.tokenizer import build_tokenizer
 
+_IMAGE_PROCESSORS: Mapping[str, Any] = vars(image_processing_auto)["IMAGE_PROCESSOR_MAPPING_NAMES"]
+_PROCESSORS: Mapping[str, str] = vars(processing_auto)["PROCESSOR_MAPPING_NAMES"]
 _TEMPLATE = """\
 {%- for message in messages -%}
 {{ '<|im_start|>' + message['role'] + '\n' }}
@@ -46,14 +46,14 @@ class TinyCheckpoint:
     """The token of an image embedding."""
 
 
-def write_checkpoint(directory: Path, name: str) -> TinyCheckpoint:
+def write_checkpoint(directory: Path, name: str, seed: int = 0) -> TinyCheckpoint:
     """Draw and save a model of the family, with everything that a released checkpoint has."""
     family = FAMILIES[name]
     processor = build_processor(name)
     tokenizer = processor.tokenizer
     row_token = family.row_token or family.tokens.get("image_token") or processor.image_token
     row_id = int(tokenizer.convert_tokens_to_ids(str(row_token)))
-    model = build_model(name, _config(name, processor, row_id))
+    model = build_model(name, _config(name, processor, row_id), seed)
     processor.chat_template = ("{{- bos_token }}" if family.writes_bos else "") + _TEMPLATE.replace(
         "PLACEHOLDER", family.placeholder or str(processor.image_token)
     )
@@ -66,7 +66,7 @@ def write_checkpoint(directory: Path, name: str) -> TinyCheckpoint:
 def build_processor(name: str) -> Any:
     """Return the family's processor, with Pillow's image processor where there is one."""
     family = FAMILIES[name]
-    base = _class(family.processor_class or PROCESSOR_MAPPING_NAMES[name])
+    base = _class(family.processor_class or _PROCESSORS[name])
     processor_class = _without_optional_parts(base)
     parts: dict[str, Any] = dict.fromkeys(base.get_attributes())
     parts["image_processor"] = _build_image_processor(name, family)
@@ -93,13 +93,13 @@ def save_processor(processor: Any, directory: Path, *, is_nested: bool) -> None:
     (directory / "chat_template.jinja").write_text(processor.chat_template)
 
 
-def build_model(name: str, config: Any) -> Any:
+def build_model(name: str, config: Any, seed: int) -> Any:
     """Draw a model whose embeddings and logits differ clearly from token to token."""
     family = FAMILIES[name]
     architecture = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[name]
     architecture = architecture if isinstance(architecture, str) else architecture[0]
     model_class = getattr(transformers, architecture)
-    torch.manual_seed(family.seed)
+    torch.manual_seed(seed)
     try:
         model = model_class(config)
     except ValueError as error:
@@ -149,7 +149,7 @@ def _config(name: str, processor: Any, row_id: int) -> Any:
 
 
 def _build_image_processor(name: str, family: TinyFamily) -> Any:
-    names: Mapping[str, str] = dict(IMAGE_PROCESSOR_MAPPING_NAMES.get(name) or {})
+    names: Mapping[str, str] = dict(_IMAGE_PROCESSORS.get(name) or {})
     if family.image_class:
         names = {"torchvision": family.image_class, "pil": family.image_class + "Pil"}
     kind = "pil" if "pil" in names else "torchvision"
@@ -169,8 +169,3 @@ def _without_optional_parts(base: type[ProcessorMixin]) -> Any:
     return type(
         base.__name__, (base,), {"check_argument_for_proper_class": check_argument_for_proper_class}
     )
-
-
-def remove(checkpoint: TinyCheckpoint) -> None:
-    """Delete a checkpoint's files."""
-    shutil.rmtree(checkpoint.directory)

@@ -19,7 +19,7 @@ Messages = list[dict[str, Any]]
 
 NEW_TOKENS = 8
 _MARK = "\x1a"
-"""A text of one token, in whose place a typed text is tokenized."""
+"""A text of one token, which replaces a typed text."""
 
 
 @cache
@@ -119,8 +119,8 @@ def reference_prompt(checkpoint: TinyCheckpoint, messages: Messages) -> Referenc
 def reference_inputs(checkpoint: TinyCheckpoint, messages: Messages) -> dict[str, Any]:
     """Return the model's inputs, with the texts of messages free of special tokens.
 
-    transformers itself recognizes special tokens that a user types; here a mark takes the place of
-    such a text, and then the tokens of its characters the place of the mark.
+    transformers itself recognizes special tokens that a user types. Here a mark replaces such a
+    text, and then the tokens of its characters replace the mark.
     """
     texts: list[str] = []
 
@@ -166,8 +166,8 @@ def reference_inputs(checkpoint: TinyCheckpoint, messages: Messages) -> dict[str
             inputs[name] = value.float()
     for text in texts:
         plain = [token for char in text for token in _plain_ids(tokenizer, char)]
-        place = inputs["input_ids"][0].tolist().index(*_plain_ids(tokenizer, _MARK))
-        inputs = _replaced(inputs, place, plain)
+        index = inputs["input_ids"][0].tolist().index(*_plain_ids(tokenizer, _MARK))
+        inputs = _replaced(inputs, index, plain)
     return inputs
 
 
@@ -175,18 +175,16 @@ def _plain_ids(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer.encode(text, add_special_tokens=False))
 
 
-def _replaced(inputs: dict[str, Any], place: int, token_ids: Sequence[int]) -> dict[str, Any]:
-    """Put tokens in the place of one, whose other properties they have."""
+def _replaced(inputs: dict[str, Any], index: int, token_ids: Sequence[int]) -> dict[str, Any]:
+    """Put tokens instead of one, whose other properties they have."""
     length = inputs["input_ids"].shape[1]
     replaced = dict(inputs)
     for name, value in inputs.items():
         if isinstance(value, Tensor) and value.shape[:2] == (1, length):
-            repeated = value[:, [place] * len(token_ids)]
+            repeated = value[:, [index] * len(token_ids)]
             if name == "input_ids":
                 repeated = torch.tensor([list(token_ids)])
-            replaced[name] = torch.cat(
-                [value[:, :place], repeated, value[:, place + 1 :]], dim=1
-            )
+            replaced[name] = torch.cat([value[:, :index], repeated, value[:, index + 1 :]], dim=1)
     return replaced
 
 
@@ -207,5 +205,8 @@ def _recorded_inputs(model: Any) -> Iterator[list[dict[str, Any]]]:
 
 def _stacked(layers: Any) -> Tensor:
     return torch.stack(
-        [layer.flatten(0, -2) if isinstance(layer, Tensor) else torch.cat(layer) for layer in layers]
+        [
+            layer.flatten(0, -2) if isinstance(layer, Tensor) else torch.cat(layer)
+            for layer in layers
+        ]
     )

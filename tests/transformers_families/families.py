@@ -44,7 +44,7 @@ class TinyFamily:
     scale: float = 0.25
     """Standard deviation of the weights."""
     seed: int = 0
-    """Seed of the weights, for which no two tokens of an answer are almost equally likely."""
+    """Seed of the weights to begin with."""
     config_of_tokens: Callable[[Mapping[str, int]], Values] | None = None
     """Makes changes of the configuration from the vocabulary."""
 
@@ -171,7 +171,7 @@ _GEMMA4_VISION = {
     "head_dim": 16,
     "intermediate_size": 48,
 }
-_IDEFICS3 = {
+_IDEFICS3: dict[str, Any] = {
     "images": {"size": {"longest_edge": 112}, "max_image_size": {"longest_edge": 56}},
     "processor": {"image_seq_len": 4},
     "config": {"vision_config": {"image_size": 56, "patch_size": 14}, "scale_factor": 2},
@@ -223,8 +223,11 @@ FAMILIES: dict[str, TinyFamily] = {
             "vision_config": {"image_size": 490, "patch_size": 14},
         },
     ),
-    "aya_vision": TinyFamily(_TILES, {"patch_size": 14, "img_size": 56, "downsample_factor": 2},
-        row_token="<|IMG_PATCH|>"),
+    "aya_vision": TinyFamily(
+        _TILES,
+        {"patch_size": 14, "img_size": 56, "downsample_factor": 2},
+        row_token="<|IMG_PATCH|>",
+    ),
     "cohere2_vision": TinyFamily(
         {"size": TILE, "min_patches": 1, "max_patches": 4, "patch_size": 2},
         tokens={

@@ -11,11 +11,12 @@ import importlib
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
 _SHAPE_FUNCTION = re.compile(r'register_fake\("torchvision::(\w+)"\)')
-_declared: list[torch.library.Library] = []
+_declared: list[Any] = []
 """An operator exists for as long as the library that declares it."""
 
 
@@ -23,7 +24,7 @@ def add_packages(directory: Path) -> None:
     """Make the packages of the directory importable, torchvision among them."""
     sys.path.append(str(directory))
     source = (directory / "torchvision" / "_meta_registrations.py").read_text(encoding="utf-8")
-    library = torch.library.Library("torchvision", "DEF")
+    library: Any = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
     for name in _SHAPE_FUNCTION.findall(source):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _declared.append(library)

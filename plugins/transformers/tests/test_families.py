@@ -1,0 +1,156 @@
+"""Every family reads, encodes and answers as transformers' own processor and model do.
+
+The stages of a family are compared one after another: the token ids of six conversations, the
+inputs of the language model, and the answers to all of them at the same time.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from transformers_families.conversations import LONG, OTHER, TALL, WIDE
+from transformers_families.families import FAMILIES as TINY
+from transformers_families.runs import (
+    PLUGIN,
+    Answer,
+    FamilyReference,
+    answer_concurrently,
+    make_reference,
+)
+from vl_plugin_transformers.families import FAMILIES
+
+import vlcore
+
+FAST = ("internvl", "qwen2_vl", "qwen3_vl", "gemma3", "qwen3_5")
+"""Tiles, packed patches with M-RoPE, deepstack, attention groups, recurrent states."""
+
+
+UNEQUAL = {
+    "llava_onevision": "transformers does not tile an image where a prompt has several: the vision "
+    "model needs request_options"
+}
+"""Families whose answers differ, with the reason."""
+
+
+def _parameter(name: str, *, is_compared: bool) -> Any:
+    missing = [
+        package for package in TINY[name].requires if importlib.util.find_spec(package) is None
+    ]
+    marks = [] if name in FAST else [pytest.mark.slow]
+    if missing:
+        reason = f"{' and '.join(missing)} not installed; make test-torchvision brings it"
+        marks.append(pytest.mark.skip(reason=reason))
+    elif is_compared and name in UNEQUAL:
+        marks.append(pytest.mark.xfail(reason=UNEQUAL[name]))
+    return pytest.param(name, marks=marks)
+
+
+every_family = pytest.mark.parametrize(
+    "name", [_parameter(name, is_compared=False) for name in sorted(FAMILIES)]
+)
+compared_family = pytest.mark.parametrize(
+    "name", [_parameter(name, is_compared=True) for name in sorted(FAMILIES)]
+)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Any]]:
+    directory = tmp_path_factory.mktemp("families")
+    yield cache(lambda name: make_reference(directory / name, name))
+    shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="module")
+def answers(reference: Callable[[str], FamilyReference]) -> Callable[[str], dict[str, Answer]]:
+    return cache(lambda name: answer_concurrently(reference(name)))
+
+
+@every_family
+def test_reference_tells_conversations_apart(
+    name: str, reference: Callable[[str], FamilyReference]
+) -> None:
+    expected = reference(name).expected.values()
+    assert len({tuple(prompt.answer) for prompt in expected}) >= 5
+    assert len({token for prompt in expected for token in prompt.answer}) >= 10
+
+
+@compared_family
+def test_token_ids(
+    name: str,
+    reference: Callable[[str], FamilyReference],
+    answers: Callable[[str], dict[str, Answer]],
+) -> None:
+    for label, expected in reference(name).expected.items():
+        prompt = answers(name)[label].request.prompt
+        filled = {i for span in prompt.spans for i in range(span.start, span.stop)}
+        assert set(expected.image_positions) <= filled, label
+        assert [(i, token) for i, token in enumerate(prompt.token_ids) if i not in filled] == [
+            (i, token) for i, token in enumerate(expected.token_ids) if i not in filled
+        ], label
+
+
+@compared_family
+def test_inputs_of_the_language_model(
+    name: str,
+    reference: Callable[[str], FamilyReference],
+    answers: Callable[[str], dict[str, Answer]],
+) -> None:
+    for label, expected in reference(name).expected.items():
+        request = answers(name)[label].request
+        for span in request.prompt.spans:
+            rows = request.rows[span.image][span.first_row :][: span.stop - span.start]
+            positions = slice(span.start, span.stop)
+            width = expected.embeddings.shape[-1]
+            _assert_close(rows[:, :width], expected.embeddings[positions], label)
+            if expected.deepstack is not None:
+                first = expected.image_positions.index(span.start)
+                layers = expected.deepstack[:, first : first + len(rows)]
+                _assert_close(rows[:, width:], layers.transpose(0, 1).flatten(1), label)
+        if request.inputs.position_ids is not None:
+            num_axes = len(request.inputs.position_ids)
+            assert expected.positions is not None
+            assert torch.equal(
+                request.inputs.position_ids, expected.positions[-num_axes:].flatten(0, -2)
+            ), label
+
+
+@compared_family
+def test_answers(
+    name: str,
+    reference: Callable[[str], FamilyReference],
+    answers: Callable[[str], dict[str, Answer]],
+    record_property: Callable[[str, object], None],
+) -> None:
+    actual = {label: answer.token_ids for label, answer in answers(name).items()}
+    assert actual == {label: prompt.answer for label, prompt in reference(name).expected.items()}
+    record_property("equal_family", name)
+
+
+@every_family
+def test_embeddings_of_an_image_do_not_depend_on_the_batch(
+    name: str, reference: Callable[[str], FamilyReference]
+) -> None:
+    model = vlcore.load_vision_model(reference(name).directory, plugin=PLUGIN)
+    inputs = [model.preprocess(image) for image in (WIDE, TALL, OTHER, LONG)]
+    together = [_rows(image) for image in model(inputs)]
+    for image, rows in zip(inputs, together, strict=True):
+        (alone,) = model([image])
+        _assert_close(rows, _rows(alone), name)
+
+
+def _rows(image: torch.Tensor | vlcore.ImageRows) -> torch.Tensor:
+    return image if isinstance(image, torch.Tensor) else image.rows
+
+
+def _assert_close(actual: torch.Tensor, expected: torch.Tensor, label: str) -> None:
+    """Compare with a tolerance that is relative to the largest value."""
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(
+        actual, expected, rtol=0, atol=2e-5 * scale, msg=lambda text: f"{label}: {text}"
+    )
