@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -79,7 +80,7 @@ def _contents(images: list[Path]) -> Iterator[list[dict[str, Any]]]:
             _image_part(_data(path.read_bytes())) for path in (first_path, second_path)
         )
         yield [first, _text_part("and"), second, _text_part("?"), first, second]
-    for image_bytes in (_png(1, 1), _png(1, 3000), _png(3000, 2)):
+    for image_bytes in (_png(1, 1), _png(1, 3000), _png(3000, 2), _deep_grey(), _exif_bomb()):
         yield [_image_part(_data(image_bytes)), _text_part(_PROMPTS[0])]
     yield [_image_part(_data(_many_frames(), "gif")), _text_part(_PROMPTS[0])]
 
@@ -114,6 +115,22 @@ def _data(content: bytes, kind: str = "png") -> str:
 def _png(width: int, height: int) -> bytes:
     written = io.BytesIO()
     Image.new("RGB", (width, height), "red").save(written, "PNG")
+    return written.getvalue()
+
+
+def _deep_grey() -> bytes:
+    """Return an image of 16 bits a pixel, as large as the server allows."""
+    written = io.BytesIO()
+    Image.new("I;16", (3000, 3000), 1000).save(written, "PNG")
+    return written.getvalue()
+
+
+def _exif_bomb() -> bytes:
+    """Return a small image whose EXIF directory takes gigabytes where all of it is read."""
+    tags = (struct.pack("<HHII", 0x8000 + tag, 7, 500_000, 8) for tag in range(30_000))
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 30_000) + b"".join(tags) + bytes(200_000)
+    written = io.BytesIO()
+    Image.new("RGB", (32, 32), "red").save(written, "PNG", exif=exif)
     return written.getvalue()
 
 

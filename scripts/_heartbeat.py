@@ -1,41 +1,155 @@
-"""Runs ``vlcore`` with a heartbeat on its server's event loop, and prints the longest stall.
+"""Runs ``vlcore`` with a heartbeat on its server's event loop, and prints what it measured.
 
-A stall is the processor time that the event loop's thread takes between two heartbeats. The time by
-which a heartbeat is late is printed too; it contains what other threads and programs take.
+A heartbeat is late because the event loop runs something else (``own``), because it waits for
+Python's lock, which another thread holds (``lock``), or because other programs have the processors
+(``queued``). The first two are a stall, and are the server's doing; the last is the machine's.
+At the end of the server, its threads are printed too: of each pool, and all others.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
+import json
+import os
 import socket
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakSet
 
+import torch
+
+from vlcore._utils.executor import DaemonExecutor
 from vlcore.cli import main
 from vlcore.server import serving
 
 _INTERVAL_S = 0.005
 _REPORTED_S = 0.05
+_HOLDERS = ("MainThread", "vlcore-parse", "vlcore-fetch", "vlcore-pipeline", "vlcore-resolve")
+
+
+@dataclass(frozen=True)
+class Stall:
+    """A heartbeat that was late.
+
+    Args:
+        own_s: Time in which the event loop's thread ran.
+        lock_s: Time in which it waited for another thread.
+        queued_s: Time in which it could run, and other programs had the processors.
+    """
+
+    own_s: float = 0.0
+    lock_s: float = 0.0
+    queued_s: float = 0.0
+
+    @property
+    def server_s(self) -> float:
+        """What the server is the cause of."""
+        return self.own_s + self.lock_s
+
+    def __str__(self) -> str:
+        own, lock, queued = (
+            round(seconds * 1000) for seconds in (self.own_s, self.lock_s, self.queued_s)
+        )
+        return f"own {own} ms, lock {lock} ms, queued {queued} ms"
 
 
 class Heartbeat:
     """Measures how late the event loop runs a task that is due."""
 
     def __init__(self) -> None:
-        self.longest_s = 0.0
+        self.longest = Stall()
         self.latest_s = 0.0
         self.num_late = 0
 
     async def run(self) -> None:
         """Measure until the task is cancelled."""
         while True:
-            started, cpu_started = time.perf_counter(), time.thread_time()
+            started, own_s, queued_s = time.perf_counter(), time.thread_time(), _queued_s()
+            others_s = _processor_times()
             await asyncio.sleep(_INTERVAL_S)
             late_s = time.perf_counter() - started - _INTERVAL_S
-            stall_s = min(late_s, time.thread_time() - cpu_started)
-            self.longest_s = max(self.longest_s, stall_s)
+            queued_s = min(late_s, _queued_s() - queued_s)
+            own_s = min(late_s - queued_s, time.thread_time() - own_s)
+            if late_s - queued_s > self.longest.server_s:
+                # The thread that holds the lock runs: time in which none ran is not its doing.
+                held_s = max(_since(others_s), default=0.0)
+                lock_s = min(late_s - queued_s - own_s, held_s)
+                stall = Stall(own_s, lock_s, late_s - own_s - lock_s)
+                self.longest = max(self.longest, stall, key=lambda one: one.server_s)
             self.latest_s = max(self.latest_s, late_s)
             self.num_late += late_s > _REPORTED_S
+
+
+class CollectionTimer:
+    """Measures garbage collections, during which no thread runs."""
+
+    def __init__(self) -> None:
+        self.longest_s = 0.0
+        self._started_s = 0.0
+        gc.callbacks.append(self._record)
+
+    def _record(self, phase: str, _: dict[str, int]) -> None:
+        if phase == "start":
+            self._started_s = time.thread_time()
+        else:
+            self.longest_s = max(self.longest_s, time.thread_time() - self._started_s)
+
+
+class ThreadCounter:
+    """Counts the threads of the pools, and all others.
+
+    It must be created before the model is loaded.
+    """
+
+    def __init__(self) -> None:
+        types = (ThreadPoolExecutor, DaemonExecutor)
+        self._pools = WeakSet[Any](pool for pool in gc.get_objects() if isinstance(pool, types))
+        for pool_type in types:
+            self._watch(pool_type)
+
+    def count(self) -> dict[str, Any]:
+        """Return the threads as JSON.
+
+        Returns:
+            ``pools`` has the name of each pool, its number of threads, and its maximum; ``others``
+            are the names of the threads outside of pools; ``native`` is the number of those that
+            are not Python's, and ``max_native`` the most that torch starts for Python's.
+        """
+        pools = []
+        pooled = set[threading.Thread]()
+        for pool in self._pools:
+            threads = set(pool._threads)
+            pooled |= threads
+            if isinstance(pool, ThreadPoolExecutor):
+                name, maximum = pool._thread_name_prefix, pool._max_workers
+            else:
+                name, maximum = pool._name, pool._num_threads
+            pools.append((name, len(threads), maximum))
+        python = threading.enumerate()
+        others = sorted(thread.name for thread in python if thread not in pooled)
+        native = len(os.listdir("/proc/self/task")) - len(python)
+        # Each thread that computes with torch has helpers of its own.
+        max_native = len(python) * (torch.get_num_threads() - 1)
+        return {
+            "pools": sorted(pools),
+            "others": others,
+            "native": native,
+            "max_native": max_native,
+        }
+
+    def _watch(self, pool_type: Any) -> None:
+        create = pool_type.__init__
+
+        def create_and_remember(pool: Any, *args: Any, **options: Any) -> None:
+            create(pool, *args, **options)
+            self._pools.add(pool)
+
+        pool_type.__init__ = create_and_remember
 
 
 _HEARTBEAT = Heartbeat()
@@ -47,22 +161,63 @@ class Server(serving.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and begin to measure."""
         await super().startup(sockets)
+        _print("threads at the start", json.dumps(_THREADS.count()))
         self._heartbeat = asyncio.create_task(_HEARTBEAT.run())
+        _COLLECTIONS.longest_s = 0.0  # loading is over
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop, and end to measure."""
         self._heartbeat.cancel()
+        _print("threads at the end", json.dumps(_THREADS.count()))
         await super().shutdown(sockets)
 
 
+def _processor_times() -> dict[threading.Thread, float]:
+    """Return the processor times of the other threads that may hold the lock for long.
+
+    Those that encode images and generate tokens are not among them: they compute without it.
+    """
+    return {
+        thread: _processor_time(thread)
+        for thread in threading.enumerate()
+        if thread.name.startswith(_HOLDERS) and thread is not threading.current_thread()
+    }
+
+
+def _since(earlier: dict[threading.Thread, float]) -> list[float]:
+    return [
+        _processor_time(thread) - before_s
+        for thread, before_s in earlier.items()
+        if thread.is_alive()
+    ]
+
+
+def _processor_time(thread: threading.Thread) -> float:
+    assert thread.ident is not None
+    return time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
+
+
+def _queued_s() -> float:
+    """Return for how long this thread has waited for a processor, in seconds."""
+    with open("/proc/thread-self/schedstat", "rb", buffering=0) as file:
+        return int(file.read().split()[1]) / 1e9
+
+
+def _print(name: str, value: str) -> None:
+    print(f"{name}: {value}", file=sys.stderr, flush=True)
+
+
 if __name__ == "__main__":
+    _THREADS = ThreadCounter()
+    _COLLECTIONS = CollectionTimer()
     serving.Server = Server  # type: ignore[misc]
     try:
         main()
     finally:
-        print(
-            f"heartbeat: longest stall {_HEARTBEAT.longest_s * 1000:.0f} ms; "
-            f"late by at most {_HEARTBEAT.latest_s * 1000:.0f} ms, "
-            f"{_HEARTBEAT.num_late} times by more than {_REPORTED_S * 1000:.0f} ms",
-            file=sys.stderr,
+        _print(
+            "heartbeat",
+            f"longest stall {_HEARTBEAT.longest.server_s * 1000:.0f} ms ({_HEARTBEAT.longest}); "
+            f"late by at most {_HEARTBEAT.latest_s * 1000:.0f} ms, {_HEARTBEAT.num_late} times by "
+            f"more than {_REPORTED_S * 1000:.0f} ms; longest garbage collection "
+            f"{_COLLECTIONS.longest_s * 1000:.0f} ms",
         )

@@ -80,6 +80,8 @@ def hostile_requests(model: str, png: bytes, traps: Mapping[str, str]) -> dict[s
             .replace(b'"user"', b'"assistant"')
             .replace(b"[]", b'[{"type": "image_url", "image_url": {"url": "data:,"}}]')
         ),
+        "deep grey": images(_data(_blank_png(8000, 8000, depth=16))),
+        "one column": images(_data(_blank_png(1, 64_000_000))),
         "huge aspect": images(_data(_blank_png(60_000, 1))),
         "file URL": images("file:///etc/passwd"),
         "path": images("/etc/passwd"),
@@ -149,10 +151,10 @@ def _data(content: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(content).decode()
 
 
-def _blank_png(width: int, height: int) -> bytes:
-    """Return an image of one bit per pixel in few bytes."""
-    head = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    rows = zlib.compress(bytes((width + 7) // 8 + 1) * min(height, 30_000), 9)
+def _blank_png(width: int, height: int, depth: int = 1) -> bytes:
+    """Return a grey image of one or more bits per pixel in few bytes."""
+    head = struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0)
+    rows = zlib.compress(bytes((width * depth + 7) // 8 + 1) * min(height, 30_000), 9)
     return _PNG + _chunk(b"IHDR", head) + _chunk(b"IDAT", rows) + _chunk(b"IEND", b"")
 
 

@@ -55,6 +55,8 @@ class ImageServer:
             await self._send(head.split(b" ")[1].decode().lstrip("/"), writer)
         except (OSError, asyncio.IncompleteReadError):
             pass  # the client has disconnected
+        except asyncio.CancelledError:
+            pass  # the soak is over: asyncio would log a cancelled handler as a fault
         finally:
             writer.close()
 

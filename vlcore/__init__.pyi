@@ -15,6 +15,7 @@ from .errors import ContextLengthError as ContextLengthError
 from .errors import EngineClosedError as EngineClosedError
 from .errors import EngineError as EngineError
 from .errors import EngineUnavailableError as EngineUnavailableError
+from .errors import ImageDownloadError as ImageDownloadError
 from .errors import ImageError as ImageError
 from .errors import ImageLimitError as ImageLimitError
 from .errors import IncompatiblePluginError as IncompatiblePluginError

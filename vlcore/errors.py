@@ -15,6 +15,7 @@
     │   ├── TensorError               a tensor is missing, unexpected, damaged or misshapen
     │   └── ViewError                 a text view cannot be written, or has changed since
     ├── ImageError (ValueError)
+    │   ├── ImageDownloadError        its URL cannot be downloaded, or not in time
     │   └── ImageLimitError           larger than a limit allows
     ├── PromptError (ValueError)
     │   └── ContextLengthError        longer than the model's context
@@ -34,6 +35,7 @@ __all__ = [
     "EngineClosedError",
     "EngineError",
     "EngineUnavailableError",
+    "ImageDownloadError",
     "ImageError",
     "ImageLimitError",
     "IncompatiblePluginError",
@@ -100,6 +102,10 @@ class ViewError(CheckpointError):
 
 class ImageError(VlcoreError, ValueError):
     """An image cannot be fetched, opened or decoded."""
+
+
+class ImageDownloadError(ImageError):
+    """An image cannot be downloaded from its URL, or not in time."""
 
 
 class ImageLimitError(ImageError):

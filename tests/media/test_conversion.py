@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -147,3 +150,53 @@ def test_an_opaque_image_is_the_same_on_any_background() -> None:
 def test_another_background_is_refused(background: Any) -> None:
     with pytest.raises(OptionError, match="a background is a colour"):
         parse_background(background)
+
+
+_PEAK = """
+import sys
+from vlcore.errors import ImageError
+from vlcore.media.image import load_image
+from vlcore.media.policy import ImageLimits
+
+def peak():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
+
+small, large = (open(path, "rb").read() for path in sys.argv[1:])
+load_image(small)
+before = peak()
+try:
+    size = load_image(large, ImageLimits(max_decoded_bytes=512 * 2**20)).size
+except ImageError as error:
+    size = error
+print(peak() - before, size)
+"""
+"""Prints by how many bytes an image raises the peak of memory, and the image's size or error."""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read from /proc")
+@pytest.mark.parametrize(
+    ("mode", "size", "outcome"),
+    [
+        ("I;16", (8000, 8000), "(8000, 8000)"),
+        ("L", (8000, 8000), "(8000, 8000)"),
+        ("1", (1, 64_000_000), "max_decoded_bytes"),
+    ],
+)
+def test_a_large_image_takes_no_more_memory_than_the_limit(
+    mode: str, size: tuple[int, int], outcome: str, tmp_path: Path
+) -> None:
+    small, large = tmp_path / "small.png", tmp_path / "large.png"
+    Image.new("I;16", (8, 8)).save(small)
+    Image.new(mode, size).save(large)
+    assert large.stat().st_size < 300_000
+    finished = subprocess.run(
+        [sys.executable, "-c", _PEAK, str(small), str(large)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    num_bytes, _, found = finished.stdout.partition(" ")
+    assert outcome in found
+    assert int(num_bytes) < 512 * 2**20

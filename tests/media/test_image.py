@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlcore.errors import ImageError, ImageLimitError, OptionError
+from vlcore.errors import ImageDownloadError, ImageError, ImageLimitError, OptionError
 from vlcore.media.image import decode_image, load_image
 from vlcore.media.policy import ImageLimits
 from vlcore.media.source import describe
@@ -226,7 +226,7 @@ def test_a_download_stops_at_the_limit(server: str) -> None:
 
 
 def test_a_download_that_drips_stops_at_the_time_limit(server: str) -> None:
-    with pytest.raises(ImageLimitError, match=r"took longer than timeout_s=0\.1 of vlcore"):
+    with pytest.raises(ImageDownloadError, match=r"took longer than timeout_s=0\.1 of vlcore"):
         load_image(f"{server}/drip", ImageLimits(timeout_s=0.1))
 
 

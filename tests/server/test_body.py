@@ -60,3 +60,22 @@ def test_the_number_of_values_is_bounded_before_they_are_parsed(values: bytes) -
     with pytest.raises(ApiError, match="too many values") as caught:
         JsonBody(values, 10**7)
     assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a,b:{[" * 300_000, '\\",' * 300_000, "\\" * 300_001 + "," * 300_000, '"' * 99 + "[" * 40_000],
+)
+def test_characters_in_texts_are_not_counted(text: str) -> None:
+    body = json.dumps({"content": text}).encode()
+    assert JsonBody(body, 10**7).text == body
+    with pytest.raises(ApiError, match="too many values"):
+        JsonBody(body[:-1] + b",0" * 262_145 + b"}", 10**7)
+
+
+def test_a_text_that_never_ends_hides_no_values() -> None:
+    """A parser reads no further than the error, which is the end of the text or a backslash."""
+    values = b"[" * 40_000
+    assert JsonBody(b'{"a": "' + values, 10**6)
+    with pytest.raises(ApiError, match="too many values"):
+        JsonBody(b'{"a": "\\\\"' + values + b'"', 10**6)

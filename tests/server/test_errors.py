@@ -10,6 +10,7 @@ import pytest
 from vlcore.errors import (
     ContextLengthError,
     EngineClosedError,
+    ImageDownloadError,
     ImageError,
     ImageLimitError,
     OptionError,
@@ -24,6 +25,7 @@ from vlcore.server.errors import ApiError, as_api_error, release_frames
     [
         (ContextLengthError("too long"), 400, "context_length_exceeded"),
         (ImageLimitError("too large"), 400, "image_too_large"),
+        (ImageDownloadError("status 404"), 400, "invalid_image_url"),
         (ImageError("damaged"), 400, "invalid_image"),
         (PromptError("no role"), 400, "invalid_prompt"),
         (OptionError("out of range"), 400, "invalid_option"),

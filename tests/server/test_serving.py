@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import gc
 import logging
 import re
 import signal
 import socket
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 
 import pytest
 from held_engine import held
@@ -23,6 +25,8 @@ from waits import TIMEOUT_S, wait_for
 
 import vlcore
 from vlcore.inference.pipeline import Pipeline
+from vlcore.server import serving
+from vlcore.server.settings import ServerSettings
 
 
 def pipeline() -> Pipeline:
@@ -87,6 +91,30 @@ def test_an_unfinished_request_is_cancelled_with_an_error(
         wait_for(lambda: "stopping: 1 requests are running" in caplog.text)
         clock.advance(limit_s)
         assert b'"code":"stopping"' in read_all(connection)
+
+
+def test_the_loaded_model_is_excluded_from_garbage_collection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A full collection of all that is loaded takes longer than the event loop may wait."""
+    num_frozen: list[int] = []
+
+    class Stub(AbstractContextManager[None]):
+        def __init__(self, *_: object) -> None:
+            self.serve = list
+
+        def run(self, _: object) -> None:
+            num_frozen.append(gc.get_freeze_count())
+
+        def __exit__(self, *_: object) -> None:
+            num_frozen.append(gc.get_freeze_count())
+
+    monkeypatch.setattr(serving, "Server", Stub)
+    settings = ServerSettings(model_name="tiny", port=0)
+    with serving.bind(settings) as bound:
+        serving.serve(Stub(), settings, bound)  # type: ignore[arg-type]
+    assert all(number > 10_000 for number in num_frozen)
+    assert gc.get_freeze_count() < 10_000
 
 
 @pytest.mark.slow

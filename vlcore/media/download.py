@@ -1,8 +1,8 @@
 """Downloads from http(s) URLs, within limits and from allowed addresses only.
 
 Every redirect is checked like the first URL, and the connection is made to the address that was
-checked: no name is resolved twice. Messages do not distinguish hosts that are refused from hosts
-that do not exist.
+checked: no name is resolved twice. A host that is refused cannot be told from one that does not
+exist, neither by the message nor by the time.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from vlcore._version import __version__
-from vlcore.errors import ImageError, ImageLimitError
+from vlcore.errors import ImageDownloadError, ImageError, ImageLimitError
 from vlcore.media.policy import DEFAULT_LIMITS, TRUSTING, ImageAccess, ImageLimits
-from vlcore.media.ssrf import checked_addresses
+from vlcore.media.ssrf import checked_addresses, refused_host
 
 if TYPE_CHECKING:
     import ssl
@@ -47,27 +47,33 @@ async def download(
         access: the allowed URLs.
 
     Raises:
-        ImageError: the URL is not allowed, or cannot be fetched.
-        ImageLimitError: the file is too large, or the download takes too long.
+        ImageDownloadError: the URL is not allowed, or cannot be fetched, or not in time.
+        ImageLimitError: the file is too large.
     """
+    if not (access.trusts_caller or access.urls):
+        raise ImageDownloadError(
+            f"{name} is a URL, and URLs are not allowed here: send a data: URL"
+        )
+    # In a thread: importing the HTTP client for the first time takes a quarter of a second.
+    await asyncio.to_thread(tls_context, access.trusts_caller)
     import httpx2
 
-    if not (access.trusts_caller or access.urls):
-        raise ImageError(f"{name} is a URL, and URLs are not allowed here: send a data: URL")
     try:
         async with asyncio.timeout(limits.timeout_s):
             return await _follow(httpx2.URL(url), name, limits, access)
     except TimeoutError as error:
-        raise ImageLimitError(
+        raise ImageDownloadError(
             f"{name} took longer than timeout_s={limits.timeout_s:g} of vlcore.ImageLimits"
         ) from error
     except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
         why = f": {error}" if access.trusts_caller else ""
-        raise ImageError(f"{name} could not be fetched: {type(error).__name__}{why}") from error
+        raise ImageDownloadError(
+            f"{name} could not be fetched: {type(error).__name__}{why}"
+        ) from error
     except (ValueError, OSError) as error:
         if isinstance(error, ImageError):
             raise
-        raise ImageError(f"{name} could not be fetched: {type(error).__name__}") from error
+        raise ImageDownloadError(f"{name} could not be fetched: {type(error).__name__}") from error
 
 
 async def _follow(url: httpx2.URL, name: str, limits: ImageLimits, access: ImageAccess) -> bytes:
@@ -76,9 +82,11 @@ async def _follow(url: httpx2.URL, name: str, limits: ImageLimits, access: Image
         if isinstance(response, bytes):
             return response
         if url.scheme == "https" and response.scheme == "http" and not access.trusts_caller:
-            raise ImageError(f"{name} could not be fetched: it redirects from https to http")
+            raise ImageDownloadError(
+                f"{name} could not be fetched: it redirects from https to http"
+            )
         url = response
-    raise ImageLimitError(
+    raise ImageDownloadError(
         f"{name} could not be fetched: TooManyRedirects, more than "
         f"max_redirects={limits.max_redirects} of vlcore.ImageLimits"
     )
@@ -91,9 +99,11 @@ async def _request(
     import httpx2
 
     if url.scheme not in _PORTS:
-        raise ImageError(f"{name} could not be fetched: {url.scheme!r} is neither http nor https")
+        raise ImageDownloadError(
+            f"{name} could not be fetched: {url.scheme!r} is neither http nor https"
+        )
     if not url.host:
-        raise ImageError(f"{name} could not be fetched: its URL has no host")
+        raise ImageDownloadError(f"{name} could not be fetched: its URL has no host")
     *others, last = (
         [url] if access.trusts_caller else await _with_addresses(url, name, limits, access)
     )
@@ -115,20 +125,21 @@ async def _get(
         headers["Host"] = url.netloc.decode("ascii")
         if not _is_address(url.host):
             extensions["sni_hostname"] = url.raw_host.decode("ascii").removesuffix(".")
-    context = await asyncio.to_thread(tls_context, access.trusts_caller)
     async with (
         httpx2.AsyncClient(
-            timeout=limits.connect_timeout_s, trust_env=access.trusts_caller, verify=context
+            timeout=limits.connect_timeout_s,
+            trust_env=access.trusts_caller,
+            verify=tls_context(access.trusts_caller),
         ) as client,
         client.stream("GET", target, headers=headers, extensions=extensions) as response,
     ):
         if response.has_redirect_location:
             return url.join(response.headers["Location"])
         if response.status_code not in _SUCCESS:
-            raise ImageError(f"{name} could not be fetched: status {response.status_code}")
+            raise ImageDownloadError(f"{name} could not be fetched: status {response.status_code}")
         encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
         if encoding not in ("identity", "", "gzip", "x-gzip"):
-            raise ImageError(
+            raise ImageDownloadError(
                 f"{name} could not be fetched: its server sent the Content-Encoding {encoding!r}; "
                 "only gzip is supported"
             )
@@ -177,7 +188,7 @@ class _GzipBody(_Body):
         try:
             super().add(self._decompressor.decompress(chunk, free))
         except zlib.error as error:
-            raise ImageError(
+            raise ImageDownloadError(
                 f"{self._name} could not be fetched: its gzip compression is damaged: {error}"
             ) from error
 
@@ -188,7 +199,9 @@ class _GzipBody(_Body):
             ImageError: the body ends early.
         """
         if not self._decompressor.eof:
-            raise ImageError(f"{self._name} could not be fetched: its gzip compression ends early")
+            raise ImageDownloadError(
+                f"{self._name} could not be fetched: its gzip compression ends early"
+            )
         return super().content()
 
 
@@ -197,25 +210,31 @@ async def _with_addresses(
 ) -> list[httpx2.URL]:
     """Replace the host by each of its addresses, all of which are allowed."""
     if url.userinfo:
-        raise ImageError(f"{name} could not be fetched: a URL with a user or password is refused")
+        raise ImageDownloadError(
+            f"{name} could not be fetched: a URL with a user or password is refused"
+        )
     port = url.port or _PORTS[url.scheme]
     if access.allowed_ports is not None and port not in access.allowed_ports:
-        raise ImageError(f"{name} could not be fetched: port {port} is not allowed")
+        raise ImageDownloadError(f"{name} could not be fetched: port {port} is not allowed")
     host = url.raw_host.decode("ascii")
     try:
         async with asyncio.timeout(limits.connect_timeout_s):
-            addresses = await checked_addresses(host, port, name, access)
-    except TimeoutError as error:
-        raise ImageLimitError(
-            f"{name} could not be fetched: resolving its host took longer than "
-            f"connect_timeout_s={limits.connect_timeout_s:g} of vlcore.ImageLimits"
-        ) from error
+            try:
+                addresses = await checked_addresses(host, port, name, access)
+            except ImageDownloadError:
+                if not _is_address(url.host):
+                    # A resolver answers sooner for a name that it knows: every failure takes as
+                    # long as the longest one.
+                    await asyncio.Event().wait()
+                raise
+    except TimeoutError:
+        raise refused_host(name) from None
     return [url.copy_with(host=address) for address in addresses[:_MAX_ADDRESSES]]
 
 
 @cache
 def tls_context(trusts_env: bool) -> ssl.SSLContext:
-    """Load the certificates of authorities, once, since that takes tens of milliseconds."""
+    """Import the HTTP client and load the certificates of authorities, once."""
     import httpx2
 
     return httpx2.create_ssl_context(trust_env=trusts_env)

@@ -62,7 +62,8 @@ def load_image(
         source: a path, an http(s), ``file:`` or ``data:`` URL, the bytes of a file, or a PIL image.
         limits: the limits of an image.
         access: the allowed sources; by default, all of them.
-        budget: the memory that the images of its request may still take.
+        budget: the memory that the images of its request may still take; by default, that of a
+            request with this image alone.
         background: the colour behind transparent pixels, such as ``"white"``; ``None`` drops the
             transparency.
 
@@ -77,6 +78,7 @@ def load_image(
     if isinstance(source, Image.Image):
         return _copy_image(source, describe(source), limits, parse_background(background))
     data = read_image(source, limits, access)
+    budget = DecodedBudget(limits) if budget is None else budget
     return decode_image(data, describe(source), limits, budget=budget, background=background)
 
 

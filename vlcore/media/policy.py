@@ -163,7 +163,8 @@ class ImageLimits:
     """Size of the file or download, in bytes; also after gzip decompression."""
     connect_timeout_s: float = 10.0
     """Time to resolve the host of an http(s) URL, to connect, and between two chunks of a response,
-    in seconds."""
+    in seconds. A host that is refused or does not exist takes this long too: the time does not
+    disclose which hosts of a network exist."""
     timeout_s: float = 60.0
     """Time for a whole download, including redirects, in seconds."""
     decode_timeout_s: float = 20.0

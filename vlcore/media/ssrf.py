@@ -7,7 +7,7 @@ import socket
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 from vlcore._utils.executor import DaemonExecutor
-from vlcore.errors import ImageError
+from vlcore.errors import ImageDownloadError
 from vlcore.media.policy import ImageAccess, IpAddress
 
 _resolvers = DaemonExecutor(16, "vlcore-resolve")
@@ -70,17 +70,26 @@ async def checked_addresses(host: str, port: int, name: str, access: ImageAccess
     """Resolve a host once, and return its addresses, the most likely to work first.
 
     Raises:
-        ImageError: the host has no address, or one of them is not allowed.
+        ImageDownloadError: the host has no address, or one of them is not allowed.
     """
     try:
         addresses = [ip_address(address) for address in await resolve(host, port)]
     except (OSError, ValueError):
         addresses = []
     if not addresses or not all(is_allowed(address, host, access) for address in addresses):
-        # One message for both, which does not tell whether a host of the network exists.
-        raise ImageError(f"{name} could not be fetched: its host was not found or is not allowed")
+        raise refused_host(name)
     # IPv4 comes first, because IPv6 may be unrouted.
     return [str(address) for address in sorted(addresses, key=lambda address: address.version)]
+
+
+def refused_host(name: str) -> ImageDownloadError:
+    """Return the error for a host that is refused, does not exist, or was not resolved in time.
+
+    It is the same for all, so that it does not disclose whether a host of the network exists.
+    """
+    return ImageDownloadError(
+        f"{name} could not be fetched: its host was not found or is not allowed"
+    )
 
 
 def _embedded(address: IPv6Address) -> IPv4Address | None:

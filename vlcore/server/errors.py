@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse
 from vlcore.errors import (
     ContextLengthError,
     EngineClosedError,
+    ImageDownloadError,
     ImageError,
     ImageLimitError,
     OptionError,
@@ -69,6 +70,8 @@ def as_api_error(error: BaseException) -> ApiError:
             return ApiError(400, "context_length_exceeded", str(error), "messages")
         case ImageLimitError():
             return ApiError(400, "image_too_large", str(error), "messages")
+        case ImageDownloadError():
+            return ApiError(400, "invalid_image_url", str(error), "messages")
         case ImageError():
             return ApiError(400, "invalid_image", str(error), "messages")
         case PromptError():
