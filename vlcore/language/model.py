@@ -113,7 +113,7 @@ class LanguageModel:
     @property
     def hidden_size(self) -> int:
         """The width of an embedding."""
-        return int(self.transformers_config.hidden_size)
+        return int(self.transformers_config.get_text_config().hidden_size)
 
     @cached_property
     def row_width(self) -> int:
@@ -128,7 +128,7 @@ class LanguageModel:
     @property
     def context_length(self) -> int:
         """The maximum length of a prompt and its completion together, in tokens."""
-        return int(self.transformers_config.max_position_embeddings)
+        return int(self.transformers_config.get_text_config().max_position_embeddings)
 
     @property
     def end_token_ids(self) -> tuple[int, ...]:
@@ -174,18 +174,20 @@ class LanguageModel:
     def build_model(self) -> PreTrainedModel:
         """Build the transformers model without weights.
 
-        It is called inside :func:`~vlcore.empty_weights`. By default, it is the ``…ForCausalLM``
-        of :attr:`transformers_config`. Override it where transformers has no such class for the
-        configuration. The forward of the result takes ``input_ids`` or ``inputs_embeds``,
-        ``position_ids``, ``attention_mask``, ``past_key_values`` and ``logits_to_keep``, and
-        returns ``logits``; the names of its tensors are the keys of :attr:`tensors`.
-        """
-        from transformers import AutoModelForCausalLM
+        By default, it is the ``…ForCausalLM`` of :attr:`transformers_config`, or else its text
+        model (``model``) with an output layer (``lm_head``). Override this method where neither
+        computes what the model was trained with. It is called inside
+        :func:`~vlcore.empty_weights`, and the names of the result's tensors are the keys of
+        :attr:`tensors`.
 
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            self.transformers_config, attn_implementation="sdpa"
-        )
-        return model
+        The result takes ``input_ids`` or ``inputs_embeds``, ``position_ids``, ``attention_mask``,
+        ``past_key_values``, ``use_cache`` and ``logits_to_keep``, and with ``"deepstack"`` also
+        ``visual_pos_masks`` and ``deepstack_visual_embeds`` as in Qwen3-VL, and returns
+        ``logits``. Its attention is "sdpa" or "eager".
+        """
+        from vlcore.language.causal_lm import build_causal_lm
+
+        return build_causal_lm(self.transformers_config)
 
     def to_transformers(
         self,
@@ -244,7 +246,8 @@ class LanguageModel:
         return self.config.get("quantization_config")
 
     def _empty_model(self) -> PreTrainedModel:
-        num_layers = getattr(self.transformers_config, "num_hidden_layers", 0)
+        text_config = self.transformers_config.get_text_config()
+        num_layers = getattr(text_config, "num_hidden_layers", 0)
         if num_layers > len(self.tensors):  # building them would take very long
             raise ConfigError(
                 f"config.json of {self.checkpoint.name}: num_hidden_layers is {num_layers}, but "

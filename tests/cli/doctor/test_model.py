@@ -187,6 +187,30 @@ def test_an_unknown_feature_is_a_fault_of_the_plugin(
     assert "must be a frozenset of these names: 'mrope'" in found["language model"].text
 
 
+@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
+def test_positions_whose_scale_depends_on_the_length(tmp_path: Path, rope_type: str) -> None:
+    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    scaling = {"type": rope_type, "factor": 2.0, "original_max_position_embeddings": 256}
+    path = write_llava(tmp_path / "model", rope_scaling=scaling | factors)
+    found = findings(path)
+    assert problems(found) == []
+    assert found["memory"].facts["cache_bytes_per_token"] > 0
+
+
+def test_a_cache_of_unknown_size_is_no_problem(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError("Tensor.item() cannot be called on meta tensors")
+
+    monkeypatch.setattr(model_diagnosis, "measure_cache", fail)
+    found = findings(model)
+    assert problems(found) == []
+    assert found["memory"].verdict is Verdict.NOTE
+    assert "size of the KV cache cannot be determined" in found["memory"].text
+    assert found["memory"].facts["context_bytes"] is None
+
+
 # -- what a plugin may do
 
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from crowds import crowd, keep_company
 from engine_requests import CPU, LONG, answer, chunks, request, run, token_ids, watch_batches
 from held_engine import held
 from transformers import PreTrainedTokenizerBase
 from waits import TIMEOUT_S, until
 
-from vlcore.engines.base import EngineOutput, EngineRequest
+from vlcore.engines.base import EngineRequest
 from vlcore.engines.detokenizer import Detokenizer
 from vlcore.engines.transformers.engine import TransformersEngine, TransformersEngineConfig
 from vlcore.errors import ContextLengthError, EngineError, OptionError
@@ -434,71 +434,16 @@ def test_a_failure_in_a_step_ends_its_requests_only(
 # -- company
 
 
-@dataclass(frozen=True)
-class Arrival:
-    """A request, which arrives during another one."""
-
-    request: EngineRequest
-    after: tuple[int, int] | None
-    """The number of an earlier request, and how many chunks of it come first."""
-    num_chunks: int | None
-    """After how many chunks it is cancelled."""
-
-
-def crowd(num_requests: int, seed: int) -> list[Arrival]:
-    """Draw requests of all kinds, which arrive and are cancelled at all times.
-
-    The first six arrive together. When the others do depends on the progress of earlier requests,
-    so that there is company on a machine of any speed.
-    """
-    rng = random.Random(seed)
-    arrivals = []
-    for number in range(num_requests):
-        options: dict[str, Any] = {"max_new_tokens": rng.randrange(1, 30)}
-        if number % 3 == 1:
-            options |= {"do_sample": True, "random_seed": number, "temperature": 1.5}
-        if number % 5 == 2:
-            options |= {"repetition_penalty": 1.3}
-        one = request(
-            rng.randrange(1, 40), seed=number, image_rows=rng.choice([0, 0, 2, 9]), **options
-        )
-        after = (
-            (rng.randrange(max(0, number - 8), number), rng.randrange(30)) if number > 5 else None
-        )
-        arrivals.append(Arrival(one, after, rng.randrange(12) if number % 4 == 3 else None))
-    return arrivals
-
-
-async def keep_company(
-    engine: TransformersEngine, arrivals: Sequence[Arrival]
-) -> list[tuple[int, ...]]:
-    num_got = [0] * len(arrivals)
-    progress = asyncio.Condition()
-
-    async def advance(number: int, num_chunks: int) -> None:
-        async with progress:
-            num_got[number] = num_chunks
-            progress.notify_all()
-
-    async def ask(number: int, arrival: Arrival) -> tuple[int, ...]:
-        if arrival.after is not None:
-            other, num_chunks = arrival.after
-            async with progress:
-                await progress.wait_for(lambda: num_got[other] >= num_chunks)
-        outputs: list[EngineOutput] = []
-        async with aclosing(engine.generate(arrival.request)) as generated:
-            async for output in generated:
-                if len(outputs) == arrival.num_chunks:
-                    break
-                outputs.append(output)
-                await advance(number, len(outputs))
-        await advance(number, 1000)  # there is no more of it
-        return token_ids(outputs)
-
-    with held(engine):
-        tasks = [asyncio.create_task(ask(*one)) for one in enumerate(arrivals)]
-        await asyncio.sleep(0)  # those that arrive first have joined the queue
-    return await asyncio.gather(*tasks)
+def draw_request(number: int, rng: random.Random) -> EngineRequest:
+    """Draw a request of any kind."""
+    options: dict[str, Any] = {"max_new_tokens": rng.randrange(1, 30)}
+    if number % 3 == 1:
+        options |= {"do_sample": True, "random_seed": number, "temperature": 1.5}
+    if number % 5 == 2:
+        options |= {"repetition_penalty": 1.3}
+    return request(
+        rng.randrange(1, 40), seed=number, image_rows=rng.choice([0, 0, 2, 9]), **options
+    )
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -511,7 +456,7 @@ def test_answers_do_not_depend_on_the_batch(
     )
 
     async def body() -> None:
-        arrivals = crowd(48, seed)
+        arrivals = crowd(48, seed, draw_request)
         alone = [await answer(engine, arrival.request) for arrival in arrivals]
         sizes = watch_batches(engine)
         together = await keep_company(engine, arrivals)

@@ -139,8 +139,8 @@ def test_sequences_of_a_changing_batch_match_transformers(
 
 def test_unsupported_layers_are_refused() -> None:
     model = build("groups of heads")
-    model.config.layer_types = ["full_attention", "linear_attention", "full_attention"]
-    with pytest.raises(EngineUnavailableError, match="this model has linear_attention"):
+    model.config.layer_types = ["full_attention", "chunked_attention", "full_attention"]
+    with pytest.raises(EngineUnavailableError, match="this model has chunked_attention"):
         Batch(model, CPU, max_num_seqs=2)
 
 
@@ -148,7 +148,9 @@ def test_the_size_of_a_cached_token_is_measured(tokenizer: PreTrainedTokenizerBa
     run = Run(build("groups of heads"), tokenizer)
     with torch.inference_mode():
         # 3 layers, keys and values, 2 heads of 16 numbers of 4 bytes
-        assert run.batch.measure_bytes_per_token() == 3 * 2 * 2 * 16 * 4
+        run.batch.measure_cache()
+        assert run.batch.bytes_per_token == 3 * 2 * 2 * 16 * 4
+        assert run.batch.bytes_per_sequence == 0
 
 
 def test_slots_are_doubled_and_rounded_up_within_the_budget(

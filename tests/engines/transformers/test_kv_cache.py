@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, MistralConfig, Qwen2Config
+from tiny_families import config_of
 
 from vlcore.engines.transformers.kv_cache import SlotKVCache
 from vlcore.errors import EngineUnavailableError
@@ -16,7 +16,7 @@ def states(num_slots: int, length: int, value: float) -> torch.Tensor:
 
 
 def cache(**options: Any) -> SlotKVCache:
-    made = SlotKVCache(LlamaConfig(num_hidden_layers=2, **options))
+    made = SlotKVCache(config_of("llama", num_hidden_layers=2, **options))
     made.reserve(4, 8, num_used=0)
     return made
 
@@ -31,8 +31,9 @@ def write_prompts(slots: SlotKVCache, first: int, length: int, value: float) -> 
 
 
 def keys_of(slots: SlotKVCache, layer: int) -> torch.Tensor:
-    keys: torch.Tensor = slots._layers[layer].keys
-    return keys
+    keys: Any = slots.layers[layer]
+    states: torch.Tensor = keys.keys
+    return states
 
 
 def test_a_step_is_stored_at_its_position_and_attends_to_earlier_ones() -> None:
@@ -45,30 +46,6 @@ def test_a_step_is_stored_at_its_position_and_attends_to_earlier_ones() -> None:
         assert keys[0, 0, :, 0].tolist() == [1, 1, 1, 5]
         assert keys[1, 1, :, 3].tolist() == [1, 5, 1, 0]
         assert torch.equal(values, -keys)
-
-
-def test_a_mask_shows_each_sequence_its_own_tokens() -> None:
-    mask = cache().decode(torch.tensor([3, 0]), longest=4)
-    assert isinstance(mask, torch.Tensor)
-    assert mask.shape == (2, 1, 1, 4)
-    assert mask[:, 0, 0].tolist() == [[True] * 4, [True, False, False, False]]
-
-
-def test_a_sliding_window_masks_distant_tokens() -> None:
-    slots = SlotKVCache(MistralConfig(num_hidden_layers=2, sliding_window=2))
-    mask = slots.decode(torch.tensor([3, 1]), longest=4)
-    assert isinstance(mask, torch.Tensor)
-    assert mask[:, 0, 0].tolist() == [[False, False, True, True], [True, True, False, False]]
-
-
-def test_each_type_of_layers_has_its_mask() -> None:
-    config = Qwen2Config(
-        num_hidden_layers=2, use_sliding_window=True, sliding_window=2, max_window_layers=1
-    )
-    masks = SlotKVCache(config).decode(torch.tensor([2]), longest=3)
-    assert isinstance(masks, dict)
-    assert masks["full_attention"].flatten().tolist() == [True, True, True]
-    assert masks["sliding_attention"].flatten().tolist() == [False, True, True]
 
 
 def test_a_larger_cache_keeps_the_slots_in_use() -> None:
@@ -99,8 +76,82 @@ def test_the_size_of_a_token_includes_all_layers() -> None:
     assert slots.bytes_per_token == 2 * 2 * 2 * 4 * 4
 
 
-def test_layers_without_keys_and_values_are_refused() -> None:
-    config = LlamaConfig(num_hidden_layers=2)
-    config.layer_types = ["full_attention", "linear_attention"]
-    with pytest.raises(EngineUnavailableError, match="this model has linear_attention"):
-        SlotKVCache(config)
+def state_cache() -> SlotKVCache:
+    """Four slots, for a layer with states and one with keys and values."""
+    made = SlotKVCache(
+        config_of("llama", num_hidden_layers=2, layer_types=["linear_attention", "full_attention"])
+    )
+    made.reserve(4, 8, num_used=0)
+    return made
+
+
+def write_states(slots: SlotKVCache, first: int, value: float) -> None:
+    """Store a convolution of three columns and a recurrence, for two prompts of two tokens."""
+    slots.prefill(first)
+    assert slots.get_conv_state(0) is None
+    assert slots.get_recurrent_state(0) is None
+    inputs = torch.full((2, 5, 2), value)
+    padded = slots.update_conv_state(inputs, 0, conv_kernel_size=3)
+    assert padded[:, :, 0].count_nonzero() == 0
+    assert torch.equal(padded[:, :, 1:].nan_to_num(), inputs.nan_to_num())
+    slots.update_recurrent_state(torch.full((2, 3), value), 0)
+    slots.update(states(2, 2, value), states(2, 2, value), 1)
+
+
+def states_of(slots: SlotKVCache) -> tuple[torch.Tensor, torch.Tensor]:
+    conv, recurrent = slots.get_conv_state(0), slots.get_recurrent_state(0)
+    assert conv is not None
+    assert recurrent is not None
+    return conv, recurrent
+
+
+def test_a_step_changes_the_states_of_the_running_sequences_only() -> None:
+    slots = state_cache()
+    write_states(slots, 0, 1.0)
+    write_states(slots, 2, 2.0)
+    slots.decode(torch.tensor([2, 2, 2]), longest=3)
+    conv, recurrent = states_of(slots)
+    assert conv[:, 0, 2].tolist() == recurrent[:, 0].tolist() == [1, 1, 2]
+    conv += 10  # in place, as transformers does
+    slots.update_recurrent_state(recurrent + 20, 0)
+    slots.decode(torch.tensor([3, 3, 3, 2]), longest=4)
+    conv, recurrent = states_of(slots)
+    assert conv[:, 0, 2].tolist() == [11, 11, 12, 2]
+    assert recurrent[:, 0].tolist() == [21, 21, 22, 2]
+
+
+def test_states_are_kept_copied_and_cleared_with_their_slots() -> None:
+    slots = state_cache()
+    write_states(slots, 0, torch.nan)
+    write_states(slots, 2, 2.0)
+    slots.reserve(5, 16, num_used=4)
+    slots.clear(0)
+    slots.copy(3, 1, length=2)
+    slots.decode(torch.tensor([2] * 4), longest=3)
+    _, recurrent = states_of(slots)
+    assert recurrent[:, 0].tolist() == [0, 2, 2, 2]
+
+
+def test_states_take_memory_for_each_sequence_and_not_for_each_token() -> None:
+    slots = state_cache()
+    assert slots.has_states
+    assert not cache().has_states
+    assert slots.bytes_per_slot == 0
+    write_states(slots, 0, 1.0)
+    assert slots.bytes_per_slot == (5 * 3 + 3) * 4
+    assert slots.bytes_per_token == 2 * 2 * 4 * 4
+
+
+def test_a_second_state_of_one_layer_is_refused() -> None:
+    slots = state_cache()
+    slots.prefill(0)
+    with pytest.raises(EngineUnavailableError, match="one state of a convolution"):
+        slots.update_recurrent_state(torch.zeros(1, 3), 0, state_idx=1)
+
+
+def test_a_release_of_transformers_without_states_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vlcore.engines.transformers.state_layer._Base", object)
+    with pytest.raises(EngineUnavailableError, match="a newer release of transformers"):
+        state_cache()

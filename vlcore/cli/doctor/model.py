@@ -23,13 +23,13 @@ from vlcore.engines.sampling_defaults import read_sampling_defaults
 from vlcore.engines.selection import unsupported_reasons
 from vlcore.engines.transformers.batch import Batch
 from vlcore.engines.transformers.engine import CACHE_SHARE
+from vlcore.engines.transformers.meta_device import META, measure_cache
 from vlcore.errors import VlcoreError
 from vlcore.plugins.stages import ModelStages
 
 if TYPE_CHECKING:
     from vlcore.language.model import LanguageModel
 
-_META = torch.device("meta")
 _NO_VALUE = (NotImplementedError, RuntimeError, TypeError, ValueError)
 """What torch raises if a value of a tensor on the meta device is read."""
 
@@ -41,8 +41,11 @@ class MemoryNeed:
     vision_bytes: int | None
     """``None`` if the plugin reads values of weights while loading, so they cannot be counted."""
     text_bytes: int
-    bytes_per_token: int
-    """Size of the keys and values of a token."""
+    bytes_per_token: int | None
+    """Size of the keys and values of a token; ``None`` if the language model reads values of
+    weights while it runs, so they cannot be counted."""
+    bytes_per_sequence: int
+    """Size of the states of a sequence of any length."""
     context_length: int
 
     @property
@@ -51,9 +54,11 @@ class MemoryNeed:
         return (self.vision_bytes or 0) + self.text_bytes
 
     @property
-    def context_bytes(self) -> int:
-        """Size of the keys and values of a full context."""
-        return self.bytes_per_token * self.context_length
+    def context_bytes(self) -> int | None:
+        """Size of the keys, values and states of a full context, if it is known."""
+        if self.bytes_per_token is None:
+            return None
+        return self.bytes_per_token * self.context_length + self.bytes_per_sequence
 
 
 def diagnose_model(
@@ -117,7 +122,7 @@ class _Stages:
         yield self._template()
         try:
             language_model = self._stages.language_model()
-            text_bytes, bytes_per_token, finding = self._language_model(language_model)
+            text_bytes, batch, finding = self._language_model(language_model)
         except Exception as error:
             yield _problem("language model", error)
             return
@@ -126,12 +131,18 @@ class _Stages:
         yield _sampling_defaults(language_model)
         yield _engine(language_model, self._device, self._dtype)
         yield from self._download()
-        need = MemoryNeed(vision_bytes, text_bytes, bytes_per_token, language_model.context_length)
+        need = MemoryNeed(
+            vision_bytes,
+            text_bytes,
+            None if batch is None else batch.bytes_per_token,
+            0 if batch is None else batch.bytes_per_sequence,
+            language_model.context_length,
+        )
         yield _memory(need, self._device)
 
     def _vision_encoder(self) -> tuple[int | None, Finding]:
         try:
-            model = self._stages.vision_model(_META, self._dtype)
+            model = self._stages.vision_model(META, self._dtype)
         except Exception as error:
             self._count()
             cause = error.__cause__ or error
@@ -150,12 +161,16 @@ class _Stages:
             return _problem("template", error)
         return Finding("template", Verdict.FINE, type(template).__name__)
 
-    def _language_model(self, language_model: LanguageModel) -> tuple[int, int, Finding]:
+    def _language_model(self, language_model: LanguageModel) -> tuple[int, Batch | None, Finding]:
         """Build the model on the meta device, and run one token, which computes nothing."""
-        model = language_model.to_transformers(_META, self._dtype)
+        model = language_model.to_transformers(META, self._dtype)
         num_bytes = self._count()
-        with torch.inference_mode():
-            bytes_per_token = Batch(model, _META, 1).measure_bytes_per_token()
+        try:
+            batch = measure_cache(model)
+        except VlcoreError:
+            raise
+        except Exception:  # the model may well run on other devices
+            batch = None
         text = (
             f"{language_model.architecture}, {readable_size(num_bytes)} in {_name(self._dtype)}, "
             f"context of {language_model.context_length} tokens"
@@ -165,7 +180,7 @@ class _Stages:
             "num_bytes": num_bytes,
             "context_length": language_model.context_length,
         }
-        return num_bytes, bytes_per_token, Finding("language model", Verdict.FINE, text, facts)
+        return num_bytes, batch, Finding("language model", Verdict.FINE, text, facts)
 
     def _count(self) -> int:
         """Size of the tensors that were requested since the last call."""
@@ -228,20 +243,29 @@ def _engine(language_model: LanguageModel, device: torch.device, dtype: torch.dt
 def _memory(need: MemoryNeed, device: torch.device) -> Finding:
     free = free_bytes(device)
     available = int(max(0, free - need.weight_bytes) * CACHE_SHARE)
-    num_tokens = available // need.bytes_per_token
+    num_tokens = None
+    if need.bytes_per_token is not None:
+        num_tokens = max(0, available - need.bytes_per_sequence) // max(1, need.bytes_per_token)
     facts: dict[str, Any] = {
         "vision_bytes": need.vision_bytes,
         "text_bytes": need.text_bytes,
         "weight_bytes": need.weight_bytes,
         "cache_bytes_per_token": need.bytes_per_token,
+        "cache_bytes_per_sequence": need.bytes_per_sequence,
         "context_bytes": need.context_bytes,
         "free_bytes": free,
         "num_cached_tokens": num_tokens,
     }
     which = "weights of the language model only" if need.vision_bytes is None else "weights"
+    weights = f"{readable_size(need.weight_bytes)} of {which}"
+    if need.bytes_per_token is None or need.context_bytes is None or num_tokens is None:
+        text = (
+            f"{weights}; {device} has {readable_size(free)} free. The size of the KV cache cannot "
+            "be determined in advance, because the language model reads values while it runs"
+        )
+        return Finding("memory", Verdict.NOTE, text, facts)
     text = (
-        f"{readable_size(need.weight_bytes)} of {which}, and "
-        f"{readable_size(need.bytes_per_token)} per token in the KV cache, which is "
+        f"{weights}, and {readable_size(need.bytes_per_token)} per token in the KV cache, which is "
         f"{readable_size(need.context_bytes)} for a full context; {device} has "
         f"{readable_size(free)} free"
     )

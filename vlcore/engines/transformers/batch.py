@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from vlcore.engines.base import EngineRequest
 from vlcore.engines.logprobs import copy_to_host
+from vlcore.engines.transformers.attention_masks import AttentionMasks
 from vlcore.engines.transformers.kv_cache import SlotKVCache
-from vlcore.engines.transformers.prompt_batch import pad_positions
+from vlcore.engines.transformers.prompt_batch import PromptBatch
 from vlcore.engines.transformers.sequence import SequenceGroup, TransformersSequence
-from vlcore.language.prompt_inputs import USUAL_INPUTS, PromptInputs
+from vlcore.errors import EngineUnavailableError
+from vlcore.prompts.tokenization import TokenizedPrompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,7 +49,7 @@ class Batch:
         max_num_seqs: maximum number of sequences.
 
     Raises:
-        EngineUnavailableError: the state of some layers is not keys and values.
+        EngineUnavailableError: the engine does not support the type or the attention of layers.
     """
 
     def __init__(self, model: PreTrainedModel, device: torch.device, max_num_seqs: int) -> None:
@@ -60,7 +61,9 @@ class Batch:
         self._model = model
         self._embedding = model.get_input_embeddings()
         self._device = device
-        self._cache = SlotKVCache(model.config.get_text_config())
+        config = model.config.get_text_config()
+        self._masks = AttentionMasks(config, model.dtype)
+        self._cache = SlotKVCache(config)
         # The inputs of the next step, where they are on the device already.
         self._token_ids: Tensor | None = None
         self._positions: Tensor | None = None
@@ -72,11 +75,35 @@ class Batch:
         """Number of tokens in the model's embedding table."""
         return len(cast("Tensor", self._embedding.weight))
 
-    def measure_bytes_per_token(self) -> int:
-        """Run one token through the model, and return the size of a cached token in bytes."""
+    def measure_cache(self) -> None:
+        """Run one token through the model, after which the sizes in bytes are known.
+
+        Raises:
+            EngineUnavailableError: the model keeps its keys, values or states elsewhere.
+        """
         self._cache.reserve(1, 1, num_used=0)
-        self._compute_prompts([self._embed_tokens([0])], [USUAL_INPUTS])
+        probe = EngineRequest(TokenizedPrompt((0,)))
+        self._compute_prompts(PromptBatch([probe], self._embedding, self._device))
+        if not self.bytes_per_token + self.bytes_per_sequence:
+            raise EngineUnavailableError(
+                f"the transformers engine cannot run {type(self._model).__name__}, because it does "
+                "not keep its keys, values or states in the cache that it is given"
+            )
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Size of a cached token, after the first forward pass."""
         return self._cache.bytes_per_token
+
+    @property
+    def bytes_per_sequence(self) -> int:
+        """Size of what is cached for a sequence of any length, after the first forward pass."""
+        return self._cache.bytes_per_slot
+
+    @property
+    def needs_equal_lengths(self) -> bool:
+        """Whether prompts that are computed together must have the same length."""
+        return self._cache.has_states
 
     def has_room(self, new_sequences: Sequence[TransformersSequence]) -> bool:
         """Return whether sequences can be added and still reach their maximum lengths."""
@@ -94,17 +121,15 @@ class Batch:
         firsts = [group[0] for group in groups]
         new_sequences = [*firsts, *(sequence for group in groups for sequence in group[1:])]
         self._reserve(new_sequences)
-        prompts = [self._embed_prompt(sequence.request) for sequence in firsts]
+        prompts = PromptBatch([first.request for first in firsts], self._embedding, self._device)
         logits, prompt_logits = self._compute_prompts(
-            prompts,
-            [sequence.request.inputs for sequence in firsts],
-            keep_all_logits=firsts[0].wants_prompt_logits,
+            prompts, keep_all_logits=firsts[0].wants_prompt_logits
         )
         first_slot = len(self.sequences)
         group_indexes = {id(seq): index for index, group in enumerate(groups) for seq in group}
         indexes = [group_indexes[id(sequence)] for sequence in new_sequences]
         for slot, index in enumerate(indexes[len(firsts) :], start=first_slot + len(firsts)):
-            self._cache.copy(first_slot + index, slot, len(prompts[index]))
+            self._cache.copy(first_slot + index, slot, prompts.lengths[index])
         self.sequences += new_sequences
         self._token_ids = None
         return Step(tuple(new_sequences), logits[indexes], prompt_logits)
@@ -118,13 +143,13 @@ class Batch:
             positions = torch.tensor(lengths, device=self._device) - 1
             deltas = [sequence.request.inputs.rope_delta for sequence in self.sequences]
             self._rope_deltas = torch.tensor(deltas, device=self._device) if any(deltas) else None
-        mask = self._cache.decode(positions, max(lengths))
+        self._cache.decode(positions, max(lengths))
         # One step is as far on all axes, so that the model is given one position for all of them.
         position_ids = positions if self._rope_deltas is None else positions + self._rope_deltas
         logits = self._model(
             input_ids=token_ids[:, None],
             position_ids=position_ids[:, None],
-            attention_mask=mask,
+            attention_mask=self._masks.of_next_tokens(positions, max(lengths)),
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
@@ -181,50 +206,25 @@ class Batch:
         self._cache.reserve(*sizes, num_used=len(self.sequences))
 
     def _compute_prompts(
-        self,
-        prompts: Sequence[Tensor],
-        inputs: Sequence[PromptInputs],
-        *,
-        keep_all_logits: bool = False,
+        self, prompts: PromptBatch, *, keep_all_logits: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Compute prompts, whose keys and values are stored after those of the running sequences.
 
         Shapes:
-            prompts: [tokens, hidden_size] each.
             results: [prompts, vocab] float32, for the first token after each prompt, and with
                 ``keep_all_logits`` [tokens, vocab] for the first prompt.
         """
-        lengths = [len(prompt) for prompt in prompts]
-        longest = max(lengths)
         # With causal attention, no token attends to padding on the right.
-        padded = [pad(prompt, (0, 0, 0, longest - len(prompt))) for prompt in prompts]
-        last_positions = sorted({length - 1 for length in lengths})
-        kept = range(longest) if keep_all_logits else last_positions
+        last_positions = sorted({length - 1 for length in prompts.lengths})
+        kept = range(prompts.longest) if keep_all_logits else last_positions
         self._cache.prefill(len(self.sequences))
         logits = self._model(
-            inputs_embeds=torch.stack(padded),
-            position_ids=pad_positions(inputs, longest).to(self._device),
+            **prompts.model_inputs(),
+            attention_mask=self._masks.of_prompts(prompts.attention_groups()),
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=torch.tensor(kept, device=self._device),
         ).logits.float()
-        columns = [kept.index(length - 1) for length in lengths]
-        last = logits[range(len(prompts)), columns]
-        return last, copy_to_host(logits[0, : lengths[0]]) if keep_all_logits else None
-
-    def _embed_prompt(self, request: EngineRequest) -> Tensor:
-        """Look up the embeddings of a prompt's tokens, and insert the image embeddings.
-
-        Shapes:
-            result: [tokens, hidden_size].
-        """
-        embeddings = self._embed_tokens(request.prompt.token_ids)
-        for span in request.prompt.spans:
-            rows = request.rows[span.image]
-            last_row = span.first_row + span.stop - span.start
-            embeddings[span.start : span.stop] = rows[span.first_row : last_row].to(embeddings)
-        return embeddings
-
-    def _embed_tokens(self, token_ids: Sequence[int]) -> Tensor:
-        embeddings: Tensor = self._embedding(torch.tensor(token_ids, device=self._device))
-        return embeddings
+        columns = [kept.index(length - 1) for length in prompts.lengths]
+        last = logits[range(len(columns)), columns]
+        return last, copy_to_host(logits[0, : prompts.lengths[0]]) if keep_all_logits else None

@@ -29,6 +29,7 @@ from vlcore.engines.transformers.sampler import INVALID_TOKEN_ID, choose_tokens
 from vlcore.engines.transformers.sequence import SequenceGroup, TransformersSequence
 from vlcore.engines.transformers.waiting_queue import WaitingQueue
 from vlcore.errors import EngineClosedError, EngineError, EngineUnavailableError, OptionError
+from vlcore.language.features import FEATURES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -97,12 +98,12 @@ class TransformersEngine(Engine):
         progress: show a progress bar while the weights are loaded.
 
     Raises:
-        EngineUnavailableError: the state of some layers is not keys and values, there is no memory
+        EngineUnavailableError: the type of some layers is not supported, there is no memory
             left for the KV cache, or ``weights`` requires torchao and it is not installed.
     """
 
     name = "transformers"
-    offers = frozenset({"mrope"})
+    offers = frozenset(FEATURES)
 
     def __init__(
         self,
@@ -116,6 +117,7 @@ class TransformersEngine(Engine):
     ) -> None:
         config = config or TransformersEngineConfig()
         self.hidden_size = language_model.hidden_size
+        self._row_width = language_model.row_width
         self._config = config
         self._tokenizer = tokenizer
         self._device = device
@@ -140,6 +142,11 @@ class TransformersEngine(Engine):
         self._mailboxes = LoopMailboxes()
         self._thread = threading.Thread(target=self._run, name="vlcore-engine", daemon=True)
         self._thread.start()
+
+    @property
+    def row_width(self) -> int:
+        """Width of an image's embedding; see ``LanguageModel.row_width``."""
+        return self._row_width
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput]:
         """Continue a prompt, chunk by chunk. Closing the iterator cancels the request."""
@@ -181,10 +188,13 @@ class TransformersEngine(Engine):
     def _set_cache_size(self, model_name: str) -> None:
         """Set the maximum number of cached tokens, and limit the context length to it."""
         with torch.inference_mode():
-            bytes_per_token = self._batch.measure_bytes_per_token()
+            self._batch.measure_cache()
+        bytes_per_token = self._batch.bytes_per_token
         max_cached_tokens = self._config.max_cached_tokens
         if max_cached_tokens is None:
-            max_cached_tokens = int(free_bytes(self._device) * CACHE_SHARE) // bytes_per_token
+            num_bytes = int(free_bytes(self._device) * CACHE_SHARE)
+            num_bytes -= self._batch.bytes_per_sequence * self._config.max_num_seqs
+            max_cached_tokens = max(0, num_bytes) // max(1, bytes_per_token)
             if max_cached_tokens < 2:
                 raise EngineUnavailableError(
                     f"no memory is left on {self._device} for the keys and values of "
@@ -263,8 +273,10 @@ class TransformersEngine(Engine):
             return False
         if len(groups) == 1:
             return True
-        longest = max(group[0].num_tokens for group in groups)
-        is_small = longest * len(groups) <= self._config.max_prefill_tokens
+        lengths = {group[0].num_tokens for group in groups}
+        if self._batch.needs_equal_lengths and len(lengths) > 1:
+            return False
+        is_small = max(lengths) * len(groups) <= self._config.max_prefill_tokens
         return is_small and not any(group[0].wants_prompt_logits for group in groups)
 
     def _prefill(self, groups: list[SequenceGroup]) -> None:

@@ -2,25 +2,23 @@
 
 A token's position in its sequence is its column in the slot. Sequences of any lengths can
 therefore be added, grow and be removed without shifting the others, and a step writes only its own
-keys and values.
+keys and values. Layers without attention keep a state in each slot.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from vlcore.errors import EngineUnavailableError
+from vlcore.engines.transformers.attention_masks import STATES, layer_types
+from vlcore.engines.transformers.slot_layer import Decode, Prefill, SlotLayer
+from vlcore.engines.transformers.state_layer import make_state_layer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
-
-_FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
 class SlotKVCache(Cache):
@@ -32,31 +30,34 @@ class SlotKVCache(Cache):
         config: configuration of the language model.
 
     Raises:
-        EngineUnavailableError: the state of some layers is not keys and values.
+        EngineUnavailableError: the engine does not support the type of some layers.
     """
 
     def __init__(self, config: PretrainedConfig) -> None:
-        num_layers = int(config.num_hidden_layers)
-        window = getattr(config, "sliding_window", None)
-        types = getattr(config, "layer_types", None) or [_SLIDING if window else _FULL] * num_layers
-        if unknown := sorted(set(types) - {_FULL, _SLIDING}):
-            raise EngineUnavailableError(
-                f"the transformers engine supports layers of type {_FULL} and {_SLIDING}; this "
-                f"model has {', '.join(unknown)}"
-            )
-        self._types = tuple(dict.fromkeys(types))
-        self._window = window
-        self._layers = [_SlotLayer() for _ in range(num_layers)]
+        self._layers: list[SlotLayer] = [
+            make_state_layer() if kind in STATES else _KeyValueLayer()
+            for kind in layer_types(config)
+        ]
         self.num_slots = 0
         """Number of allocated slots."""
         self.slot_length = 0
         """Capacity of each slot, in tokens."""
-        super().__init__(layers=list(self._layers))
+        super().__init__(layers=cast("Any", list(self._layers)))
+
+    @property
+    def has_states(self) -> bool:
+        """Whether some layers keep a state of all earlier tokens, which padding would change."""
+        return any(not isinstance(layer, _KeyValueLayer) for layer in self._layers)
 
     @property
     def bytes_per_token(self) -> int:
         """Size of one token's keys and values in all layers; 0 before the first forward pass."""
         return sum(layer.bytes_per_token for layer in self._layers)
+
+    @property
+    def bytes_per_slot(self) -> int:
+        """Size of one sequence's states in all layers; 0 before the first forward pass."""
+        return sum(layer.bytes_per_slot for layer in self._layers)
 
     def reserve(self, num_slots: int, slot_length: int, num_used: int) -> None:
         """Allocate slots, and keep the contents of the first ``num_used`` ones."""
@@ -68,64 +69,34 @@ class SlotKVCache(Cache):
     def prefill(self, first_slot: int) -> None:
         """Let the next forward pass compute whole prompts, for slots from ``first_slot`` on."""
         for layer in self._layers:
-            layer.step = _Prefill(first_slot)
+            layer.begin(Prefill(first_slot))
 
-    def decode(self, positions: Tensor, longest: int) -> dict[str, Tensor] | Tensor:
+    def decode(self, positions: Tensor, longest: int) -> None:
         """Let the next forward pass compute one token for each running sequence.
 
         Args:
             positions: position of each token in its sequence, by slot.
             longest: the highest position plus one.
 
-        Returns:
-            The attention mask, or one for each type of layer.
-
         Shapes:
             positions: [sequences] int64.
-            result: [sequences, 1, 1, longest] bool, True where a token is attended to.
         """
-        step = _Decode(torch.arange(len(positions), device=positions.device), positions, longest)
+        step = Decode(torch.arange(len(positions), device=positions.device), positions, longest)
         for layer in self._layers:
-            layer.step = step
-        columns = torch.arange(longest, device=positions.device)
-        masks = {_FULL: columns <= positions[:, None]}
-        if self._window is not None:
-            masks[_SLIDING] = masks[_FULL] & (columns > positions[:, None] - self._window)
-        masks = {kind: masks[kind][:, None, None] for kind in self._types}
-        return masks if len(masks) > 1 else masks[self._types[0]]
+            layer.begin(step)
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Copy the first ``length`` tokens of one slot into another."""
-        for states in self._states():
-            states[target, :, :length] = states[source, :, :length]
+        for layer in self._layers:
+            layer.copy(source, target, length)
 
     def clear(self, slot: int) -> None:
         """Set a slot that holds NaN to zero, because no mask would hide NaN from its next user."""
-        for states in self._states():
-            states[slot].zero_()
-
-    def _states(self) -> Iterator[Tensor]:
         for layer in self._layers:
-            yield from (layer.keys, layer.values)
+            layer.clear(slot)
 
 
-@dataclass(frozen=True)
-class _Prefill:
-    """A forward pass over whole prompts, which are stored in consecutive slots."""
-
-    first_slot: int
-
-
-@dataclass(frozen=True)
-class _Decode:
-    """A forward pass over one token for each running sequence."""
-
-    slots: Tensor
-    positions: Tensor
-    longest: int
-
-
-class _SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+class _KeyValueLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """The keys and values of one layer, [slots, heads, columns, head_dim] each."""
 
     is_sliding = False
@@ -135,15 +106,27 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.step: _Prefill | _Decode = _Prefill(0)
         self.bytes_per_token = 0
+        self.bytes_per_slot = 0
+        self._step: Prefill | Decode = Prefill(0)
         self._shape = (0, 0)
+
+    def begin(self, step: Prefill | Decode) -> None:
+        self._step = step
 
     def reserve(self, num_slots: int, slot_length: int, num_used: int) -> None:
         self._shape = (num_slots, slot_length)
         if self.is_initialized:
             self.keys = _resized(self.keys, num_slots, slot_length, num_used)
             self.values = _resized(self.values, num_slots, slot_length, num_used)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        for states in (self.keys, self.values):
+            states[target, :, :length] = states[source, :, :length]
+
+    def clear(self, slot: int) -> None:
+        for states in (self.keys, self.values):
+            states[slot].zero_()
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         num_slots, slot_length = self._shape
@@ -160,8 +143,8 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         """Store the keys and values of a step, and return those that its queries attend to."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        step = self.step
-        if isinstance(step, _Prefill):
+        step = self._step
+        if isinstance(step, Prefill):
             new_slots = slice(step.first_slot, step.first_slot + len(key_states))
             longest = key_states.shape[2]
             self.keys[new_slots, :, :longest] = key_states

@@ -1,0 +1,108 @@
+"""``AttentionMasks``: which tokens each token attends to, for each type of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vlcore.errors import EngineUnavailableError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+STATES = frozenset({"linear_attention", "conv"})
+"""Layers that attend to nothing, because they keep a state of all earlier tokens."""
+
+Masks = Tensor | dict[str, Tensor | None]
+"""The mask of all layers, or the mask of each type of layers."""
+
+
+def layer_types(config: PretrainedConfig) -> list[str]:
+    """Return the type of each layer.
+
+    Raises:
+        EngineUnavailableError: the engine does not support a type.
+    """
+    default = SLIDING if getattr(config, "sliding_window", None) else FULL
+    stated = getattr(config, "layer_types", None)
+    types = list(stated) if stated else [default] * int(config.num_hidden_layers)
+    if unknown := sorted(set(types) - {FULL, SLIDING} - STATES):
+        supported = ", ".join(sorted({FULL, SLIDING} | STATES))
+        raise EngineUnavailableError(
+            f"the transformers engine supports layers of type {supported}; this model has "
+            f"{', '.join(unknown)}"
+        )
+    return types
+
+
+class AttentionMasks:
+    """Writes masks in the form that the model's attention reads: bool, where True is attended to,
+    or numbers that are added to the scores ("eager").
+
+    Args:
+        config: configuration of the language model.
+        dtype: dtype of the model.
+
+    Raises:
+        EngineUnavailableError: the attention reads masks of another form.
+    """
+
+    def __init__(self, config: PretrainedConfig, dtype: torch.dtype) -> None:
+        self._types = tuple(dict.fromkeys(layer_types(config)))
+        self._window: int | None = getattr(config, "sliding_window", None)
+        implementation = getattr(config, "_attn_implementation", None) or "sdpa"
+        if implementation not in ("sdpa", "eager"):
+            raise EngineUnavailableError(
+                "the transformers engine needs a model whose attention is 'sdpa' or 'eager'; that "
+                f"of this one is {implementation!r}"
+            )
+        self._added_dtype = dtype if implementation == "eager" else None
+
+    def of_prompts(self, groups: Tensor | None) -> Masks | None:
+        """Return the masks of whole prompts, or ``None`` for causal attention.
+
+        Shapes:
+            groups: [prompts, tokens] int64; tokens of one group attend to each other, and those
+                with -1 to earlier ones only.
+            result: [prompts, 1, tokens, tokens].
+        """
+        if groups is None:
+            return None
+        columns = torch.arange(groups.shape[1], device=groups.device)
+        distance = columns[:, None] - columns
+        is_shared = (groups[:, :, None] == groups[:, None]) & (groups >= 0)[:, :, None]
+        masks = {FULL: (distance >= 0) | is_shared}
+        if self._window is not None:
+            masks[SLIDING] = ((distance >= 0) & (distance < self._window)) | is_shared
+        return self._by_type({kind: mask[:, None] for kind, mask in masks.items()})
+
+    def of_next_tokens(self, positions: Tensor, longest: int) -> Masks | None:
+        """Return the masks of one token of each sequence.
+
+        Args:
+            positions: position of each token in its sequence, which is its column in the cache.
+            longest: the highest position plus one.
+
+        Shapes:
+            positions: [sequences] int64.
+            result: [sequences, 1, 1, longest].
+        """
+        columns = torch.arange(longest, device=positions.device)
+        masks = {FULL: columns <= positions[:, None]}
+        if self._window is not None:
+            masks[SLIDING] = masks[FULL] & (columns > positions[:, None] - self._window)
+        return self._by_type({kind: mask[:, None, None] for kind, mask in masks.items()})
+
+    def _by_type(self, masks: Mapping[str, Tensor]) -> Masks | None:
+        if self._added_dtype is not None:
+            lowest = torch.finfo(self._added_dtype).min
+            masks = {
+                kind: torch.zeros_like(mask, dtype=self._added_dtype).masked_fill(~mask, lowest)
+                for kind, mask in masks.items()
+            }
+        by_type = {kind: masks.get(kind) for kind in self._types}
+        return by_type if len(by_type) > 1 else by_type[self._types[0]]
