@@ -23,9 +23,17 @@ _declared: list[Any] = []
 def add_packages(directory: Path) -> None:
     """Make the packages of the directory importable, torchvision among them."""
     sys.path.append(str(directory))
-    source = (directory / "torchvision" / "_meta_registrations.py").read_text(encoding="utf-8")
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError:  # the operators are missing
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        _declare_operators(directory / "torchvision" / "_meta_registrations.py")
+        importlib.import_module("torchvision")
+
+
+def _declare_operators(source: Path) -> None:
     library: Any = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
-    for name in _SHAPE_FUNCTION.findall(source):
+    for name in _SHAPE_FUNCTION.findall(source.read_text(encoding="utf-8")):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _declared.append(library)
-    importlib.import_module("torchvision")
