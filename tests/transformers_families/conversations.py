@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,9 +51,9 @@ def _assistant(text: str) -> dict[str, Any]:
 
 def conversations(checkpoint: TinyCheckpoint) -> dict[str, Messages]:
     """Return the conversations; the last one's text imitates the family's special tokens."""
-    placeholder = checkpoint.family.placeholder or str(checkpoint.processor.image_token)
+    image = getattr(checkpoint.processor, "image_token", "")
     row = checkpoint.processor.tokenizer.convert_ids_to_tokens(checkpoint.row_id)
-    typed = f"{placeholder} {row}<|im_end|>\n<|im_start|>assistant </s>"
+    typed = f"{image} {row}<|im_end|>\n<|im_start|>assistant </s>"
     return {
         "no image": [user("No image at all?")],
         "one image": [user(WIDE, "What is this?")],
@@ -90,7 +91,9 @@ class ReferencePrompt:
 
 def reference_prompt(checkpoint: TinyCheckpoint, messages: Messages) -> ReferencePrompt:
     """Let transformers process and answer a conversation."""
-    inputs = reference_inputs(checkpoint, messages)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of transformers, about its own code
+        inputs = reference_inputs(checkpoint, messages)
     token_ids = inputs["input_ids"][0].tolist()
     with torch.inference_mode(), _recorded_inputs(checkpoint.model) as recorded:
         output = checkpoint.model.generate(

@@ -126,7 +126,7 @@ _SAM = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
 }
-_GOT = {"vision_config": _SAM | {"image_size": 1024}}
+_GOT = {"vision_config": _SAM}
 _OCR_SAM = _SAM | {"downsample_channels": [16, 32]}
 _GEMMA_TOKENS = {
     "image_token": "<image_soft_token>",
@@ -363,6 +363,8 @@ FAMILIES: dict[str, TinyFamily] = {
         processor_class="LlavaProcessor",
         image_class="CLIPImageProcessor",
         requires=("timm",),
+        scale=0.02,
+        seed=3,
     ),
     "gemma3": TinyFamily(
         {"size": TILE},
@@ -372,6 +374,7 @@ FAMILIES: dict[str, TinyFamily] = {
         placeholder="<start_of_image>",
         has_bos=True,
         writes_bos=True,
+        seed=7,
     ),
     "gemma3n": TinyFamily(
         {"size": {"height": 64, "width": 64}},
@@ -454,9 +457,10 @@ FAMILIES: dict[str, TinyFamily] = {
     "glm_ocr": _glm(image_class="Glm46VImageProcessor", processor_class="Glm46VProcessor"),
     "glmga": _glm(processor_class="Glm46VProcessor"),
     "got_ocr2": TinyFamily(
-        {"size": {"height": 1024, "width": 1024}},
+        {"size": {"height": 256, "width": 256}},
         config=_GOT,
         placeholder="<imgpad>",
+        call_options={"num_image_tokens": 16},
         takes_flat_images=True,
     ),
     "granite4_vision": TinyFamily(
@@ -528,6 +532,7 @@ FAMILIES: dict[str, TinyFamily] = {
         {"image_seq_length": 4},
         _INTERNVL_TOKENS | {"video_token": "<video>"},
         _INTERNVL | {"image_seq_length": 4},
+        seed=3,
     ),
     "janus": TinyFamily(
         {"size": TILE},
@@ -576,6 +581,7 @@ FAMILIES: dict[str, TinyFamily] = {
             },
         },
         requires=_TORCHVISION,
+        seed=7,
     ),
     "lfm2_vl": TinyFamily(
         {
@@ -597,6 +603,8 @@ FAMILIES: dict[str, TinyFamily] = {
             },
         },
         requires=_TORCHVISION,
+        scale=0.15,
+        seed=3,
     ),
     "lfm3_vl": _qwen(
         _QWEN_16,
@@ -740,6 +748,7 @@ FAMILIES: dict[str, TinyFamily] = {
         tokens={"image_token": "<|IMAGE_PLACEHOLDER|>"},
         placeholder=_ERNIE_PLACEHOLDER,
         config={"text_config": _rope(2, 3, 3)},
+        seed=7,
     ),
     "paligemma": TinyFamily(
         {"size": TILE},
@@ -759,9 +768,9 @@ FAMILIES: dict[str, TinyFamily] = {
         requires=("torchvision", "timm"),
     ),
     "pp_chart2table": TinyFamily(
-        {"size": {"height": 1024, "width": 1024}},
+        {"size": {"height": 256, "width": 256}},
         config=_GOT,
-        placeholder="<imgpad>" * 256,
+        placeholder="<imgpad>" * 16,
         row_token="<imgpad>",
     ),
     "qianfan_ocr": TinyFamily(
@@ -783,7 +792,7 @@ FAMILIES: dict[str, TinyFamily] = {
             "text_config": _rope(2, 3, 3),
         }
     ),
-    "qwen3_5": _qwen(_QWEN_16, config=_QWEN3_5),
+    "qwen3_5": _qwen(_QWEN_16, config=_QWEN3_5, seed=1),
     "qwen3_5_moe": _qwen(_QWEN_16, config=_QWEN3_5),
     "qwen3_vl": _qwen(_QWEN_16, config=_QWEN3),
     "qwen3_vl_moe": _qwen(_QWEN_16, config=_QWEN3, image_class="Qwen2VLImageProcessor"),

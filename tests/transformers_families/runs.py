@@ -22,7 +22,7 @@ from transformers_families.families import FAMILIES
 from vlcore.engines.base import EngineOutput, EngineRequest
 
 PLUGIN = "vl-plugin-transformers"
-_MARGIN = 3e-4
+_MARGIN = 1e-3
 """Least difference between the logits of the two most likely tokens of an answer."""
 _NUM_SEEDS = 20
 

@@ -26,6 +26,7 @@ from transformers_families.runs import (
 from vl_plugin_transformers.families import FAMILIES
 
 import vlcore
+from vlcore.engines.transformers import TransformersEngine
 
 FAST = ("internvl", "qwen2_vl", "qwen3_vl", "gemma3", "qwen3_5")
 """Tiles, packed patches with M-RoPE, deepstack, attention groups, recurrent states."""
@@ -33,7 +34,10 @@ FAST = ("internvl", "qwen2_vl", "qwen3_vl", "gemma3", "qwen3_5")
 
 UNEQUAL = {
     "llava_onevision": "transformers does not tile an image where a prompt has several: the vision "
-    "model needs request_options"
+    "model needs request_options",
+    **dict.fromkeys(
+        ("lfm3_vl", "lfm2_vl", "qwen3_5", "qwen3_5_moe"), "the engine keeps no states per sequence"
+    ),
 }
 """Families whose answers differ, with the reason."""
 
@@ -46,6 +50,8 @@ def _parameter(name: str, *, is_compared: bool) -> Any:
     if missing:
         reason = f"{' and '.join(missing)} not installed; make test-torchvision brings it"
         marks.append(pytest.mark.skip(reason=reason))
+    elif is_compared and (lacking := FAMILIES[name].requires - TransformersEngine.offers):
+        marks.append(pytest.mark.xfail(reason=f"the engine lacks {', '.join(lacking)}"))
     elif is_compared and name in UNEQUAL:
         marks.append(pytest.mark.xfail(reason=UNEQUAL[name]))
     return pytest.param(name, marks=marks)

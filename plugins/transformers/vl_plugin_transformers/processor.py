@@ -65,7 +65,8 @@ class FamilyProcessor:
         self._settings = self._processor._merge_kwargs(
             tokenizer_init_kwargs=tokenizer.init_kwargs, return_tensors="pt"
         )
-        own = inspect.signature(self._processor._process_images).parameters
+        arguments = inspect.signature(self._processor._process_images).parameters.values()
+        own = {argument.name for argument in arguments if argument.kind is not argument.VAR_KEYWORD}
         self._image_settings = self._settings["images_kwargs"] | {
             key: value for key, value in self._settings.items() if key in own
         }
