@@ -6,6 +6,7 @@ A test that needs another environment sets it with ``monkeypatch``.
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import shutil
@@ -48,6 +49,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="whether the tests find a CPU that multiplies bfloat16 natively, whatever this one "
         "does: dtype='auto' is float32 without it (the default) and bfloat16 with it",
     )
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector away from modules and tests, which stay until the end.
+
+    Otherwise each full collection looks at millions of objects, and some tests need one.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure() -> None:
