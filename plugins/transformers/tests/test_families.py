@@ -33,8 +33,6 @@ FAST = ("internvl", "qwen2_vl", "qwen3_vl", "gemma3", "qwen3_5")
 
 
 UNEQUAL = {
-    "llava_onevision": "transformers does not tile an image where a prompt has several: the vision "
-    "model needs request_options",
     **dict.fromkeys(
         ("lfm3_vl", "lfm2_vl", "qwen3_5", "qwen3_5_moe"), "the engine keeps no states per sequence"
     ),

@@ -28,6 +28,8 @@ class Family:
     has_fixed_rows: bool = False
     """Whether the number of embeddings of an image follows from the vision encoder alone, and the
     processor does not know it."""
+    tiles_single: bool = False
+    """Whether an image is divided into tiles only where it is the only one of a prompt."""
     template: str = ""
     """The Jinja chat template of checkpoints that have none."""
 
@@ -87,7 +89,7 @@ FAMILIES: dict[str, Family] = {
     "llava": Family("LlavaForConditionalGeneration"),
     "llava_next": Family("LlavaNextForConditionalGeneration"),
     "llava_next_video": Family("LlavaNextVideoForConditionalGeneration"),
-    "llava_onevision": Family("LlavaOnevisionForConditionalGeneration"),
+    "llava_onevision": Family("LlavaOnevisionForConditionalGeneration", tiles_single=True),
     "minimax_m3_vl": Family("MiniMaxM3SparseForConditionalGeneration", packages=_TORCHVISION),
     "mistral3": Family("Mistral3ForConditionalGeneration", packages=_TORCHVISION),
     "muse_glimmer": Family("MuseGlimmerForConditionalGeneration", packages=_TORCHVISION),

@@ -97,10 +97,14 @@ class FamilyProcessor:
         """Whether the tokenizer adds its special tokens to a prompt, such as BOS."""
         return bool(self._settings["text_kwargs"].get("add_special_tokens", True))
 
-    def __call__(self, image: Image.Image) -> tuple[Mapping[str, Any], Layout]:
-        """Preprocess an RGB image: the tensors of the model, and the image's layout."""
+    def __call__(self, image: Image.Image, num_copies: int = 1) -> tuple[Mapping[str, Any], Layout]:
+        """Preprocess an RGB image: the tensors of the model, and the image's layout.
+
+        Several copies are preprocessed as the images of one prompt.
+        """
         layout = self._processor.prepare_inputs_layout
-        images = layout(images=[image], text=self.image_token, **self._settings)[0]
+        copies = image if num_copies == 1 else [image] * num_copies
+        images = layout(images=[copies], text=self.image_token * num_copies, **self._settings)[0]
         tensors, texts = self._processor._process_images(images, **self._image_settings)
         text = texts[0] if texts else self._fixed_expansion
         return tensors, self._layout(text, tensors.get("image_grid_thw"))

@@ -22,6 +22,8 @@ class FeatureInputs(ImageInputs):
     """A preprocessed image, with all arguments of ``get_image_features``."""
 
     features: Mapping[str, Any] = field(default_factory=dict)
+    num_copies: int = 1
+    """Number of copies of the image in ``features``, of which one is used."""
 
 
 class TransformersVisionModel(VisionModel):
@@ -38,6 +40,7 @@ class TransformersVisionModel(VisionModel):
         model = EmptyModel(checkpoint)
         self.hidden_size = model.config.get_text_config().hidden_size
         self._batches = model.family.batches
+        self._tiles_single = model.family.tiles_single
         self._num_layers = model.num_deepstack_layers
         removed = {model.text_name, *model.family.unused}
         model.keep({name for name, _ in model.inner.named_children()} - removed)
@@ -63,13 +66,22 @@ class TransformersVisionModel(VisionModel):
         """Width of an embedding, followed by what is added after the first decoder layers."""
         return self.hidden_size * (1 + self._num_layers)
 
-    def preprocess(self, image: Image.Image) -> FeatureInputs:  # type: ignore[override]
+    def request_options(self, num_images: int) -> Mapping[str, Any]:
+        """Return whether an image has company, if preprocessing depends on that.
+
+        The processor must then see several images, which copies stand in for.
+        """
+        return {"num_copies": 2} if self._tiles_single and num_images > 1 else {}
+
+    def preprocess(  # type: ignore[override]
+        self, image: Image.Image, *, num_copies: int = 1
+    ) -> FeatureInputs:
         """Resize, split and normalise an image, as the processor of the family does."""
-        tensors, layout = self._processor(image.convert("RGB"))
+        tensors, layout = self._processor(image.convert("RGB"), num_copies)
         features = {key: value for key, value in tensors.items() if key in self._arguments}
         pixels = next(value for key, value in features.items() if "pixel_values" in key)
         num_tiles = 1 if pixels.ndim < 4 or layout.grid else pixels.shape[:-3].numel()
-        return FeatureInputs(pixels, layout, layout.num_rows, num_tiles, features)
+        return FeatureInputs(pixels, layout, layout.num_rows, num_tiles, features, num_copies)
 
     def forward(self, inputs: Sequence[FeatureInputs]) -> list[ImageRows]:
         """Encode images in one forward pass, if the family allows it."""
@@ -85,7 +97,7 @@ class TransformersVisionModel(VisionModel):
         rows = _flatten(output.last_hidden_state if pooled is None else pooled)
         if self._num_layers:
             rows = torch.cat([rows, *map(_flatten, output.deepstack_features)], dim=1)
-        counts = [image.num_rows or 0 for image in inputs]
+        counts = [(image.num_rows or 0) * image.num_copies for image in inputs]
         if inputs[0].layout.indicators:
             counts = [image.layout.indicators.count(-1) for image in inputs]
         per_image = list(torch.split(rows, counts))
@@ -96,7 +108,8 @@ class TransformersVisionModel(VisionModel):
                 for part, image in zip(per_image, inputs, strict=True)
             ]
         return [
-            ImageRows(part, image.layout) for part, image in zip(per_image, inputs, strict=True)
+            ImageRows(part[: len(part) // image.num_copies], image.layout)
+            for part, image in zip(per_image, inputs, strict=True)
         ]
 
     def _to_device(self, value: Any) -> Any:
