@@ -224,3 +224,14 @@ def test_missing_files_of_a_stage_are_reported(tmp_path: Path) -> None:
     (tmp_path / "config.json").unlink()
     with pytest.raises(ConfigError, match=r"has no config\.json"):
         vlcore.load_vision_model(tmp_path)
+
+
+def test_a_template_that_omits_what_the_user_writes_is_an_error(
+    site: Site, directory: Path
+) -> None:
+    template = """
+from vlcore import JinjaTemplate
+return JinjaTemplate("{% for message in messages %}{{ message.text }}{% endfor %}")"""
+    site.install("vl-plugin-silent", ["MadeUpForTests"], plugin_source(template=template))
+    with pytest.raises(ConfigError, match="omits the texts of the user"):
+        vlcore.load_chat_template(directory)

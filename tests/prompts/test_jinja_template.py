@@ -232,7 +232,9 @@ def test_templates_run_in_the_immutable_sandbox(monkeypatch: pytest.MonkeyPatch)
 
     original = SandboxedEnvironment.from_string
     monkeypatch.setattr(SandboxedEnvironment, "from_string", note)
-    JinjaTemplate("{{ 'a template that nothing else compiles' }}").render([user("a")])
+    JinjaTemplate("a template that nothing else compiles{{ messages[0].content }}").render(
+        [user("a")]
+    )
     assert made
     assert all(issubclass(one, ImmutableSandboxedEnvironment) for one in made)
 
@@ -364,3 +366,39 @@ def test_a_template_that_changes_texts_is_rejected() -> None:
     template = JinjaTemplate("{% for m in messages %}{{ m['content'] | upper }}{% endfor %}")
     with pytest.raises(PromptError, match="changes the texts of the conversation"):
         template.render([{"role": "user", "content": "hello there"}])
+
+
+@pytest.mark.parametrize(
+    ("source", "omitted"),
+    [
+        ("{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}", "Be kind."),
+        ("{{ messages[-1].content }}", "Be kind."),
+        ("{% for m in messages %}{{ m.content[:10] }}{% endfor %}", "Be kind."),
+        ("{{ messages[0].content }}", "Hello"),
+        ("USER: {% for m in messages %}{{ m.text }}{% endfor %}", "Be kind."),
+    ],
+)
+def test_a_text_that_the_template_omits_is_an_error(source: str, omitted: str) -> None:
+    messages = [{"role": "system", "content": "Be kind."}, user("Hello")]
+    with pytest.raises(PromptError, match=f"omits a text of the conversation, '{omitted}'"):
+        JinjaTemplate(source).messages2prompt(messages)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "USER: ASSISTANT:",
+        "{% for m in messages %}{{ m.role }}: {{ m.text }}{% endfor %}",
+        "{% for m in messages %}{% for p in m.content %}{{ p.value }}{% endfor %}{% endfor %}",
+        "{% for m in messages if m.role == 'human' %}{{ m.content }}{% endfor %}",
+    ],
+)
+def test_a_template_without_the_texts_of_the_user_is_known_before_a_request(source: str) -> None:
+    assert JinjaTemplate(source).omits_user_text
+
+
+@pytest.mark.parametrize(
+    "source", [READS_PARTS, READS_TEXT, IN_MACRO, "{{ raise_exception('only with an image') }}"]
+)
+def test_a_template_that_writes_texts_or_rejects_them_is_accepted(source: str) -> None:
+    assert not JinjaTemplate(source).omits_user_text

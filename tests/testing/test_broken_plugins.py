@@ -369,6 +369,35 @@ TEMPLATES = [
         also=("user-text-is-text",),
     ),
     Broken(
+        "an end mark after the answer to continue",
+        "continued-answer",
+        "</s>",
+        more="""
+    def messages2prompt(self, messages):
+        return (*super().messages2prompt(messages), Control("</s>"))
+""",
+    ),
+    Broken(
+        "an answer that is always continued",
+        "continued-answer",
+        "the two is",
+        more="""
+    def messages2prompt(self, messages):
+        return super().messages2prompt(list(messages))
+""",
+    ),
+    Broken(
+        "a mark where two messages have the same role",
+        "joined-messages",
+        "Look.",
+        more="""
+    def messages2prompt(self, messages):
+        roles = [message["role"] for message in messages if isinstance(message, dict)]
+        is_doubled = any(first == second for first, second in zip(roles, roles[1:]))
+        return (*super().messages2prompt(messages), *[Control("</s>")] * is_doubled)
+""",
+    ),
+    Broken(
         "a stop that is a string of letters",
         "stop-words",
         "'###'",

@@ -12,11 +12,12 @@ import torch
 from vlcore._utils.device import as_device, as_dtype
 from vlcore._utils.device_map import DeviceMap, MaxMemory
 from vlcore.checkpoint.checkpoint import Checkpoint
-from vlcore.errors import PluginContractError, VlcoreError
+from vlcore.errors import ConfigError, PluginContractError, VlcoreError
 from vlcore.language.features import check_features
 from vlcore.language.model import LanguageModel
 from vlcore.plugins.registry import Plugin, find_plugin
 from vlcore.prompts.chat_template import ChatTemplate
+from vlcore.prompts.jinja_template import JinjaTemplate
 from vlcore.vision.model import VisionModel
 
 _T = TypeVar("_T")
@@ -86,11 +87,18 @@ class ModelStages:
         """Load the checkpoint's chat template, or the named one.
 
         Raises:
+            ConfigError: the template of the checkpoint omits what the user writes.
             OptionError: the plugin has no template with this name, or no named templates.
         """
         with self._attributing_errors("vl_chat_template"):
             template = self.plugin.chat_template(self.checkpoint, name)
-        return self._expect(template, ChatTemplate, "vl_chat_template")
+        template = self._expect(template, ChatTemplate, "vl_chat_template")
+        if isinstance(template, JinjaTemplate) and template.omits_user_text:
+            raise ConfigError(
+                f"the chat template of {self.checkpoint.name} omits the texts of the user: correct "
+                "it, or choose another one with chat_template"
+            )
+        return template
 
     def language_model(self) -> LanguageModel:
         """Describe the language model; no weights are read."""

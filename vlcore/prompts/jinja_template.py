@@ -59,8 +59,8 @@ class JinjaTemplate(ChatTemplate):
         """Turn a conversation into the prompt that asks for its next answer.
 
         Raises:
-            PromptError: The template rejects the conversation, omits or repeats an image, or omits
-                the message to continue.
+            PromptError: The template rejects the conversation, omits a text, omits or repeats an
+                image, or omits the message to continue.
         """
         conversation = read_conversation(messages)
         turns = conversation.messages
@@ -93,14 +93,25 @@ class JinjaTemplate(ChatTemplate):
         # In spite of its annotation, it returns the prompts and the spans of generation blocks.
         return cast("str", cast("Any", rendered)[0][0])
 
-    @cached_property
+    @property
+    def omits_user_text(self) -> bool:
+        """Whether the template renders a message of the user without its text."""
+        return "user" in self._roles[1]
+
+    @property
     def _part_roles(self) -> frozenset[str]:
-        """Roles whose messages the template reads as lists of parts, and not as strings.
+        """Roles whose messages the template reads as lists of parts, and not as strings."""
+        return self._roles[0]
+
+    @cached_property
+    def _roles(self) -> tuple[frozenset[str], frozenset[str]]:
+        """The roles whose messages the template reads as lists of parts, and those that it omits.
 
         A template may read parts, strings or both, and differ between roles. Short conversations
         are rendered in both forms, to see in which one the text of a role arrives in the prompt.
         """
         part_roles: set[str] = set()
+        omitted_roles: set[str] = set()
         for role, before, after in (
             ("user", (), ()),
             ("assistant", ("user",), ("user",)),
@@ -108,12 +119,21 @@ class JinjaTemplate(ChatTemplate):
         ):
             texts = [(other, "Hello") for other in before]
             texts += [(role, _PROBE), *((other, "Hello") for other in after)]
-            if self._arrival(texts, part_roles | {role}) >= self._arrival(texts, part_roles):
+            as_parts = self._arrival(texts, part_roles | {role})
+            as_string = self._arrival(texts, part_roles)
+            if as_parts >= as_string:
                 part_roles.add(role)
-        return frozenset(part_roles)
+            if max(as_parts, as_string) == 0:
+                omitted_roles.add(role)
+        return frozenset(part_roles), frozenset(omitted_roles)
 
     def _arrival(self, texts: Sequence[tuple[str, str]], part_roles: Set[str]) -> int:
-        """Return 2 if the probe is in the prompt, 1 if only as part of a dictionary, or else 0."""
+        """Render a conversation that contains the probe.
+
+        Returns:
+            2 if the probe is in the prompt, 1 if only as part of a dictionary, 0 if it is not, and
+            -1 if the template raises an error.
+        """
         messages = [
             {
                 "role": role,
@@ -124,7 +144,7 @@ class JinjaTemplate(ChatTemplate):
         try:
             prompt = self._render(messages, add_generation_prompt=True)
         except Exception:  # the template cannot read this form, or does not support the role
-            return 0
+            return -1
         if _PROBE not in prompt.lower():
             return 0
         return 1 if _ESCAPED_PROBE.search(prompt) else 2
@@ -160,6 +180,7 @@ class JinjaTemplate(ChatTemplate):
             f"{secret}:(?P<text>[0-9]+);|{secret}:image;|{re.escape(self.image_token)}"
         )
         parts: list[PromptPart] = []
+        omitted = set(range(len(texts)))
         num_images = 0
         end = 0
         for match in pattern.finditer(rendered):
@@ -167,6 +188,7 @@ class JinjaTemplate(ChatTemplate):
                 parts.append(Control(rendered[end : match.start()]))
             if match["text"] is not None:
                 parts.append(Text(texts[int(match["text"])]))
+                omitted.discard(int(match["text"]))
             else:
                 if num_images < len(slots):
                     parts.append(slots[num_images])
@@ -183,6 +205,11 @@ class JinjaTemplate(ChatTemplate):
             raise PromptError(
                 f"the conversation has {len(slots)} image(s), and the checkpoint's chat template "
                 f"wrote {self.image_token!r} {num_images} time(s)"
+            )
+        if omitted:
+            raise PromptError(
+                "the checkpoint's chat template omits a text of the conversation, "
+                f"{texts[min(omitted)]!r:.80}: choose another template, or leave the text out"
             )
         return tuple(parts)
 

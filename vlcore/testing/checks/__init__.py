@@ -5,6 +5,7 @@ from __future__ import annotations
 from vlcore.testing.check import Check
 from vlcore.testing.checks import (
     answers,
+    conversations,
     images,
     isolation,
     language_model,
@@ -43,6 +44,8 @@ CHECKS: tuple[Check, ...] = (
     prompts.user_text_is_text,
     prompts.turns_in_order,
     prompts.system_text,
+    conversations.continued_answer,
+    conversations.joined_messages,
     language_model.language_loads,
     language_model.requires_declared,
     language_model.tokenizer_loads,
