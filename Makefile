@@ -10,13 +10,15 @@ CONSTRAINTS := constraints.txt
 DEFINED_BY := pyproject.toml $(CONSTRAINTS) $(addsuffix pyproject.toml,$(PLUGINS) $(EXAMPLES))
 READY := $(VENV)/ready
 TURBOMIND := .venv-turbomind
+VLLM := .venv-vllm
 LOWEST := .venv-lowest
 PACKAGES := build/optional-packages
 LOWEST_TOOLS := 'hypothesis>=6.130' 'trustme>=1.2'
+VLLM_LISTS := constraints-vllm.txt tests/vllm_engine/requirements.txt
 TURBOMIND_LISTS := constraints-turbomind.txt tests/turbomind/requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help check-python setup demo browser test test-all coverage soak test-turbomind gpu-dry-run test-cuda lint types words format \
+.PHONY: help check-python setup demo browser test test-all coverage soak test-turbomind test-vllm gpu-dry-run test-cuda lint types words format \
 	test-torchvision fuzz bench bench-lmdeploy train-demo evaluate-demo docs build wheels-check clean
 
 help:  ## list the commands
@@ -81,6 +83,16 @@ test-torchvision: $(READY) $(PACKAGES)/ready  ## run the tests of transformers' 
 $(PACKAGES)/ready: tests/transformers_families/requirements.txt
 	rm -rf $(PACKAGES)
 	$(BIN)/python -m pip install --quiet --no-deps --target $(PACKAGES) --requirement $<
+	@touch $@
+
+test-vllm: $(VLLM)/ready  ## run the tests of vLLM on a community's build for CPUs (x86-64 Linux)
+	$(VLLM)/bin/python -m pytest tests/vllm_engine
+
+$(VLLM)/ready: $(DEFINED_BY) $(VLLM_LISTS) | check-python
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) torch
+	$(VLLM)/bin/python -m pip install --quiet --no-deps --requirement tests/vllm_engine/requirements.txt \
+		--editable . $(addprefix --editable ./,$(PLUGINS))
 	@touch $@
 
 gpu-dry-run: $(READY)  ## run the steps of scripts/gpu.py with tiny sizes, on whatever device is there
@@ -150,4 +162,4 @@ wheels-check: $(READY)  ## build every wheel into dist and run the demo from the
 	$(BIN)/python scripts/check_wheels.py --out dist
 
 clean:  ## remove the environments and everything built
-	rm -rf $(VENV) $(TURBOMIND) $(LOWEST) dist build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(TURBOMIND) $(VLLM) $(LOWEST) dist build .pytest_cache .mypy_cache .ruff_cache

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from waits import TIMEOUT_S
 
-from vlcore.engines.base import EngineOutput, EngineRequest
+from vlcore.engines.base import Engine, EngineOutput, EngineRequest
 from vlcore.engines.generation import GenerationConfig
 from vlcore.engines.transformers.engine import TransformersEngine
 from vlcore.prompts.tokenization import Span, TokenizedPrompt
@@ -48,12 +48,12 @@ def request(
     return EngineRequest(TokenizedPrompt(tuple(token_ids), spans), (rows,), config, stop)
 
 
-async def chunks(engine: TransformersEngine, asked: EngineRequest) -> list[EngineOutput]:
+async def chunks(engine: Engine, asked: EngineRequest) -> list[EngineOutput]:
     async with aclosing(engine.generate(asked)) as generated:
         return [chunk async for chunk in generated]
 
 
-async def answer(engine: TransformersEngine, asked: EngineRequest) -> tuple[int, ...]:
+async def answer(engine: Engine, asked: EngineRequest) -> tuple[int, ...]:
     return token_ids(await chunks(engine, asked))
 
 

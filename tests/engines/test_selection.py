@@ -46,6 +46,14 @@ class FakeTurbomind(Engine):
         return EngineStats(0, 0)
 
 
+class VllmsConfig:
+    """In place of vLLM's ``AsyncEngineArgs``."""
+
+
+class FakeVllm(FakeTurbomind):
+    name = "vllm"
+
+
 class FakeViews:
     """Gives a view without writing one."""
 
@@ -57,7 +65,10 @@ class FakeViews:
 def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "TurbomindEngine", FakeTurbomind)
     monkeypatch.setattr(selection, "ViewCache", FakeViews)
-    monkeypatch.setattr(selection, "unsupported_reason", lambda *_: None)
+    monkeypatch.setattr(selection, "turbomind_unsupported_reason", lambda *_: None)
+    monkeypatch.setattr(selection, "VllmEngine", FakeVllm)
+    monkeypatch.setattr(selection, "vllm_unsupported_reason", lambda *_: "the sun is low")
+    monkeypatch.setattr(selection, "is_vllm_config", lambda config: isinstance(config, VllmsConfig))
     monkeypatch.setattr(
         selection, "is_turbomind_config", lambda config: isinstance(config, LmdeploysConfig)
     )
@@ -97,7 +108,7 @@ def test_auto_logs_why_it_is_not_turbomind(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(selection, "unsupported_reason", lambda *_: "the moon is full")
+    monkeypatch.setattr(selection, "turbomind_unsupported_reason", lambda *_: "the moon is full")
     with caplog.at_level(logging.INFO):
         start = prepare(language_model)
     assert start.engine is TransformersEngine
@@ -108,9 +119,34 @@ def test_auto_logs_why_it_is_not_turbomind(
 def test_a_requested_turbomind_is_never_replaced(
     language_model: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(selection, "unsupported_reason", lambda *_: "the moon is full")
+    monkeypatch.setattr(selection, "turbomind_unsupported_reason", lambda *_: "the moon is full")
     for settings in ({"engine": "turbomind"}, {"config": LmdeploysConfig()}):
         with pytest.raises(EngineUnavailableError, match=r"cannot run .* here: the moon is full"):
+            prepare(language_model, **settings)
+
+
+@pytest.mark.parametrize("engine", ["auto", "vllm"])
+def test_vllm_runs_what_turbomind_does_not(
+    language_model: LanguageModel,
+    tokenizer: PreTrainedTokenizerBase,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    engine: str,
+) -> None:
+    monkeypatch.setattr(selection, "turbomind_unsupported_reason", lambda *_: "the moon is full")
+    monkeypatch.setattr(selection, "vllm_unsupported_reason", lambda *_: None)
+    config = None if engine == "auto" else {"max_num_seqs": 4}
+    with caplog.at_level(logging.INFO):
+        made: Any = prepare(language_model, engine, config=config).start(tokenizer)
+    assert isinstance(made, FakeVllm)
+    assert made.settings["view"] == Path("the view")
+    assert made.settings["config"] is config
+    assert "runs on vLLM" in caplog.text
+
+
+def test_a_requested_vllm_is_never_replaced(language_model: LanguageModel) -> None:
+    for settings in ({"engine": "vllm"}, {"config": VllmsConfig()}):
+        with pytest.raises(EngineUnavailableError, match=r"vLLM cannot run .*: the sun is low"):
             prepare(language_model, **settings)
 
 
@@ -137,9 +173,14 @@ def test_settings_choose_their_engine(language_model: LanguageModel) -> None:
 @pytest.mark.parametrize(
     ("engine", "config", "message"),
     [
-        ("magic", None, "engine must be one of auto, turbomind, transformers; it is 'magic'"),
-        ("auto", object(), "a TransformersEngineConfig or lmdeploy's TurbomindEngineConfig"),
+        ("magic", None, "engine must be one of auto, turbomind, vllm, transformers; it is 'magic'"),
+        ("auto", object(), "TransformersEngineConfig, lmdeploy's .* or vLLM's AsyncEngineArgs"),
         ("turbomind", TransformersEngineConfig(), "TurbomindEngineConfig with engine='turbomind'"),
+        ("turbomind", VllmsConfig(), "TurbomindEngineConfig with engine='turbomind'"),
+        ("turbomind", {"max_num_seqs": 4}, "TurbomindEngineConfig with engine='turbomind'"),
+        ("auto", {"max_num_seqs": 4}, "with engine='auto', not dict"),
+        ("vllm", LmdeploysConfig(), "vLLM's AsyncEngineArgs, or a dict .*, not LmdeploysConfig"),
+        ("vllm", {"model": "other"}, "engine_config must not set model='other'"),
         ("transformers", LmdeploysConfig(), "a TransformersEngineConfig .*, not LmdeploysConfig"),
     ],
 )

@@ -23,8 +23,8 @@ EngineName: TypeAlias = Annotated[
     str,
     typer.Option(
         "--engine",
-        help="Engine that runs the language model: turbomind, transformers, or auto "
-        "for TurboMind where it can run the model, and transformers otherwise.",
+        help="Engine that runs the language model: turbomind, vllm, transformers, or auto "
+        "for the first of them that can run the model here.",
     ),
 ]
 Device: TypeAlias = Annotated[

@@ -59,14 +59,29 @@ def serve(
     max_num_seqs: Annotated[
         int | None,
         typer.Option(
-            help="Maximum number of sequences in a batch. Transformers engine only. Default: 16."
+            help="Maximum number of sequences in a batch. Transformers and vLLM engines only. "
+            "Default: 16 for transformers, and vLLM's own."
         ),
     ] = None,
     session_len: Annotated[
         int | None,
         typer.Option(
             help="Maximum total length of a prompt and its response, in tokens. Transformers "
-            "engine only. Default: the context length of the model."
+            "and vLLM engines only. Default: the context length of the model."
+        ),
+    ] = None,
+    tensor_parallel_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of devices among which the language model is split. Requires "
+            "--engine vllm. Default: 1."
+        ),
+    ] = None,
+    memory_share: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the device's memory that the language model and its KV cache use, "
+            "from 0 to 1. Requires --engine vllm. Default: 0.9, or what is free."
         ),
     ] = None,
     plugin: Plugin = None,
@@ -241,7 +256,12 @@ def serve(
             chat_template=chat_template,
             revision=revision,
             engine_config=_engine_config(
-                weights=weights, max_num_seqs=max_num_seqs, session_len=session_len
+                engine,
+                weights=weights,
+                max_num_seqs=max_num_seqs,
+                session_len=session_len,
+                tensor_parallel_size=tensor_parallel_size,
+                memory_share=memory_share,
             ),
             shrink_on_load=shrink_on_load,
             image_background=image_background,
@@ -273,12 +293,34 @@ def _sampling_defaults(model: str, revision: str | None) -> dict[str, Any]:
         ) from error
 
 
-def _engine_config(**options: Any) -> TransformersEngineConfig | None:
-    """The transformers engine's settings, or None if no option names one."""
+_VLLM_FIELDS = {
+    "max_num_seqs": "max_num_seqs",
+    "session_len": "max_model_len",
+    "tensor_parallel_size": "tensor_parallel_size",
+    "memory_share": "gpu_memory_utilization",
+}
+"""The fields of vLLM's ``AsyncEngineArgs`` for the options of this command."""
+
+
+def _engine_config(engine: str, **options: Any) -> TransformersEngineConfig | dict[str, Any] | None:
+    """The settings of the engine, or None if no option names one.
+
+    Raises:
+        BadParameter: An option belongs to another engine.
+    """
     from vlcore.engines.transformers.engine import TransformersEngineConfig
 
     given = {name: value for name, value in options.items() if value is not None}
-    return TransformersEngineConfig(**given) if given else None
+    if not given:
+        return None
+    allowed = _VLLM_FIELDS if engine == "vllm" else TransformersEngineConfig.__annotations__
+    for name in given:
+        if name not in allowed:
+            required = "--engine transformers" if engine == "vllm" else "--engine vllm"
+            raise typer.BadParameter(f"--{name.replace('_', '-')} requires {required}")
+    if engine == "vllm":
+        return {_VLLM_FIELDS[name]: value for name, value in given.items()}
+    return TransformersEngineConfig(**given)
 
 
 def _name(model: str) -> str:

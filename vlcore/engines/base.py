@@ -118,6 +118,11 @@ class Engine(ABC):
     def stats(self) -> EngineStats:
         """Take a snapshot of the engine's load. Thread-safe."""
 
+    @property
+    def failure(self) -> str | None:
+        """Why the engine can serve no further requests, or ``None`` while it can. Thread-safe."""
+        return None
+
     def check_length(self, num_tokens: int) -> None:
         """Check that a prompt leaves room for an answer.
 

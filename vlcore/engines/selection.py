@@ -12,7 +12,12 @@ import torch
 from vlcore.engines.base import Engine
 from vlcore.engines.transformers.engine import TransformersEngine, TransformersEngineConfig
 from vlcore.engines.turbomind.engine import TurbomindEngine
-from vlcore.engines.turbomind.support import is_turbomind_config, unsupported_reason
+from vlcore.engines.turbomind.support import is_turbomind_config
+from vlcore.engines.turbomind.support import unsupported_reason as turbomind_unsupported_reason
+from vlcore.engines.vllm.arguments import check_config
+from vlcore.engines.vllm.engine import VllmEngine
+from vlcore.engines.vllm.support import is_vllm_config
+from vlcore.engines.vllm.support import unsupported_reason as vllm_unsupported_reason
 from vlcore.errors import EngineUnavailableError, OptionError
 from vlcore.language.features import check_features
 from vlcore.language.view_cache import ViewCache
@@ -24,8 +29,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_ENGINES: tuple[type[Engine], ...] = (TurbomindEngine, TransformersEngine)
+_ENGINES: tuple[type[Engine], ...] = (TurbomindEngine, VllmEngine, TransformersEngine)
 ENGINES = ("auto", *(engine.name for engine in _ENGINES))
+"""The names of the engines. ``"auto"`` selects the first of the others that can run a model."""
+_TITLES = {TurbomindEngine.name: "TurboMind", VllmEngine.name: "vLLM"}
 
 
 @dataclass(frozen=True)
@@ -57,9 +64,9 @@ def select_engine(
 ) -> SelectedEngine:
     """Select an engine, and do those preparations that need no device.
 
-    The type of ``config`` selects its engine. Otherwise ``"auto"`` selects TurboMind where the
-    machine, lmdeploy and the model allow it, and logs the reason where they do not. A failure after
-    the selection is an error and never selects another engine.
+    The type of ``config`` selects its engine. Otherwise ``"auto"`` selects TurboMind, or else vLLM,
+    where the machine, the installed packages and the model allow it, and logs the reason where they
+    do not. A failure after the selection is an error and never selects another engine.
 
     Args:
         engine: name of the engine, or ``"auto"``.
@@ -67,29 +74,33 @@ def select_engine(
         device: device of the language model.
         dtype: dtype of the language model.
         config: settings of the engine.
-        self_test: let TurboMind check that injected image embeddings have the right effect.
+        self_test: let TurboMind or vLLM check that image embeddings have the right effect.
         progress: show progress bars.
 
     Raises:
         EngineUnavailableError: no engine, or not the requested one, can run the model here.
         OptionError: the engine is unknown, or the settings belong to another engine.
-        ViewError: TurboMind's text view cannot be written.
+        ViewError: the text view for TurboMind or vLLM cannot be written.
     """
     _check(engine, config)
     requested = _engine_of(config) if engine == "auto" and config is not None else engine
     name = language_model.checkpoint.name
     common: dict[str, Any] = {"device": device, "dtype": dtype}
-    if requested in ("auto", TurbomindEngine.name):
-        reason = _turbomind_unsupported_reason(language_model, device, dtype, config)
+    for external in _external_engines():
+        if requested not in ("auto", external.name):
+            continue
+        title = _TITLES[external.name]
+        reason = _external_unsupported_reason(external, language_model, device, dtype, config)
         if reason is None:
-            logger.info("%s runs on TurboMind, %s", name, device)
-            _check_devices(device, config)
+            logger.info("%s runs on %s, %s", name, title, device)
+            if external is TurbomindEngine:
+                _check_devices(device, config)
             view = ViewCache().get(language_model, progress=progress)
             settings = {"view": view, "config": config, "self_test": self_test}
-            return SelectedEngine(TurbomindEngine, language_model, common | settings)
-        if requested == TurbomindEngine.name:
-            raise EngineUnavailableError(f"TurboMind cannot run {name} here: {reason}")
-        logger.info("%s does not run on TurboMind: %s", name, reason)
+            return SelectedEngine(external, language_model, common | settings)
+        if requested == external.name:
+            raise EngineUnavailableError(f"{title} cannot run {name} here: {reason}")
+        logger.info("%s does not run on %s: %s", name, title, reason)
     if reason := _missing_features(TransformersEngine, language_model):
         raise EngineUnavailableError(f"the transformers engine cannot run {name}: {reason}")
     logger.info("%s runs on the transformers engine, %s, %s", name, device, dtype)
@@ -101,20 +112,32 @@ def unsupported_reasons(
     language_model: LanguageModel, device: torch.device, dtype: torch.dtype
 ) -> dict[str, str | None]:
     """Return, for each engine, why it cannot run a model here, or ``None``; the best one first."""
-    return {
-        TurbomindEngine.name: _turbomind_unsupported_reason(language_model, device, dtype),
-        TransformersEngine.name: _missing_features(TransformersEngine, language_model),
+    reasons = {
+        external.name: _external_unsupported_reason(external, language_model, device, dtype)
+        for external in _external_engines()
+    }
+    return reasons | {
+        TransformersEngine.name: _missing_features(TransformersEngine, language_model)
     }
 
 
-def _turbomind_unsupported_reason(
+def _external_engines() -> tuple[type[Engine], ...]:
+    """Return the engines of other libraries, which load a text view, in the order of "auto"."""
+    return (TurbomindEngine, VllmEngine)
+
+
+def _external_unsupported_reason(
+    engine: type[Engine],
     language_model: LanguageModel,
     device: torch.device,
     dtype: torch.dtype,
     config: object = None,
 ) -> str | None:
-    missing = _missing_features(TurbomindEngine, language_model)
-    return missing or unsupported_reason(language_model, device, dtype, config)
+    if missing := _missing_features(engine, language_model):
+        return missing
+    if engine is TurbomindEngine:
+        return turbomind_unsupported_reason(language_model, device, dtype, config)
+    return vllm_unsupported_reason(language_model, device, dtype)
 
 
 def _check(engine: str, config: object) -> None:
@@ -126,10 +149,15 @@ def _check(engine: str, config: object) -> None:
     if engine not in ENGINES:
         raise OptionError(f"engine must be one of {', '.join(ENGINES)}; it is {engine!r}")
     expected = {
-        "auto": "a TransformersEngineConfig or lmdeploy's TurbomindEngineConfig",
+        "auto": "a TransformersEngineConfig, lmdeploy's TurbomindEngineConfig or vLLM's "
+        "AsyncEngineArgs",
         TurbomindEngine.name: "lmdeploy's TurbomindEngineConfig",
+        VllmEngine.name: "vLLM's AsyncEngineArgs, or a dict of its fields,",
         TransformersEngine.name: "a TransformersEngineConfig",
     }
+    if engine == VllmEngine.name and isinstance(config, Mapping):
+        check_config(config)
+        return
     owner = _engine_of(config)
     if config is not None and (owner is None or engine not in ("auto", owner)):
         raise OptionError(
@@ -142,7 +170,9 @@ def _engine_of(config: object) -> str | None:
     """Return the name of the engine that settings belong to."""
     if isinstance(config, TransformersEngineConfig):
         return TransformersEngine.name
-    return TurbomindEngine.name if is_turbomind_config(config) else None
+    if is_turbomind_config(config):
+        return TurbomindEngine.name
+    return VllmEngine.name if is_vllm_config(config) else None
 
 
 def _missing_features(engine: type[Engine], language_model: LanguageModel) -> str | None:

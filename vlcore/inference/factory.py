@@ -51,8 +51,8 @@ def pipeline(
     Args:
         model: Checkpoint directory or Hub repo id.
         engine: Engine that runs the language model: ``"turbomind"`` (needs the extra
-            ``vlcore[turbomind]``), ``"transformers"``, or ``"auto"`` for TurboMind where CUDA,
-            lmdeploy and the model allow it, and transformers otherwise.
+            ``vlcore[turbomind]``), ``"vllm"`` (needs the extra ``vlcore[vllm]``),
+            ``"transformers"``, or ``"auto"`` for the first of them that can run the model here.
         device: Device of the model, such as ``"cpu"``, ``"cuda"`` or ``"cuda:1"``. ``"auto"``
             selects CUDA if it is available.
         dtype: Data type of weights and image embeddings. On CPU, ``"auto"`` selects bfloat16 if the
@@ -64,11 +64,13 @@ def pipeline(
         chat_template: Name of one of the plugin's chat templates, or a :class:`ChatTemplate`.
             ``None`` for the checkpoint's default.
         revision: Branch, tag or commit of a Hub repository.
-        engine_config: Settings of the engine: a :class:`TransformersEngineConfig`, or lmdeploy's
-            ``TurbomindEngineConfig``, which is passed on unchanged and also determines TurboMind's
-            data type and devices. With ``engine="auto"``, it selects the engine it belongs to.
-        self_test: Whether TurboMind checks at start-up that it computes with image embeddings
-            correctly.
+        engine_config: Settings of the engine: a :class:`TransformersEngineConfig`, lmdeploy's
+            ``TurbomindEngineConfig``, or vLLM's ``AsyncEngineArgs``. The latter two are passed on
+            unchanged, and also determine the engine's data type and devices. With
+            ``engine="auto"``, it selects the engine it belongs to. With ``engine="vllm"``, it may
+            be a dictionary of fields of ``AsyncEngineArgs``.
+        self_test: Whether TurboMind or vLLM checks at start-up that it computes with image
+            embeddings correctly.
         max_prompt_tokens: Maximum length of a prompt in tokens, including one for each image
             embedding. ``None`` for the engine's context length.
         max_prompt_chars: Maximum number of characters in all texts of a conversation, checked
@@ -90,7 +92,7 @@ def pipeline(
         PluginError: No plugin supports the checkpoint, or several do.
         EngineUnavailableError: The selected engine, or every engine, cannot run the model here.
         OptionError: An option is unknown or invalid.
-        ViewError: The text view for TurboMind cannot be written.
+        ViewError: The text view for TurboMind or vLLM cannot be written.
     """
     if unknown := sorted(encoder_options.keys() - EncoderOptions.__annotations__.keys()):
         raise OptionError(

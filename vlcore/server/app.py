@@ -59,7 +59,7 @@ def create_app(
         ThreadPoolExecutor(_NUM_PARSERS, "vlcore-parse"),
     )
     _add_api(app, resources)
-    _add_probes(app, admission, metrics)
+    _add_probes(app, pipeline, admission, metrics)
     add_web_ui(app, settings.max_body_bytes)
     _add_error_handlers(app)
     add_api_docs(app, settings)
@@ -114,7 +114,7 @@ def _add_api(app: FastAPI, resources: ChatResources) -> None:
         return served_model
 
 
-def _add_probes(app: FastAPI, admission: Admission, metrics: Metrics) -> None:
+def _add_probes(app: FastAPI, pipeline: Pipeline, admission: Admission, metrics: Metrics) -> None:
     @app.get("/health", responses=error_responses(421, 431), tags=["probes"])
     async def health() -> dict[str, str]:
         """Report that the process is alive."""
@@ -123,6 +123,8 @@ def _add_probes(app: FastAPI, admission: Admission, metrics: Metrics) -> None:
     @app.get("/ready", responses=error_responses(421, 431, 503), tags=["probes"])
     async def ready() -> dict[str, str]:
         """Report whether the server accepts requests."""
+        if failure := pipeline.engine.failure:
+            raise ApiError(503, "engine_failed", failure)
         if admission.is_stopping:
             raise stopping_error()
         return {"status": "ready"}

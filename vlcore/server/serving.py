@@ -15,7 +15,7 @@ from types import FrameType
 
 import uvicorn
 
-from vlcore.errors import OptionError
+from vlcore.errors import EngineClosedError, OptionError
 from vlcore.inference.pipeline import Pipeline
 from vlcore.server.admission import Admission
 from vlcore.server.app import create_app
@@ -42,7 +42,7 @@ class Server(uvicorn.Server):
 
     A first signal stops it: running requests have ``shutdown_timeout_s`` seconds to finish. In this
     time the server still listens, refuses new chat requests, and ``/ready`` returns 503, so that a
-    load balancer can see it. A second signal ends it at once.
+    load balancer can see it. A second signal ends it at once. It also stops when the engine fails.
 
     Args:
         pipeline: The model. The server runs best on its event loop (``Pipeline.run``).
@@ -50,6 +50,9 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, pipeline: Pipeline, settings: ServerSettings) -> None:
+        self.failure: str | None = None
+        """Why the engine can serve no further requests, if that has stopped the server."""
+        self._engine = pipeline.engine
         self._admission = Admission(settings.max_requests)
         self._shutdown_timeout_s = settings.shutdown_timeout_s
         protocol = type(
@@ -93,6 +96,14 @@ class Server(uvicorn.Server):
         for bound in sockets or ():
             bound.listen(_BACKLOG)  # uvicorn has set it to the number accepted at a time
 
+    async def on_tick(self, counter: int) -> bool:
+        """Stop if the engine has failed; called about ten times per second."""
+        if self.failure is None and (failure := self._engine.failure):
+            logger.error("%s", failure)
+            self.failure = failure
+            self.stop()
+        return await super().on_tick(counter)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let running requests finish, then close all connections."""
         logger.info("stopping: %d requests are running", self._admission.num_requests)
@@ -133,12 +144,15 @@ class Server(uvicorn.Server):
 
 
 def serve(pipeline: Pipeline, settings: ServerSettings, bound: socket.socket) -> None:
-    """Serve a model until the process receives SIGINT or SIGTERM.
+    """Serve a model until the process receives SIGINT or SIGTERM, or the engine fails.
 
     Args:
         pipeline: The model; closed at the end.
         settings: The server's settings.
         bound: The socket returned by ``bind``.
+
+    Raises:
+        EngineClosedError: The engine failed, and can serve no further requests.
     """
     server = Server(pipeline, settings)
     host, port = bound.getsockname()[:2]
@@ -150,6 +164,8 @@ def serve(pipeline: Pipeline, settings: ServerSettings, bound: socket.socket) ->
     logger.info("%s is served at http://%s:%d", settings.model_name, name, port)
     with _stopped_by_signals(server), _frozen_heap(), pipeline:
         pipeline.run(server.serve([bound]))
+    if server.failure is not None:
+        raise EngineClosedError(server.failure)
 
 
 @contextmanager

@@ -34,8 +34,8 @@ def test_an_installation_that_works_has_no_problem() -> None:
     found = list(diagnose())
     assert [one for one in found if one.verdict is Verdict.PROBLEM] == []
     topics = list(dict.fromkeys(one.topic for one in found))
-    expected = ["python", "vlcore", "packages", "resources", "torch", "cuda", "lmdeploy", "plugin"]
-    expected += ["disk", "views"]
+    expected = ["python", "vlcore", "packages", "resources", "torch", "cuda", "lmdeploy", "vllm"]
+    expected += ["plugin", "disk", "views"]
     assert topics == expected
 
 
@@ -101,6 +101,19 @@ def test_an_lmdeploy_that_vlcore_does_not_know(site: Site) -> None:
     found = finding("lmdeploy")
     assert found.verdict is Verdict.NOTE
     assert found.text.startswith("0.3.0, but vlcore is tested with ")
+
+
+@pytest.mark.parametrize(
+    ("version", "verdict", "text"),
+    [("0.32.1", Verdict.FINE, "0.32.1"), ("0.9.0", Verdict.NOTE, "0.9.0, but vlcore is tested")],
+)
+def test_vllm_is_looked_up_and_not_imported(
+    site: Site, version: str, verdict: Verdict, text: str
+) -> None:
+    site.install("vllm", [], "raise RuntimeError", version=version)
+    found = finding("vllm")
+    assert (found.verdict, found.facts) == (verdict, {"version": version})
+    assert found.text.startswith(text)
 
 
 def test_the_text_views_that_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerBase
 from waits import until
 
 from vlcore.engines.base import EngineRequest, EngineStats
-from vlcore.engines.detokenizer import Detokenizer
 from vlcore.engines.generation import GenerationConfig
 from vlcore.engines.transformers.engine import TransformersEngine, TransformersEngineConfig
 from vlcore.errors import ContextLengthError, EngineClosedError, EngineError, OptionError
@@ -46,33 +45,6 @@ def test_greedy_answers_are_those_of_transformers(
 
     async def body() -> None:
         assert await answer(engine, asked) == tuple(expected[0].tolist())
-
-    run(body)
-
-
-def test_image_embeddings_change_the_answer(engine: TransformersEngine) -> None:
-    async def body() -> None:
-        plain = request(6, image_rows=3)
-        other = EngineRequest(plain.prompt, (plain.rows[0] * 8,), plain.config)
-        assert await answer(engine, plain) != await answer(engine, other)
-
-    run(body)
-
-
-def test_a_batch_of_different_lengths_gives_the_results_of_single_sequences(
-    engine: TransformersEngine,
-) -> None:
-    async def body() -> None:
-        asked = [
-            request(length, seed=length, image_rows=rows, max_new_tokens=most)
-            for length, rows, most in [(2, 0, 9), (17, 4, 3), (5, 9, 14), (30, 0, 6), (1, 0, 1)]
-        ]
-        alone = [await answer(engine, one) for one in asked]
-        sizes = watch_batches(engine)
-        together = await asyncio.gather(*(answer(engine, one) for one in asked))
-        assert list(together) == alone
-        assert max(sizes) >= 4
-        assert [len(one) for one in together] == [9, 3, 14, 6, 1]
 
     run(body)
 
@@ -136,17 +108,6 @@ def test_unknown_formats_of_weights_are_refused(weights: Any) -> None:
 # -- how answers end
 
 
-def test_max_new_tokens_ends_an_answer(engine: TransformersEngine) -> None:
-    async def body() -> None:
-        for most in (1, 5):
-            outputs = await chunks(engine, request(4, max_new_tokens=most))
-            assert len(token_ids(outputs)) == most
-            assert outputs[-1].finish_reason == "length"
-            assert not any(output.finish_reason for output in outputs[:-1])
-
-    run(body)
-
-
 def test_the_end_of_the_context_ends_an_answer(
     language_model: LanguageModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -189,41 +150,6 @@ def test_a_session_is_never_longer_than_the_context(
     asyncio.run(engine.close())
 
 
-def test_a_stop_token_ends_an_answer_and_is_not_part_of_it(engine: TransformersEngine) -> None:
-    async def body() -> None:
-        whole = await answer(engine, request(5, max_new_tokens=12))
-        index = next(i for i in range(3, 12) if whole[i] not in whole[:i])
-        asked = request(5, max_new_tokens=12, stop_token_ids=[whole[index]])
-        outputs = await chunks(engine, asked)
-        assert token_ids(outputs) == whole[:index]
-        assert outputs[-1].finish_reason == "stop"
-        forbidden = request(5, max_new_tokens=12, min_new_tokens=12, stop_token_ids=[whole[index]])
-        longer = await answer(engine, forbidden)
-        assert len(longer) == 12
-        assert whole[index] not in longer
-
-    run(body)
-
-
-def test_a_stop_string_ends_the_answer_and_is_not_part_of_it(
-    engine: TransformersEngine, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    async def body() -> None:
-        outputs = await chunks(engine, request(5, max_new_tokens=16))
-        shown = text(outputs)
-        word = shown[len(shown) // 2 : len(shown) // 2 + 4]
-        stopped = await chunks(engine, request(5, max_new_tokens=16, stop_words=[word]))
-        assert text(stopped) == shown.partition(word)[0]
-        assert stopped[-1].finish_reason == "stop"
-        assert len(token_ids(stopped)) < 16
-        template = EngineRequest(
-            request(5).prompt, (), GenerationConfig(max_new_tokens=16), (word,)
-        )
-        assert text(await chunks(engine, template)) == text(stopped)
-
-    run(body)
-
-
 def test_ignore_eos_ignores_all_ends_except_those_of_the_request(
     engine: TransformersEngine,
 ) -> None:
@@ -263,32 +189,6 @@ def test_a_templates_stop_string_that_is_a_token_ends_the_answer_by_its_id(
     run(body)
 
 
-def test_the_chunks_add_up_to_the_decoded_answer(
-    engine: TransformersEngine, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    async def body() -> None:
-        outputs = await chunks(engine, request(6, max_new_tokens=24))
-        detokenizer = Detokenizer(tokenizer)
-        shown = "".join(map(detokenizer.add, token_ids(outputs)))
-        assert text(outputs) == shown + detokenizer.finish()
-        assert len(outputs) > 10
-
-    run(body)
-
-
-def test_sampling_with_a_seed_does_not_depend_on_the_batch(engine: TransformersEngine) -> None:
-    async def body() -> None:
-        options: dict[str, Any] = {"do_sample": True, "random_seed": 5, "temperature": 2.0}
-        asked = request(6, seed=1, **options)
-        alone = await answer(engine, asked)
-        others = [answer(engine, request(9, seed=i, do_sample=True)) for i in range(3)]
-        batched, *_ = await asyncio.gather(answer(engine, asked), *others)
-        assert batched == alone
-        assert batched != await answer(engine, request(6, seed=1, **options | {"random_seed": 6}))
-
-    run(body)
-
-
 # -- cancelling
 
 
@@ -322,22 +222,6 @@ def test_a_cancelled_request_does_not_affect_its_batch(engine: TransformersEngin
             await tasks[1]
 
     run(body)
-
-
-def test_a_closed_event_loop_does_not_stop_the_engine(engine: TransformersEngine) -> None:
-    async def leave() -> None:
-        generated = engine.generate(request(4, max_new_tokens=LONG))
-        await anext(generated)
-
-    expected: list[tuple[int, ...]] = []
-
-    async def body() -> None:
-        expected.append(await answer(engine, request(4)))
-
-    run(body)
-    asyncio.run(leave())
-    run(body)
-    assert expected[0] == expected[1]
 
 
 # -- failures
@@ -383,14 +267,6 @@ def test_a_forward_that_raises_fails_its_batch_only(engine: TransformersEngine) 
             assert isinstance(result.__cause__, MemoryError)
         hook.remove()
         assert await answer(engine, request(4)) == expected
-
-    run(body)
-
-
-def test_requests_are_checked(engine: TransformersEngine) -> None:
-    async def body() -> None:
-        with pytest.raises(EngineError, match="prompt is empty"):
-            await chunks(engine, EngineRequest(TokenizedPrompt(())))
 
     run(body)
 

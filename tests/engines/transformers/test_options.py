@@ -12,10 +12,9 @@ from engine_requests import LONG, answer, chunks, request, run, text, token_ids,
 from transformers import PreTrainedTokenizerBase
 from waits import until
 
-from vlcore.engines.base import EngineOutput, EngineRequest
+from vlcore.engines.base import EngineOutput
 from vlcore.engines.transformers.engine import TransformersEngine
 from vlcore.errors import EngineError, OptionError
-from vlcore.prompts.tokenization import TokenizedPrompt
 
 SAMPLED: dict[str, Any] = {"do_sample": True, "temperature": 2.0, "random_seed": 5}
 
@@ -98,22 +97,6 @@ def test_greedy_answers_are_generated_once_and_repeated(
     run(body)
 
 
-def test_answers_to_one_prompt_end_one_by_one(engine: TransformersEngine) -> None:
-    async def body() -> None:
-        asked = request(5, n=3, **SAMPLED, max_new_tokens=30)
-        whole = await chunks(engine, asked)
-        stop = token_ids(chunks_of_choice(whole, 1))[2]
-        outputs = await chunks(
-            engine, request(5, n=3, **SAMPLED, max_new_tokens=30, stop_token_ids=[stop])
-        )
-        for choice in range(3):
-            before = token_ids(chunks_of_choice(whole, choice))
-            index = before.index(stop) if stop in before else len(before)
-            assert token_ids(chunks_of_choice(outputs, choice)) == before[:index]
-
-    run(body)
-
-
 def test_a_failure_of_one_answer_ends_the_request(engine: TransformersEngine) -> None:
     async def body() -> None:
         asked = request(5, n=3, **SAMPLED, max_new_tokens=LONG)
@@ -144,20 +127,6 @@ def test_too_many_answers_are_refused_before_any_is_created(engine: Transformers
 
 
 # -- what may come
-
-
-def test_banned_strings_never_appear_however_they_are_tokenized(engine: TransformersEngine) -> None:
-    async def body() -> None:
-        plain = text(await chunks(engine, request(5, max_new_tokens=40)))
-        # Every pair of neighbours in the answer, as banned strings, which span tokens.
-        pairs = sorted({plain[i : i + 2] for i in range(0, 30, 3)} - {"��"})
-        for options in ({}, SAMPLED):
-            asked = request(5, max_new_tokens=40, bad_words=pairs, **options)
-            outputs = await chunks(engine, asked)
-            assert len(token_ids(outputs)) == 40
-            assert not [pair for pair in pairs if pair in text(outputs)]
-
-    run(body)
 
 
 def test_banned_strings_that_exclude_everything_fail_their_request_only(
@@ -213,15 +182,6 @@ def test_logprobs_are_those_of_the_model(engine: TransformersEngine) -> None:
     run(body)
 
 
-def test_logprobs_of_zero_alternatives_hold_the_token_only(engine: TransformersEngine) -> None:
-    async def body() -> None:
-        outputs = await chunks(engine, request(6, logprobs=0))
-        assert [list(output.logprobs[0]) for output in outputs] == [[t] for t in token_ids(outputs)]
-        assert all(output.logprobs == () for output in await chunks(engine, request(6)))
-
-    run(body)
-
-
 @pytest.mark.parametrize("wanted", ["generation", "all"])
 def test_output_logits_are_those_of_the_model(engine: TransformersEngine, wanted: str) -> None:
     async def body() -> None:
@@ -268,43 +228,5 @@ def test_logits_are_ordinary_tensors_that_keep_no_other_memory_alive(
             assert logits is not None
             logits.add_(1)
             assert logits.untyped_storage().nbytes() == logits.nbytes
-
-    run(body)
-
-
-@pytest.mark.parametrize("skips", [True, False])
-def test_a_stop_string_that_is_a_special_token_ends_the_answer_by_its_id(
-    engine: TransformersEngine, skips: bool
-) -> None:
-    async def body() -> None:
-        allowed = {2, 300}  # 2 is </s>
-        asked = request(
-            5,
-            stop_words=["</s>"],
-            skip_special_tokens=skips,
-            repetition_penalty=5.0,
-            bad_token_ids=[token_id for token_id in range(700) if token_id not in allowed],
-        )
-        outputs = await chunks(engine, asked)
-        assert outputs[-1].finish_reason == "stop"
-        assert set(token_ids(outputs)) <= {300}
-
-    run(body)
-
-
-def test_no_part_of_a_stop_string_that_spans_tokens_is_emitted(engine: TransformersEngine) -> None:
-    async def body() -> None:
-        whole = await chunks(engine, request(5, max_new_tokens=24))
-        shown = text(whole)
-        words = [shown[i : i + 5] for i in range(3, 20, 4)]
-        for word in words:
-            asked = EngineRequest(
-                TokenizedPrompt(request(5).prompt.token_ids),
-                (),
-                request(5, max_new_tokens=24, stop_words=[word], logprobs=0).config,
-            )
-            outputs = await chunks(engine, asked)
-            assert text(outputs) == shown.partition(word)[0]
-            assert outputs[-1].finish_reason == "stop"
 
     run(body)

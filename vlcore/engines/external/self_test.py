@@ -21,9 +21,10 @@ from vlcore.errors import EngineUnavailableError
 from vlcore.prompts.tokenization import Span, TokenizedPrompt
 
 _NUM_PROMPTS = 4
-_PROMPT_LENGTH = 16
-_COVERED = (3, 14)
-"""Half-open range of the positions whose embeddings are injected."""
+_NUM_BEFORE = 3
+"""Number of tokens before the positions whose embeddings are injected."""
+_NUM_AFTER = 2
+"""Number of tokens after them."""
 _TOLERANCE = 0.1
 """Maximum difference, relative to the standard deviation of the logits: more than rounding errors
 cause, and much less than other tokens cause."""
@@ -37,7 +38,14 @@ Shapes:
 
 
 async def run_self_test(
-    engine: Engine, view: Path, embedding: str, scores: Scores, library: str
+    engine: Engine,
+    view: Path,
+    embedding: str,
+    scores: Scores,
+    library: str,
+    *,
+    prompt_length: int = 16,
+    has_prefix_cache: bool = False,
 ) -> None:
     """Compare the next token's logits with and without injected embeddings.
 
@@ -52,14 +60,18 @@ async def run_self_test(
         embedding: name of the token embedding's weight in that directory.
         scores: asks the engine for the logits of the next token.
         library: name and version of the engine's library, for the message.
+        prompt_length: length of the prompts, in tokens.
+        has_prefix_cache: whether the engine reuses the beginnings of prompts with images. Each
+            prompt is then first continued with embeddings of other tokens, whose cached keys and
+            values must not be used for the right ones.
 
     Raises:
         EngineUnavailableError: the logits differ, or the width of the token embedding does not
             match the engine's.
     """
     for number in range(_NUM_PROMPTS):
-        token_ids = _spread_ids(number, engine.vocab_size)
-        begin, end = _COVERED
+        token_ids = _spread_ids(number, prompt_length, engine.vocab_size)
+        begin, end = _NUM_BEFORE, prompt_length - _NUM_AFTER
         rows = read_rows(view, embedding, token_ids[begin:end])
         if rows.shape[1] != engine.hidden_size:
             raise EngineUnavailableError(
@@ -68,6 +80,8 @@ async def run_self_test(
             )
         plain = await scores(engine, TokenizedPrompt(token_ids), ())
         prompt = TokenizedPrompt(token_ids, (Span(begin, end, 0, 0),))
+        if has_prefix_cache:
+            await scores(engine, prompt, (rows.flip(0),))
         injected = await scores(engine, prompt, (rows,))
         difference = float((plain - injected).abs().max() / plain.std())
         if not difference <= _TOLERANCE:  # NaN is not, either
@@ -91,12 +105,11 @@ def read_rows(view: Path, name: str, token_ids: Sequence[int]) -> Tensor:
         return cat([table[token_id : token_id + 1] for token_id in token_ids])
 
 
-def _spread_ids(number: int, vocab_size: int) -> tuple[int, ...]:
+def _spread_ids(number: int, length: int, vocab_size: int) -> tuple[int, ...]:
     """Return token ids spread over the vocabulary, different ones for each number."""
-    total = _NUM_PROMPTS * _PROMPT_LENGTH
+    total = _NUM_PROMPTS * length
     return tuple(
-        (number + _NUM_PROMPTS * position) * vocab_size // total
-        for position in range(_PROMPT_LENGTH)
+        (number + _NUM_PROMPTS * position) * vocab_size // total for position in range(length)
     )
 
 
