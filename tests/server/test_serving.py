@@ -24,6 +24,8 @@ from server.wire import (
 from waits import TIMEOUT_S, wait_for
 
 import vlcore
+from vlcore.engines.transformers.engine import TransformersEngine
+from vlcore.errors import EngineClosedError
 from vlcore.inference.pipeline import Pipeline
 from vlcore.server import serving
 from vlcore.server.settings import ServerSettings
@@ -102,6 +104,7 @@ def test_the_loaded_model_is_excluded_from_garbage_collection(
     class Stub(AbstractContextManager[None]):
         def __init__(self, *_: object) -> None:
             self.serve = list
+            self.failure = None
 
         def run(self, _: object) -> None:
             num_frozen.append(gc.get_freeze_count())
@@ -151,3 +154,37 @@ def is_stopping(port: int) -> bool:
     with connect_to(port) as connection:
         connection.sendall(READY_REQUEST)
         return b" 503 " in read_until(connection, b"\r\n")
+
+
+def test_an_engine_that_fails_stops_the_server_and_is_reported(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    failure: list[str] = []
+    monkeypatch.setattr(TransformersEngine, "failure", property(lambda _: "".join(failure) or None))
+    pipe = pipeline()
+    with running(pipe, shutdown_timeout_s=TIMEOUT_S) as server, held(pipe.engine, 4) as hold:
+        with connect(server) as streaming:
+            streaming.sendall(post(chat_body(stream=True, **LONG)))
+            read_until(streaming, b"data: ")  # a running request keeps the server from ending
+            failure.append("the engine has burnt down")
+            wait_for(lambda: server.failure)
+            status, received = send_and_read(server, READY_REQUEST)
+            assert status == 503
+            assert "the engine has burnt down" in received
+            assert "engine_failed" in received
+            assert send_and_read(server, post(chat_body()))[0] == 503
+        hold.release()
+    assert server.failure == "the engine has burnt down"
+    assert "the engine has burnt down" in caplog.text
+
+
+def test_serving_ends_with_an_error_if_the_engine_has_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(TransformersEngine, "failure", "the engine has burnt down")
+    settings = ServerSettings(model_name="tiny", port=0)
+    with (
+        serving.bind(settings) as bound,
+        pytest.raises(EngineClosedError, match="has burnt down"),
+    ):
+        serving.serve(pipeline(), settings, bound)
