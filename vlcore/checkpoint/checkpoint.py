@@ -356,7 +356,9 @@ class Checkpoint:
         Args:
             module: the module to fill, preferably built inside :func:`~vlcore.empty_weights`; its
                 parameters are replaced.
-            sources: where the tensor of each key of ``module.state_dict()`` is stored.
+            sources: where the tensor of each key of ``module.state_dict()`` is stored. A class of
+                transformers that merges or reshapes tensors on loading, such as those of experts,
+                takes the keys that its checkpoints have.
             device: the device of all parameters and buffers, or a mapping from the names of
                 submodules to their devices.
             dtype: the dtype to which floating-point tensors are converted; ``None`` keeps the

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vlcore._utils.device_map import device_of
+from vlcore.checkpoint.conversion import TensorConversion
 from vlcore.checkpoint.tensor_source import TensorSource
 from vlcore.checkpoint.weights import TensorInfo, move_buffers, shorten
 from vlcore.errors import TensorError
@@ -56,11 +57,13 @@ def load_module(
     move_buffers(module, computed, partial(device_of, plan))
     read_device = "cpu" if isinstance(device, Mapping) else device
     state: dict[str, Tensor] = {}
+    convert = TensorConversion(module, sources)
     for name, tensor in store.tensors(
         keys_by_tensor, device=read_device, dtype=dtype, progress=progress
     ):
         for key in keys_by_tensor[name]:
-            state[key] = sources[key].take(tensor).to(device_of(plan, key))
+            for target, value in convert(key, sources[key].take(tensor)).items():
+                state[target] = value.to(device_of(plan, target))
     module.load_state_dict(state, assign=True)
     module.requires_grad_(False).eval()
 
@@ -70,21 +73,28 @@ def check_module(
 ) -> None:
     """Check that a module can be filled, as described at ``Checkpoint.check_module``."""
     expected = {key: value.shape for key, value in module.state_dict().items()}
-    if missing := sorted(expected.keys() - sources.keys()):
-        raise TensorError(
-            f"{store.name} lacks {len(missing)} tensor(s) that config.json asks for: "
-            f"{shorten(missing)}"
-        )
-    if unexpected := sorted(sources[key].name for key in sources.keys() - expected.keys()):
+    convert = TensorConversion(module, sources)
+    infos = store.tensor_infos(source.name for source in sources.values())
+    shapes: dict[str, torch.Size] = {}
+    origins: dict[str, str] = {}
+    for key, source in sources.items():
+        info = source.describe(infos[source.name])
+        tensor = torch.empty(info.shape, dtype=info.dtype, device="meta")
+        for target, value in convert(key, tensor).items():
+            shapes[target], origins[target] = value.shape, source.name
+    if unexpected := sorted(origins[target] for target in shapes.keys() - expected.keys()):
         raise TensorError(
             f"{store.name} holds {len(unexpected)} tensor(s) that the model of config.json does "
             f"not use: {shorten(unexpected)}"
         )
-    infos = store.tensor_infos(source.name for source in sources.values())
-    shapes = {key: source.describe(infos[source.name]).shape for key, source in sources.items()}
+    if missing := sorted(expected.keys() - shapes.keys()):
+        raise TensorError(
+            f"{store.name} lacks {len(missing)} tensor(s) that config.json asks for: "
+            f"{shorten(missing)}"
+        )
     if misshapen := [
-        f"{source.name} gives {list(shapes[key])} where config.json asks for {list(expected[key])}"
-        for key, source in sources.items()
-        if shapes[key] != expected[key]
+        f"{origins[key]} gives {list(shapes[key])} where config.json asks for {list(shape)}"
+        for key, shape in expected.items()
+        if shapes[key] != shape
     ]:
         raise TensorError(f"wrong shapes in {store.name}: {shorten(misshapen)}")

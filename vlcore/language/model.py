@@ -53,7 +53,8 @@ class LanguageModel:
         checkpoint: the checkpoint that holds it.
         config: ``config.json`` of the standard architecture, as plain JSON with
             ``architectures`` and ``model_type``.
-        tensors: the source of each tensor, by its name in the standard architecture.
+        tensors: the source of each tensor, by its name in checkpoints of the standard architecture:
+            where transformers merges the experts of a layer, each expert has a name.
 
     Raises:
         ConfigError: ``config`` has no ``model_type`` or no ``architectures``.
