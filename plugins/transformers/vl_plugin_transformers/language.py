@@ -1,18 +1,17 @@
-"""The language model of a family: a standard architecture, or the class without its encoder."""
+"""The language model of a family, as its standard architecture where it has one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from vl_plugin_transformers.modeling import EmptyModel
+from vl_plugin_transformers.families import FAMILIES
+from vl_plugin_transformers.modeling import EmptyModel, build, read_config, text_name
 from vlcore import (
     Checkpoint,
     ConfigError,
-    EngineUnavailableError,
     ImageLayout,
     LanguageModel,
     PromptInputs,
@@ -24,9 +23,6 @@ from vlcore import (
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_OF_STANDARD_CLASSES = frozenset({"attention_groups"})
-"""Features that the ``…ForCausalLM`` of a text configuration has as well."""
 
 
 class FamilyLanguageModel(LanguageModel):
@@ -59,7 +55,17 @@ class FamilyLanguageModel(LanguageModel):
 
 
 class MultimodalLanguageModel(FamilyLanguageModel):
-    """The multimodal class without its vision encoder, where no standard class is the same."""
+    """The multimodal class without its vision encoder, where no class has only its text model."""
+
+    def build_model(self) -> PreTrainedModel:
+        """Build the class without weights, and remove what is not the language model."""
+        family = FAMILIES[self.checkpoint.config["model_type"]]
+        module: PreTrainedModel = build(family, read_config(self.checkpoint))
+        inner: Any = module.model
+        for name, _ in list(inner.named_children()):
+            if name != text_name(inner):
+                setattr(inner, name, None)
+        return module
 
     @property
     def view_config(self) -> dict[str, Any]:
@@ -69,41 +75,10 @@ class MultimodalLanguageModel(FamilyLanguageModel):
             ConfigError: always.
         """
         raise ConfigError(
-            f"the language model of {self.checkpoint.name} ({self.architecture}) has no text view: "
-            "no text-only class of transformers computes the same. Use the embedded engine"
+            f"the language model of {self.checkpoint.name} has no text view, because transformers "
+            f"has no text-only class that computes what {self.architecture} does: use the embedded "
+            "engine"
         )
-
-    def check_tensors(self) -> None:
-        """Check that the checkpoint holds the tensors of the class, without reading them."""
-        empty = self._empty()
-        empty.tensors.check(empty.module)
-
-    def to_transformers(
-        self,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype | str | None = None,
-        *,
-        progress: bool = False,
-    ) -> PreTrainedModel:
-        """Build the multimodal class without its vision encoder, ready for inference."""
-        if "quantization_config" in self.checkpoint.config:
-            raise EngineUnavailableError(
-                f"the weights of {self.checkpoint.name} are quantised, and the embedded engine "
-                "runs weights in floating point only. Use the checkpoint in half precision"
-            )
-        empty = self._empty()
-        weight_dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-        empty.tensors.load(empty.module, torch.device(device), weight_dtype, progress=progress)
-        model: PreTrainedModel = empty.module
-        model.tie_weights()
-        if model.generation_config is not None:
-            model.generation_config.eos_token_id = list(self.end_token_ids)
-        return model
-
-    def _empty(self) -> EmptyModel:
-        empty = EmptyModel(self.checkpoint)
-        empty.keep({empty.text_name})
-        return empty
 
 
 def load_language_model(checkpoint: Checkpoint) -> LanguageModel:
@@ -112,26 +87,26 @@ def load_language_model(checkpoint: Checkpoint) -> LanguageModel:
     text = model.config.get_text_config()
     config = {
         **text.to_dict(),
+        "architectures": [model.family.architecture],
         "tie_word_embeddings": "lm_head.weight" in model.module.all_tied_weights_keys,
         **model.family.text,
     }
     if "quantization_config" in checkpoint.config:
         config["quantization_config"] = checkpoint.config["quantization_config"]
-    sources = {
-        key: TensorSource(name) for name, key in model.tensors.keys.items() if model.is_text(key)
-    }
-    architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(text.model_type)
-    if (
-        architecture is None
-        or model.family.requires - _OF_STANDARD_CLASSES
-        or any(map(model.tensors.is_converted, sources))
-    ):
-        config["architectures"] = [model.family.architecture]
+    names = {name: key for name, key in model.keys.items() if model.is_text(key)}
+    standard: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(text), None)
+    if standard is None:
+        sources = {name: TensorSource(name) for name in names}
         return MultimodalLanguageModel(model, config, sources)
-    config["architectures"] = [architecture]
+    config["architectures"] = [standard.__name__]
     prefix = model.text_prefix
-    standard = {
-        f"model.{key.removeprefix(prefix)}" if key.startswith(prefix) else key: source
-        for key, source in sources.items()
-    }
-    return FamilyLanguageModel(model, config, standard)
+    return FamilyLanguageModel(
+        model,
+        config,
+        {
+            f"model.{key.removeprefix(prefix)}" if key.startswith(prefix) else key: TensorSource(
+                name
+            )
+            for name, key in names.items()
+        },
+    )

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import transformers
 from transformers import CONFIG_MAPPING
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from vl_plugin_transformers.families import FAMILIES, Family
-from vl_plugin_transformers.weights import StoredTensors
 from vlcore import Checkpoint, ConfigError, PluginError, empty_weights
 
+_COMPUTED_SUFFIX = ".rotary_emb.inv_freq"
 _TEXT_NAMES = ("language_model", "text_model")
 _LENGTHS = ("num_hidden_layers", "num_layers", "depth")
 
@@ -34,7 +35,8 @@ class EmptyModel:
         _check_lengths(checkpoint)
         self.config = read_config(checkpoint)
         try:
-            self.module = _build(self.family, self.config)
+            with empty_weights():
+                self.module = build(self.family, self.config)
         except ImportError as error:
             raise PluginError(
                 f"{self.family.architecture} needs packages that are not installed: pip install "
@@ -47,8 +49,9 @@ class EmptyModel:
             ) from error
         self.inner: Any = self.module.model
         """The module that holds the vision encoder and the language model."""
-        self.text_name = next(name for name in _TEXT_NAMES if hasattr(self.inner, name))
-        self.tensors = StoredTensors(checkpoint, self.module)
+        self.text_name = text_name(self.inner)
+        self.keys = _names(checkpoint, self.module)
+        """The name in the class of each stored tensor, before tensors are merged or split."""
 
     @property
     def num_deepstack_layers(self) -> int:
@@ -67,11 +70,10 @@ class EmptyModel:
         """Whether a tensor of the class is one of the language model."""
         return key.startswith((self.text_prefix, "lm_head."))
 
-    def keep(self, names: Iterable[str]) -> None:
-        """Remove all modules next to the language model except some."""
-        for name, _ in list(self.inner.named_children()):
-            if name not in names:
-                setattr(self.inner, name, None)
+    def remove(self, *names: str) -> None:
+        """Remove modules that are not needed."""
+        for name in names:
+            setattr(self.inner, name, None)
 
 
 def read_config(checkpoint: Checkpoint) -> Any:
@@ -90,34 +92,32 @@ def read_config(checkpoint: Checkpoint) -> Any:
         ) from error
 
 
-def _build(family: Family, config: Any) -> Any:
-    """Build the class without weights, with the fastest attention that it supports."""
+def build(family: Family, config: Any) -> Any:
+    """Build the class of a family, with the fastest attention that all of its parts support."""
     model_class = getattr(transformers, family.architecture)
-    if "deepstack" in family.requires:
-        model_class = _with_deepstack(model_class)
-    with empty_weights():
-        try:
-            config._attn_implementation = "sdpa"
-            return model_class(config).eval()
-        except ValueError:  # a part of it has no scaled_dot_product_attention
-            config._attn_implementation = "eager"
-            return model_class(config).eval()
+    try:
+        config._attn_implementation = "sdpa"
+        return model_class(config).eval()
+    except ValueError:  # a part of it has no scaled_dot_product_attention
+        config._attn_implementation = "eager"
+        return model_class(config).eval()
 
 
-def _with_deepstack(model_class: Any) -> Any:
-    """A class whose forward takes what only that of its language model does."""
+def text_name(inner: Any) -> str:
+    """Return the name of the language model in the module that holds all parts."""
+    return next(name for name in _TEXT_NAMES if hasattr(inner, name))
 
-    class DeepstackModel(model_class):  # type: ignore[misc]
-        def forward(self, *, logits_to_keep: Any = 0, **inputs: Any) -> CausalLMOutputWithPast:
-            text = self.model.language_model
-            states = text(**inputs).last_hidden_state
-            kept = (
-                slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            )
-            return CausalLMOutputWithPast(logits=self.lm_head(states[:, kept]))
 
-    DeepstackModel.__name__ = model_class.__name__  # by which transformers finds its renamings
-    return DeepstackModel
+def _names(checkpoint: Checkpoint, module: Any) -> dict[str, str]:
+    """Rename the stored tensors as transformers does."""
+    steps = get_model_conversion_mapping(module)
+    renamings = [step for step in steps if isinstance(step, WeightRenaming)]
+    expected = module.state_dict()
+    return {
+        name: rename_source_key(name, renamings, [], "model", expected)[0]
+        for name in checkpoint.tensor_names
+        if not name.endswith(_COMPUTED_SUFFIX)
+    }
 
 
 def _check_lengths(checkpoint: Checkpoint) -> None:

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 from vl_plugin_transformers.modeling import EmptyModel
 from vl_plugin_transformers.processor import FamilyProcessor
-from vlcore import Checkpoint, ImageInputs, ImageRows, VisionModel
+from vlcore import Checkpoint, ImageInputs, ImageRows, TensorSource, VisionModel
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,15 @@ class TransformersVisionModel(VisionModel):
         self._batches = model.family.batches
         self._tiles_single = model.family.tiles_single
         self._num_layers = model.num_deepstack_layers
-        removed = {model.text_name, *model.family.unused}
-        model.keep({name for name, _ in model.inner.named_children()} - removed)
+        unused = tuple(f"model.{name}." for name in model.family.unused)
+        model.remove(model.text_name, *model.family.unused)
         model.module.lm_head = None
-        model.tensors.load(model.module, device, dtype)
+        sources = {
+            name: TensorSource(name)
+            for name, key in model.keys.items()
+            if not model.is_text(key) and not key.startswith(unused)
+        }
+        checkpoint.load_module(model.module, sources, device=device, dtype=dtype)
         self._model = model.module
         self._get_features = model.inner.get_image_features
         self._arguments = inspect.signature(inspect.unwrap(self._get_features)).parameters
