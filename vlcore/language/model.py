@@ -225,8 +225,9 @@ class LanguageModel:
         )
         model.tie_weights()
         eos_ids = self._stated_eos_ids()
-        if eos_ids and model.generation_config is not None:
-            model.generation_config.eos_token_id = eos_ids
+        generation_config = getattr(model, "generation_config", None)
+        if eos_ids and generation_config is not None:
+            generation_config.eos_token_id = eos_ids
         return model
 
     def check_tensors(self) -> None:

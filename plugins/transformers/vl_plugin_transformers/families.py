@@ -21,6 +21,8 @@ class Family:
     """The token whose positions image embeddings take; by default, that of the configuration."""
     text: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the language model's standard architecture that differ from ``text_config``."""
+    needs_class: bool = False
+    """Whether only the multimodal class computes the logits, or merges the experts."""
     unused: tuple[str, ...] = ()
     """Modules next to the vision encoder that do not encode images."""
     batches: bool = True
@@ -69,7 +71,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "glm46v": Family("Glm46VForConditionalGeneration", _GRIDS),
     "glm4v": Family("Glm4vForConditionalGeneration", _GRIDS),
-    "glm4v_moe": Family("Glm4vMoeForConditionalGeneration", _GRIDS),
+    "glm4v_moe": Family("Glm4vMoeForConditionalGeneration", _GRIDS, needs_class=True),
     "glm_ocr": Family("GlmOcrForConditionalGeneration", _GRIDS),
     "glmga": Family("Glm46VForConditionalGeneration", _GRIDS),
     "got_ocr2": Family(
@@ -92,9 +94,14 @@ FAMILIES: dict[str, Family] = {
     "llava_onevision": Family("LlavaOnevisionForConditionalGeneration", tiles_single=True),
     "minimax_m3_vl": Family("MiniMaxM3SparseForConditionalGeneration", packages=_TORCHVISION),
     "mistral3": Family("Mistral3ForConditionalGeneration", packages=_TORCHVISION),
-    "muse_glimmer": Family("MuseGlimmerForConditionalGeneration", packages=_TORCHVISION),
+    "muse_glimmer": Family(
+        "MuseGlimmerForConditionalGeneration", packages=_TORCHVISION, needs_class=True
+    ),
     "muse_spark": Family(
-        "MuseSparkForConditionalGeneration", packages=_TORCHVISION, unused=("audio_tower",)
+        "MuseSparkForConditionalGeneration",
+        packages=_TORCHVISION,
+        needs_class=True,
+        unused=("audio_tower",),
     ),
     "ovis2": Family("Ovis2ForConditionalGeneration"),
     "paddleocr_vl": Family("PaddleOCRVLForConditionalGeneration", _GRIDS),

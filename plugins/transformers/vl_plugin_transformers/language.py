@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
 from vl_plugin_transformers.families import FAMILIES
 from vl_plugin_transformers.modeling import EmptyModel, build, read_config, text_name
@@ -53,6 +54,21 @@ class FamilyLanguageModel(LanguageModel):
             return PromptInputs(attention_groups=image_groups(prompt))
         return PromptInputs()
 
+    @property
+    def view_config(self) -> dict[str, Any]:
+        """``config.json`` of the text view.
+
+        Raises:
+            ConfigError: transformers has no text-only class that other engines could know.
+        """
+        if self.architecture != FAMILIES[self.checkpoint.config["model_type"]].architecture:
+            return super().view_config
+        raise ConfigError(
+            f"the language model of {self.checkpoint.name} has no text view, because transformers "
+            f"has no text-only class that computes what {self.architecture} does: use the embedded "
+            "engine"
+        )
+
 
 class MultimodalLanguageModel(FamilyLanguageModel):
     """The multimodal class without its vision encoder, where no class has only its text model."""
@@ -67,19 +83,6 @@ class MultimodalLanguageModel(FamilyLanguageModel):
                 setattr(inner, name, None)
         return module
 
-    @property
-    def view_config(self) -> dict[str, Any]:
-        """Refuse a text view.
-
-        Raises:
-            ConfigError: always.
-        """
-        raise ConfigError(
-            f"the language model of {self.checkpoint.name} has no text view, because transformers "
-            f"has no text-only class that computes what {self.architecture} does: use the embedded "
-            "engine"
-        )
-
 
 def load_language_model(checkpoint: Checkpoint) -> LanguageModel:
     """Describe the language model of a checkpoint; no weights are read."""
@@ -93,20 +96,13 @@ def load_language_model(checkpoint: Checkpoint) -> LanguageModel:
     }
     if "quantization_config" in checkpoint.config:
         config["quantization_config"] = checkpoint.config["quantization_config"]
-    names = {name: key for name, key in model.keys.items() if model.is_text(key)}
+    keys = {name: key for name, key in model.keys.items() if model.is_text(key)}
     standard: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(text), None)
-    if standard is None:
-        sources = {name: TensorSource(name) for name in names}
+    if standard is not None:
+        config["architectures"] = [standard.__name__]
+    elif model.family.needs_class or type(text) not in MODEL_MAPPING:
+        sources = {key: TensorSource(name) for name, key in keys.items()}
         return MultimodalLanguageModel(model, config, sources)
-    config["architectures"] = [standard.__name__]
-    prefix = model.text_prefix
-    return FamilyLanguageModel(
-        model,
-        config,
-        {
-            f"model.{key.removeprefix(prefix)}" if key.startswith(prefix) else key: TensorSource(
-                name
-            )
-            for name, key in names.items()
-        },
-    )
+    prefix = re.compile(f"^{re.escape(model.text_prefix)}")
+    sources = {prefix.sub("model.", key): TensorSource(name) for name, key in keys.items()}
+    return FamilyLanguageModel(model, config, sources)
