@@ -32,11 +32,7 @@ FAST = ("internvl", "qwen2_vl", "qwen3_vl", "gemma3", "qwen3_5")
 """Tiles, packed patches with M-RoPE, deepstack, attention groups, recurrent states."""
 
 
-UNEQUAL = {
-    **dict.fromkeys(
-        ("lfm3_vl", "lfm2_vl", "qwen3_5", "qwen3_5_moe"), "the engine keeps no states per sequence"
-    ),
-}
+UNEQUAL: dict[str, str] = {}
 """Families whose answers differ, with the reason."""
 
 
