@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -124,7 +125,7 @@ class Subject:
         """The distribution's version."""
         return str(self.distribution.version)
 
-    @property
+    @cached_property
     def info(self) -> PluginInfo:
         """The plugin's metadata."""
         own = canonicalize_name(self.name)
