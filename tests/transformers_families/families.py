@@ -352,19 +352,27 @@ FAMILIES: dict[str, TinyFamily] = {
         }
     ),
     "fast_vlm": TinyFamily(
-        {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}},
+        {"size": {"shortest_edge": 128}, "crop_size": {"height": 128, "width": 128}},
         {
             "patch_size": 64,
             "vision_feature_select_strategy": "full",
             "num_additional_image_tokens": 0,
         },
         _IMAGE,
-        {"vision_config": {"architecture": "fastvit_mci3", "hidden_size": 3072}},
+        {
+            "vision_config": {
+                "architecture": "fastvit_mci3",
+                "hidden_size": 128,
+                "model_args": {
+                    "inference_mode": True,
+                    "layers": [1] * 5,
+                    "embed_dims": [16, 32, 64, 64, 64],
+                },
+            }
+        },
         processor_class="LlavaProcessor",
         image_class="CLIPImageProcessor",
         requires=("timm",),
-        scale=0.02,
-        seed=3,
     ),
     "gemma3": TinyFamily(
         {"size": TILE},
@@ -811,14 +819,6 @@ FAMILIES: dict[str, TinyFamily] = {
                 "indexer_compress_ratio": 4,
             },
         },
-    ),
-    "shieldgemma2": TinyFamily(
-        {"size": TILE},
-        {"image_seq_length": 4},
-        _GEMMA_TOKENS,
-        _GEMMA3,
-        placeholder="<start_of_image>",
-        processor_class="Gemma3Processor",
     ),
     "smolvlm": TinyFamily(**_IDEFICS3, requires=("num2words",)),
     "step3p7": TinyFamily(

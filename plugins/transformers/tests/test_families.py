@@ -26,17 +26,12 @@ from transformers_families.runs import (
 from vl_plugin_transformers.families import FAMILIES
 
 import vlcore
-from vlcore.engines.transformers import TransformersEngine
 
 FAST = ("internvl", "qwen2_vl", "qwen3_vl", "gemma3", "qwen3_5")
 """Tiles, packed patches with M-RoPE, deepstack, attention groups, recurrent states."""
 
 
-UNEQUAL: dict[str, str] = {}
-"""Families whose answers differ, with the reason."""
-
-
-def _parameter(name: str, *, is_compared: bool) -> Any:
+def _parameter(name: str) -> Any:
     missing = [
         package for package in TINY[name].requires if importlib.util.find_spec(package) is None
     ]
@@ -44,19 +39,10 @@ def _parameter(name: str, *, is_compared: bool) -> Any:
     if missing:
         reason = f"{' and '.join(missing)} not installed; make test-torchvision brings it"
         marks.append(pytest.mark.skip(reason=reason))
-    elif is_compared and (lacking := FAMILIES[name].requires - TransformersEngine.offers):
-        marks.append(pytest.mark.xfail(reason=f"the engine lacks {', '.join(lacking)}"))
-    elif is_compared and name in UNEQUAL:
-        marks.append(pytest.mark.xfail(reason=UNEQUAL[name]))
     return pytest.param(name, marks=marks)
 
 
-every_family = pytest.mark.parametrize(
-    "name", [_parameter(name, is_compared=False) for name in sorted(FAMILIES)]
-)
-compared_family = pytest.mark.parametrize(
-    "name", [_parameter(name, is_compared=True) for name in sorted(FAMILIES)]
-)
+every_family = pytest.mark.parametrize("name", [_parameter(name) for name in sorted(FAMILIES)])
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +66,7 @@ def test_reference_tells_conversations_apart(
     assert len({token for prompt in expected for token in prompt.answer}) >= 10
 
 
-@compared_family
+@every_family
 def test_token_ids(
     name: str,
     reference: Callable[[str], FamilyReference],
@@ -95,7 +81,7 @@ def test_token_ids(
         ], label
 
 
-@compared_family
+@every_family
 def test_inputs_of_the_language_model(
     name: str,
     reference: Callable[[str], FamilyReference],
@@ -120,7 +106,7 @@ def test_inputs_of_the_language_model(
             ), label
 
 
-@compared_family
+@every_family
 def test_answers(
     name: str,
     reference: Callable[[str], FamilyReference],

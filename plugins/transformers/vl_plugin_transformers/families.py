@@ -113,7 +113,6 @@ FAMILIES: dict[str, Family] = {
     "qwen3_5_moe": Family("Qwen3_5MoeForConditionalGeneration", _GRIDS),
     "qwen3_vl": Family("Qwen3VLForConditionalGeneration", _GRIDS_AND_LAYERS),
     "qwen3_vl_moe": Family("Qwen3VLMoeForConditionalGeneration", _GRIDS_AND_LAYERS),
-    "shieldgemma2": Family("Gemma3ForConditionalGeneration", _GROUPS),
     "smolvlm": Family("SmolVLMForConditionalGeneration", packages=("num2words",)),
     "step3p7": Family("Step3p7ForConditionalGeneration", packages=_TORCHVISION, batches=False),
     "video_llama_3": Family("VideoLlama3ForConditionalGeneration"),
