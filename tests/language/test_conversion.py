@@ -11,8 +11,12 @@ import torch
 from checkpoints import TOKENIZER
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, Qwen3MoeConfig
+from transformers.core_model_loading import Chunk, WeightConverter
+from weight_files import ReadSpy
 
 from vlcore import Checkpoint, LanguageModel, TensorError, TensorSource
+from vlcore.checkpoint.conversion import _Group
+from vlcore.checkpoint.headers import HeaderCheckpoint
 
 NUM_EXPERTS = 12
 """Sorted as text, expert 10 would come before expert 2."""
@@ -91,3 +95,46 @@ def test_a_damaged_expert_is_found_without_reading_it(
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(TensorError, match="experts"):
         language_model(tmp_path).check_tensors()
+
+
+def test_each_tensor_is_read_once_in_the_requested_dtype(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = language_model(directory)
+    spy = ReadSpy(monkeypatch)
+    loaded = model.to_transformers("cpu", torch.bfloat16)
+    assert sorted(spy.names) == sorted(model.checkpoint.tensor_names)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
+
+
+def test_the_size_of_experts_is_known_without_reading_them(directory: Path) -> None:
+    model = language_model(directory)
+    headers = HeaderCheckpoint.from_checkpoint(model.checkpoint)
+    empty = LanguageModel(headers, model.config, model.tensors).to_transformers("meta", "float16")
+    shapes = {key: value.shape for key, value in empty.state_dict().items()}
+    loaded = model.to_transformers("cpu").state_dict()
+    assert shapes == {key: value.shape for key, value in loaded.items()}
+    assert len(headers.used) == len(model.tensors)
+
+
+def test_missing_tensors_are_found_by_their_names(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which saves downloading the weights of a Hub repository."""
+    model = language_model(directory)
+    model.tensors = {
+        name: source
+        for name, source in model.tensors.items()
+        if ".0.mlp.experts." not in name and ".0.block_sparse_moe.experts." not in name
+    }
+    monkeypatch.setattr(Checkpoint, "tensor_infos", None)
+    with pytest.raises(TensorError, match=r"lacks 2 tensor\(s\) .*experts.down_proj"):
+        model.check_tensors()
+
+
+def test_the_results_of_a_conversion_are_known_by_their_names() -> None:
+    converter = WeightConverter("qkv", [r"(\d+)\.query", r"(\d+)\.key"], [Chunk(dim=0)])
+    assert _Group("layers.7.query.weight", converter).targets == {
+        "layers.7.query.weight",
+        "layers.7.key.weight",
+    }

@@ -8,6 +8,7 @@ its own conversion mapping.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,16 @@ class _Group:
     patterns: dict[str, str] = field(default_factory=dict)
     """The pattern that matched each key, in the order in which tensors are merged."""
     received: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def targets(self) -> set[str]:
+        """The names of the results, of which ``target`` is the first."""
+        first, *_ = patterns = self.converter.target_patterns
+        found = re.search(re.escape(first).replace(r"\\1", "(.+?)"), self.target)
+        if found is None:
+            return {self.target}
+        start, end = self.target[: found.start()], self.target[found.end() :]
+        return {f"{start}{found.expand(pattern)}{end}" for pattern in patterns}
 
 
 class TensorConversion:
@@ -55,11 +66,7 @@ class TensorConversion:
     @property
     def targets(self) -> set[str]:
         """The names in the module of all tensors that result."""
-        converted = {
-            group.target.replace(group.converter.target_patterns[0], pattern)
-            for group in self._groups.values()
-            for pattern in group.converter.target_patterns
-        }
+        converted = {target for group in self._groups.values() for target in group.targets}
         return converted | set(self._names.values())
 
     def __contains__(self, key: str) -> bool:
@@ -90,6 +97,8 @@ class TensorConversion:
                 f"converted to {group.target} of {type(self._module).__name__}: "
                 f"{type(error).__name__}: {error}"
             ) from error
+        if isinstance(converted, tuple):  # the first releases of transformers 5 add errors
+            converted, _ = converted
         return {
             name: value[0] if isinstance(value, list) else value
             for name, value in converted.items()

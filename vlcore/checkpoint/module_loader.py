@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from functools import partial
 from typing import Protocol
 
@@ -68,12 +68,22 @@ def load_module(
     module.requires_grad_(False).eval()
 
 
+def _check_names(store: TensorStore, found: Set[str], expected: Mapping[str, object]) -> None:
+    """Check that there is something for each key, which may save downloading the weights."""
+    if missing := sorted(expected.keys() - found):
+        raise TensorError(
+            f"{store.name} lacks {len(missing)} tensor(s) that config.json asks for: "
+            f"{shorten(missing)}"
+        )
+
+
 def check_module(
     store: TensorStore, module: nn.Module, sources: Mapping[str, TensorSource]
 ) -> None:
     """Check that a module can be filled, as described at ``Checkpoint.check_module``."""
     expected = {key: value.shape for key, value in module.state_dict().items()}
     convert = TensorConversion(module, sources)
+    _check_names(store, convert.targets | sources.keys(), expected)
     infos = store.tensor_infos(source.name for source in sources.values())
     shapes: dict[str, torch.Size] = {}
     origins: dict[str, str] = {}
@@ -87,11 +97,7 @@ def check_module(
             f"{store.name} holds {len(unexpected)} tensor(s) that the model of config.json does "
             f"not use: {shorten(unexpected)}"
         )
-    if missing := sorted(expected.keys() - shapes.keys()):
-        raise TensorError(
-            f"{store.name} lacks {len(missing)} tensor(s) that config.json asks for: "
-            f"{shorten(missing)}"
-        )
+    _check_names(store, shapes.keys(), expected)
     if misshapen := [
         f"{origins[key]} gives {list(shapes[key])} where config.json asks for {list(shape)}"
         for key, shape in expected.items()
