@@ -81,8 +81,12 @@ class Site:
         (info / "entry_points.txt").write_text("\n".join(entry_points) + "\n")
         (folder / f"{module}.py").write_text(source)
         self.modules.append(module)
-        self._monkeypatch.syspath_prepend(folder)
+        self.add_to_path(folder)
         return module
+
+    def add_to_path(self, folder: Path) -> None:
+        """Make the modules and distributions of a folder importable until the test ends."""
+        self._monkeypatch.syspath_prepend(folder)
 
     def imported(self) -> list[str]:
         """Which of the plugin modules have been imported."""

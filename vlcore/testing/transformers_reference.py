@@ -108,7 +108,8 @@ class TransformersReference:
         Shapes:
             result: [k, hidden_size]; with deepstack, [k, hidden_size * (1 + layers)].
         """
-        features = self.model.get_image_features
+        features = getattr(self.model, "get_image_features", None)
+        features = self.model.model.get_image_features if features is None else features
         taken = _parameters(features)
         given = {key: value for key, value in inputs.items() if key in taken}
         with torch.inference_mode():

@@ -16,13 +16,17 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+from distributions import make_site
+from new_packages import install_package, write_tiny_checkpoint
 from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
+import vlcore
 from vlcore._version import __version__
 from vlcore.cli import app
 from vlcore.cli.new.scaffold import PluginNames, render, write_plugin
 from vlcore.errors import OptionError
+from vlcore.testing import check_plugin
 
 ROOT = Path(__file__).parents[3]
 NAMES = PluginNames.parse("vl-plugin-mosaic", "MosaicForConditionalGeneration")
@@ -201,7 +205,8 @@ def test_no_mark_of_a_template_is_left() -> None:
 
 @pytest.mark.parametrize("names", [NAMES, LONG, SHORT], ids=lambda names: names.distribution[:20])
 def test_it_is_clean_for_ruff(names: PluginNames, tmp_path: Path) -> None:
-    write_plugin(names, tmp_path)
+    write_plugin(names, tmp_path / "plain")
+    write_plugin(names, tmp_path / "jinja", uses_jinja=True)
     for command in (("check",), ("format", "--check")):
         run(sys.executable, "-m", "ruff", *command, cwd=tmp_path)
 
@@ -225,15 +230,29 @@ def test_the_wheel_of_vlcore_brings_the_templates(tmp_path: Path) -> None:
     )
     wheel = run(sys.executable, "-c", build, ROOT, tmp_path, cwd=tmp_path).stdout.strip()
     with zipfile.ZipFile(wheel) as archive:
-        packed = {name for name in archive.namelist() if "cli/new/package/" in name}
+        packed = {name for name in archive.namelist() if "cli/new/package" in name}
     folder = Path(str(resources.files("vlcore"))).parent
     stored = {
         path.relative_to(folder).as_posix()
-        for path in (folder / "vlcore/cli/new/package").rglob("*")
+        for path in (folder / "vlcore/cli/new").glob("package*/**/*")
         if path.is_file()
     }
     assert packed == stored
-    assert len(stored) == len(render(NAMES))
+    assert len(stored) > len(render(NAMES))
+
+
+@pytest.mark.slow
+def test_the_variant_with_a_jinja_template_meets_the_contract(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for site in make_site(tmp_path / "site", monkeypatch):
+        texts = render(NAMES, uses_jinja=True)
+        name = install_package(site, NAMES, texts)
+        checkpoint = write_tiny_checkpoint(texts, tmp_path / "checkpoint")
+        report = check_plugin(checkpoint, plugin=name)
+        assert report.ok, str(report)
+        template = vlcore.load_chat_template(checkpoint, plugin=name)
+        assert template.render([{"role": "user", "content": "Hi"}]) == "user: Hi</s>assistant:"
 
 
 # -- in an environment of its own

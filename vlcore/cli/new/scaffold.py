@@ -8,18 +8,22 @@ from __future__ import annotations
 import keyword
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from packaging.utils import InvalidName, canonicalize_name
 from packaging.version import Version
 
 from vlcore._version import __version__
+from vlcore.cli.new.source_text import import_line, literal
 from vlcore.errors import OptionError
+
+if TYPE_CHECKING:
+    from vlcore.cli.new.family import TransformersFamily
 
 _SUFFIX = ".jinja"
 _MODULE = "MODULE"
@@ -82,12 +86,20 @@ class PluginNames:
         return _ENDINGS.sub("", self.architecture) or self.architecture
 
 
-def write_plugin(names: PluginNames, directory: str | Path | None = None) -> list[Path]:
+def write_plugin(
+    names: PluginNames,
+    directory: str | Path | None = None,
+    *,
+    uses_jinja: bool = False,
+    family: TransformersFamily | None = None,
+) -> list[Path]:
     """Write a package that installs, passes its own tests, and is listed by ``vlcore plugins``.
 
     Args:
         names: the names of the plugin.
         directory: where to write it. Default: a new directory named after the distribution.
+        uses_jinja: whether the chat template is the Jinja template of the checkpoint.
+        family: the family of transformers that the plugin serves; ``None`` for a model of your own.
 
     Returns:
         The files that were written; the first one is at the top of the directory.
@@ -97,7 +109,7 @@ def write_plugin(names: PluginNames, directory: str | Path | None = None) -> lis
             written in the first two cases.
     """
     folder = Path(names.distribution if directory is None else directory).expanduser()
-    texts = render(names)
+    texts = render(names, uses_jinja=uses_jinja, family=family)
     try:
         if folder.exists() and not folder.is_dir():
             raise OptionError(f"{folder} is a file: name another --directory")
@@ -112,8 +124,13 @@ def write_plugin(names: PluginNames, directory: str | Path | None = None) -> lis
     return [folder / name for name in texts]
 
 
-def render(names: PluginNames) -> dict[str, str]:
-    """Render the text of each file of the package, by its path in the directory."""
+def render(
+    names: PluginNames, *, uses_jinja: bool = False, family: TransformersFamily | None = None
+) -> dict[str, str]:
+    """Render the text of each file of the package, by its path in the directory.
+
+    The templates in ``package`` are those of every package. Those of a variant replace them.
+    """
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
@@ -121,10 +138,22 @@ def render(names: PluginNames) -> dict[str, str]:
         keep_trailing_newline=True,
         autoescape=False,  # noqa: S701  (the files are Python, TOML and Markdown, not HTML)
     )
-    values = _values(names)
+    environment.globals |= {"literal": literal, "import_line": import_line}
+    values = _values(names) | {"uses_jinja": uses_jinja, "config_class": ""}
+    folders = ["package"]
+    if family is not None:
+        folders.append("package_transformers")
+        values |= _family_values(family)
+    elif uses_jinja:
+        folders.append("package_jinja")
+    templates: dict[PurePosixPath, str] = {}
+    for folder in folders:
+        root = resources.files("vlcore.cli.new").joinpath(folder)
+        templates |= dict(_templates(root, PurePosixPath()))
+    if family is not None:  # the comparison with transformers takes its place
+        del templates[PurePosixPath("tests/test_answers.py.jinja")]
     texts = {}
-    folder = resources.files("vlcore.cli.new").joinpath("package")
-    for path, template in _templates(folder, PurePosixPath()):
+    for path, template in templates.items():
         parts = [names.module if part == _MODULE else part for part in path.parts]
         name = PurePosixPath(*parts).as_posix().removesuffix(_SUFFIX)
         texts[name] = environment.from_string(template).render(values)
@@ -152,3 +181,17 @@ def _values(names: PluginNames) -> dict[str, Any]:
         "minor": f"{version.major}.{version.minor}",
         "next_minor": f"{version.major}.{version.minor + 1}",
     }
+
+
+def _family_values(family: TransformersFamily) -> dict[str, Any]:
+    vision, text = family.vision_prefixes, family.text_prefixes
+    return vars(family) | {
+        "prefix": family.config_class.removesuffix("Config"),
+        "num_layouts": max(len(vision), len(text)),
+        "vision_prefixes": _merged(vision),
+        "text_prefixes": _merged(text),
+    }
+
+
+def _merged(layouts: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    return {old: new for layout in layouts for old, new in layout.items()}

@@ -1,0 +1,135 @@
+"""Plugins for families that transformers ships, from the name of a configuration class."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from distributions import Site, make_site
+from documents import ROOT, blocks_of
+from new_packages import TINY_CHECKPOINT, install_package, write_tiny_checkpoint
+from public_names import internal_names_in_code
+from typer.testing import CliRunner
+
+from vlcore.cli import app
+from vlcore.cli.new.family import TransformersFamily, inspect_family
+from vlcore.cli.new.scaffold import PluginNames, render
+from vlcore.errors import OptionError
+from vlcore.testing import check_plugin, compare_with_transformers
+
+HOWTO = ROOT / "docs" / "howto" / "from-transformers.md"
+LINES_OF_THE_HOWTO = next(
+    block.text.split("\n", 1)[1] for block in blocks_of([HOWTO]) if block.file == TINY_CHECKPOINT
+)
+BY_HAND = {
+    "InternVLConfig": LINES_OF_THE_HOWTO,
+    "LlavaConfig": 'PROCESSOR["num_additional_image_tokens"] = 1',
+    "DeepseekVLConfig": 'PROCESSOR["num_image_tokens"] = 16',
+    "Idefics3Config": (
+        'PROCESSOR["image_seq_len"] = 4\nIMAGE_PROCESSOR["size"] = {"longest_edge": 112}'
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def intern() -> TransformersFamily:
+    return inspect_family("InternVLConfig")
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    yield from make_site(tmp_path, monkeypatch)
+
+
+def names_of(family: TransformersFamily) -> PluginNames:
+    return PluginNames.parse(f"vl-plugin-new-{family.model_type}", family.architecture)
+
+
+def package_of(family: TransformersFamily) -> dict[str, str]:
+    return render(names_of(family), family=family)
+
+
+def test_the_modules_and_prefixes_of_a_family_are_found(intern: TransformersFamily) -> None:
+    assert intern.architecture == "InternVLForConditionalGeneration"
+    assert intern.has_tower
+    assert intern.requires == {}
+    assert intern.vision_prefixes == (
+        {
+            "model.multi_modal_projector.": "multi_modal_projector.",
+            "model.vision_tower.": "vision_tower.",
+        },
+        {"multi_modal_projector.": "multi_modal_projector.", "vision_tower.": "vision_tower."},
+    )
+    assert intern.text_prefixes == (
+        {"model.language_model.": "model.", "lm_head.": "lm_head."},
+        {"language_model.lm_head.": "lm_head.", "language_model.model.": "model."},
+    )
+    assert intern.placeholder == intern.row_token == "<context_image>"
+
+
+def test_what_a_language_model_requires_is_declared() -> None:
+    family = inspect_family("Gemma3Config")
+    assert set(family.requires) == {"attention_groups"}
+    (language,) = (text for path, text in package_of(family).items() if "language.py" in path)
+    assert 'requires = frozenset(["attention_groups"])' in language
+
+
+@pytest.mark.parametrize("config_class", ["InternVLConfig", "LlavaOnevisionConfig", "Gemma3Config"])
+def test_the_package_is_clean_and_uses_public_names(config_class: str, tmp_path: Path) -> None:
+    for path, text in package_of(inspect_family(config_class)).items():
+        if path.endswith(".py"):
+            ast.parse(text)
+            assert internal_names_in_code(text) == []
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text, "utf-8")
+    for command in (["check"], ["format", "--check"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config_class", BY_HAND)
+def test_the_plugin_equals_transformers(config_class: str, site: Site, tmp_path: Path) -> None:
+    family = inspect_family(config_class)
+    texts = package_of(family)
+    name = install_package(site, names_of(family), texts)
+    by_hand = BY_HAND[config_class]
+    checkpoint = write_tiny_checkpoint(texts, tmp_path / "checkpoint", by_hand)
+    report = compare_with_transformers(checkpoint, plugin=name)
+    assert report.ok, str(report)
+    if config_class == "InternVLConfig":
+        conformance = check_plugin(checkpoint, plugin=name)
+        assert conformance.ok, str(conformance)
+
+
+def test_few_lines_are_written_by_hand() -> None:
+    """The plugin needs none of the 40 lines that it may, and its tests few of 20."""
+    assert len(LINES_OF_THE_HOWTO.strip().splitlines()) <= 20
+
+
+@pytest.mark.parametrize(
+    ("config_class", "message"),
+    [
+        ("NoSuchConfig", "expects the configuration class of a vision-language model"),
+        ("BertConfig", "Known: .*InternVLConfig"),
+        ("Qwen2VLConfig", "is not one that transformers has as a ...ForCausalLM"),
+    ],
+)
+def test_a_family_that_cannot_be_written_is_refused(config_class: str, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        inspect_family(config_class)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [[], ["--from-transformers", "InternVLConfig", "--architecture", "OtherForCausalLM"]],
+    ids=["neither", "both"],
+)
+def test_the_architecture_is_that_of_the_family(options: list[str]) -> None:
+    assert CliRunner().invoke(app, ["new", "vl-plugin-mosaic", *options]).exit_code == 2
