@@ -92,7 +92,9 @@ FAMILIES: dict[str, Family] = {
     "llava_next": Family("LlavaNextForConditionalGeneration"),
     "llava_next_video": Family("LlavaNextVideoForConditionalGeneration"),
     "llava_onevision": Family("LlavaOnevisionForConditionalGeneration", tiles_single=True),
-    "minimax_m3_vl": Family("MiniMaxM3SparseForConditionalGeneration", packages=_TORCHVISION),
+    "minimax_m3_vl": Family(
+        "MiniMaxM3SparseForConditionalGeneration", packages=_TORCHVISION, needs_class=True
+    ),
     "mistral3": Family("Mistral3ForConditionalGeneration", packages=_TORCHVISION),
     "muse_glimmer": Family(
         "MuseGlimmerForConditionalGeneration", packages=_TORCHVISION, needs_class=True

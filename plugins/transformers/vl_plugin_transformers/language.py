@@ -98,11 +98,11 @@ def load_language_model(checkpoint: Checkpoint) -> LanguageModel:
         config["quantization_config"] = checkpoint.config["quantization_config"]
     keys = {name: key for name, key in model.keys.items() if model.is_text(key)}
     standard: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(text), None)
-    if standard is not None:
-        config["architectures"] = [standard.__name__]
-    elif model.family.needs_class or type(text) not in MODEL_MAPPING:
+    if model.family.needs_class or (standard is None and type(text) not in MODEL_MAPPING):
         sources = {key: TensorSource(name) for name, key in keys.items()}
         return MultimodalLanguageModel(model, config, sources)
+    if standard is not None:
+        config["architectures"] = [standard.__name__]
     prefix = re.compile(f"^{re.escape(model.text_prefix)}")
     sources = {prefix.sub("model.", key): TensorSource(name) for name, key in keys.items()}
     return FamilyLanguageModel(model, config, sources)

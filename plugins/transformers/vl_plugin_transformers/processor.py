@@ -60,6 +60,7 @@ class FamilyProcessor:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         family = FAMILIES[checkpoint.config["model_type"]]
+        config = read_config(checkpoint)
         self._processor = _load(checkpoint, family)
         tokenizer = self._processor.tokenizer
         self._settings = self._processor._merge_kwargs(
@@ -71,7 +72,6 @@ class FamilyProcessor:
             key: value for key, value in self._settings.items() if key in own
         }
         self._fixed_expansion = ""
-        config = read_config(checkpoint)
         ids = [getattr(config, "image_token_id", None) or config.image_token_index]
         ids += getattr(config, "visual_indicator_token_ids", None) or ()
         tokens = [str(token) for token in tokenizer.convert_ids_to_tokens(ids)]
@@ -176,12 +176,17 @@ def _read_settings(checkpoint: Checkpoint) -> tuple[Mapping[str, Any], Mapping[s
 
 
 def _check_packages(checkpoint: Checkpoint, family: Family) -> None:
-    missing = [name for name in family.packages if importlib.util.find_spec(name) is None]
+    missing = [name for name in family.packages if not is_installed(name)]
     if missing:
         raise PluginError(
             f"{checkpoint.name} is a {checkpoint.config['model_type']} model, whose processor "
             f"needs {' and '.join(missing)}: pip install {' '.join(missing)}"
         )
+
+
+def is_installed(package: str) -> bool:
+    """Return whether a package can be imported."""
+    return importlib.util.find_spec(package) is not None
 
 
 def _usable(name: object) -> Any:
