@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers import (
@@ -29,6 +29,14 @@ def build_causal_lm(config: PretrainedConfig) -> PreTrainedModel:
     return model
 
 
+def tied_keys(config: PretrainedConfig) -> dict[str, str]:
+    """Return the tensors that the model of a configuration ties to others, if it ties any."""
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return TextModelForCausalLM._tied_weights_keys
+    keys: dict[str, str] | None = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._tied_weights_keys
+    return keys or {}
+
+
 class TextModelForCausalLM(PreTrainedModel):  # type: ignore[no-untyped-call]
     """A text model of transformers, as it is part of vision-language models, with an output layer.
 
@@ -38,7 +46,7 @@ class TextModelForCausalLM(PreTrainedModel):  # type: ignore[no-untyped-call]
 
     config_class = PretrainedConfig
     base_model_prefix = "model"
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
     _supports_sdpa = True
 
     def __init__(self, config: PretrainedConfig) -> None:

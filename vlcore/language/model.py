@@ -223,7 +223,10 @@ class LanguageModel:
             dtype=as_dtype(dtype),
             progress=progress,
         )
-        model.tie_weights()
+        # Those that are tied and stored as well, with different values, are not tied.
+        tied = getattr(model, "all_tied_weights_keys", None) or {}
+        absent = {key for key in {*tied, *tied.values()} if key not in self.tensors}
+        model.tie_weights(missing_keys=absent, recompute_mapping=False)
         eos_ids = self._stated_eos_ids()
         generation_config = getattr(model, "generation_config", None)
         if eos_ids and generation_config is not None:
@@ -272,7 +275,16 @@ class LanguageModel:
         for key, original in tied.items():
             if key not in sources and original in sources:
                 sources[key] = sources[original]
+            elif original not in sources and key in sources:
+                sources[original] = sources[key]
         return sources
+
+    def _stores_tied_tensors(self) -> bool:
+        """Whether there are sources for both of two tensors that the class ties."""
+        from vlcore.language.causal_lm import tied_keys
+
+        pairs = tied_keys(self.transformers_config).items()
+        return any(key in self.tensors and original in self.tensors for key, original in pairs)
 
     def _stated_eos_ids(self) -> list[int]:
         """The end tokens in ``generation_config.json``; empty if it has none."""
@@ -299,6 +311,8 @@ class LanguageModel:
         config = standard_config(
             self.transformers_config, self.architecture, context_length=self.context_length
         )
+        if config.get("tie_word_embeddings") and self._stores_tied_tensors():
+            config["tie_word_embeddings"] = False  # other programs would ignore one of the two
         if self._quantization is not None:
             config["quantization_config"] = standard_quantization(
                 self._quantization, self.tensors, f"config.json of {self.checkpoint.name}"

@@ -23,8 +23,11 @@ def load_language_model(checkpoint: Checkpoint) -> LanguageModel:
 def _read_hf(checkpoint: Checkpoint) -> LanguageModel:
     config = checkpoint.config
     text = dict(config.get("text_config") or {})
-    # A key that is absent here has the default of the language model's class, as in transformers.
-    for key in ("tie_word_embeddings", "torch_dtype", "dtype", "quantization_config"):
+    # A key that is absent here has the default of the language model's class, as in transformers,
+    # which ties the embeddings if either of the configurations says so.
+    if config.get("tie_word_embeddings"):
+        text["tie_word_embeddings"] = True
+    for key in ("torch_dtype", "dtype", "quantization_config"):
         if key in config:
             text.setdefault(key, config[key])
     tensors = renamed(
