@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -641,3 +642,16 @@ def test_an_impossible_reference_is_reported(tmp_path: Path) -> None:
     write_json(tmp_path / "config.json", {})
     with pytest.raises(CheckpointNotFoundError, match="refers to"):
         Checkpoint.open(tmp_path).related("x" * 5000)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, file names are text")
+def test_a_directory_whose_path_is_not_utf_8_needs_a_link(tmp_path: Path) -> None:
+    directory = Path(os.fsdecode(os.fsencode(tmp_path) + b"/mod\xe8le"))
+    write_llava(directory)
+    with pytest.raises(CheckpointError, match="symbolic link"):
+        Checkpoint.open(directory)
+    link = tmp_path / "link"
+    link.symlink_to(directory)
+    checkpoint = Checkpoint.open(link)
+    assert len(checkpoint.fingerprint) == 64
+    assert checkpoint.config["model_type"] == "llava"

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import typer
 from checkpoints import write_llava
+from PIL import Image
 from typer.main import get_command
 
-from vlcore.cli import app
+from vlcore.cli import app, main
 from vlcore.cli.terminal import echo, echo_path, is_valid_text, set_up_streams
 
 
@@ -109,6 +110,30 @@ def test_help_is_in_ascii() -> None:
         assert text.isascii(), [character for character in text if not character.isascii()]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["模型"], b"No such command '\\u6a21\\u578b'"), (["chat", "--nöpe"], b"--n\\xf6pe")],
+)
+def test_usage_errors_are_written_in_the_encoding_of_stderr(
+    arguments: list[str], message: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stderr = text_stream("ascii")
+    monkeypatch.setattr(sys, "stderr", stderr)
+    monkeypatch.setattr(sys, "argv", ["vlcore", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert message in written(stderr)
+
+
+def test_the_status_of_the_process_is_that_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments, code in (["--version"], 0), (["doctor", "/absent"], 1):
+        monkeypatch.setattr(sys, "argv", ["vlcore", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == code
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_every_command_writes_in_the_encoding_of_the_terminal(
@@ -116,6 +141,8 @@ def test_every_command_writes_in_the_encoding_of_the_terminal(
 ) -> None:
     directory = tmp_path / "modèle 模型"
     checkpoint = write_llava(directory)
+    image = tmp_path / "图 é.png"
+    Image.new("RGB", (8, 8)).save(image)
     commands = [
         ["plugins"],
         ["plugins", "--json"],
@@ -129,6 +156,11 @@ def test_every_command_writes_in_the_encoding_of_the_terminal(
         ["new", "vl-plugin-tiny", "--architecture", "Tiny", "--directory", str(tmp_path / "新")],
         ["check", "--list"],
         ["chat", str(tmp_path / "没有"), "Hello"],
+        ["encode", str(checkpoint), str(image), "--out", str(tmp_path / "行.safetensors")],
+        ["check", "vl-plugin-llava", "--model", str(checkpoint), "--only", "match-own"],
+        ["serve", str(checkpoint), "--host", "没有"],
+        ["serve", "--模型"],
+        ["没有"],
     ]
     for command in commands:
         done = subprocess.run(

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from contextlib import AbstractContextManager
+from typing import Any, ClassVar
 
 import pytest
 from held_engine import held
@@ -95,6 +96,19 @@ def test_an_unfinished_request_is_cancelled_with_an_error(
         assert b'"code":"stopping"' in read_all(connection)
 
 
+def test_sampling_defaults_are_limited_to_what_the_engine_supports(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A checkpoint may recommend more, and a request that states nothing must not be refused."""
+    with pipeline() as pipe:
+        monkeypatch.setattr(type(pipe.engine), "max_values", {"temperature": 2.0, "top_k": 1024})
+        stated = {"temperature": 2.5, "top_k": 2000, "top_p": 0.5}
+        settings = ServerSettings(model_name="tiny", sampling_defaults=stated)
+        server = serving.Server(pipe, settings)
+    assert server.sampling_defaults == {"temperature": 2.0, "top_k": 1024, "top_p": 0.5}
+    assert "top_k is 2000, and the transformers engine supports at most 1024" in caplog.text
+
+
 def test_the_loaded_model_is_excluded_from_garbage_collection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -108,6 +122,8 @@ def test_the_loaded_model_is_excluded_from_garbage_collection(
 
         def run(self, _: object) -> None:
             num_frozen.append(gc.get_freeze_count())
+
+        sampling_defaults: ClassVar[dict[str, Any]] = {}
 
         def __exit__(self, *_: object) -> None:
             num_frozen.append(gc.get_freeze_count())

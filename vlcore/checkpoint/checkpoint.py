@@ -23,7 +23,7 @@ from vlcore.checkpoint.hub import HubRepository
 from vlcore.checkpoint.tensor_source import TensorSource
 from vlcore.checkpoint.weight_index import adapter_hint, find_weight_files
 from vlcore.checkpoint.weights import TensorInfo, open_weights, read_header, shorten
-from vlcore.errors import CheckpointNotFoundError, ConfigError, TensorError
+from vlcore.errors import CheckpointError, CheckpointNotFoundError, ConfigError, TensorError
 from vlcore.vocabulary import load_tokenizer
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class Checkpoint:
             revision: a branch, tag or commit of the Hub repository.
 
         Raises:
+            CheckpointError: the path of the directory is not UTF-8.
             CheckpointNotFoundError: ``model`` is neither a directory nor a reachable repository.
         """
         if not isinstance(model, str | Path) or not str(model):
@@ -71,6 +72,7 @@ class Checkpoint:
         try:
             directory = Path(model).expanduser()
             if directory.is_dir():
+                _check_encoding(directory)
                 return cls(directory)
             is_file = directory.exists()
         except (OSError, ValueError, RuntimeError) as error:  # not a valid path
@@ -228,7 +230,7 @@ class Checkpoint:
         digest = hashlib.sha256()
         files = [self.directory / "config.json", *sorted(set(weight_files))]
         for field in (str(self.directory.resolve()), *self._fingerprint_fields(files)):
-            encoded = field.encode()
+            encoded = field.encode("utf-8", "surrogatepass")  # a path may have any bytes
             digest.update(len(encoded).to_bytes(8, "little") + encoded)
         return digest.hexdigest()
 
@@ -411,3 +413,13 @@ def renamed(checkpoint: Checkpoint, prefixes: Mapping[str, str]) -> dict[str, Te
         if old is not None and not name.endswith(_COMPUTED_SUFFIX):
             tensors[prefixes[old] + name.removeprefix(old)] = TensorSource(name)
     return tensors
+
+
+def _check_encoding(directory: Path) -> None:
+    try:
+        str(directory).encode()
+    except UnicodeEncodeError:
+        raise CheckpointError(
+            f"the path {str(directory)!r} is not valid UTF-8, and libraries that read tokenizers "
+            "and weights need one that is: rename the directory, or make a symbolic link to it"
+        ) from None

@@ -6,6 +6,7 @@ stay free of torch and of every plugin.
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated
 
@@ -66,8 +67,21 @@ def _options(
 
 def main() -> None:
     """Run the command line. Errors of vlcore are printed without a traceback."""
+    set_up_streams()
     try:
-        app()
+        code = app(standalone_mode=False)
     except VlcoreError as error:
         echo(f"error: {error}", err=True)
         sys.exit(1)
+    except typer.Abort:
+        echo("Aborted!", err=True)
+        sys.exit(1)
+    except Exception as error:
+        if not hasattr(error, "show"):
+            raise
+        # A usage error: by itself, it writes UTF-8 to a terminal whose encoding is ASCII.
+        message = io.StringIO()
+        error.show(file=message)
+        echo(message.getvalue(), err=True, end="")
+        sys.exit(getattr(error, "exit_code", 2))
+    sys.exit(code if isinstance(code, int) else 0)

@@ -85,6 +85,8 @@ class Engine(ABC):
     name: ClassVar[str]
     offers: ClassVar[frozenset[str]] = frozenset()
     """The optional features of the engine; see ``LanguageModel.requires``."""
+    max_values: ClassVar[Mapping[str, float]] = {}
+    """The largest values of sampling options that the engine supports, where it has a limit."""
     takes_rows_on_host: ClassVar[bool] = False
     """Whether image embeddings should be kept on the host rather than on the engine's device."""
     hidden_size: int

@@ -11,10 +11,12 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import FrameType
 
 import uvicorn
 
+from vlcore.engines.base import Engine
 from vlcore.errors import EngineClosedError, OptionError
 from vlcore.inference.pipeline import Pipeline
 from vlcore.server.admission import Admission
@@ -53,6 +55,8 @@ class Server(uvicorn.Server):
         self.failure: str | None = None
         """Why the engine can serve no further requests, if that has stopped the server."""
         self._engine = pipeline.engine
+        settings = _within_limits(settings, pipeline.engine)
+        self.sampling_defaults = settings.sampling_defaults
         self._admission = Admission(settings.max_requests)
         self._shutdown_timeout_s = settings.shutdown_timeout_s
         protocol = type(
@@ -143,6 +147,19 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
+def _within_limits(settings: ServerSettings, engine: Engine) -> ServerSettings:
+    """Replace sampling defaults that the engine does not support: no request could be served."""
+    limited = dict(settings.sampling_defaults)
+    for name, most in engine.max_values.items():
+        if limited.get(name, 0) > most:
+            logger.warning(
+                "the default of %s is %g, and the %s engine supports at most %g, which is used",
+                *(name, limited[name], engine.name, most),
+            )
+            limited[name] = type(limited[name])(most)
+    return replace(settings, sampling_defaults=limited)
+
+
 def serve(pipeline: Pipeline, settings: ServerSettings, bound: socket.socket) -> None:
     """Serve a model until the process receives SIGINT or SIGTERM, or the engine fails.
 
@@ -157,7 +174,7 @@ def serve(pipeline: Pipeline, settings: ServerSettings, bound: socket.socket) ->
     server = Server(pipeline, settings)
     host, port = bound.getsockname()[:2]
     name = f"[{host}]" if ":" in host else host
-    if defaults := settings.sampling_defaults:
+    if defaults := server.sampling_defaults:
         values = ", ".join(f"{option} {value:g}" for option, value in defaults.items())
         logger.info("sampling options that requests do not set: %s", values)
     bound.listen(_BACKLOG)  # clients can connect as soon as the address is logged

@@ -16,7 +16,7 @@ from vlcore.engines.external.self_test import next_logits, run_self_test
 from vlcore.engines.external.sequence import ExternalSequence
 from vlcore.engines.turbomind.requests import InstancePool, TurbomindRequest
 from vlcore.engines.turbomind.support import embedding_name, lmdeploy_version
-from vlcore.engines.turbomind.translation import check_options, to_turbomind
+from vlcore.engines.turbomind.translation import MAX_VALUES, check_options, to_turbomind
 from vlcore.errors import EngineError, EngineUnavailableError, OptionError
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class TurbomindEngine(ExternalEngine):
     """
 
     name = "turbomind"
+    max_values = MAX_VALUES
 
     def __init__(
         self,

@@ -15,8 +15,8 @@ from vlcore.errors import OptionError
 
 MAX_IDS = 32
 """TurboMind ignores further end tokens and banned tokens of a request."""
-_MAX_TEMPERATURE = 2.0
-_MAX_TOP_K = 1024
+MAX_VALUES = {"temperature": 2.0, "top_k": 1024}
+"""The largest values that TurboMind does not clamp."""
 _UNSUPPORTED = ("frequency_penalty", "presence_penalty", "logit_bias")
 """Options whose values other than 0, or an empty mapping, TurboMind does not support."""
 _HINT = "or use engine='transformers'"
@@ -32,16 +32,14 @@ def check_options(config: GenerationConfig, end_token_ids: Collection[int]) -> N
     Raises:
         OptionError: an option is out of TurboMind's range, or not supported by it.
     """
-    if not config.is_greedy and config.temperature > _MAX_TEMPERATURE:
-        raise OptionError(
-            f"temperature must be at most {_MAX_TEMPERATURE:g} with TurboMind; it is "
-            f"{config.temperature}: lower it, {_HINT}"
-        )
-    if not config.is_greedy and config.top_k > _MAX_TOP_K:
-        raise OptionError(
-            f"top_k must be at most {_MAX_TOP_K} with TurboMind, or 0 for all tokens; it is "
-            f"{config.top_k}: lower it, {_HINT}"
-        )
+    if not config.is_greedy:
+        for name, most in MAX_VALUES.items():
+            if (value := getattr(config, name)) > most:
+                or_all = ", or 0 for all tokens" if name == "top_k" else ""
+                raise OptionError(
+                    f"{name} must be at most {most:g} with TurboMind{or_all}; it is {value}: lower "
+                    f"it, {_HINT}"
+                )
     for name in _UNSUPPORTED:
         if value := getattr(config, name):
             raise OptionError(
