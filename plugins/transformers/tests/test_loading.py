@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers_families.checkpoints import write_checkpoint
 from transformers_families.conversations import sample_image
+from transformers_families.families import FAMILIES as TINY
 from waits import until
 
 import vlcore
@@ -21,6 +23,18 @@ from vlcore import Checkpoint, ConfigError, ImageEncoder, TensorError
 from vlcore.testing import PluginConformance
 
 PLUGIN = "vl-plugin-transformers"
+VIEWS = {
+    "LlamaForCausalLM": (
+        *("deepseek_vl", "deepseek_vl_hybrid", "idefics3", "janus", "llava", "llava_next"),
+        *("llava_next_video", "mistral3", "smolvlm", "video_llava", "vipllava"),
+    ),
+    "Qwen2ForCausalLM": (
+        *("fast_vlm", "got_ocr2", "internvl", "llava_onevision", "ovis2", "pp_chart2table"),
+        "video_llama_3",
+    ),
+    "Qwen3ForCausalLM": ("lighton_ocr", "qianfan_ocr"),
+}
+"""Families whose language model is one that TurboMind knows, by its architecture there."""
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +109,25 @@ def test_images_of_different_requests_share_forward_passes(qwen: Path) -> None:
     assert len(batches) <= 4
 
 
-def test_a_text_view_loads_as_an_ordinary_text_model(internvl: Path, tmp_path: Path) -> None:
-    language_model = vlcore.load_language_model(internvl, plugin=PLUGIN)
+def _view(name: str, architecture: str) -> Any:
+    missing = [package for package in TINY[name].requires if find_spec(package) is None]
+    marks = [] if name == "internvl" else [pytest.mark.slow]
+    if missing:
+        marks.append(pytest.mark.skip(reason=f"{' and '.join(missing)} not installed"))
+    return pytest.param(name, architecture, id=name, marks=marks)
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [_view(name, architecture) for architecture, names in VIEWS.items() for name in names],
+)
+def test_a_text_view_loads_as_an_ordinary_text_model(
+    name: str, architecture: str, tmp_path: Path
+) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", name).directory
+    language_model = vlcore.load_language_model(checkpoint, plugin=PLUGIN)
     view = language_model.write_view(tmp_path / "view")
-    assert json.loads((view / "config.json").read_text())["architectures"] == ["Qwen2ForCausalLM"]
+    assert json.loads((view / "config.json").read_text())["architectures"] == [architecture]
     loaded = AutoModelForCausalLM.from_pretrained(view, dtype=torch.float32)
     token_ids = torch.arange(5, 40)[None]
     with torch.inference_mode():

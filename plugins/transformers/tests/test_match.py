@@ -19,6 +19,9 @@ from vlcore.hookspecs import ENTRY_POINT_GROUP, GENERIC_GROUP
 from vlcore.plugins import find_plugin
 
 PLUGIN = "vl-plugin-transformers"
+NAMES = {
+    name for family in FAMILIES.values() for name in (family.architecture, family.alias) if name
+}
 
 
 def config_of(model_type: str, **more: Any) -> dict[str, Any]:
@@ -26,9 +29,8 @@ def config_of(model_type: str, **more: Any) -> dict[str, Any]:
 
 
 def test_every_family_has_its_class_and_its_entry_point() -> None:
-    names = {family.architecture for family in FAMILIES.values()}
     entry_points = metadata.distribution(PLUGIN).entry_points
-    assert set(entry_points.select(group=GENERIC_GROUP).names) == names
+    assert set(entry_points.select(group=GENERIC_GROUP).names) == NAMES
     assert not entry_points.select(group=ENTRY_POINT_GROUP)
     registered = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     assert {name: family.architecture for name, family in FAMILIES.items()} == {
@@ -39,12 +41,17 @@ def test_every_family_has_its_class_and_its_entry_point() -> None:
 def test_the_package_is_named_where_it_is_not_installed() -> None:
     text = resources.files("vlcore.plugins").joinpath("known_plugins.json").read_text("utf-8")
     (entry,) = (entry for entry in json.loads(text) if entry["package"] == PLUGIN)
-    assert entry["architectures"] == sorted({f.architecture for f in FAMILIES.values()})
+    assert entry["architectures"] == sorted(NAMES)
 
 
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
 def test_a_family_matches(model_type: str) -> None:
     assert vl_plugin_transformers.vl_match(config_of(model_type)) is True
+
+
+def test_a_released_name_of_an_architecture_matches() -> None:
+    config = {"model_type": "kimi_k25", "architectures": ["KimiK25ForConditionalGeneration"]}
+    assert vl_plugin_transformers.vl_match(config) is True
 
 
 @pytest.mark.parametrize(

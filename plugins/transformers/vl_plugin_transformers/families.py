@@ -15,6 +15,8 @@ class Family:
     """The class in transformers, and the name in ``architectures`` of ``config.json``."""
     requires: frozenset[str] = frozenset()
     """Features of the language model, as in ``LanguageModel.requires``."""
+    alias: str = ""
+    """Another name in ``architectures`` of released checkpoints."""
     packages: tuple[str, ...] = ()
     """Packages other than Pillow that the processor or the vision encoder needs."""
     row_token: str = ""
@@ -84,7 +86,11 @@ FAMILIES: dict[str, Family] = {
         "JanusForConditionalGeneration",
         unused=("generation_aligner", "generation_embeddings", "generation_head", "vqmodel"),
     ),
-    "kimi_k25": Family("Kimi_K25ForConditionalGeneration", packages=_TORCHVISION),
+    "kimi_k25": Family(
+        "Kimi_K25ForConditionalGeneration",
+        alias="KimiK25ForConditionalGeneration",
+        packages=_TORCHVISION,
+    ),
     "lfm2_vl": Family("Lfm2VlForConditionalGeneration", packages=_TORCHVISION),
     "lfm3_vl": Family("Lfm3VlForConditionalGeneration"),
     "lighton_ocr": Family("LightOnOcrForConditionalGeneration"),
@@ -130,7 +136,7 @@ def reason_against(config: Mapping[str, Any]) -> str | None:
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if family is None:
         return f"its model_type is {model_type!r}, which is not among the {len(FAMILIES)} known"
-    if architectures != [family.architecture]:
+    if architectures not in ([family.architecture], [family.alias]):
         return (
             f"its architectures are {architectures!r}; transformers has {family.architecture} for "
             f"the model_type {model_type!r}"

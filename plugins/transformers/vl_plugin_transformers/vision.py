@@ -16,6 +16,9 @@ from vl_plugin_transformers.modeling import EmptyModel
 from vl_plugin_transformers.processor import FamilyProcessor
 from vlcore import Checkpoint, ImageInputs, ImageRows, TensorSource, VisionModel
 
+_PATCHES_PER_TILE = 1024
+"""Patches that count as a tile in a batch: those of a usual tile, 448 x 448 pixels."""
+
 
 @dataclass(frozen=True)
 class FeatureInputs(ImageInputs):
@@ -72,9 +75,9 @@ class TransformersVisionModel(VisionModel):
         return self.hidden_size * (1 + self._num_layers)
 
     def request_options(self, num_images: int) -> Mapping[str, Any]:
-        """Return whether an image has company, if preprocessing depends on that.
+        """Return how many images the processor must see, if preprocessing depends on that.
 
-        The processor must then see several images, which copies stand in for.
+        Copies of the image take the part of the others.
         """
         return {"num_copies": 2} if self._tiles_single and num_images > 1 else {}
 
@@ -85,7 +88,8 @@ class TransformersVisionModel(VisionModel):
         tensors, layout = self._processor(image.convert("RGB"), num_copies)
         features = {key: value for key, value in tensors.items() if key in self._arguments}
         pixels = next(value for key, value in features.items() if "pixel_values" in key)
-        num_tiles = 1 if pixels.ndim < 4 or layout.grid else pixels.shape[:-3].numel()
+        is_packed = pixels.ndim < 4 or layout.grid is not None
+        num_tiles = -(-len(pixels) // _PATCHES_PER_TILE) if is_packed else pixels.shape[:-3].numel()
         return FeatureInputs(pixels, layout, layout.num_rows, num_tiles, features, num_copies)
 
     def forward(self, inputs: Sequence[FeatureInputs]) -> list[ImageRows]:
