@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,16 @@ def test_every_family_has_its_class_and_its_entry_point() -> None:
     assert {name: family.architecture for name, family in FAMILIES.items()} == {
         name: registered[name] for name in FAMILIES
     }
+
+
+def test_the_readme_lists_every_family() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+    section = readme.partition("## Families")[2].partition("Where a package is missing")[0]
+    listed = re.findall(r"`([a-z0-9_]+)`", section.partition("|---|")[2])
+    assert sorted(listed) == sorted(FAMILIES)
+    for name, family in FAMILIES.items():
+        row = next(line for line in section.splitlines() if f"`{name}`" in line)
+        assert all(package in row for package in family.packages), name
 
 
 def test_the_package_is_named_where_it_is_not_installed() -> None:
