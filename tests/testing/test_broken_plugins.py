@@ -358,7 +358,7 @@ TEMPLATES = [
         first = [m for m in messages[:1] if m["role"] == "system"]
         return super().messages2prompt([*first, *messages[-1:]])
 """,
-        also=("one-slot-per-image",),
+        also=("one-slot-per-image", "continued-answer", "joined-messages"),
     ),
     Broken(
         "the system text left out",
@@ -368,7 +368,7 @@ TEMPLATES = [
     def messages2prompt(self, messages):
         return super().messages2prompt([m for m in messages if m["role"] != "system"])
 """,
-        also=("user-text-is-text",),
+        also=("user-text-is-text", "continued-answer", "joined-messages"),
     ),
     Broken(
         "an end mark after the answer to continue",
