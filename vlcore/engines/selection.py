@@ -19,7 +19,7 @@ from vlcore.engines.vllm.engine import VllmEngine
 from vlcore.engines.vllm.support import is_vllm_config
 from vlcore.engines.vllm.support import unsupported_reason as vllm_unsupported_reason
 from vlcore.errors import EngineUnavailableError, OptionError
-from vlcore.language.features import check_features
+from vlcore.language.features import check_features, check_row_width
 from vlcore.language.view_cache import ViewCache
 
 if TYPE_CHECKING:
@@ -177,7 +177,9 @@ def _engine_of(config: object) -> str | None:
 
 def _missing_features(engine: type[Engine], language_model: LanguageModel) -> str | None:
     """Return which features an engine lacks, what it offers, and which engine has them."""
-    requires = check_features(language_model.requires, language_model.checkpoint.name)
+    name = language_model.checkpoint.name
+    requires = check_features(language_model.requires, name)
+    check_row_width(language_model.row_width, language_model.hidden_size, requires, name)
     if requires <= engine.offers:
         return None
     others = [other.name for other in _ENGINES if requires <= other.offers]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import (
@@ -31,10 +31,9 @@ def build_causal_lm(config: PretrainedConfig) -> PreTrainedModel:
 
 def tied_keys(config: PretrainedConfig) -> dict[str, str]:
     """Return the tensors that the model of a configuration ties to others, if it ties any."""
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        return TextModelForCausalLM._tied_weights_keys
-    keys: dict[str, str] | None = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._tied_weights_keys
-    return keys or {}
+    classes: Any = MODEL_FOR_CAUSAL_LM_MAPPING
+    model_class = classes[type(config)] if type(config) in classes else TextModelForCausalLM
+    return dict(model_class._tied_weights_keys or {})
 
 
 class TextModelForCausalLM(PreTrainedModel):  # type: ignore[no-untyped-call]
@@ -46,7 +45,7 @@ class TextModelForCausalLM(PreTrainedModel):  # type: ignore[no-untyped-call]
 
     config_class = PretrainedConfig
     base_model_prefix = "model"
-    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
     _supports_sdpa = True
 
     def __init__(self, config: PretrainedConfig) -> None:

@@ -14,6 +14,28 @@ FEATURES: Mapping[str, str] = {
 """The names that ``LanguageModel.requires`` may hold, and what each of them means."""
 
 
+def check_row_width(row_width: int, hidden_size: int, requires: frozenset[str], name: str) -> None:
+    """Check the width of image embeddings that a language model states.
+
+    Args:
+        row_width: the value of ``LanguageModel.row_width``.
+        hidden_size: the width of an embedding of the language model.
+        requires: the features that it requires.
+        name: the name of the checkpoint.
+
+    Raises:
+        PluginContractError: ``row_width`` is not ``hidden_size``, or with ``"deepstack"`` not a
+            larger multiple of it.
+    """
+    num_layers, rest = divmod(row_width, hidden_size)
+    if rest or (num_layers > 1) != ("deepstack" in requires):
+        expected = "hidden_size * (1 + layers)" if "deepstack" in requires else "hidden_size"
+        raise PluginContractError(
+            f"row_width of the language model of {name} must be {expected}, where hidden_size is "
+            f"{hidden_size} and requires is {sorted(requires)}; it is {row_width}"
+        )
+
+
 def check_features(requires: object, name: str) -> frozenset[str]:
     """Check the features that a language model requires.
 
