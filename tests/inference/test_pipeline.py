@@ -732,7 +732,11 @@ def test_closing_ends_the_requests_of_other_threads(fresh: Pipeline) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "reason"),
     [
-        ({"engine": "magic"}, OptionError, "one of auto, turbomind, transformers; it is 'magic'"),
+        (
+            {"engine": "magic"},
+            OptionError,
+            "one of auto, turbomind, vllm, transformers; it is 'magic'",
+        ),
         ({"engine_config": 3}, OptionError, "engine_config must be a Transf.* with engine='auto'"),
         ({"engine": "turbomind"}, EngineUnavailableError, "TurboMind cannot run .* here: "),
         ({"device": "tpu9000"}, OptionError, "device must be auto, cpu.*'tpu9000'"),

@@ -32,7 +32,7 @@ def build_causal_lm(config: PretrainedConfig) -> PreTrainedModel:
 def tied_keys(config: PretrainedConfig) -> dict[str, str]:
     """Return the tensors that the model of a configuration ties to others, if it ties any."""
     classes: Any = MODEL_FOR_CAUSAL_LM_MAPPING
-    model_class = classes[type(config)] if type(config) in classes else TextModelForCausalLM
+    model_class = classes.get(type(config), TextModelForCausalLM)
     return dict(model_class._tied_weights_keys or {})
 
 
