@@ -7,6 +7,7 @@ from .checkpoint.files import CheckpointFiles as CheckpointFiles
 from .checkpoint.tensor_source import TensorSource as TensorSource
 from .checkpoint.weights import empty_weights as empty_weights
 from .engines.generation import GenerationConfig as GenerationConfig
+from .engines.grammar import Grammar as Grammar
 from .engines.transformers.engine import TransformersEngineConfig as TransformersEngineConfig
 from .errors import CheckpointError as CheckpointError
 from .errors import CheckpointNotFoundError as CheckpointNotFoundError
@@ -15,6 +16,7 @@ from .errors import ContextLengthError as ContextLengthError
 from .errors import EngineClosedError as EngineClosedError
 from .errors import EngineError as EngineError
 from .errors import EngineUnavailableError as EngineUnavailableError
+from .errors import GrammarError as GrammarError
 from .errors import ImageDownloadError as ImageDownloadError
 from .errors import ImageError as ImageError
 from .errors import ImageLimitError as ImageLimitError

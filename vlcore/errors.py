@@ -20,6 +20,7 @@
     ├── PromptError (ValueError)
     │   └── ContextLengthError        longer than the model's context
     ├── OptionError (ValueError)      an option that is unknown or out of range
+    │   └── GrammarError              a grammar for answers is invalid or too complex
     └── EngineError
         ├── EngineUnavailableError    the engine cannot run this model here
         └── EngineClosedError         the engine or pipeline was closed
@@ -35,6 +36,7 @@ __all__ = [
     "EngineClosedError",
     "EngineError",
     "EngineUnavailableError",
+    "GrammarError",
     "ImageDownloadError",
     "ImageError",
     "ImageLimitError",
@@ -122,6 +124,10 @@ class ContextLengthError(PromptError):
 
 class OptionError(VlcoreError, ValueError):
     """An option is unknown or out of range."""
+
+
+class GrammarError(OptionError):
+    """A grammar for answers, such as a JSON schema, is invalid, not supported or too complex."""
 
 
 class EngineError(VlcoreError):

@@ -37,6 +37,13 @@ def with_value(name: str, json_text: str) -> bytes:
     return json.dumps(chat(TEXT)).encode()[:-1] + f', "{name}": {json_text}}}'.encode()
 
 
+def schema_levels(depth: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(depth):
+        schema = {"type": "object", "properties": {"a": schema}}
+    return schema
+
+
 JSON = [
     ("malformed", b'{"model": "tiny",', "invalid_json", "not JSON: EOF"),
     ("invalid utf-8", b'{"model": "\xff\xfe"}', "invalid_json", "not JSON"),
@@ -47,6 +54,9 @@ JSON = [
     ("two documents", b"{}{}", "invalid_json", "trailing"),
     ("deep nesting", nested(10_000), "invalid_json", "recursion limit"),
     ("some nesting", nested(50), "invalid_value", "messages.0"),
+    ("a schema of a thousand levels",
+     with_value("guided_json", '{"items":' * 1000 + "{}" + "}" * 1000), "invalid_json",
+     "recursion limit"),
     ("lone surrogate", with_value("user", r'"\ud800"'), "invalid_json", "hex escape"),
     ("NaN", with_value("temperature", "NaN"), "invalid_value", "temperature"),
     ("Infinity", with_value("top_p", "Infinity"), "invalid_value", "top_p"),
@@ -54,7 +64,7 @@ JSON = [
     ("many digits", with_value("max_tokens", "9" * 5000), "invalid_json", "out of range"),
     ("a string as a number", with_value("n", '"many"'), "invalid_value", "n: "),
     ("a number as a boolean", with_value("stream", "17"), "invalid_value", "stream: "),
-]
+]  # fmt: skip
 BODIES = [
     ("nothing", {}, "missing_parameter", "model: Field required"),
     ("no messages", {"model": "tiny"}, "missing_parameter", "messages: Field required"),
@@ -132,11 +142,28 @@ BODIES = [
     ),
     ("tools", chat(TEXT, tools=[{"type": "function"}]), "invalid_value", "tools: "),
     (
-        "a JSON completion",
-        chat(TEXT, response_format={"type": "json_object"}),
+        "an unknown format",
+        chat(TEXT, response_format={"type": "xml"}),
         "invalid_value",
-        "response_format.type: ",
+        "response_format: ",
     ),
+    ("a schema of an unknown type", chat(TEXT, guided_json={"properties": {"a": {"type": "x"}}}),
+     "invalid_grammar", "guided_json: the JSON schema cannot be compiled: at /properties/a"),
+    ("a schema of 65 levels", chat(TEXT, guided_json=schema_levels(33)), "invalid_grammar",
+     "guided_json: the JSON schema is nested more than 64 levels"),
+    ("a schema that is only itself", chat(TEXT, guided_json={"$ref": "#"}), "invalid_grammar",
+     "guided_json"),
+    ("a schema elsewhere", chat(TEXT, guided_json={"$ref": "http://127.0.0.1/schema"}),
+     "invalid_grammar", "guided_json"),
+    ("a schema that is too large", chat(TEXT, guided_json={"enum": ["a" * 2000] * 100}),
+     "invalid_grammar", "at most 131072 bytes"),
+    ("a schema of an impossible range",
+     chat(TEXT, guided_json={"type": "integer", "minimum": 2, "maximum": 1}),
+     "invalid_grammar", "guided_json"),
+    ("a pattern that is no regular expression", chat(TEXT, guided_regex="(["), "invalid_grammar",
+     "guided_regex: the regular expression cannot be compiled"),
+    ("two grammars", chat(TEXT, guided_regex="a", guided_choice=["a"]), "invalid_value",
+     "only one field"),
     ("a penalty of 3", chat(TEXT, presence_penalty=3), "invalid_value", "presence_penalty: "),
     ("a bias on no token", chat(TEXT, logit_bias={"x": 1}), "invalid_value", "logit_bias.x"),
     ("a bias on an unknown token", chat(TEXT, logit_bias={"99999999": 1}), "invalid_option",

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from vlcore.engines.grammar import Grammar
 from vlcore.prompts.conversation import Conversation
 from vlcore.prompts.messages import ImageSlot, Message, Text
 from vlcore.server.errors import ApiError
@@ -145,6 +146,34 @@ def test_an_option_reaches_the_engine(option: dict[str, Any], field: str, value:
     assert getattr(parse(**option).config, field) == value
 
 
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("options", "grammar"),
+    [
+        ({"response_format": {"type": "text"}}, None),
+        ({"response_format": {"type": "json_object"}}, Grammar.json_object()),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "a", "strict": True,
+          "description": "b", "schema": SCHEMA}}}, Grammar.json_schema(SCHEMA)),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": True}}},
+         Grammar.json_schema(True)),
+        ({"guided_json": SCHEMA}, Grammar.json_schema(SCHEMA)),
+        ({"guided_json": json.dumps(SCHEMA)}, Grammar.json_schema(SCHEMA)),
+        ({"guided_json": {}}, Grammar.json_schema({})),
+        ({"guided_regex": "a+"}, Grammar.regex("a+")),
+        ({"guided_choice": ["a", "b"]}, Grammar.choice(["a", "b"])),
+        ({"structured_outputs": {"json": SCHEMA}}, Grammar.json_schema(SCHEMA)),
+        ({"structured_outputs": {"regex": "a+"}}, Grammar.regex("a+")),
+        ({"structured_outputs": {"choice": ["a"]}}, Grammar.choice(["a"])),
+        ({"structured_outputs": {"json_object": True}}, Grammar.json_object()),
+        ({"structured_outputs": {}}, None),
+    ],
+)  # fmt: skip
+def test_a_grammar_reaches_the_engine(options: dict[str, Any], grammar: Grammar | None) -> None:
+    assert parse(**options).config.grammar == grammar
+
+
 @pytest.mark.parametrize(
     ("options", "continues"),
     [
@@ -198,7 +227,12 @@ def test_neutral_values_of_unsupported_fields_are_accepted(
     [
         ({"frequency_penalty": 2.1}, "frequency_penalty"),
         ({"presence_penalty": -2.1}, "presence_penalty"),
-        ({"response_format": {"type": "json_schema"}}, "response_format.type"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}},
+         "response_format.json_schema.schema"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": 3}}},
+         "response_format.json_schema.schema"),
         ({"modalities": ["audio"]}, "modalities.0"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"logit_bias": {"3": 101}}, "logit_bias.3"),
@@ -210,7 +244,11 @@ def test_neutral_values_of_unsupported_fields_are_accepted(
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"chat_template": "{{ 1 }}"}, "chat_template"),
         ({"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs"),
-        ({"guided_json": {}}, "guided_json"),
+        ({"guided_json": 3}, "guided_json"),
+        ({"guided_json": "{"}, "guided_json"),
+        ({"guided_grammar": "root ::= x"}, "guided_grammar"),
+        ({"structured_outputs": {"grammar": "root ::= x"}}, "structured_outputs.grammar"),
+        ({"guided_regex": "a", "response_format": {"type": "json_object"}}, "response_format"),
         ({"add_generation_prompt": False}, "add_generation_prompt"),
         ({"continue_final_message": True}, "continue_final_message"),
         ({"messages": [{"role": "user", "content": [IMAGE_PART, IMAGE_PART | {"image_url": 3}]}]},

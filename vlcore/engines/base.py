@@ -87,6 +87,8 @@ class Engine(ABC):
     """The optional features of the engine; see ``LanguageModel.requires``."""
     max_values: ClassVar[Mapping[str, float]] = {}
     """The largest values of sampling options that the engine supports, where it has a limit."""
+    supports_grammars: ClassVar[bool] = False
+    """Whether answers can be required to have the form of a grammar."""
     takes_rows_on_host: ClassVar[bool] = False
     """Whether image embeddings should be kept on the host rather than on the engine's device."""
     hidden_size: int
@@ -100,6 +102,15 @@ class Engine(ABC):
     def row_width(self) -> int:
         """Width of an image's embedding; see ``LanguageModel.row_width``."""
         return self.hidden_size
+
+    async def prepare(self, config: GenerationConfig) -> None:
+        """Check a request's options, and prepare what they need, before anything is computed.
+
+        Raises:
+            GrammarError: the grammar is invalid, not supported or too complex.
+            OptionError: an option does not match the model's vocabulary or the engine.
+        """
+        self._check_options(config)
 
     @abstractmethod
     def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput]:
@@ -193,6 +204,11 @@ class Engine(ABC):
                 )
 
     def _check_options(self, config: GenerationConfig) -> None:
+        if config.grammar is not None and not self.supports_grammars:
+            raise OptionError(
+                f"grammar is not supported by the engine {self.name!r}: remove it, or use "
+                "engine='transformers'"
+            )
         if config.logprobs is not None and config.logprobs > self.vocab_size:
             raise OptionError(
                 f"logprobs must be at most {self.vocab_size}, the size of the vocabulary; it is "

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self, cast
 
+from vlcore.engines.grammar import Grammar
 from vlcore.errors import OptionError
 
 MIN_TEMPERATURE = 1e-5
@@ -70,6 +71,10 @@ class GenerationConfig:
     """Banned strings, which never appear in the answer, however they are tokenized."""
     bad_token_ids: tuple[int, ...] = ()
     """Tokens that are never generated."""
+    grammar: Grammar | None = None
+    """The form that the answer must have: a JSON schema, a regular expression or a choice. The end
+    tokens are allowed exactly when it is complete, and the answer ends where nothing else can
+    follow, whatever ``min_new_tokens`` and ``ignore_eos`` are."""
     ignore_eos: bool = False
     """Continue the answer after the model's end tokens and the chat template's stop strings."""
     skip_special_tokens: bool = True
@@ -165,6 +170,8 @@ class GenerationConfig:
                     "an integer of at least 0 or None")  # fmt: skip
         self._check("output_logits", self.output_logits in (None, "generation", "all"),
                     "'generation', 'all' or None")  # fmt: skip
+        self._check("grammar", self.grammar is None or isinstance(self.grammar, Grammar),
+                    "a Grammar, such as Grammar.json_schema(…), or None")  # fmt: skip
         for name in ("stop_words", "bad_words"):
             self._check(name, all(isinstance(word, str) and word for word in getattr(self, name)),
                         "strings that are not empty")  # fmt: skip

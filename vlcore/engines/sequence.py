@@ -83,6 +83,10 @@ class RunningSequence:
         """Return whether a token does not complete a banned string."""
         return token_id in self.end_token_ids or self._detokenizer.allows(token_id)
 
+    def _is_complete(self) -> bool:
+        """Return whether nothing can follow the answer so far."""
+        return False
+
     def _append(
         self,
         token_id: int,
@@ -110,9 +114,10 @@ class RunningSequence:
         reason: FinishReason | None = None
         if self._detokenizer.stopped:
             reason = "stop"
-        elif not self.num_remaining:
+        elif self._is_complete() or not self.num_remaining:
             text += self._detokenizer.finish()
-            reason = "stop" if self._detokenizer.stopped else "length"
+            is_stop = self._detokenizer.stopped or self._is_complete()
+            reason = "stop" if is_stop else "length"
         config = self.request.config
         if logprobs is None and logits is not None and config.logprobs is not None:
             logprobs = compute_logprobs(logits, token_id, config.logprobs)

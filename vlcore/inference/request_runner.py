@@ -56,6 +56,7 @@ class RequestRunner:
         self, prompt: Prompt, config: GenerationConfig, index: int = 0
     ) -> AsyncGenerator[Response]:
         """Generate the response to one prompt, as a stream."""
+        await self.engine.prepare(config)
         conversation = await _read(prompt, config)
         async with self._encoding:
             tokens, rows, inputs = await self._encode(conversation)

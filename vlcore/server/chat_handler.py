@@ -16,11 +16,13 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from vlcore._utils.fair_queue import current_client
+from vlcore.errors import GrammarError
 from vlcore.inference.pipeline import Pipeline
 from vlcore.server.admission import Admission
 from vlcore.server.completion import Completion, error_event
 from vlcore.server.connections import Uploads, client_address
 from vlcore.server.errors import ApiError, as_api_error, release_frames, stopping_error
+from vlcore.server.grammar_parsing import grammar_error
 from vlcore.server.http_protocol import ABORT
 from vlcore.server.metrics import Metrics
 from vlcore.server.request_parsing import ParsedRequest, parse_request
@@ -112,6 +114,12 @@ class ChatHandler(Response):
         self._check_content_type()
         self._resources.admission.check()
         parsed = await self._read_request(receive)
+        try:
+            await self._complete(parsed, receive, send)
+        except GrammarError as error:
+            raise grammar_error(error, parsed.grammar_field) from None
+
+    async def _complete(self, parsed: ParsedRequest, receive: Receive, send: Send) -> None:
         with self._resources.admission.permit():
             completion = Completion(
                 self._resources.pipeline, parsed, self._settings.model_name, self._metrics

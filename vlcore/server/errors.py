@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse
 from vlcore.errors import (
     ContextLengthError,
     EngineClosedError,
+    GrammarError,
     ImageDownloadError,
     ImageError,
     ImageLimitError,
@@ -76,6 +77,8 @@ def as_api_error(error: BaseException) -> ApiError:
             return ApiError(400, "invalid_image", str(error), "messages")
         case PromptError():
             return ApiError(400, "invalid_prompt", str(error), "messages")
+        case GrammarError():
+            return ApiError(400, "invalid_grammar", str(error))
         case OptionError():
             return ApiError(400, "invalid_option", str(error))
         case EngineClosedError():

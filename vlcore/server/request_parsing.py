@@ -9,10 +9,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from vlcore.engines.generation import GenerationConfig
+from vlcore.engines.grammar import Grammar
 from vlcore.inference.user_input import parse_prompt
 from vlcore.prompts.conversation import Conversation
 from vlcore.server.body import JsonBody
 from vlcore.server.errors import ApiError, release_frames
+from vlcore.server.grammar_parsing import parse_grammar
 from vlcore.server.schema import (
     ChatMessage,
     ChatRequest,
@@ -46,6 +48,8 @@ class ParsedRequest:
     num_top_logprobs: int | None
     """Alternatives per token; ``None`` if no log-probabilities are requested."""
     warnings: tuple[str, ...]
+    grammar_field: str | None = None
+    """The field that states the grammar of the completion, if there is one."""
 
 
 def parse_request(
@@ -84,13 +88,15 @@ def parse_request(
         raise _invalid("top_logprobs", "it requires logprobs: true")
     if request.stream_options is not None and not request.stream:
         raise _invalid("stream_options", "it requires stream: true")
+    grammar_field, grammar = parse_grammar(request) or (None, None)
     return ParsedRequest(
         parse_prompt(messages),
-        _config(request, settings, context_length),
+        _config(request, settings, context_length, grammar),
         bool(request.stream),
         bool(request.stream_options and request.stream_options.include_usage),
         (request.top_logprobs or 0) if wants_logprobs else None,
         tuple(dict.fromkeys(warnings)),
+        grammar_field,
     )
 
 
@@ -200,7 +206,10 @@ def _continue_final_message(request: ChatRequest) -> bool | None:
 
 
 def _config(
-    request: ChatRequest, settings: ServerSettings, context_length: int
+    request: ChatRequest,
+    settings: ServerSettings,
+    context_length: int,
+    grammar: Grammar | None,
 ) -> GenerationConfig:
     num_completions = request.n or 1
     if num_completions > settings.max_answers:
@@ -212,6 +221,7 @@ def _config(
         "max_new_tokens": min(max_tokens, context_length),
         "n": num_completions,
         "continue_final_message": _continue_final_message(request),
+        "grammar": grammar,
         "do_sample": True,
         **_OPENAI_DEFAULTS,
         **settings.sampling_defaults,
@@ -238,6 +248,9 @@ def _invalid(param: str, message: str) -> ApiError:
 
 
 _UNION_MESSAGES = {
+    "schema": "an object, true or false is expected",
+    "json": "a JSON schema is expected, as an object or a string",
+    "guided_json": "a JSON schema is expected, as an object or a string",
     "content": "a string or a list of parts is expected",
     "stop": "a string or a list of strings is expected",
     "image_url": "a string or an object with a url is expected",
@@ -292,6 +305,10 @@ def _field_path(location: tuple[int | str, ...]) -> tuple[list[int | str], bool]
 def _is_union(path: list[int | str]) -> bool:
     """Return whether a field has several types, such as ``messages.0.content``."""
     match path:
+        case ["response_format"] | ["guided_json"] | ["structured_outputs", "json"]:
+            return True
+        case ["response_format", "json_schema", "schema"]:
+            return True
         case ["stop"] | ["messages", _, "content"] | ["messages", _, "content", _]:
             return True
         case ["messages", _, "content", _, "image_url"]:

@@ -143,10 +143,50 @@ class StreamOptions(_Model):
     continuous_usage_stats: Literal[False] | None = Field(None, description=_UNSUPPORTED)
 
 
-class ResponseFormat(_Model):
-    """The format of the completion; free text is the only one."""
+class JsonSchema(_Model):
+    """The JSON schema of a completion."""
+
+    name: str | None = Field(None, max_length=256, description=_NO_EFFECT)
+    description: str | None = Field(None, description=_NO_EFFECT)
+    schema_: dict[str, Any] | bool = Field(alias="schema")
+    strict: bool | None = Field(None, description="Has no effect: a schema always applies.")
+
+
+class TextFormat(_Model):
+    """Free text."""
 
     type: Literal["text"]
+
+
+class JsonObjectFormat(_Model):
+    """A JSON object."""
+
+    type: Literal["json_object"]
+
+
+class JsonSchemaFormat(_Model):
+    """JSON that is valid for a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+ResponseFormat = Annotated[
+    TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")
+]
+Choices = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, fail_fast=True)]
+
+
+class StructuredOutputs(_Model):
+    """The form of a completion; exactly one of the fields."""
+
+    json_: dict[str, Any] | str | None = Field(None, alias="json")
+    regex: Annotated[str, Field(min_length=1)] | None = None
+    choice: Choices | None = None
+    json_object: bool | None = None
+    grammar: None = Field(None, description=_UNSUPPORTED)
+    structural_tag: None = Field(None, description=_UNSUPPORTED)
+    whitespace_pattern: None = Field(None, description=_UNSUPPORTED)
 
 
 class ChatRequest(_Model):
@@ -199,18 +239,18 @@ class ChatRequest(_Model):
     echo: Literal[False] | None = Field(None, description=_UNSUPPORTED)
     function_call: Literal["none", "auto"] | None = Field(None, description=_UNSUPPORTED)
     functions: EmptyList | None = Field(None, description=_UNSUPPORTED)
-    guided_choice: EmptyList | None = Field(None, description=_UNSUPPORTED)
+    guided_choice: Choices | None = Field(None, description=_EXTENSION)
     guided_grammar: None = Field(None, description=_UNSUPPORTED)
-    guided_json: None = Field(None, description=_UNSUPPORTED)
-    guided_regex: None = Field(None, description=_UNSUPPORTED)
+    guided_json: dict[str, Any] | str | None = Field(None, description=_EXTENSION)
+    guided_regex: Annotated[str, Field(min_length=1)] | None = Field(None, description=_EXTENSION)
     include_stop_str_in_output: Literal[False] | None = Field(None, description=_UNSUPPORTED)
     length_penalty: float | None = Field(None, ge=1, le=1, description=_UNSUPPORTED)
     modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] | None = Field(
         None, description=_UNSUPPORTED
     )
     reasoning_effort: Literal["none"] | None = Field(None, description=_UNSUPPORTED)
-    response_format: ResponseFormat | None = Field(None, description=_UNSUPPORTED)
-    structured_outputs: None = Field(None, description=_UNSUPPORTED)
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = Field(None, description=_EXTENSION)
     tool_choice: Literal["none", "auto"] | None = Field(None, description=_UNSUPPORTED)
     tools: EmptyList | None = Field(None, description=_UNSUPPORTED)
     truncate_prompt_tokens: None = Field(None, description=_UNSUPPORTED)

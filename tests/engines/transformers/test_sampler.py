@@ -38,7 +38,8 @@ def test_only_greedy_decoding_without_a_penalty_is_plain_argmax() -> None:
     assert not sampler(repetition_penalty=1.5).is_greedy()
     assert not sampler(bad_token_ids=[3]).is_greedy()
     for name in ("frequency_penalty", "presence_penalty"):
-        assert not sampler(**{name: -0.5}).is_greedy()
+        penalized: dict[str, Any] = {name: -0.5}
+        assert not sampler(**penalized).is_greedy()
     assert not sampler(logit_bias={3: 1.0}).is_greedy()
     early = sampler(end=(4,), min_new_tokens=2)
     early.record(0)

@@ -19,11 +19,15 @@ from torch import Tensor
 
 from vlcore._utils.device import free_bytes
 from vlcore._utils.event_loop import LoopMailboxes
-from vlcore._utils.resources import limit_torch_threads
+from vlcore._utils.executor import DaemonExecutor
+from vlcore._utils.resources import limit_torch_threads, num_cpus
 from vlcore.engines.base import Engine, EngineOutput, EngineRequest, EngineStats
+from vlcore.engines.generation import GenerationConfig
 from vlcore.engines.sequence import Emit
 from vlcore.engines.stop_conditions import StopConditions
 from vlcore.engines.transformers.batch import Batch, Step
+from vlcore.engines.transformers.grammars.compiler import GrammarCompiler
+from vlcore.engines.transformers.grammars.matcher import GrammarMatcher
 from vlcore.engines.transformers.quantization import WEIGHTS, quantize_weights
 from vlcore.engines.transformers.sampler import INVALID_TOKEN_ID, choose_tokens
 from vlcore.engines.transformers.sequence import SequenceGroup, TransformersSequence
@@ -38,10 +42,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_NOT_FINITE = (
-    "the logits are NaN or infinite, because of the model's dtype or of extreme sampling options: "
-    "try another dtype, or less extreme options"
-)
+_STOP_TIMEOUT_S = 5.0
+"""Time to wait for a mask of a grammar when the engine is closed."""
 CACHE_SHARE = 0.5
 """Share of the free memory, after the model is loaded, that is used for the KV cache."""
 
@@ -103,6 +105,7 @@ class TransformersEngine(Engine):
     """
 
     name = "transformers"
+    supports_grammars = True
     offers = frozenset(FEATURES)
 
     def __init__(
@@ -138,6 +141,10 @@ class TransformersEngine(Engine):
         if self.context_length == own_length:
             self.context_limit_reason = language_model.context_limit_reason
         self._stop_conditions = StopConditions.from_model(language_model, tokenizer)
+        self._grammars = GrammarCompiler(
+            tokenizer, self.vocab_size, self._stop_conditions.eos_token_ids
+        )
+        self._mask_executor = DaemonExecutor(min(4, num_cpus()), "vlcore-masks")
         self._waiting = WaitingQueue()
         self._mailboxes = LoopMailboxes()
         self._thread = threading.Thread(target=self._run, name="vlcore-engine", daemon=True)
@@ -148,12 +155,21 @@ class TransformersEngine(Engine):
         """Width of an image's embedding; see ``LanguageModel.row_width``."""
         return self._row_width
 
+    async def prepare(self, config: GenerationConfig) -> None:
+        """Check a request's options, and compile its grammar."""
+        await super().prepare(config)
+        if config.grammar is not None:
+            await self._grammars.compile(config.grammar)
+
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput]:
         """Continue a prompt, chunk by chunk. Closing the iterator cancels the request."""
         self.check(request)
+        grammar: GrammarMatcher | None = None
+        if request.config.grammar is not None:
+            grammar = await self._grammars.compile(request.config.grammar)
         chunks: asyncio.Queue[EngineOutput | EngineError] = asyncio.Queue()
         emit = self._mailboxes.sender(chunks.put_nowait)
-        group = self._make_group(request, emit)
+        group = self._make_group(request, grammar, emit)
         self._waiting.add(group)
         try:
             num_running = len(group)
@@ -172,9 +188,11 @@ class TransformersEngine(Engine):
     async def close(self) -> None:
         """Cancel all requests, and free the model."""
         self._waiting.close()
+        await self._grammars.close()
         # Polled, because an executor that could join the thread starts no threads at exit.
         while self._thread.is_alive():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
+        await self._mask_executor.stop(_STOP_TIMEOUT_S)
         if not self._is_closed:
             self._is_closed = True
             del self._model, self._batch
@@ -213,7 +231,9 @@ class TransformersEngine(Engine):
         self.context_length = min(self.context_length, max_cached_tokens)
         self._max_cached_tokens = self._batch.max_cached_tokens = max_cached_tokens
 
-    def _make_group(self, request: EngineRequest, emit: Emit) -> SequenceGroup:
+    def _make_group(
+        self, request: EngineRequest, grammar: GrammarMatcher | None, emit: Emit
+    ) -> SequenceGroup:
         """Create the sequences of a request.
 
         Raises:
@@ -241,6 +261,8 @@ class TransformersEngine(Engine):
                 vocab_size=self.vocab_size,
                 device=self._device,
                 emit=emit,
+                grammar=None if grammar is None else grammar.copy(),
+                executor=self._mask_executor,
             )
             for choice in range(num_answers)
         )
@@ -310,7 +332,7 @@ class TransformersEngine(Engine):
         for sequence, token_id, logits in zip(step.sequences, token_ids, step.logits, strict=True):
             if token_id == INVALID_TOKEN_ID:
                 self._batch.clear_slot(sequence)
-                sequence.fail(EngineError(_NOT_FINITE))
+                sequence.accept_none(logits)
             elif not sequence.is_finished:
                 try:
                     sequence.accept(token_id, logits, step.prompt_logits)

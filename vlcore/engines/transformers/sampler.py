@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from vlcore.engines.generation import GenerationConfig
+from vlcore.engines.transformers.grammars.matcher import GrammarMatcher
 from vlcore.engines.transformers.penalties import TokenPenalties
 
 INVALID_TOKEN_ID = -1
@@ -50,6 +51,7 @@ class Sampler:
         end_token_ids: tokens that may not be generated before ``min_new_tokens``; all of them in
             the vocabulary.
         device: device of the logits.
+        grammar: the state of the grammar that the answer must have, if there is one.
         choice: index of the answer among the request's ``n`` answers, each with its own seed.
     """
 
@@ -60,10 +62,13 @@ class Sampler:
         end_token_ids: Collection[int],
         device: torch.device,
         choice: int = 0,
+        grammar: GrammarMatcher | None = None,
     ) -> None:
         def ids(values: Collection[int]) -> Tensor:
             return torch.tensor(sorted(values), dtype=torch.long, device=device)
 
+        self._grammar = grammar
+        self._end_token_ids = ids(set(end_token_ids))
         self._num_generated = 0
         self._min_new_tokens = config.min_new_tokens
         self._banned_ids = ids(set(config.bad_token_ids))
@@ -91,7 +96,8 @@ class Sampler:
 
     def is_greedy(self) -> bool:
         """Return whether the next token is the one with the highest logit."""
-        is_unprocessed = not (self._penalties or self._penalty or self._generator)
+        options = (self._penalties, self._penalty, self._generator, self._grammar)
+        is_unprocessed = all(option is None for option in options)
         return is_unprocessed and not len(self._current_banned_ids)
 
     def draw(self, logits: Tensor) -> Tensor:
@@ -100,11 +106,12 @@ class Sampler:
         Shapes:
             logits: [vocab] float32, finite or -inf.
             result: int64 scalar on the same device; :data:`INVALID_TOKEN_ID` where the options
-                turn the scores into NaN.
+                turn the scores into NaN, or allow no token.
         """
         scores = self._scores(logits)
         if self._generator is None:
-            return scores.argmax()
+            highest, token_id = scores.max(dim=-1)
+            return token_id.masked_fill(highest == -torch.inf, INVALID_TOKEN_ID)
         # The maximum is subtracted so that no temperature makes the scores overflow. The warpers
         # ignore the token ids, and are typed for FloatTensor, which no operation returns.
         warped = self._warpers(cast("Any", None), cast("Any", (scores - scores.max())[None]))
@@ -144,6 +151,8 @@ class Sampler:
             logits = self._penalty(seen, cast("Any", logits[None]))[0]
         if self._penalties is not None:
             logits = self._penalties.subtract_penalties(logits)
+        if self._grammar is not None:
+            logits = logits.masked_fill(~self._allowed_by(self._grammar), -torch.inf)
         banned_ids = self._current_banned_ids
         return logits.index_fill(0, banned_ids, -torch.inf) if len(banned_ids) else logits
 
@@ -154,6 +163,11 @@ class Sampler:
             self._penalties.record(token_id)
         if self._penalty is not None:
             self._seen_ids = torch.cat([self._seen_ids, self._seen_ids.new_tensor([token_id])])
+
+    def _allowed_by(self, grammar: GrammarMatcher) -> Tensor:
+        """Return the tokens that the grammar allows, and the end tokens where it is complete."""
+        allowed = grammar.allowed().to(self._end_token_ids.device)
+        return allowed.index_fill(0, self._end_token_ids, True) if grammar.is_accepting else allowed
 
     @property
     def _current_banned_ids(self) -> Tensor:

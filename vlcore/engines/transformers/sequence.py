@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
@@ -10,12 +11,17 @@ from torch import Tensor
 from vlcore.engines.base import EngineRequest
 from vlcore.engines.sequence import Emit, RunningSequence
 from vlcore.engines.stop_conditions import StopConditions
+from vlcore.engines.transformers.grammars.matcher import GrammarMatcher
 from vlcore.engines.transformers.sampler import Sampler
 from vlcore.errors import EngineError, OptionError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_NOT_FINITE = (
+    "the logits are NaN or infinite, because of the model's dtype or of extreme sampling options: "
+    "try another dtype, or less extreme options"
+)
 _MAX_CANDIDATES = (64, 1024)
 """How many of the most likely tokens are tried, in two attempts, where the sampled token would
 complete a banned string."""
@@ -33,6 +39,8 @@ class TransformersSequence(RunningSequence):
         vocab_size: size of the model's vocabulary.
         device: device of the logits.
         emit: receives the chunks, or the error that ended the answer.
+        grammar: the grammar that the answer must have, in its first state, if there is one.
+        executor: computes which tokens the grammar allows.
 
     Raises:
         OptionError: the options allow no token as the first one.
@@ -49,6 +57,8 @@ class TransformersSequence(RunningSequence):
         vocab_size: int,
         device: torch.device,
         emit: Emit,
+        grammar: GrammarMatcher | None = None,
+        executor: Executor | None = None,
     ) -> None:
         config = request.config
         prompt = request.prompt
@@ -72,7 +82,9 @@ class TransformersSequence(RunningSequence):
             )
         covered = {i for span in prompt.spans for i in range(span.start, span.stop)}
         text_token_ids = [token for i, token in enumerate(prompt.token_ids) if i not in covered]
-        self.sampler = Sampler(config, text_token_ids, end_token_ids, device, choice)
+        self._grammar = grammar
+        self._executor = executor
+        self.sampler = Sampler(config, text_token_ids, end_token_ids, device, choice, grammar)
 
     @property
     def num_tokens(self) -> int:
@@ -91,18 +103,59 @@ class TransformersSequence(RunningSequence):
             EngineError: every likely token would complete a banned string.
         """
         if not self._is_allowed(token_id):
-            token_id = self._sample_allowed(logits)
+            replacement = self._sample_allowed(logits)
+            if replacement is None:
+                self._end(prompt_logits)
+                return
+            token_id = replacement
         if token_id not in self.end_token_ids:
             self.last_token_id = token_id
             self.sampler.record(token_id)
+            if self._grammar is not None and self._executor is not None:
+                self._grammar.accept(token_id, self._executor)
         self._append(token_id, logits, prompt_logits)
 
-    def _sample_allowed(self, logits: Tensor) -> int:
-        """Sample again, among the most likely tokens that complete no banned string."""
+    def accept_none(self, logits: Tensor) -> None:
+        """End the answer, or fail, where no token could be sampled.
+
+        Shapes:
+            logits: [vocab] float32, the model's logits.
+        """
+        grammar = self._grammar
+        if grammar is None or not logits.max().isfinite():
+            self.fail(EngineError(_NOT_FINITE))
+        elif grammar.error is not None:
+            self.fail(
+                EngineError(
+                    f"the grammar cannot be followed after {len(self.token_ids)} tokens of the "
+                    f"answer, because {grammar.error}: simplify it"
+                )
+            )
+        elif grammar.is_accepting:
+            self._end()
+        else:
+            self.fail(
+                EngineError(
+                    "the other options exclude all tokens that the grammar allows after "
+                    f"{len(self.token_ids)} tokens of the answer: remove bad_token_ids"
+                )
+            )
+
+    def _is_complete(self) -> bool:
+        return self._grammar is not None and self._grammar.is_complete
+
+    def _sample_allowed(self, logits: Tensor) -> int | None:
+        """Sample again, among the most likely tokens that complete no banned string.
+
+        Returns:
+            The token; ``None`` where there is none and the grammar allows the answer to end.
+        """
         for count in _MAX_CANDIDATES:
             allowed = list(filter(self._is_allowed, self.sampler.most_likely(logits, count)))
             if allowed:
                 return int(self.sampler.draw_from(allowed, logits))
+        if self._grammar is not None and self._grammar.is_accepting:
+            return None
         raise EngineError(
             f"bad_words exclude all of the {_MAX_CANDIDATES[-1]} most likely next tokens, so the "
             "answer cannot be continued: use fewer or longer bad_words"

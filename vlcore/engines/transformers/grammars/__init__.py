@@ -1,0 +1,1 @@
+"""Grammars of answers: compiled by llguidance, and applied token by token."""
