@@ -792,19 +792,21 @@ def test_limits_and_settings_are_applied(checkpoint: Path) -> None:
 def test_replicas_of_the_vision_model_give_the_same_responses(checkpoint: Path) -> None:
     images = [Image.new("RGB", (30, 20), (20 * number, 0, 0)) for number in range(12)]
     prompts = [("hello", image) for image in images]
-    with pipeline(checkpoint, device="cpu") as pipe:
+    with pipeline(checkpoint, device="cpu", dtype="float32") as pipe:
         expected = [response.token_ids for response in pipe(prompts, SHORT)]
     with pipeline(
-        checkpoint, device="cpu", vision_devices=["cpu", "cpu"], max_batch_size=2
+        checkpoint, device="cpu", dtype="float32", vision_devices=["cpu", "cpu"], max_batch_size=2
     ) as pipe:
         assert [response.token_ids for response in pipe(prompts, SHORT)] == expected
         assert pipe.encoder_stats().num_encoded == len(images)
 
 
 def test_a_split_vision_model_gives_the_same_responses(checkpoint: Path) -> None:
-    with pipeline(checkpoint, device="cpu") as pipe:
+    with pipeline(checkpoint, device="cpu", dtype="float32") as pipe:
         expected = pipe(("hello", RED), SHORT).token_ids
-    with pipeline(checkpoint, device="cpu", vision_max_memory={"cpu": "1GiB"}) as pipe:
+    with pipeline(
+        checkpoint, device="cpu", dtype="float32", vision_max_memory={"cpu": "1GiB"}
+    ) as pipe:
         assert pipe(("hello", RED), SHORT).token_ids == expected
 
 

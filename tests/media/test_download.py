@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 import trustme
 from loop_clock import LoopClock
-from waits import TIMEOUT_S, until
+from waits import TIMEOUT_S, until, wait_for
 
 import vlcore
+from vlcore._utils.fair_queue import current_client
 from vlcore.errors import ImageDownloadError, ImageError, ImageLimitError
 from vlcore.media import ssrf as addresses
 from vlcore.media.download import download, tls_context
@@ -375,6 +376,38 @@ def test_a_resolver_that_hangs_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> 
             download("http://a.example/", "'it'", ImageLimits(connect_timeout_s=0.1), ImageAccess())
         )
     done.set()
+
+
+def test_lookups_that_hang_do_not_delay_other_clients(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = threading.Event()
+    getaddrinfo = socket.getaddrinfo
+
+    def hanging(host: str, *args: Any, **options: Any) -> Any:
+        if host == "hangs.example":
+            done.wait(TIMEOUT_S)
+            raise OSError("no such host")
+        return getaddrinfo("127.0.0.1", *args, **options)
+
+    async def get(client: str, host: str) -> bytes:
+        current_client.set(client)
+        url = f"http://{host}:{server.port}/image"
+        return await download(url, "'it'", ImageLimits(connect_timeout_s=TIMEOUT_S), OPEN)
+
+    async def body() -> bytes:
+        held = [asyncio.create_task(get("one", "hangs.example")) for _ in range(100)]
+        await until(lambda: addresses._lookups["one"] == addresses._MAX_LOOKUPS_OF_CLIENT)
+        response = await get("another", "a.example")
+        for task in held:
+            task.cancel()
+        await asyncio.gather(*held, return_exceptions=True)
+        done.set()
+        return response
+
+    monkeypatch.setattr("vlcore.media.ssrf.socket.getaddrinfo", hanging)
+    assert asyncio.run(body()) == b"body"
+    wait_for(lambda: not addresses._lookups)
 
 
 @pytest.mark.parametrize(

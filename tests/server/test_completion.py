@@ -148,6 +148,23 @@ def test_infinite_logprobs_and_partial_characters_are_valid_json() -> None:
     json.dumps(body, allow_nan=False)
 
 
+def test_logprobs_are_converted_token_by_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them at once would hold the event loop for a second."""
+    lengths = []
+
+    def recorded(value: Any, **options: Any) -> str:
+        lengths.append(len(text := dumps(value, **options)))
+        return text
+
+    dumps = json.dumps
+    monkeypatch.setattr("vlcore.server.completion.json.dumps", recorded)
+    token = {"token_ids": (1,), "logprobs": ({1: -0.5, 2: -1.0},)}
+    deltas = [delta("red", number, **token) for number in range(1, 400)]
+    body = create(FakePipeline(*deltas, delta("", 400, "stop")), num_top_logprobs=2)
+    assert len(body["choices"][0]["logprobs"]["content"]) == 399
+    assert max(lengths) < 2000
+
+
 def test_separators_of_lines_are_escaped() -> None:
     text = "a\u0085b\u2028c\u2029d"
     pipeline = FakePipeline(delta(text, 1, "stop"))

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
+from collections import Counter
+from collections.abc import Hashable
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 from vlcore._utils.executor import DaemonExecutor
+from vlcore._utils.fair_queue import current_client
 from vlcore.errors import ImageDownloadError
 from vlcore.media.policy import ImageAccess, IpAddress
 
-_resolvers = DaemonExecutor(16, "vlcore-resolve")
+_NUM_RESOLVERS = 32
+_MAX_LOOKUPS_OF_CLIENT = _NUM_RESOLVERS // 4
+"""Maximum number of names that are resolved at a time for one client. A name server that never
+answers keeps a thread long after its download was given up."""
+_POLL_S = 0.02
+_resolvers = DaemonExecutor(_NUM_RESOLVERS, "vlcore-resolve")
 """A pool of its own, so that a resolver that hangs does not block anything else."""
+_lookups = Counter[Hashable]()
+"""Number of running lookups of each client."""
+_lock = threading.Lock()
 
 _NOT_GLOBAL = [
     ip_network(network)
@@ -58,12 +70,29 @@ def is_allowed(address: IpAddress, host: str, access: ImageAccess) -> bool:
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """Resolve the addresses of a host in a thread."""
-    loop = asyncio.get_running_loop()
-    found = await loop.run_in_executor(
-        _resolvers, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    )
+    """Resolve the addresses of a host in a thread, when the client has one of its share."""
+    client = current_client.get(None)
+    # Polled, as lookups of other event loops may give back.
+    while not _take_share(client):  # noqa: ASYNC110
+        await asyncio.sleep(_POLL_S)
+    lookup = _resolvers.submit(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    lookup.add_done_callback(lambda _: _give_back(client))
+    found = await asyncio.wrap_future(lookup)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+def _take_share(client: Hashable) -> bool:
+    with _lock:
+        is_free = _lookups[client] < _MAX_LOOKUPS_OF_CLIENT
+        _lookups[client] += is_free
+        return is_free
+
+
+def _give_back(client: Hashable) -> None:
+    with _lock:
+        _lookups[client] -= 1
+        if not _lookups[client]:
+            del _lookups[client]
 
 
 async def checked_addresses(host: str, port: int, name: str, access: ImageAccess) -> list[str]:
