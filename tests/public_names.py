@@ -16,7 +16,7 @@ from vlcore import hookspecs
 _SECTION = re.compile(r"^## Public names\n(.*?)(?=^## )", re.MULTILINE | re.DOTALL)
 _ROW = re.compile(r"^\| `(vlcore(?:\.\w+)*)` \|", re.MULTILINE)
 _DOTTED = re.compile(r"\bvlcore(?:\.[A-Za-z_]\w*)+")
-_GROUPS = {hookspecs.ENTRY_POINT_GROUP, hookspecs.SERVES_GROUP}
+_GROUPS = {hookspecs.ENTRY_POINT_GROUP, hookspecs.GENERIC_GROUP, hookspecs.SERVES_GROUP}
 
 
 @cache

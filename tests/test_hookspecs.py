@@ -42,6 +42,7 @@ def test_hookimpl_marks_for_vlcore() -> None:
     assert vlcore.hookimpl is hookspecs.hookimpl
     assert vlcore.hookimpl.project_name == hookspecs.PROJECT_NAME == "vlcore"
     assert hookspecs.ENTRY_POINT_GROUP == "vlcore.architectures"
+    assert hookspecs.GENERIC_GROUP == "vlcore.generic"
 
 
 def test_a_hook_may_leave_out_arguments() -> None:
