@@ -27,8 +27,9 @@ def check_row_width(row_width: int, hidden_size: int, requires: frozenset[str], 
         PluginContractError: ``row_width`` is not ``hidden_size``, or with ``"deepstack"`` not a
             larger multiple of it.
     """
-    num_layers, rest = divmod(row_width, hidden_size)
-    if rest or (num_layers > 1) != ("deepstack" in requires):
+    num_layers, rest = divmod(row_width, hidden_size)  # the embedding and what is added
+    is_multiple = num_layers > 0 and not rest
+    if not is_multiple or (num_layers > 1) != ("deepstack" in requires):
         expected = "hidden_size * (1 + layers)" if "deepstack" in requires else "hidden_size"
         raise PluginContractError(
             f"row_width of the language model of {name} must be {expected}, where hidden_size is "
