@@ -46,14 +46,23 @@ class TinyCheckpoint:
     """The token of an image embedding."""
 
 
-def write_checkpoint(directory: Path, name: str, seed: int = 0) -> TinyCheckpoint:
-    """Draw and save a model of the family, with everything that a released checkpoint has."""
+def write_checkpoint(
+    directory: Path, name: str, seed: int = 0, *, text_type: str | None = None
+) -> TinyCheckpoint:
+    """Draw and save a model of the family, with everything that a released checkpoint has.
+
+    Args:
+        directory: The directory to make.
+        name: The family's model type.
+        seed: The seed of the weights.
+        text_type: The model type of the language model, where it is not the family's default.
+    """
     family = FAMILIES[name]
     processor = build_processor(name)
     tokenizer = processor.tokenizer
     row_token = family.row_token or family.tokens.get("image_token") or processor.image_token
     row_id = int(tokenizer.convert_tokens_to_ids(str(row_token)))
-    model = build_model(name, _config(name, processor, row_id), seed)
+    model = build_model(name, _config(name, processor, row_id, text_type), seed)
     processor.chat_template = ("{{- bos_token }}" if family.writes_bos else "") + _TEMPLATE.replace(
         "PLACEHOLDER", family.placeholder or str(processor.image_token)
     )
@@ -123,7 +132,7 @@ def build_model(name: str, config: Any, seed: int) -> Any:
     return model
 
 
-def _config(name: str, processor: Any, row_id: int) -> Any:
+def _config(name: str, processor: Any, row_id: int, text_type: str | None) -> Any:
     family, tokenizer = FAMILIES[name], processor.tokenizer
     vocabulary = tokenizer.get_vocab()
     changes = copy.deepcopy(dict(family.config))
@@ -142,6 +151,8 @@ def _config(name: str, processor: Any, row_id: int) -> Any:
         ids = tokenizer.convert_tokens_to_ids(tokens)
         changes[key] = ids
     arguments = copy.deepcopy(dict(family.arguments))
+    if text_type:
+        arguments["text_config"] = {"model_type": text_type}
     if family.config_of_tokens:
         merge(changes, family.config_of_tokens(vocabulary))
         arguments["vocabulary_map"] = vocabulary

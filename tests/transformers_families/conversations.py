@@ -68,6 +68,19 @@ def conversations(checkpoint: TinyCheckpoint) -> dict[str, Messages]:
     }
 
 
+def unusual_conversations() -> dict[str, Messages]:
+    """Return conversations with images that a model may refuse, and with several alike."""
+    images = {
+        f"{width} x {height}": sample_image(number, (width, height))
+        for number, (width, height) in enumerate(((1, 1), (300, 3), (3, 300), (900, 2)), 5)
+    }
+    return {label: [user(image, "What is this?")] for label, image in images.items()} | {
+        "the same twice": [user(WIDE, WIDE, "The same?")],
+        "in one order": [user(WIDE, OTHER, "The first?")],
+        "in the other order": [user(OTHER, WIDE, "The first?")],
+    }
+
+
 @dataclass(frozen=True)
 class ReferencePrompt:
     """What transformers makes of a conversation.

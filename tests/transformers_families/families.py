@@ -244,6 +244,7 @@ FAMILIES: dict[str, TinyFamily] = {
         tokens={name: token.upper() for name, token in _QWEN_TOKENS.items()},
         placeholder=_QWEN_PLACEHOLDER.upper(),
         config={
+            "vision_config": {"depth": 3, "deepstack_visual_indexes": [0, 1]},
             "text_config": {
                 "rope_parameters": {
                     kind: _rope(2, 3, 3)["rope_parameters"]

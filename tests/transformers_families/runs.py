@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import vlcore
-from transformers_families.checkpoints import write_checkpoint
+from transformers_families.checkpoints import TinyCheckpoint, write_checkpoint
 from transformers_families.conversations import (
     NEW_TOKENS,
     Messages,
@@ -31,8 +31,7 @@ _NUM_SEEDS = 20
 class FamilyReference:
     """A tiny checkpoint of a family, and what transformers makes of its conversations."""
 
-    name: str
-    directory: Path
+    checkpoint: TinyCheckpoint
     prompts: Mapping[str, Messages]
     expected: Mapping[str, ReferencePrompt]
 
@@ -41,34 +40,39 @@ class FamilyReference:
 class Answer:
     """What a pipeline made of a conversation."""
 
-    request: EngineRequest
+    request: EngineRequest | None
+    """What its engine received; ``None`` if the conversation was refused before that."""
     token_ids: list[int]
+    error: Exception | None
 
 
-def make_reference(directory: Path, name: str) -> FamilyReference:
+def make_reference(directory: Path, name: str, *, text_type: str | None = None) -> FamilyReference:
     """Write a checkpoint, and let transformers answer the conversations.
 
-    The weights are drawn again while two tokens of an answer are almost equally likely.
+    The weights are drawn again while two tokens of an answer are almost equally likely, or a token
+    of an image is among them, whose embedding transformers replaces.
     """
     first = FAMILIES[name].seed
     for seed in range(first, first + _NUM_SEEDS):
         shutil.rmtree(directory, ignore_errors=True)
-        checkpoint = write_checkpoint(directory, name, seed)
+        checkpoint = write_checkpoint(directory, name, seed, text_type=text_type)
         prompts = conversations(checkpoint)
         expected = {
             label: reference_prompt(checkpoint, messages) for label, messages in prompts.items()
         }
-        if min(prompt.margin for prompt in expected.values()) > _MARGIN:
-            return FamilyReference(name, directory, prompts, expected)
+        answers = expected.values()
+        is_decisive = min(prompt.margin for prompt in answers) > _MARGIN
+        if is_decisive and not any(checkpoint.row_id in prompt.answer for prompt in answers):
+            return FamilyReference(checkpoint, prompts, expected)
     raise AssertionError(f"in {name}, two tokens are almost equally likely with any seed")
 
 
-def answer_concurrently(reference: FamilyReference) -> dict[str, Answer]:
-    """Let a pipeline answer the conversations at the same time, and record what its engine gets."""
-    labels = list(reference.prompts)
+def answer_concurrently(directory: Path, prompts: Mapping[str, Messages]) -> dict[str, Answer]:
+    """Let a pipeline answer conversations at the same time, and record what its engine gets."""
+    labels = list(prompts)
     requests: dict[str, EngineRequest] = {}
     with vlcore.pipeline(
-        reference.directory, plugin=PLUGIN, engine="transformers", device="cpu", dtype="float32"
+        directory, plugin=PLUGIN, engine="transformers", device="cpu", dtype="float32"
     ) as pipe:
         generate = pipe.engine.generate
 
@@ -79,22 +83,22 @@ def answer_concurrently(reference: FamilyReference) -> dict[str, Answer]:
         pipe.engine.generate = record  # type: ignore[method-assign]
 
         async def answer_all() -> list[Any]:
+            config = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS}
             return await asyncio.gather(
                 *(
-                    pipe.ainfer(
-                        reference.prompts[label],
-                        {
-                            "max_new_tokens": NEW_TOKENS,
-                            "min_new_tokens": NEW_TOKENS,
-                            "random_seed": number,
-                        },
-                    )
-                    for number, label in enumerate(labels)
-                )
+                    pipe.ainfer(messages, config | {"random_seed": number})
+                    for number, messages in enumerate(prompts.values())
+                ),
+                return_exceptions=True,
             )
 
         responses = asyncio.run(answer_all())
-    return {
-        label: Answer(requests[label], list(response.token_ids))
-        for label, response in zip(labels, responses, strict=True)
-    }
+    answers = {}
+    for label, response in zip(labels, responses, strict=True):
+        is_error = isinstance(response, Exception)
+        answers[label] = Answer(
+            requests.get(label),
+            [] if is_error else list(response.token_ids),
+            response if is_error else None,
+        )
+    return answers

@@ -10,11 +10,20 @@ import importlib.util
 import shutil
 from collections.abc import Callable, Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers_families.conversations import LONG, OTHER, TALL, WIDE
+from transformers_families.conversations import (
+    LONG,
+    OTHER,
+    TALL,
+    WIDE,
+    ReferencePrompt,
+    reference_prompt,
+    unusual_conversations,
+)
 from transformers_families.families import FAMILIES as TINY
 from transformers_families.runs import (
     PLUGIN,
@@ -26,6 +35,7 @@ from transformers_families.runs import (
 from vl_plugin_transformers.families import FAMILIES
 
 import vlcore
+from vlcore import ImageError
 
 FAST = ("internvl", "qwen2_vl", "qwen3_vl", "gemma3", "qwen3_5")
 """Tiles, packed patches with M-RoPE, deepstack, attention groups, recurrent states."""
@@ -54,7 +64,11 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[st
 
 @pytest.fixture(scope="module")
 def answers(reference: Callable[[str], FamilyReference]) -> Callable[[str], dict[str, Answer]]:
-    return cache(lambda name: answer_concurrently(reference(name)))
+    def answer(name: str) -> dict[str, Answer]:
+        expected = reference(name)
+        return answer_concurrently(expected.checkpoint.directory, expected.prompts)
+
+    return cache(answer)
 
 
 @every_family
@@ -73,12 +87,7 @@ def test_token_ids(
     answers: Callable[[str], dict[str, Answer]],
 ) -> None:
     for label, expected in reference(name).expected.items():
-        prompt = answers(name)[label].request.prompt
-        filled = {i for span in prompt.spans for i in range(span.start, span.stop)}
-        assert set(expected.image_positions) <= filled, label
-        assert [(i, token) for i, token in enumerate(prompt.token_ids) if i not in filled] == [
-            (i, token) for i, token in enumerate(expected.token_ids) if i not in filled
-        ], label
+        _compare_token_ids(answers(name)[label], expected, label)
 
 
 @every_family
@@ -88,22 +97,7 @@ def test_inputs_of_the_language_model(
     answers: Callable[[str], dict[str, Answer]],
 ) -> None:
     for label, expected in reference(name).expected.items():
-        request = answers(name)[label].request
-        for span in request.prompt.spans:
-            rows = request.rows[span.image][span.first_row :][: span.stop - span.start]
-            positions = slice(span.start, span.stop)
-            width = expected.embeddings.shape[-1]
-            _assert_close(rows[:, :width], expected.embeddings[positions], label)
-            if expected.deepstack is not None:
-                first = expected.image_positions.index(span.start)
-                layers = expected.deepstack[:, first : first + len(rows)]
-                _assert_close(rows[:, width:], layers.transpose(0, 1).flatten(1), label)
-        if request.inputs.position_ids is not None:
-            num_axes = len(request.inputs.position_ids)
-            assert expected.positions is not None
-            assert torch.equal(
-                request.inputs.position_ids, expected.positions[-num_axes:].flatten(0, -2)
-            ), label
+        _compare_inputs(answers(name)[label], expected, label)
 
 
 @every_family
@@ -122,12 +116,68 @@ def test_answers(
 def test_embeddings_of_an_image_do_not_depend_on_the_batch(
     name: str, reference: Callable[[str], FamilyReference]
 ) -> None:
-    model = vlcore.load_vision_model(reference(name).directory, plugin=PLUGIN)
+    model = vlcore.load_vision_model(reference(name).checkpoint.directory, plugin=PLUGIN)
     inputs = [model.preprocess(image) for image in (WIDE, TALL, OTHER, LONG)]
     together = [_rows(image) for image in model(inputs)]
     for image, rows in zip(inputs, together, strict=True):
         (alone,) = model([image])
         _assert_close(rows, _rows(alone), name)
+
+
+@every_family
+@pytest.mark.slow
+def test_unusual_images_are_read_as_transformers_reads_them_or_refused(
+    name: str, reference: Callable[[str], FamilyReference]
+) -> None:
+    checkpoint, prompts = reference(name).checkpoint, unusual_conversations()
+    answers = answer_concurrently(checkpoint.directory, prompts)
+    for label, messages in prompts.items():
+        try:
+            expected = reference_prompt(checkpoint, messages)
+        except (ValueError, RuntimeError):  # transformers itself refuses it, or fails
+            error = answers[label].error
+            assert error is None or (isinstance(error, ImageError) and "image 1 of" in str(error))
+        else:
+            _compare_token_ids(answers[label], expected, label)
+            _compare_inputs(answers[label], expected, label)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text_type", ["gpt_oss", "llama", "qwen3", "qwen3_moe"])
+def test_a_family_with_another_language_model(text_type: str, tmp_path: Path) -> None:
+    expected = make_reference(tmp_path / "model", "internvl", text_type=text_type)
+    answers = answer_concurrently(expected.checkpoint.directory, expected.prompts)
+    assert {label: answer.token_ids for label, answer in answers.items()} == {
+        label: prompt.answer for label, prompt in expected.expected.items()
+    }
+
+
+def _compare_token_ids(answer: Answer, expected: ReferencePrompt, label: str) -> None:
+    assert answer.request is not None, (label, answer.error)
+    prompt = answer.request.prompt
+    filled = {i for span in prompt.spans for i in range(span.start, span.stop)}
+    assert set(expected.image_positions) <= filled, label
+    assert [(i, token) for i, token in enumerate(prompt.token_ids) if i not in filled] == [
+        (i, token) for i, token in enumerate(expected.token_ids) if i not in filled
+    ], label
+
+
+def _compare_inputs(answer: Answer, expected: ReferencePrompt, label: str) -> None:
+    """Compare embeddings of images, what is added after decoder layers, and positions."""
+    request = answer.request
+    assert request is not None, (label, answer.error)
+    for span in request.prompt.spans:
+        rows = request.rows[span.image][span.first_row :][: span.stop - span.start]
+        width = expected.embeddings.shape[-1]
+        _assert_close(rows[:, :width], expected.embeddings[span.start : span.stop], label)
+        if expected.deepstack is not None:
+            first = expected.image_positions.index(span.start)
+            layers = expected.deepstack[:, first : first + len(rows)]
+            _assert_close(rows[:, width:], layers.transpose(0, 1).flatten(1), label)
+    if (position_ids := request.inputs.position_ids) is not None:
+        assert expected.positions is not None
+        reference_ids = expected.positions[-len(position_ids) :].flatten(0, -2)
+        assert torch.equal(position_ids, reference_ids), label
 
 
 def _rows(image: torch.Tensor | vlcore.ImageRows) -> torch.Tensor:

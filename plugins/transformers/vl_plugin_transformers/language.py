@@ -36,8 +36,9 @@ class FamilyLanguageModel(LanguageModel):
         tensors: Mapping[str, TensorSource],
     ) -> None:
         super().__init__(model.checkpoint, config, tensors)
-        self.requires = model.family.requires
         self._num_layers = model.num_deepstack_layers
+        unused = frozenset() if self._num_layers else frozenset({"deepstack"})
+        self.requires = model.family.requires - unused
 
     @property
     def row_width(self) -> int:

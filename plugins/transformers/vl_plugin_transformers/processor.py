@@ -61,6 +61,7 @@ class FamilyProcessor:
     def __init__(self, checkpoint: Checkpoint) -> None:
         family = FAMILIES[checkpoint.config["model_type"]]
         config = read_config(checkpoint)
+        self._name = checkpoint.name
         self._processor = _load(checkpoint, family)
         tokenizer = self._processor.tokenizer
         self._settings = self._processor._merge_kwargs(
@@ -121,6 +122,11 @@ class FamilyProcessor:
                 runs[-1] += 1
             else:
                 runs.append(1)
+        if not indicators:
+            raise ConfigError(
+                f"config.json of {self._name} names {self._row_tokens[0]!r} as the token of an "
+                f"image embedding, and the processor writes none for an image: {text!r:.80}"
+            )
         frames, lines, columns = (1, 1, 1) if grid is None else grid[0].tolist()
         merge = getattr(self._processor.image_processor, "merge_size", 1)
         return Layout(
