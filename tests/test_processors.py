@@ -13,7 +13,7 @@ from internvl import write_intern
 from PIL import Image
 
 from vlcore import Checkpoint, Control, Rows
-from vlcore.errors import ConfigError, PluginError
+from vlcore.errors import ConfigError, ImageError, PluginError
 from vlcore.processors import ImageRuns, PromptImageProcessor, load_processor
 
 IMAGE = Image.new("RGB", (200, 60), "red")
@@ -39,6 +39,19 @@ def test_an_image_gives_tensors_and_the_content_of_its_slot(checkpoint: Path) ->
     assert runs.num_rows == 16
     assert runs.parts() == (Control("<img>"), Rows(16), Control("</img>"))
     assert process.image_token == "<IMG_CONTEXT>"
+
+
+def test_an_image_that_the_processor_refuses_is_an_error_of_vlcore(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = PromptImageProcessor(Checkpoint.open(checkpoint))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("absolute aspect ratio must be smaller than 200")
+
+    monkeypatch.setattr(process.processor, "_process_images", refuse)
+    with pytest.raises(ImageError, match="200 x 60 pixels: absolute aspect ratio"):
+        process(IMAGE)
 
 
 def test_several_threads_share_a_processor(checkpoint: Path) -> None:

@@ -19,7 +19,7 @@ from transformers import CONFIG_MAPPING
 from transformers.models.auto import image_processing_auto, processing_auto
 
 from vlcore.checkpoint.checkpoint import Checkpoint
-from vlcore.errors import ConfigError, PluginError
+from vlcore.errors import ConfigError, ImageError, PluginError
 from vlcore.prompts.messages import Control, Rows
 
 __all__ = ["ImageRuns", "PromptImageProcessor", "load_processor"]
@@ -37,6 +37,9 @@ class ImageRuns:
 
     runs: tuple[str | int, ...]
     """Texts of the processor, and numbers of image embeddings between them."""
+    grid: tuple[int, int, int] | None = None
+    """Number of frames, lines and columns of the embeddings, where the processor states it, as
+    :func:`~vlcore.grid_positions` needs it."""
 
     @property
     def num_rows(self) -> int:
@@ -83,17 +86,34 @@ class PromptImageProcessor:
 
         Returns:
             The tensors for the model, and what takes the image's place in a prompt.
-        """
-        outputs = self.processor(
-            text=self.image_token,
-            images=[image.convert("RGB")],
-            return_tensors="pt",
-            add_special_tokens=False,
-        )
-        tensors = {key: value for key, value in outputs.items() if key not in _TEXT_KEYS}
-        return tensors, self._runs(outputs["input_ids"][0].tolist())
 
-    def _runs(self, ids: list[int]) -> ImageRuns:
+        Raises:
+            ImageError: the processor refuses the image, because of its shape for example.
+        """
+        try:
+            outputs = self.processor(
+                text=self.image_token,
+                images=[image.convert("RGB")],
+                return_tensors="pt",
+                add_special_tokens=False,
+            )
+        except (ArithmeticError, ValueError) as error:
+            raise ImageError(
+                f"{type(self.processor).__name__} cannot preprocess an image of "
+                f"{image.width} x {image.height} pixels: {error}"
+            ) from error
+        tensors = {key: value for key, value in outputs.items() if key not in _TEXT_KEYS}
+        runs = self._runs(outputs["input_ids"][0].tolist())
+        return tensors, ImageRuns(runs, self._grid(tensors.get("image_grid_thw")))
+
+    def _grid(self, patches: Any) -> tuple[int, int, int] | None:
+        if patches is None:
+            return None
+        frames, lines, columns = patches[0].tolist()
+        merged = getattr(self.processor.image_processor, "merge_size", 1)
+        return frames, lines // merged, columns // merged
+
+    def _runs(self, ids: list[int]) -> tuple[str | int, ...]:
         tokenizer = self.processor.tokenizer
         runs: list[str | int] = []
         texts: list[int] = []
@@ -113,7 +133,7 @@ class PromptImageProcessor:
             else:
                 runs.append(1)
         flush()
-        return ImageRuns(tuple(runs))
+        return tuple(runs)
 
 
 def load_processor(checkpoint: Checkpoint) -> Any:

@@ -29,6 +29,17 @@ BY_HAND = {
     "InternVLConfig": LINES_OF_THE_HOWTO,
     "LlavaConfig": 'PROCESSOR["num_additional_image_tokens"] = 1',
     "DeepseekVLConfig": 'PROCESSOR["num_image_tokens"] = 16',
+    "Qwen3VLConfig": (
+        'IMAGE_PROCESSOR.update(size={"shortest_edge": 56 * 56, "longest_edge": 140 * 140})\n'
+        'IMAGE_PROCESSOR["patch_size"] = 14\n'
+        'CONFIG["vision_config"].update(deepstack_visual_indexes=[0, 1])\n'
+        'CONFIG["vision_config"].update(num_position_embeddings=64)'
+    ),
+    "Qwen2VLConfig": (
+        'IMAGE_PROCESSOR.update(size={"shortest_edge": 56 * 56, "longest_edge": 140 * 140})\n'
+        'CONFIG["vision_config"]["hidden_size"] = 64'
+    ),
+    "Gemma3Config": 'PROCESSOR["image_seq_length"] = CONFIG["mm_tokens_per_image"] = 4',
     "Idefics3Config": (
         'PROCESSOR["image_seq_len"] = 4\nIMAGE_PROCESSOR["size"] = {"longest_edge": 112}'
     ),
@@ -56,29 +67,38 @@ def package_of(family: TransformersFamily) -> dict[str, str]:
 def test_the_modules_and_prefixes_of_a_family_are_found(intern: TransformersFamily) -> None:
     assert intern.architecture == "InternVLForConditionalGeneration"
     assert intern.has_tower
-    assert intern.requires == {}
+    assert intern.requires == ()
     assert intern.vision_prefixes == (
-        {
-            "model.multi_modal_projector.": "multi_modal_projector.",
-            "model.vision_tower.": "vision_tower.",
-        },
-        {"multi_modal_projector.": "multi_modal_projector.", "vision_tower.": "vision_tower."},
+        "model.multi_modal_projector.",
+        "model.vision_tower.",
+        "multi_modal_projector.",
+        "vision_tower.",
     )
-    assert intern.text_prefixes == (
-        {"model.language_model.": "model.", "lm_head.": "lm_head."},
-        {"language_model.lm_head.": "lm_head.", "language_model.model.": "model."},
-    )
+    assert intern.text_prefixes == {
+        "model.language_model.": "model.",
+        "lm_head.": "lm_head.",
+        "language_model.lm_head.": "lm_head.",
+        "language_model.model.": "model.",
+    }
+    assert intern.num_layouts == 2
     assert intern.placeholder == intern.row_token == "<context_image>"
 
 
-def test_what_a_language_model_requires_is_declared() -> None:
-    family = inspect_family("Gemma3Config")
-    assert set(family.requires) == {"attention_groups"}
-    (language,) = (text for path, text in package_of(family).items() if "language.py" in path)
-    assert 'requires = frozenset(["attention_groups"])' in language
+@pytest.mark.parametrize(
+    ("config_class", "features"),
+    [
+        ("Gemma3Config", {"attention_groups"}),
+        ("Qwen2VLConfig", {"mrope"}),
+        ("Qwen3VLConfig", {"mrope", "deepstack"}),
+    ],
+)
+def test_what_a_language_model_requires_is_declared(config_class: str, features: set[str]) -> None:
+    assert set(inspect_family(config_class).requires) == features
 
 
-@pytest.mark.parametrize("config_class", ["InternVLConfig", "LlavaOnevisionConfig", "Gemma3Config"])
+@pytest.mark.parametrize(
+    "config_class", ["InternVLConfig", "LlavaOnevisionConfig", "Qwen3VLConfig"]
+)
 def test_the_package_is_clean_and_uses_public_names(config_class: str, tmp_path: Path) -> None:
     for path, text in package_of(inspect_family(config_class)).items():
         if path.endswith(".py"):
@@ -118,7 +138,7 @@ def test_few_lines_are_written_by_hand() -> None:
     [
         ("NoSuchConfig", "expects the configuration class of a vision-language model"),
         ("BertConfig", "Known: .*InternVLConfig"),
-        ("Qwen2VLConfig", "is not one that transformers has as a ...ForCausalLM"),
+        ("MllamaConfig", "does not read images as embeddings"),
     ],
 )
 def test_a_family_that_cannot_be_written_is_refused(config_class: str, message: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlcore.cli.new.tiny_config import EDGE, tiny_settings
+from vlcore.cli.new.tiny_config import EDGE, add_tiny_sections, tiny_settings
 from vlcore.errors import OptionError
 
 _TEXT_NAMES = ("language_model", "text_model")
@@ -25,19 +25,22 @@ class TransformersFamily:
     architecture: str
     inner_class: str
     """The class that holds the vision encoder, the projector and the language model."""
-    inner_module: str
     text_name: str
     """The attribute of the language model in it."""
-    requires: Mapping[str, str]
-    """Features of ``LanguageModel.requires``, and where the configuration shows each."""
+    has_causal_lm: bool
+    """Whether transformers has the language model as a ``…ForCausalLM``."""
+    requires: tuple[str, ...]
+    """Features of ``LanguageModel.requires``."""
     feature_inputs: tuple[str, ...]
     """What the class reads of the processor's outputs to encode images."""
     has_tower: bool
     """Whether tiles are encoded independently of each other, and from pixels alone."""
-    vision_prefixes: tuple[Mapping[str, str], ...]
-    """Prefixes of the tensors in each layout, and those in the inner class."""
-    text_prefixes: tuple[Mapping[str, str], ...]
-    """Prefixes of the tensors in each layout, and those in the standard architecture."""
+    vision_prefixes: tuple[str, ...]
+    """Prefixes of the tensors of the vision encoder and the projector, in all layouts."""
+    text_prefixes: Mapping[str, str]
+    """Prefixes of the language model's tensors in all layouts, and those in its architecture."""
+    num_layouts: int
+    """Number of layouts in which transformers has saved the family."""
     image_processor: str
     processor: str
     image_sizes: Mapping[str, Any]
@@ -89,15 +92,25 @@ def inspect_family(config_class: str) -> TransformersFamily:
     model = _build(getattr(transformers, architecture), found, settings, config_class)
     inner = getattr(model, "model", None)
     text_name = next((name for name in _TEXT_NAMES if hasattr(inner, name)), None)
-    text_type = getattr(model.config.get_text_config(), "model_type", None)
-    if text_name is None or text_type not in tables.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    text_config = model.config.get_text_config()
+    is_known = any(
+        type(text_config) in known
+        for known in (transformers.MODEL_FOR_CAUSAL_LM_MAPPING, transformers.MODEL_MAPPING)
+    )
+    requires = needed_features({"model_type": model_type})
+    if hasattr(inner, "get_rope_index"):
+        requires.setdefault("mrope", "get_rope_index")
+    if text_name is None or not is_known or "cross_attention" in requires:
         raise OptionError(
-            f"the language model of {architecture} ({text_type}) is not one that transformers has "
-            "as a ...ForCausalLM: vlcore new cannot write its plugin"
+            f"the language model of {architecture} ({type(text_config).__name__}) does not read "
+            "images as embeddings in its prompt, or is no model of its own in transformers: "
+            "vlcore new cannot write its plugin"
         )
+    if "mrope" in requires:
+        add_tiny_sections(settings, text_config.to_dict())
     processor = _processor_class(model_type, architecture)
     image_class = _image_processor_class(model_type, architecture)
-    vision_prefixes, text_prefixes = _prefixes(model, text_name, architecture)
+    vision_prefixes, text_prefixes, num_layouts = _prefixes(model, text_name, architecture)
     source = inspect.getsource(processor)
     named_tokens = _named_tokens(source)
     placeholder = _placeholder(source, named_tokens)
@@ -106,13 +119,14 @@ def inspect_family(config_class: str) -> TransformersFamily:
         model_type=model_type,
         architecture=architecture,
         inner_class=type(inner).__name__,
-        inner_module=type(inner).__module__,
         text_name=text_name,
-        requires=needed_features({"model_type": model_type}),
+        has_causal_lm=type(text_config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
+        requires=tuple(requires),
         feature_inputs=_feature_inputs(inner),
         has_tower=_has_tower(inner),
         vision_prefixes=vision_prefixes,
         text_prefixes=text_prefixes,
+        num_layouts=num_layouts,
         image_processor=image_class.__name__,
         processor=processor.__name__,
         image_sizes=_image_sizes(image_class),
@@ -165,44 +179,46 @@ def _has_tower(inner: Any) -> bool:
 
 def _prefixes(
     model: Any, text_name: str, architecture: str
-) -> tuple[tuple[Mapping[str, str], ...], tuple[Mapping[str, str], ...]]:
-    """Find the prefixes of the layouts in which transformers saves a class, old and new."""
+) -> tuple[tuple[str, ...], dict[str, str], int]:
+    """Find the prefixes of the layouts in which transformers saves a class, old and new.
+
+    Tensors that transformers saves in another form are stored next to others of their module.
+    """
     from transformers.core_model_loading import revert_weight_conversion
 
     state = model.state_dict()
-    saved = {
-        id(tensor): name for name, tensor in revert_weight_conversion(model, dict(state)).items()
-    }
+    saved = {id(value): name for name, value in revert_weight_conversion(model, state).items()}
     text = f"model.{text_name}."
-    vision: list[dict[str, str]] = [{}, {}]
-    language: list[dict[str, str]] = [{}, {}]
+    layouts: list[dict[str, str]] = [{}, {}]
+    missing = set()
     for key, tensor in state.items():
-        if id(tensor) not in saved:
-            raise OptionError(
-                f"transformers saves {key} of {architecture} in another form, and not only under "
-                "another name: vlcore new cannot write its plugin"
-            )
-        part, target, prefixes = _part_of(key, text)
-        rest = key.removeprefix(part)
-        for layout, name in enumerate((saved[id(tensor)], key)):
-            (language if prefixes == "text" else vision)[layout][name.removesuffix(rest)] = target
-    return _distinct(vision), _distinct(language)
+        part = _part_of(key, text)
+        missing.add(part)
+        for layout, name in zip(layouts, (saved.get(id(tensor)), key), strict=True):
+            rest = key.removeprefix(part)
+            if name is not None and name.endswith(rest):
+                layout[name.removesuffix(rest)] = part
+    if unknown := missing - set(layouts[0].values()):
+        raise OptionError(
+            f"transformers saves {', '.join(sorted(unknown))} of {architecture} in another form, "
+            "and not only under another name: vlcore new cannot write its plugin"
+        )
+    targets = {text: "model.", "lm_head.": "lm_head."}
+    merged = layouts[1] | layouts[0]
+    prefixes = sorted(merged, key=lambda prefix: (-len(prefix), prefix))
+    return (
+        tuple(sorted(prefix for prefix in prefixes if merged[prefix] not in targets)),
+        {prefix: targets[merged[prefix]] for prefix in prefixes if merged[prefix] in targets},
+        1 if layouts[0] == layouts[1] else 2,
+    )
 
 
-def _part_of(key: str, text: str) -> tuple[str, str, str]:
-    """Return the prefix of a key, the prefix that it gets, and what it belongs to."""
-    if key.startswith(text):
-        return text, "model.", "text"
-    if key.startswith("lm_head."):
-        return "lm_head.", "lm_head.", "text"
-    child = key.removeprefix("model.")
-    name, dot, _ = child.partition(".")
-    return f"model.{name}{dot}", f"{name}{dot}", "vision"
-
-
-def _distinct(layouts: list[dict[str, str]]) -> tuple[Mapping[str, str], ...]:
-    old, new = (dict(sorted(each.items(), key=lambda item: -len(item[0]))) for each in layouts)
-    return (new,) if old == new else (new, old)
+def _part_of(key: str, text: str) -> str:
+    """Return the prefix of a key that names its module."""
+    if key.startswith((text, "lm_head.")):
+        return text if key.startswith(text) else "lm_head."
+    name, dot, _ = key.removeprefix("model.").partition(".")
+    return f"model.{name}{dot}"
 
 
 def _processor_class(model_type: str, architecture: str) -> Any:
@@ -239,7 +255,7 @@ def _usable_class(names: Sequence[str | None], what: str, architecture: str) -> 
 def _feature_inputs(inner: Any) -> tuple[str, ...]:
     parameters = inspect.signature(inspect.unwrap(inner.get_image_features)).parameters.values()
     named = [each.name for each in parameters if each.kind is not each.VAR_KEYWORD]
-    return tuple(name for name in named if not name.startswith("vision_feature"))
+    return tuple(name for name in named if not name.startswith(("self", "vision_feature")))
 
 
 def _image_sizes(image_class: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import keyword
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -30,6 +30,8 @@ _MODULE = "MODULE"
 """Placeholder for the plugin's module in the paths of the templates."""
 _ENDINGS = re.compile(r"(For(ConditionalGeneration|CausalLM)|LMHeadModel|Model)$")
 _MAX_LENGTH = 60
+_PROMPT_INPUTS = {"mrope": "grid_positions", "attention_groups": "image_groups"}
+"""The function that writes the prompt inputs of a feature of a language model."""
 _PYTHON = "3.11"
 
 
@@ -184,14 +186,19 @@ def _values(names: PluginNames) -> dict[str, Any]:
 
 
 def _family_values(family: TransformersFamily) -> dict[str, Any]:
-    vision, text = family.vision_prefixes, family.text_prefixes
+    inputs = next((name for name in family.requires if name in _PROMPT_INPUTS), "")
+    names = ["Checkpoint", "LanguageModel", "renamed"]
+    if inputs:
+        names += ["ImageLayout", "PromptInputs", "TokenizedPrompt", _PROMPT_INPUTS[inputs]]
     return vars(family) | {
-        "prefix": family.config_class.removesuffix("Config"),
-        "num_layouts": max(len(vision), len(text)),
-        "vision_prefixes": _merged(vision),
-        "text_prefixes": _merged(text),
+        "prefix": family.config_class.removesuffix("Config").replace("_", ""),
+        "prompt_inputs": inputs,
+        "core_imports": import_line(
+            "vlcore", *sorted(names, key=lambda name: (name.islower(), name))
+        ),
+        "is_ambiguous": any(
+            vision.startswith(text)
+            for vision in family.vision_prefixes
+            for text in family.text_prefixes
+        ),
     }
-
-
-def _merged(layouts: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    return {old: new for layout in layouts for old, new in layout.items()}

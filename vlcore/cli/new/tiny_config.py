@@ -68,3 +68,19 @@ def tiny_settings(config: Mapping[str, Any], *, is_visual: bool = False) -> dict
             kinds = list(dict.fromkeys(config[key]))
             tiny[key] = (kinds * num_layers)[:num_layers]
     return tiny
+
+
+def add_tiny_sections(tiny: dict[str, Any], text: Mapping[str, Any]) -> None:
+    """Add sections of rotary frequencies for positions on three axes.
+
+    Args:
+        tiny: the tiny settings, to which they are added.
+        text: the configuration of the language model.
+    """
+    rope = {"rope_type": "default", "rope_theta": 10000.0} | dict(text.get("rope_parameters") or {})
+    if any(isinstance(value, Mapping) for value in rope.values()):  # one for each type of layer
+        return
+    num_frequencies = int(_TEXT["head_dim"] * rope.get("partial_rotary_factor", 1.0)) // 2
+    third = num_frequencies // 3
+    rope["mrope_section"] = [num_frequencies - 2 * third, third, third]
+    tiny.setdefault("text_config", {})["rope_parameters"] = rope

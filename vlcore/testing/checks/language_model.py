@@ -13,7 +13,7 @@ from vlcore.checkpoint.conversion import TensorConversion
 from vlcore.errors import TensorError
 from vlcore.testing.check import check
 from vlcore.testing.needed_features import needed_features
-from vlcore.testing.report import fail
+from vlcore.testing.report import DoesNotApplyError, fail
 from vlcore.testing.subject import Subject
 from vlcore.testing.transformers_reference import quiet_transformers
 
@@ -121,8 +121,14 @@ def view_tensors(subject: Subject) -> None:
 @check("view-logits", "the text view loads in transformers, and computes the same logits")
 def view_logits(subject: Subject) -> None:
     """Load the view as an ordinary text model, and compare it with the original model."""
-    from transformers import AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
+    config = subject.language_model.transformers_config
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise DoesNotApplyError(
+            f"transformers has no text-only class for {type(config).__name__} that could load a "
+            "view"
+        )
     load: Any = AutoModelForCausalLM.from_pretrained  # its annotation lacks output_loading_info
     with quiet_transformers():
         loaded, loading_info = load(
