@@ -13,7 +13,7 @@ from _good import Good
 from _hostile import Hostile
 
 PATIENCE_S = 300.0
-_WAYS_TO_DISCONNECT = ("drops", "stalls and drops", "reads nothing")
+_WAYS_TO_DISCONNECT = ("drops", "stalls and drops", "reads nothing", "half-closes")
 _HEADERS = {"content-type": "application/json", "host": "127.0.0.1"}
 
 
@@ -117,7 +117,12 @@ class Client:
         try:
             writer.write(request[:part])
             await writer.drain()
-            if kind == "reads nothing":
+            if kind == "half-closes":  # and receives its response, or none within its body
+                writer.write_eof()
+                response = await reader.read()
+                if part == len(request) and b"HTTP/1.1 200 " not in response:
+                    raise ValueError(f"a half-closed client received {response[:100]!r}")
+            elif kind == "reads nothing":
                 await asyncio.sleep(2)
             elif part == len(request) and good.stream and kind == "drops":
                 await reader.readuntil(b"data: ")

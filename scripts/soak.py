@@ -235,6 +235,7 @@ def main() -> int:
     command += ["--port", "0", "--device", "cpu", "--dtype", "float32", "--body-timeout-s", limit]
     # One host in addition to the public ones, by name: its addresses by themselves are refused.
     command += ["--allow-image-host", "localhost", "--download-timeout-s", limit]
+    command += ["--shutdown-timeout-s", "240"]  # for the stream that ends while the server stops
     command += ["--max-image-mib", "4", "--max-decoded-mib", "64", "--max-requests", "128"]
     with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
         server = subprocess.Popen(command, stderr=log, env=os.environ | {"PYTHONUNBUFFERED": "1"})

@@ -107,6 +107,32 @@ def test_a_disconnected_client_frees_its_batch_slot_and_its_permit(
         assert hold.num_started == started
 
 
+@pytest.mark.parametrize("streams", [True, False])
+def test_a_client_that_closes_its_sending_side_receives_the_response(
+    server: Server, pipe: Pipeline, streams: bool
+) -> None:
+    with held(pipe.engine, 4) as hold, connect(server) as connection:
+        connection.sendall(post(chat_body(stream=streams)))
+        connection.shutdown(socket.SHUT_WR)
+        interim = read_until(connection, b"\r\n\r\n")
+        assert interim.startswith(b"HTTP/1.1 102 ")
+        hold.release()
+        response = read_all(connection)
+    assert b"HTTP/1.1 200 " in response
+    assert (b"[DONE]" if streams else b'"finish_reason"') in response
+
+
+def test_a_client_that_closes_its_sending_side_within_its_body_has_disconnected(
+    server: Server,
+) -> None:
+    num_disconnected = outcomes(server, "disconnected")
+    with connect(server) as connection:
+        connection.sendall(post(chat_body())[:-5])
+        connection.shutdown(socket.SHUT_WR)
+        assert read_all(connection) == b""
+    wait_for(lambda: outcomes(server, "disconnected") == num_disconnected + 1)
+
+
 def test_a_token_passes_through_three_generators(
     server: Server, pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:

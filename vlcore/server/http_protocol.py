@@ -25,6 +25,9 @@ _MAX_LINGER_BYTES = 64 * 1024**2
 """After a response to an unread request, time and bytes within which the rest is discarded. A
 connection that is closed with unread bytes is reset, and the client may not see the response."""
 
+_MIN_PROBE_S, _MAX_PROBE_S = 0.05, 5.0
+"""Times between interim responses to a client that has closed its sending side."""
+
 
 class TimedProtocol(H11Protocol):
     """uvicorn's h11 protocol, with bounds that one connection cannot exceed.
@@ -41,6 +44,7 @@ class TimedProtocol(H11Protocol):
     _head_timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
     _linger_timer: asyncio.TimerHandle | None = None
+    _probe_timer: asyncio.TimerHandle | None = None
     is_interrupted = False
     """Whether events are left to handle in a later iteration of the event loop."""
     _num_discarded = 0
@@ -97,14 +101,38 @@ class TimedProtocol(H11Protocol):
         """Wait for the next request."""
         self.waits_since = time.monotonic()
         super().on_response_complete()
+        if self._probe_timer is not None and not self.is_responding:
+            self._close_transport()  # the client sends no further request
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the timers."""
-        for timer in (self._head_timer, self._write_timer, self._linger_timer):
+        timers = (self._head_timer, self._write_timer, self._linger_timer, self._probe_timer)
+        for timer in timers:
             if timer is not None:
                 timer.cancel()
         self.open_connections.remove(self)
         super().connection_lost(exc)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Keep the connection of a client that has closed its sending side and waits.
+
+        A client that has disconnected sends the same. Interim responses tell them apart: they make
+        the system of one that has disconnected reset the connection, and others ignore them.
+
+        Returns:
+            Whether the connection stays open.
+        """
+        if self._probe_timer is not None:
+            return True
+        waits = (
+            self.is_responding
+            and not self.cycle.more_body
+            and not self.cycle.response_started
+            and self.conn.their_http_version == b"1.1"  # 1.0 has no interim responses
+        )
+        if waits and not self.transport.is_closing():
+            self._probe_later(_MIN_PROBE_S)
+        return self._probe_timer is not None
 
     def pause_writing(self) -> None:
         """Give the client ``write_timeout_s`` to read."""
@@ -183,6 +211,18 @@ class TimedProtocol(H11Protocol):
         self.transport.close_now()  # type: ignore[attr-defined]
         if self.transport.get_write_buffer_size():
             self._start_write_timer()
+
+    def _probe_later(self, delay_s: float) -> None:
+        self._probe_timer = self.loop.call_later(delay_s, self._probe, delay_s)
+
+    def _probe(self, delay_s: float) -> None:
+        """Send an interim response; a later one fails if the first was answered with a reset."""
+        if self.transport.is_closing():
+            return
+        if self.is_responding and not self.cycle.response_started:
+            interim = h11.InformationalResponse(status_code=102, headers=[], reason="Processing")
+            self.transport.write(self.conn.send(interim))
+        self._probe_later(min(2 * delay_s, _MAX_PROBE_S))
 
     def _start_write_timer(self) -> None:
         if self._write_timer is None:
