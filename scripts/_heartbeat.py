@@ -3,6 +3,8 @@
 A heartbeat is late because the event loop runs something else (``own``), because it waits for
 Python's lock, which another thread holds (``lock``), or because other programs have the processors
 (``queued``). The first two are a stall, and are the server's doing; the last is the machine's.
+Events pile up while other programs have the processors: such a heartbeat says nothing about the
+server, and is counted only.
 At the end of the server, its threads are printed too: of each pool, and all others.
 """
 
@@ -65,6 +67,7 @@ class Heartbeat:
         self.longest = Stall()
         self.latest_s = 0.0
         self.num_late = 0
+        self.num_queued = 0
 
     async def run(self) -> None:
         """Measure until the task is cancelled."""
@@ -75,7 +78,9 @@ class Heartbeat:
             late_s = time.perf_counter() - started - _INTERVAL_S
             queued_s = min(late_s, _queued_s() - queued_s)
             own_s = min(late_s - queued_s, time.thread_time() - own_s)
-            if late_s - queued_s > self.longest.server_s:
+            if queued_s > _REPORTED_S:
+                self.num_queued += 1
+            elif late_s - queued_s > self.longest.server_s:
                 # The thread that holds the lock runs: time in which none ran is not its doing.
                 held_s = max(_since(others_s), default=0.0)
                 lock_s = min(late_s - queued_s - own_s, held_s)
@@ -218,6 +223,7 @@ if __name__ == "__main__":
             "heartbeat",
             f"longest stall {_HEARTBEAT.longest.server_s * 1000:.0f} ms ({_HEARTBEAT.longest}); "
             f"late by at most {_HEARTBEAT.latest_s * 1000:.0f} ms, {_HEARTBEAT.num_late} times by "
-            f"more than {_REPORTED_S * 1000:.0f} ms; longest garbage collection "
+            f"more than {_REPORTED_S * 1000:.0f} ms, {_HEARTBEAT.num_queued} times because other "
+            "programs had the processors so long; longest garbage collection "
             f"{_COLLECTIONS.longest_s * 1000:.0f} ms",
         )
