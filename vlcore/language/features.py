@@ -27,7 +27,7 @@ def check_row_width(row_width: int, hidden_size: int, requires: frozenset[str], 
         PluginContractError: ``row_width`` is not ``hidden_size``, or with ``"deepstack"`` not a
             larger multiple of it.
     """
-    num_layers, rest = divmod(row_width, hidden_size)  # the embedding and what is added
+    num_layers, rest = divmod(row_width, max(1, hidden_size))  # the embedding and what is added
     is_multiple = num_layers > 0 and not rest
     if not is_multiple or (num_layers > 1) != ("deepstack" in requires):
         expected = "hidden_size * (1 + layers)" if "deepstack" in requires else "hidden_size"

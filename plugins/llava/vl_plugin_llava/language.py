@@ -24,7 +24,7 @@ def _read_hf(checkpoint: Checkpoint) -> LanguageModel:
     config = checkpoint.config
     text = dict(config.get("text_config") or {})
     # A key that is absent here has the default of the language model's class, as in transformers,
-    # which ties the embeddings if either of the configurations says so.
+    # which ties the embeddings if either of the configurations states it.
     if config.get("tie_word_embeddings"):
         text["tie_word_embeddings"] = True
     for key in ("torch_dtype", "dtype", "quantization_config"):
