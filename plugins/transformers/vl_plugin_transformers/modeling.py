@@ -38,9 +38,10 @@ class EmptyModel:
             with empty_weights():
                 self.module = build(self.family, self.config)
         except ImportError as error:
+            names = " ".join(self.family.packages)
             raise PluginError(
-                f"{self.family.architecture} needs packages that are not installed: pip install "
-                f"{' '.join(self.family.packages)}"
+                f"{self.family.architecture} needs packages that are not installed: "
+                f"{f'pip install {names}' if names else error}"
             ) from error
         except Exception as error:
             raise ConfigError(

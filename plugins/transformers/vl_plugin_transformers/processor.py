@@ -155,9 +155,7 @@ def _load(checkpoint: Checkpoint, family: Family) -> Any:
     taken = inspect.signature(processor_class.__init__).parameters
     options = {key: value for key, value in own.items() if key in taken and key not in parts}
     try:
-        parts["image_processor"] = image_class(
-            **{key: value for key, value in images.items() if not key.endswith("_type")}
-        )
+        parts["image_processor"] = image_class.from_dict(dict(images))
         parts["tokenizer"] = checkpoint.tokenizer()
         if "video_processor" in parts:
             parts["video_processor"] = _video_processor(model_type)
