@@ -60,14 +60,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pipe(checkpoint: Path) -> Iterator[Pipeline]:
-    with pipeline(checkpoint, device="cpu") as made:
+    with pipeline(checkpoint, device="cpu", dtype="float32") as made:
         yield made
 
 
 @pytest.fixture
 def fresh(checkpoint: Path) -> Iterator[Pipeline]:
     """A pipeline whose counts are zero, or that a test closes."""
-    with pipeline(checkpoint, device="cpu") as made:
+    with pipeline(checkpoint, device="cpu", dtype="float32") as made:
         yield made
 
 
