@@ -9,8 +9,15 @@ import torch
 from checkpoints import write_json, write_llava
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tiny_families import config_of
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 from weight_files import FakeHub, ReadSpy, read_all, sharded_safetensors, single_bin
 
 import vlcore
@@ -476,3 +483,30 @@ def test_more_layers_than_tensors_are_an_error_at_once(whole: LanguageModel) -> 
     )
     with pytest.raises(ConfigError, match="num_hidden_layers is 1000000, but"):
         language.check_tensors()
+
+
+# -- text models without an output layer
+
+
+def test_a_text_model_of_transformers_gets_an_output_layer(tmp_path: Path) -> None:
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 0]}
+    config = SIZES | {"model_type": "qwen2_5_vl_text", "architectures": ["Qwen2_5_VL"]}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        text: Any = AutoModel.from_config(  # type: ignore[no-untyped-call]
+            config_of("qwen2_5_vl_text", **SIZES, rope_parameters=rope)
+        )
+    tensors = {f"model.{name}": tensor for name, tensor in text.state_dict().items()}
+    tensors["lm_head.weight"] = torch.randn(SIZES["vocab_size"], SIZES["hidden_size"])
+    checkpoint = write(tmp_path / "text", tensors)
+    sources = {name: TensorSource(name) for name in tensors}
+    language = LanguageModel(checkpoint, config | {"rope_parameters": rope}, sources)
+    language.check_tensors()
+    model = language.to_transformers("cpu")
+    with torch.inference_mode():
+        expected = text.eval()(input_ids=IDS).last_hidden_state @ tensors["lm_head.weight"].T
+        assert torch.allclose(model(input_ids=IDS).logits, expected, atol=1e-5)
+        last = model(input_ids=IDS, logits_to_keep=torch.tensor([4])).logits
+    assert torch.allclose(last, expected[:, 4:], atol=1e-5)
+    with pytest.raises(ConfigError, match=r"no text-only class for 'qwen2_5_vl_text'"):
+        language.write_view(tmp_path / "view")

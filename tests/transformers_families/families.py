@@ -250,7 +250,7 @@ FAMILIES: dict[str, TinyFamily] = {
                     kind: _rope(2, 3, 3)["rope_parameters"]
                     for kind in ("full_attention", "sliding_attention")
                 }
-            }
+            },
         },
     ),
     "cosmos3_edge": _qwen(

@@ -305,9 +305,15 @@ class LanguageModel:
         and limits the context to :attr:`context_length`.
 
         Raises:
-            ConfigError: transformers rejects the values, or the weights are quantised in a way
-                that a view cannot preserve.
+            ConfigError: transformers rejects the values or has no text-only class for them, or
+                the weights are quantised in a way that a view cannot preserve.
         """
+        if not _has_text_class(self.transformers_config):
+            raise ConfigError(
+                f"the language model of {self.checkpoint.name} has no text view, because "
+                f"transformers has no text-only class for {self.transformers_config.model_type!r}: "
+                "use the embedded engine (engine='transformers')"
+            )
         config = standard_config(
             self.transformers_config, self.architecture, context_length=self.context_length
         )
@@ -376,6 +382,12 @@ def read_prompt_inputs(
             f"it is {sorted(model.requires)}"
         )
     return inputs
+
+
+def _has_text_class(config: PretrainedConfig) -> bool:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
 def _method(quantization: object) -> str:
