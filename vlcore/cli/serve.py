@@ -155,7 +155,8 @@ def serve(
     connect_timeout_s: Annotated[
         float,
         typer.Option(
-            help="Maximum time to connect to an image server and between reads, in seconds."
+            help="Maximum time to connect to an image server and between reads, in seconds. "
+            "Hosts that are not allowed or do not exist are refused after this time."
         ),
     ] = 5.0,
     max_redirects: Annotated[
