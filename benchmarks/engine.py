@@ -25,7 +25,7 @@ from vlcore._utils.device import as_device
 from vlcore.checkpoint.checkpoint import Checkpoint, renamed
 from vlcore.engines.base import EngineRequest
 from vlcore.engines.generation import GenerationConfig
-from vlcore.engines.transformers.engine import TransformersEngine
+from vlcore.engines.transformers.engine import TransformersEngine, TransformersEngineConfig
 from vlcore.language.model import LanguageModel
 from vlcore.prompts.tokenization import TokenizedPrompt
 
@@ -177,7 +177,9 @@ class Engine:
 
 
 @contextmanager
-def running_engine(shape: dict[str, Any], dtype: torch.dtype) -> Iterator[TransformersEngine]:
+def running_engine(
+    shape: dict[str, Any], dtype: torch.dtype, settings: TransformersEngineConfig
+) -> Iterator[TransformersEngine]:
     """Start the engine on a random checkpoint."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
@@ -190,7 +192,9 @@ def running_engine(shape: dict[str, Any], dtype: torch.dtype) -> Iterator[Transf
         (directory / "config.json").write_text(json.dumps(values))
         checkpoint = Checkpoint(directory)
         model = LanguageModel(checkpoint, values, renamed(checkpoint, {"": ""}))
-        engine = TransformersEngine(model, tokenizer(), device=as_device("auto"), dtype=dtype)
+        engine = TransformersEngine(
+            model, tokenizer(), device=as_device("auto"), dtype=dtype, config=settings
+        )
     try:
         yield engine
     finally:
@@ -232,7 +236,9 @@ def main() -> None:
     options = parser.parse_args()
     rounds, shape = (1, TINY) if options.quick else (options.rounds, SMOLLM2_135M)
     work = Workload.draw(range(32, 96, 8), 8 if options.quick else 64)
-    with running_engine(shape, getattr(torch, options.dtype)) as made:
+    # Every round has the same prompts, of which nothing may be reused.
+    settings = TransformersEngineConfig(prefix_caching=False)
+    with running_engine(shape, getattr(torch, options.dtype), settings) as made:
         engine, bare = Engine(made, work), Bare(made._model, work.num_new)
         bare.decode(work.prompts)  # warm
         measured = interleave(

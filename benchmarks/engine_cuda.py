@@ -32,7 +32,9 @@ def report(shape: dict[str, Any], rounds: int, num_new: int, sizes: tuple[int, .
             model.tokenizer(),
             device=device(),
             dtype=torch.float16 if device().type == "cuda" else torch.float32,
-            config=TransformersEngineConfig(max_num_seqs=max(sizes), session_len=1024),
+            config=TransformersEngineConfig(
+                max_num_seqs=max(sizes), session_len=1024, prefix_caching=False
+            ),
         )
     rows: list[tuple[Any, ...]] = []
 

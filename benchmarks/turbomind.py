@@ -132,7 +132,9 @@ def embedded_engine(model: LanguageModel) -> Iterator[TransformersEngine]:
         model.tokenizer(),
         device=device(),
         dtype=DTYPE,
-        config=TransformersEngineConfig(max_num_seqs=max(PARTIES), session_len=1024),
+        config=TransformersEngineConfig(
+            max_num_seqs=max(PARTIES), session_len=1024, prefix_caching=False
+        ),
     )
     try:
         yield engine

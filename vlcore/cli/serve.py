@@ -84,6 +84,14 @@ def serve(
             "from 0 to 1. Requires --engine vllm. Default: 0.9, or what is free."
         ),
     ] = None,
+    prefix_caching: Annotated[
+        bool | None,
+        typer.Option(
+            "--prefix-caching/--no-prefix-caching",
+            help="Reuse what was computed for the beginning of earlier prompts. Transformers "
+            "engine only. Default: on.",
+        ),
+    ] = None,
     plugin: Plugin = None,
     chat_template: TemplateName = None,
     revision: Revision = None,
@@ -263,6 +271,7 @@ def serve(
                 session_len=session_len,
                 tensor_parallel_size=tensor_parallel_size,
                 memory_share=memory_share,
+                prefix_caching=prefix_caching,
             ),
             shrink_on_load=shrink_on_load,
             image_background=image_background,
@@ -297,6 +306,7 @@ def _sampling_defaults(model: str, revision: str | None) -> dict[str, Any]:
 _VLLM_FIELDS = {
     "max_num_seqs": "max_num_seqs",
     "session_len": "max_model_len",
+    "prefix_caching": "enable_prefix_caching",
     "tensor_parallel_size": "tensor_parallel_size",
     "memory_share": "gpu_memory_utilization",
 }

@@ -23,6 +23,9 @@ FinishReason = Literal["stop", "length"]
 class EngineRequest:
     """A prompt for an engine to continue.
 
+    Raises:
+        EngineError: there are keys for some images only.
+
     Shapes:
         rows: the embeddings of each of the prompt's images, [k, row_width] each. The prompt's
             spans define which of them are inserted at which positions.
@@ -35,6 +38,16 @@ class EngineRequest:
     """The stop strings of the chat template."""
     inputs: PromptInputs = USUAL_INPUTS
     """Positions and attention groups of the prompt, if they are not the usual ones."""
+    row_keys: tuple[str | None, ...] = ()
+    """A key of the content of each image, if it is known. Embeddings of images with the same key
+    must be the same. Without a key, what an engine computed for an image is not reused."""
+
+    def __post_init__(self) -> None:
+        if self.row_keys and len(self.row_keys) != len(self.rows):
+            raise EngineError(
+                f"row_keys must be empty or have a key, or None, for each of the {len(self.rows)} "
+                f"images; there are {len(self.row_keys)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,8 @@ class EngineOutput:
     logits: Tensor | None = field(default=None, compare=False, repr=False)
     prompt_logits: Tensor | None = field(default=None, compare=False, repr=False)
     """On the first chunk of an answer, if requested."""
+    cached_tokens: int = field(default=0, compare=False)
+    """How many of the prompt's tokens were not computed, because the engine had kept them."""
 
     def for_each_answer(self, config: GenerationConfig) -> Iterable[EngineOutput]:
         """Repeat a chunk for each of the answers that are the same as the generated one."""
@@ -77,6 +92,14 @@ class EngineStats:
     num_waiting: int
     """Number of answers that wait to enter the batch. An answer whose prompt is being computed may
     be in neither number."""
+    num_prompt_tokens: int = field(default=0, compare=False)
+    """Number of tokens of all prompts so far that were computed or reused, if the engine counts
+    them."""
+    num_cached_tokens: int = field(default=0, compare=False)
+    """Number of these tokens that were reused."""
+    num_kept_tokens: int = field(default=0, compare=False)
+    """Number of tokens that are kept for later prompts at this moment, in addition to those of
+    running answers."""
 
 
 class Engine(ABC):

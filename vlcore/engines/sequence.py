@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -51,6 +52,8 @@ class RunningSequence:
         """Set when the answer has ended, failed or been cancelled; never unset."""
         self.token_ids: list[int] = []
         """The tokens of the answer so far."""
+        self.num_cached = 0
+        """Number of the prompt's tokens whose keys and values were reused."""
         self.end_token_ids = stops.token_ids
         """The tokens that end the answer."""
         self._max_new_tokens = max_new_tokens
@@ -133,13 +136,15 @@ class RunningSequence:
                 () if logprobs is None else (logprobs,),
                 output_logits,
                 prompt_logits,
+                self.num_cached,
             )
         )
 
     def _end(self, prompt_logits: Tensor | None = None) -> None:
         """End the answer at an end token, which is not part of it."""
         text = self._detokenizer.finish()
-        self._emit_output(EngineOutput(text, (), "stop", self.choice, prompt_logits=prompt_logits))
+        output = EngineOutput(text, (), "stop", self.choice, prompt_logits=prompt_logits)
+        self._emit_output(replace(output, cached_tokens=self.num_cached))
 
     def _emit_output(self, output: EngineOutput) -> None:
         if output.finish_reason is not None:  # never unset: it may have been cancelled meanwhile

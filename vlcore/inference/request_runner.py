@@ -9,8 +9,6 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor
-
 from vlcore._utils.progress import progress_bar
 from vlcore.engines.base import Engine, EngineRequest
 from vlcore.engines.generation import GenerationConfig
@@ -18,7 +16,7 @@ from vlcore.errors import OptionError
 from vlcore.inference.response import Response, Session, error_response, join_responses
 from vlcore.inference.user_input import Prompt, is_batch, parse_prompt
 from vlcore.language.model import LanguageModel, has_prompt_inputs, read_prompt_inputs
-from vlcore.language.prompt_inputs import USUAL_INPUTS, PromptInputs
+from vlcore.language.prompt_inputs import USUAL_INPUTS
 from vlcore.prompts.chat_template import ChatTemplate, write_prompt
 from vlcore.prompts.conversation import Conversation
 from vlcore.prompts.limits import PromptLimits
@@ -59,17 +57,16 @@ class RequestRunner:
         await self.engine.prepare(config)
         conversation = await _read(prompt, config)
         async with self._encoding:
-            tokens, rows, inputs = await self._encode(conversation)
-        request = EngineRequest(tokens, rows, config, tuple(self.template.stop), inputs)
+            request = await self._encode(conversation, config)
         num_generated = Counter[int]()
-        num_rows = sum(map(len, rows))
+        num_rows = sum(map(len, request.rows))
         async with aclosing(self.engine.generate(request)) as outputs:
             async for output in outputs:
                 num_generated[output.choice] += len(output.token_ids)
                 yield Response(
                     output.text,
                     num_generated[output.choice],
-                    len(tokens.token_ids),
+                    len(request.prompt.token_ids),
                     output.finish_reason,
                     output.token_ids,
                     index,
@@ -78,11 +75,10 @@ class RequestRunner:
                     logits=output.logits,
                     prompt_logits=output.prompt_logits,
                     image_token_len=num_rows,
+                    cached_tokens=output.cached_tokens,
                 )
 
-    async def _encode(
-        self, conversation: Conversation
-    ) -> tuple[TokenizedPrompt, tuple[Tensor, ...], PromptInputs]:
+    async def _encode(self, conversation: Conversation, config: GenerationConfig) -> EngineRequest:
         """Tokenize the prompt of a conversation, and encode its images."""
         self.limits.check_chars(conversation)
         parts = await asyncio.to_thread(write_prompt, self.template, conversation)
@@ -102,7 +98,14 @@ class RequestRunner:
             inputs = await asyncio.to_thread(
                 read_prompt_inputs, self.language_model, prompt, layouts
             )
-        return prompt, tuple(image.rows for image in encoded), inputs
+        return EngineRequest(
+            prompt,
+            tuple(image.rows for image in encoded),
+            config,
+            tuple(self.template.stop),
+            inputs,
+            tuple(image.key for image in prepared),
+        )
 
     def _check_length(self, prompt: TokenizedPrompt) -> None:
         self.limits.check_tokens(len(prompt.token_ids))

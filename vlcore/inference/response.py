@@ -60,6 +60,9 @@ class Response:
     the first chunk."""
     image_token_len: int = 0
     """Number of image embeddings of the prompt, which :attr:`input_token_len` includes."""
+    cached_tokens: int = field(default=0, compare=False)
+    """Number of the prompt's tokens, image embeddings included, that were not computed, because the
+    engine had kept their keys and values."""
 
     @property
     def choices(self) -> tuple[Response, ...]:

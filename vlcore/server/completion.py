@@ -207,5 +207,8 @@ def _usage(response: Response, num_generated: int) -> dict[str, Any]:
         "prompt_tokens": response.input_token_len,
         "completion_tokens": num_generated,
         "total_tokens": response.input_token_len + num_generated,
-        "prompt_tokens_details": {"image_tokens": response.image_token_len, "cached_tokens": 0},
+        "prompt_tokens_details": {
+            "image_tokens": response.image_token_len,
+            "cached_tokens": response.cached_tokens,
+        },
     }

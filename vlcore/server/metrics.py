@@ -137,7 +137,22 @@ class _StatsCollector(Collector):
         yield GaugeMetricFamily(
             "vlcore_answers_waiting", "Completions that wait for a batch slot.", engine.num_waiting
         )
+        yield GaugeMetricFamily(
+            "vlcore_kept_tokens",
+            "Tokens whose keys and values are kept for later prompts.",
+            engine.num_kept_tokens,
+        )
         for name, text, value in (
+            (
+                "engine_prompt_tokens",
+                "Prompt tokens that the engine computed or reused, if it counts them.",
+                engine.num_prompt_tokens,
+            ),
+            (
+                "engine_cached_tokens",
+                "Prompt tokens whose keys and values were reused.",
+                engine.num_cached_tokens,
+            ),
             ("images", "Images requested.", stats.num_images),
             ("image_cache_hits", "Images whose embeddings were cached.", stats.num_cache_hits),
             ("images_encoded", "Images encoded by the vision model.", stats.num_encoded),

@@ -323,6 +323,7 @@ class PromptDetails(BaseModel):
     image_tokens: int
     """Number of image embeddings in the prompt."""
     cached_tokens: int = 0
+    """Number of tokens that were not computed, because the engine had kept them."""
 
 
 class Usage(BaseModel):

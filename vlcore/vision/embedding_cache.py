@@ -59,6 +59,11 @@ class EmbeddingCache:
                 _, evicted = self._rows.popitem(last=False)
                 self.num_bytes -= evicted.rows.nbytes
 
+    def pixel_key(self, key: str) -> str:
+        """Return the key of the pixels for the key of a file, or for that of pixels."""
+        with self._lock:
+            return self._files.get(key, key)
+
     def link(self, file: str, key: str) -> None:
         """Link the key of a file to the key of its pixels."""
         with self._lock:

@@ -276,7 +276,7 @@ class ImagePreprocessor:
                 background=self._background,
             )
             if (rows := self._cache.get(file)) is not None:
-                return PreparedImage(label, file, rows=rows)
+                return PreparedImage(label, self._cache.pixel_key(file), rows=rows)
             needed_size = self._needed_size if self._shrink_on_load else None
             image = decode_image(
                 source,

@@ -7,6 +7,7 @@ import random
 import threading
 from collections.abc import Iterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -67,7 +68,7 @@ async def prompts_of(engine: TransformersEngine, lengths: list[int]) -> list[tup
     with held(engine) as hold:
         holding = asyncio.create_task(answer(engine, request(1, max_new_tokens=1)))
         await asyncio.to_thread(hold.wait_until_held)
-        asked = [request(n, seed=n, max_new_tokens=2) for n in lengths]
+        asked = [request(n, seed=1000 * n + i, max_new_tokens=2) for i, n in enumerate(lengths)]
         tasks = [asyncio.create_task(answer(engine, one)) for one in asked]
         await until(lambda: engine.stats().num_waiting == len(lengths))
     await asyncio.gather(holding, *tasks)
@@ -135,7 +136,7 @@ def test_a_padded_batch_of_prompts_is_no_larger_than_allowed(small: Transformers
     async def body() -> None:
         assert await prompts_of(small, [3, 33, 4]) == [(1, 3), (1, 33), (1, 4)]
         assert await prompts_of(small, [3, 32, 4]) == [(2, 32), (1, 4)]
-        assert await prompts_of(small, [100]) == [(1, 100)]
+        assert await prompts_of(small, [100]) == [(1, 64), (1, 36)]
 
     run(body)
 
@@ -435,36 +436,53 @@ def test_a_failure_in_a_step_ends_its_requests_only(
 
 
 def draw_request(number: int, rng: random.Random) -> EngineRequest:
-    """Draw a request of any kind."""
+    """Draw a request of any kind, half of which begin like others or have the same image."""
     options: dict[str, Any] = {"max_new_tokens": rng.randrange(1, 30)}
     if number % 3 == 1:
         options |= {"do_sample": True, "random_seed": number, "temperature": 1.5}
     if number % 5 == 2:
         options |= {"repetition_penalty": 1.3}
-    return request(
-        rng.randrange(1, 40), seed=number, image_rows=rng.choice([0, 0, 2, 9]), **options
-    )
+    if number % 2:
+        return request(
+            rng.randrange(1, 40), seed=number, image_rows=rng.choice([0, 0, 2, 9]), **options
+        )
+    image = rng.choice([0, 1, 2])
+    stem = request(20, seed=1000 + rng.choice([0, 1]), image_rows=9 * image, **options)
+    own = request(rng.randrange(1, 20), seed=number).prompt.token_ids
+    prompt = replace(stem.prompt, token_ids=(*stem.prompt.token_ids[: 10 + 9 * image], *own))
+    if not image:
+        return replace(stem, prompt=prompt)
+    key = str(stem.rows[0].tolist())
+    return replace(stem, prompt=prompt, row_keys=(rng.choice([key, key, None]),))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_answers_do_not_depend_on_the_batch(
     language_model: LanguageModel, tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> None:
-    config = TransformersEngineConfig(max_num_seqs=6, max_cached_tokens=400, max_prefill_tokens=50)
-    engine = TransformersEngine(
-        language_model, tokenizer, device=CPU, dtype=torch.float32, config=config
-    )
+    """Nor on what is reused: each answer alone is computed from its whole prompt at once."""
+
+    def make(**options: Any) -> TransformersEngine:
+        config = TransformersEngineConfig(max_num_seqs=6, max_cached_tokens=400, **options)
+        return TransformersEngine(
+            language_model, tokenizer, device=CPU, dtype=torch.float32, config=config
+        )
 
     async def body() -> None:
         arrivals = crowd(48, seed, draw_request)
-        alone = [await answer(engine, arrival.request) for arrival in arrivals]
-        sizes = watch_batches(engine)
-        together = await keep_company(engine, arrivals)
-        assert max(sizes) > 3
-        for arrival, expected, got in zip(arrivals, alone, together, strict=True):
-            assert got == expected[: arrival.num_chunks]
-        await until_idle(engine)
-        await engine.close()
+        uncached = make(prefix_caching=False)
+        alone = [await answer(uncached, arrival.request) for arrival in arrivals]
+        await uncached.close()
+        for is_caching in (True, False):
+            engine = make(max_prefill_tokens=25, prefix_caching=is_caching)
+            sizes = watch_batches(engine)
+            together = await keep_company(engine, arrivals)
+            assert max(sizes) > 3
+            for arrival, expected, got in zip(arrivals, alone, together, strict=True):
+                assert got == expected[: arrival.num_chunks]
+            assert (engine.stats().num_cached_tokens > 100) == is_caching
+            await until_idle(engine)
+            await engine.close()
 
     run(body)
 

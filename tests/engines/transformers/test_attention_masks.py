@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from engine_requests import CPU
 from tiny_families import config_of
 from transformers import MistralConfig, PretrainedConfig, Qwen2Config
 
@@ -22,7 +23,7 @@ def llama(**options: Any) -> PretrainedConfig:
 
 
 def masks_of(config: PretrainedConfig) -> AttentionMasks:
-    return AttentionMasks(config, torch.float32)
+    return AttentionMasks(config, torch.float32, CPU)
 
 
 def shown(mask: Any) -> list[str]:
@@ -60,12 +61,12 @@ def test_layers_with_states_have_no_mask() -> None:
 
 
 def test_prompts_without_groups_need_no_mask() -> None:
-    assert masks_of(llama()).of_prompts(None) is None
+    assert masks_of(llama()).of_prompts([range(3), range(2)], None) is None
 
 
 def test_tokens_of_a_group_attend_to_each_other_beyond_a_sliding_window() -> None:
     groups = torch.tensor([[-1, 0, 0, 0, -1], [0, 0, -1, 1, 1]])
-    masks = masks_of(SOME_SLIDE).of_prompts(groups)
+    masks = masks_of(SOME_SLIDE).of_prompts([range(5)] * 2, groups)
     assert isinstance(masks, dict)
     assert shown(masks["full_attention"]) == [
         *("x....", "xxxx.", "xxxx.", "xxxx.", "xxxxx"),
@@ -77,9 +78,33 @@ def test_tokens_of_a_group_attend_to_each_other_beyond_a_sliding_window() -> Non
     ]
 
 
+def test_a_part_of_a_prompt_attends_to_the_columns_before_it() -> None:
+    masks = masks_of(SOME_SLIDE).of_prompts([range(2, 5), range(1)], None)
+    assert isinstance(masks, dict)
+    mask = masks["full_attention"]
+    assert isinstance(mask, torch.Tensor)
+    assert mask.shape == (2, 1, 3, 5)
+    assert shown(mask)[:4] == ["xxx..", "xxxx.", "xxxxx", "x...."]
+    assert shown(masks["sliding_attention"])[:4] == [".xx..", "..xx.", "...xx", "x...."]
+    assert all("x" in line for line in shown(masks["sliding_attention"]))  # padding too
+
+
+def test_a_part_of_a_prompt_attends_to_all_of_its_group() -> None:
+    groups = torch.tensor([[-1, -1, -1, 0, 0, 0, -1]])
+    masks = masks_of(SOME_SLIDE).of_prompts([range(2, 7)], groups)
+    assert isinstance(masks, dict)
+    assert shown(masks["full_attention"]) == [
+        *("xxx....", "xxxxxx.", "xxxxxx.", "xxxxxx.", "xxxxxxx")
+    ]
+    assert shown(masks["sliding_attention"]) == [
+        *(".xx....", "..xxxx.", "...xxx.", "...xxx.", ".....xx")
+    ]
+
+
 def test_eager_attention_adds_the_lowest_number() -> None:
     config = llama(attn_implementation="eager")
-    mask = AttentionMasks(config, torch.bfloat16).of_next_tokens(torch.tensor([0]), longest=2)
+    masks = AttentionMasks(config, torch.bfloat16, CPU)
+    mask = masks.of_next_tokens(torch.tensor([0]), longest=2)
     assert isinstance(mask, torch.Tensor)
     assert mask.dtype == torch.bfloat16
     assert mask.flatten().tolist() == [0, torch.finfo(torch.bfloat16).min]

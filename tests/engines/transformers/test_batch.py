@@ -17,6 +17,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from vlcore.engines.base import EngineRequest
 from vlcore.engines.stop_conditions import StopConditions
 from vlcore.engines.transformers.batch import Batch
+from vlcore.engines.transformers.prompt_chunk import PromptChunk
 from vlcore.engines.transformers.sampler import choose_tokens
 from vlcore.engines.transformers.sequence import TransformersSequence
 from vlcore.errors import EngineUnavailableError
@@ -86,13 +87,18 @@ class Run:
     def advance(self, new_sequences: list[TransformersSequence]) -> None:
         self.batch.remove_finished()
         steps = (
-            [self.batch.prefill([(sequence,) for sequence in new_sequences])]
+            [
+                self.batch.prefill(
+                    [PromptChunk((one,), range(one.num_tokens)) for one in new_sequences]
+                )
+            ]
             if new_sequences
             else []
         )
         if self.batch.sequences and not new_sequences:
             steps.append(self.batch.decode())
         for step in steps:
+            assert step is not None
             chosen = choose_tokens(step.logits, [sequence.sampler for sequence in step.sequences])
             rows = zip(step.sequences, chosen.tolist(), step.logits, strict=True)
             for sequence, token_id, logits in rows:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ from vlcore.engines.transformers.engine import TransformersEngine, TransformersE
 from vlcore.errors import EngineError
 from vlcore.language.model import LanguageModel
 from vlcore.language.prompt_inputs import PromptInputs
+from vlcore.prompts.tokenization import TokenizedPrompt
 
 _TEXT_ONLY = ("lfm2", "gemma2", "gpt_oss")
 
@@ -121,6 +123,57 @@ def test_answers_that_share_a_prompt_match_those_that_do_not(
         outputs = await chunks(engine, three)
         first = [output.token_ids for output in outputs if output.choice == 0]
         assert tuple(token for ids in first for token in ids) == expected
+
+    run(body)
+
+
+def continued(asked: FamilyRequest, token_ids: Sequence[int]) -> FamilyRequest:
+    """Append tokens to a prompt."""
+    prompt, family = asked.request.prompt, asked.family
+    longer = TokenizedPrompt((*prompt.token_ids, *token_ids), prompt.spans)
+    inputs = family._inputs(longer, [family._encode(seed)[1] for seed in asked.images])
+    return replace(asked, request=replace(asked.request, prompt=longer, inputs=inputs))
+
+
+def test_answers_do_not_depend_on_chunks_and_reused_beginnings(
+    family: TinyFamily, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    engine, whole = (
+        TransformersEngine(
+            BuiltLanguageModel(family),
+            tokenizer,
+            device=CPU,
+            dtype=torch.float32,
+            config=TransformersEngineConfig(max_num_seqs=4, max_cached_tokens=500, **options),
+        )
+        for options in ({"max_prefill_tokens": 5}, {"prefix_caching": False})
+    )
+    images = [] if family.name in _TEXT_ONLY else [3, 4]
+    first = family.request(19, images)
+    keys = tuple(map(str, images))
+    first = replace(first, request=replace(first.request, row_keys=keys))
+    has_states = family.name in ("qwen3_5", "lfm2")
+
+    async def body() -> None:
+        forwards = watch_forwards(engine)
+        outputs = await chunks(engine, first.request)
+        answered = tuple(token for output in outputs for token in output.token_ids)
+        num_prefills = sum(is_prefill for _, is_prefill in forwards)
+        assert answered == await answer(whole, first.request)
+        assert num_prefills == 1 if has_states or family.name == "paligemma" else num_prefills > 3
+        turns = [
+            continued(first, (*answered, *range(20 * count, 21 * count))) for count in (1, 4, 9)
+        ]
+        results = await asyncio.gather(*(chunks(engine, turn.request) for turn in turns))
+        for turn, outputs in zip(turns, results, strict=True):
+            got = tuple(one.token_ids[0] for one in outputs)
+            assert got == await answer(whole, turn.request)
+            is_reused = not has_states and family.name != "paligemma"
+            num_before = len(first.request.prompt.token_ids) + len(answered) - 1
+            # The last token of the answer is computed with the first turn that continues it.
+            assert outputs[0].cached_tokens in ((num_before, num_before + 1) if is_reused else (0,))
+        await whole.close()
+        await engine.close()
 
     run(body)
 

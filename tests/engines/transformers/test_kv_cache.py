@@ -155,3 +155,27 @@ def test_a_release_of_transformers_without_states_is_refused(
     monkeypatch.setattr("vlcore.engines.transformers.state_layer._Base", object)
     with pytest.raises(EngineUnavailableError, match="a newer release of transformers"):
         state_cache()
+
+
+def test_a_part_of_a_prompt_is_stored_after_the_columns_before_it() -> None:
+    slots = cache()
+    write_prompts(slots, 0, 3, 1.0)
+    slots.prefill(0, [range(3, 8), range(2, 3)])  # the second part is padded beyond the slot
+    for layer in range(2):
+        keys, values = slots.update(states(2, 5, 5.0), states(2, 5, -5.0), layer)
+        assert keys.shape == (2, 2, 8, 4)
+        assert keys[0, 0, :, 0].tolist() == [1, 1, 1, 5, 5, 5, 5, 5]
+        assert keys[1, 0, :, 0].tolist() == [1, 1, 5, 0, 0, 0, 0, 0]
+        assert torch.equal(values, -keys)
+
+
+def test_columns_are_read_and_written() -> None:
+    slots = cache()
+    write_prompts(slots, 0, 3, 1.0)
+    write_prompts(slots, 2, 3, 2.0)
+    read = slots.read(2, 1, 3)
+    slots.clear(2)
+    assert [tuple(one.shape) for one in read] == [(2, 2, 4)] * 4
+    slots.write(0, 2, read)
+    for layer in range(2):
+        assert keys_of(slots, layer)[0, 0, :6, 0].tolist() == [1, 1, 2, 2, 0, 0]

@@ -103,12 +103,12 @@ def test_a_failure_of_one_answer_ends_the_request(engine: TransformersEngine) ->
         sequences: list[Any] = []
         prefill = engine._batch.prefill
 
-        def spoil(groups: Any) -> Any:
-            sequences.extend(groups[0])
-            groups[0][1]._detokenizer.add = None
-            return prefill(groups)
+        def spoil(prompts: Any) -> Any:
+            sequences.extend(prompts[0].group)
+            prompts[0].group[1]._detokenizer.add = None
+            return prefill(prompts)
 
-        engine._batch.prefill = spoil  # type: ignore[method-assign]
+        engine._batch.prefill = spoil  # type: ignore[assignment, method-assign]
         with pytest.raises(EngineError, match="could not be continued: TypeError"):
             await chunks(engine, asked)
         engine._batch.prefill = prefill  # type: ignore[method-assign]

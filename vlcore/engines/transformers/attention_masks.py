@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -46,12 +46,14 @@ class AttentionMasks:
     Args:
         config: configuration of the language model.
         dtype: dtype of the model.
+        device: device of the model.
 
     Raises:
         EngineUnavailableError: the attention reads masks of another form.
     """
 
-    def __init__(self, config: PretrainedConfig, dtype: torch.dtype) -> None:
+    def __init__(self, config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> None:
+        self._device = device
         self._types = tuple(dict.fromkeys(layer_types(config)))
         self._window: int | None = getattr(config, "sliding_window", None)
         implementation = getattr(config, "_attn_implementation", None) or "sdpa"
@@ -62,22 +64,34 @@ class AttentionMasks:
             )
         self._added_dtype = dtype if implementation == "eager" else None
 
-    def of_prompts(self, groups: Tensor | None) -> Masks | None:
-        """Return the masks of whole prompts, or ``None`` for causal attention.
+    def of_prompts(self, columns: Sequence[range], groups: Tensor | None) -> Masks | None:
+        """Return the masks of prompts, or ``None`` for causal attention from the first token on.
+
+        Args:
+            columns: the columns of each prompt that are computed.
+            groups: the group of each column of each prompt; tokens of one group attend to each
+                other, and those with -1 to earlier ones only. ``None`` if all are -1.
 
         Shapes:
-            groups: [prompts, tokens] int64; tokens of one group attend to each other, and those
-                with -1 to earlier ones only.
-            result: [prompts, 1, tokens, tokens].
+            groups: [prompts, last column + 1] int64.
+            result: [prompts, 1, most columns, last column + 1].
         """
-        if groups is None:
+        if groups is None and not any(one.start for one in columns):
             return None
-        columns = torch.arange(groups.shape[1], device=groups.device)
-        distance = columns[:, None] - columns
-        is_shared = (groups[:, :, None] == groups[:, None]) & (groups >= 0)[:, :, None]
-        masks = {FULL: (distance >= 0) | is_shared}
+        # A padded query attends to what the last one does, so that its result is finite.
+        longest = max(map(len, columns))
+        queries = torch.tensor(
+            [[min(one.start + i, one.stop - 1) for i in range(longest)] for one in columns]
+        ).to(self._device)
+        keys = torch.arange(max(one.stop for one in columns), device=self._device)
+        distance = queries[:, :, None] - keys
+        masks = {FULL: distance >= 0}
         if self._window is not None:
-            masks[SLIDING] = ((distance >= 0) & (distance < self._window)) | is_shared
+            masks[SLIDING] = masks[FULL] & (distance < self._window)
+        if groups is not None:
+            query_groups = groups.gather(1, queries)[:, :, None]
+            is_shared = (query_groups == groups[:, None]) & (query_groups >= 0)
+            masks = {kind: mask | is_shared for kind, mask in masks.items()}
         return self._by_type({kind: mask[:, None] for kind, mask in masks.items()})
 
     def of_next_tokens(self, positions: Tensor, longest: int) -> Masks | None:

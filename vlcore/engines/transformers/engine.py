@@ -1,7 +1,8 @@
 """The embedded engine: a transformers model with continuous batching, in its own thread.
 
 Requests are added to the running batch between two steps, and removed when they are finished or
-cancelled. Those for which there is no room wait in the order of arrival.
+cancelled. Those for which there is no room wait in the order of arrival. A long prompt is computed
+in chunks, between steps.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Iterable, Sized
 from dataclasses import dataclass
 from itertools import chain
@@ -28,6 +31,9 @@ from vlcore.engines.stop_conditions import StopConditions
 from vlcore.engines.transformers.batch import Batch, Step
 from vlcore.engines.transformers.grammars.compiler import GrammarCompiler
 from vlcore.engines.transformers.grammars.matcher import GrammarMatcher
+from vlcore.engines.transformers.prefill_scheduler import PrefillScheduler
+from vlcore.engines.transformers.prefix_key import PrefixKey
+from vlcore.engines.transformers.prompt_chunk import PromptChunk
 from vlcore.engines.transformers.quantization import WEIGHTS, quantize_weights
 from vlcore.engines.transformers.sampler import INVALID_TOKEN_ID, choose_tokens
 from vlcore.engines.transformers.sequence import SequenceGroup, TransformersSequence
@@ -66,7 +72,11 @@ class TransformersEngineConfig:
     times the maximum length of the longest one. ``None`` uses half of the free memory."""
     max_prefill_tokens: int = 2048
     """Maximum number of prompt tokens, including padding, that are computed in one forward pass. A
-    longer prompt is computed alone."""
+    longer prompt is computed in chunks. While answers are running, chunks are so small that each
+    takes about as long as two decoding steps."""
+    prefix_caching: bool = True
+    """Keep the keys and values of answers that have ended, and reuse those of the longest beginning
+    that a prompt shares with any of them, or with a running one."""
     weights: str | None = None
     """``"int8"`` converts the weights of linear layers to 8 bits, and requires the extra
     ``vlcore[int8]``. ``None`` does not convert them."""
@@ -83,6 +93,10 @@ class TransformersEngineConfig:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise OptionError(f"{name} must be an integer of at least {least}; it is {value!r}")
+        if not isinstance(self.prefix_caching, bool):
+            raise OptionError(
+                f"prefix_caching must be True or False; it is {self.prefix_caching!r}"
+            )
         if self.weights is not None and self.weights not in WEIGHTS:
             known = ", ".join(map(repr, WEIGHTS))
             raise OptionError(f"weights must be {known} or None; it is {self.weights!r}")
@@ -132,6 +146,7 @@ class TransformersEngine(Engine):
         if config.weights is not None:
             quantize_weights(self._model, config.weights)
         self._batch = Batch(self._model, device, config.max_num_seqs)
+        self._has_prefix_caching = config.prefix_caching and not self._batch.needs_whole_prompts
         self._running: Sized = self._batch.sequences  # remains readable after the batch is freed
         self._is_closed = False
         self.vocab_size = self._batch.vocab_size
@@ -146,6 +161,8 @@ class TransformersEngine(Engine):
         )
         self._mask_executor = DaemonExecutor(min(4, num_cpus()), "vlcore-masks")
         self._waiting = WaitingQueue()
+        self._scheduler = PrefillScheduler(self._waiting, self._batch, config.max_prefill_tokens)
+        self._counts = Counter[str]()
         self._mailboxes = LoopMailboxes()
         self._thread = threading.Thread(target=self._run, name="vlcore-engine", daemon=True)
         self._thread.start()
@@ -195,11 +212,18 @@ class TransformersEngine(Engine):
         await self._mask_executor.stop(_STOP_TIMEOUT_S)
         if not self._is_closed:
             self._is_closed = True
-            del self._model, self._batch
+            del self._model, self._batch, self._scheduler
 
     def stats(self) -> EngineStats:
-        """Count the sequences in the running batch, and those that wait."""
-        return EngineStats(len(self._running), self._waiting.num_sequences())
+        """Count the sequences in the running batch and those that wait, and prompt tokens."""
+        num_waiting = self._waiting.num_sequences() + self._counts["partial"]
+        return EngineStats(
+            len(self._running),
+            num_waiting,
+            num_prompt_tokens=self._counts["prompt"],
+            num_cached_tokens=self._counts["cached"],
+            num_kept_tokens=self._counts["kept"],
+        )
 
     # -- called from the threads of callers
 
@@ -251,6 +275,7 @@ class TransformersEngine(Engine):
                 f"(max_num_seqs) and caches up to {num_cached} tokens (max_cached_tokens). Lower n "
                 "or max_new_tokens"
             )
+        prefix_key = PrefixKey(request) if self._has_prefix_caching else None
         return tuple(
             TransformersSequence(
                 request,
@@ -263,6 +288,7 @@ class TransformersEngine(Engine):
                 emit=emit,
                 grammar=None if grammar is None else grammar.copy(),
                 executor=self._mask_executor,
+                prefix_key=prefix_key,
             )
             for choice in range(num_answers)
         )
@@ -271,50 +297,54 @@ class TransformersEngine(Engine):
 
     def _run(self) -> None:
         with torch.inference_mode():
-            while self._waiting.wait_for_work(lambda: self._batch.sequences):
+            while self._waiting.wait_for_work(self._is_busy):
                 try:
                     self._step()
                 except Exception as error:
                     _fail(self._batch.clear(), "the model failed", error)
+                self._counts["partial"] = len(self._batch.partial or ())
+                self._counts["kept"] = self._batch.kept.num_tokens
         for sequence in [*self._batch.clear(), *chain(*self._waiting.take(lambda _: True))]:
             sequence.fail(EngineClosedError("the engine was closed while it served the request"))
 
+    def _is_busy(self) -> bool:
+        return bool(self._batch.sequences or self._batch.partial)
+
     def _step(self) -> None:
         self._batch.remove_finished()
-        if groups := self._waiting.take(self._can_prefill):
-            self._prefill(groups)
+        if chunks := self._scheduler.next_chunks():
+            started = time.perf_counter()
+            self._prefill(chunks)
+            num_tokens = len(chunks) * max(len(chunk.columns) for chunk in chunks)
+            self._scheduler.pace.record_prompts(num_tokens, time.perf_counter() - started)
             self._batch.remove_finished()  # the first token may be the last one
         if self._batch.sequences:
+            started = time.perf_counter()
             token_ids = self._sample(self._batch.decode())
+            self._scheduler.pace.record_step(time.perf_counter() - started)
             if token_ids is not None:
                 self._batch.set_next_token_ids(token_ids)
 
-    def _can_prefill(self, groups: list[SequenceGroup]) -> bool:
-        """Return whether the batch has room, and one forward pass can compute all the prompts."""
-        if not self._batch.has_room(list(chain.from_iterable(groups))):
-            return False
-        if len(groups) == 1:
-            return True
-        lengths = {group[0].num_tokens for group in groups}
-        if self._batch.needs_equal_lengths and len(lengths) > 1:
-            return False
-        is_small = max(lengths) * len(groups) <= self._config.max_prefill_tokens
-        return is_small and not any(group[0].wants_prompt_logits for group in groups)
-
-    def _prefill(self, groups: list[SequenceGroup]) -> None:
+    def _prefill(self, chunks: list[PromptChunk]) -> None:
         """Compute prompts together, or one by one if that fails, so that each fails alone."""
         try:
-            step = self._batch.prefill(groups)
+            step = self._batch.prefill(chunks)
         except Exception as error:
             failure = error.with_traceback(None)
         else:
-            self._sample(step)
+            if step is not None:
+                self._sample(step)
+                for chunk in chunks:
+                    self._counts["prompt"] += chunk.first.num_prompt_tokens
+                    self._counts["cached"] += chunk.first.num_cached
             return
-        if len(groups) == 1:
-            _fail(groups[0], "the model failed", failure)
+        if len(chunks) == 1:
+            if chunks[0].group is self._batch.partial:
+                self._batch.drop_partial()
+            _fail(chunks[0].group, "the model failed", failure)
             return
-        for group in groups:
-            self._prefill([group])
+        for chunk in chunks:
+            self._prefill([chunk])
 
     def _sample(self, step: Step) -> Tensor | None:
         """Sample the next token of each sequence, and add it to the sequence.
@@ -333,15 +363,28 @@ class TransformersEngine(Engine):
             if token_id == INVALID_TOKEN_ID:
                 self._batch.clear_slot(sequence)
                 sequence.accept_none(logits)
-            elif not sequence.is_finished:
-                try:
-                    sequence.accept(token_id, logits, step.prompt_logits)
-                except EngineError as error:
-                    sequence.fail(error)
-                except Exception as error:
-                    _fail([sequence], "the answer could not be continued", error)
+            else:
+                sequence.num_reusable = sequence.num_computed
+                self._accept(sequence, token_id, logits, step.prompt_logits)
             all_accepted = all_accepted and sequence.last_token_id == token_id
         return sampled if all_accepted else None
+
+    def _accept(
+        self,
+        sequence: TransformersSequence,
+        token_id: int,
+        logits: Tensor,
+        prompt_logits: Tensor | None,
+    ) -> None:
+        """Add a sampled token to a sequence, unless it was cancelled meanwhile."""
+        if sequence.is_finished:
+            return
+        try:
+            sequence.accept(token_id, logits, prompt_logits)
+        except EngineError as error:
+            sequence.fail(error)
+        except Exception as error:
+            _fail([sequence], "the answer could not be continued", error)
 
 
 def _fail(sequences: Iterable[TransformersSequence], what: str, cause: Exception) -> None:

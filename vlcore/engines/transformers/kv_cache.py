@@ -7,6 +7,8 @@ keys and values. Layers without attention keep a state in each slot.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -66,10 +68,16 @@ class SlotKVCache(Cache):
             layer.reserve(num_slots, slot_length, num_used)
         self.num_slots, self.slot_length = num_slots, slot_length
 
-    def prefill(self, first_slot: int) -> None:
-        """Let the next forward pass compute whole prompts, for slots from ``first_slot`` on."""
+    def prefill(self, first_slot: int, columns: Sequence[range] = ()) -> None:
+        """Let the next forward pass compute prompts, or some columns of them.
+
+        Args:
+            first_slot: the slot of the first prompt; the others follow.
+            columns: the columns of each prompt; empty for whole prompts.
+        """
+        step = Prefill(first_slot, tuple(columns))
         for layer in self._layers:
-            layer.begin(Prefill(first_slot))
+            layer.begin(step)
 
     def decode(self, positions: Tensor, longest: int) -> None:
         """Let the next forward pass compute one token for each running sequence.
@@ -90,6 +98,20 @@ class SlotKVCache(Cache):
         for layer in self._layers:
             layer.copy(source, target, length)
 
+    def read(self, slot: int, start: int, stop: int) -> tuple[Tensor, ...]:
+        """Return copies of the keys and values of some columns, of all layers.
+
+        Shapes:
+            result: [heads, stop - start, head_dim] each.
+        """
+        return tuple(chain.from_iterable(layer.read(slot, start, stop) for layer in self._layers))
+
+    def write(self, slot: int, start: int, states: Sequence[Tensor]) -> None:
+        """Write what :meth:`read` returned, from a column on."""
+        pairs = zip(states[::2], states[1::2], strict=True)
+        for layer, pair in zip(self._layers, pairs, strict=True):
+            layer.write(slot, start, pair)
+
     def clear(self, slot: int) -> None:
         """Set a slot that holds NaN to zero, because no mask would hide NaN from its next user."""
         for layer in self._layers:
@@ -108,7 +130,7 @@ class _KeyValueLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.bytes_per_token = 0
         self.bytes_per_slot = 0
-        self._step: Prefill | Decode = Prefill(0)
+        self._step: Prefill | Decode = Prefill(0, ())
         self._shape = (0, 0)
 
     def begin(self, step: Prefill | Decode) -> None:
@@ -128,6 +150,13 @@ class _KeyValueLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         for states in (self.keys, self.values):
             states[slot].zero_()
 
+    def read(self, slot: int, start: int, stop: int) -> tuple[Tensor, ...]:
+        return tuple(states[slot, :, start:stop].clone() for states in (self.keys, self.values))
+
+    def write(self, slot: int, start: int, states: tuple[Tensor, ...]) -> None:
+        for target, source in zip((self.keys, self.values), states, strict=True):
+            target[slot, :, start : start + source.shape[1]] = source
+
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         num_slots, slot_length = self._shape
         self.bytes_per_token = 0
@@ -145,15 +174,28 @@ class _KeyValueLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
             self.lazy_initialization(key_states, value_states)
         step = self._step
         if isinstance(step, Prefill):
-            new_slots = slice(step.first_slot, step.first_slot + len(key_states))
-            longest = key_states.shape[2]
-            self.keys[new_slots, :, :longest] = key_states
-            self.values[new_slots, :, :longest] = value_states
-            return key_states, value_states
+            return self._update_prompts(step, key_states, value_states)
         self.keys[step.slots, :, step.positions] = key_states[:, :, 0]
         self.values[step.slots, :, step.positions] = value_states[:, :, 0]
         used_slots, columns = slice(len(step.slots)), slice(step.longest)
         return self.keys[used_slots, :, columns], self.values[used_slots, :, columns]
+
+    def _update_prompts(
+        self, step: Prefill, key_states: Tensor, value_states: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        slots = slice(step.first_slot, step.first_slot + len(key_states))
+        if step.begins:
+            longest = key_states.shape[2]
+            self.keys[slots, :, :longest] = key_states
+            self.values[slots, :, :longest] = value_states
+            return key_states, value_states
+        # Padding is not stored, because it could be beyond the end of a slot.
+        for index, columns in enumerate(step.columns):
+            slot, used = step.first_slot + index, slice(columns.start, columns.stop)
+            self.keys[slot, :, used] = key_states[index, :, : len(columns)]
+            self.values[slot, :, used] = value_states[index, :, : len(columns)]
+        longest = max(columns.stop for columns in step.columns)
+        return self.keys[slots, :, :longest], self.values[slots, :, :longest]
 
     def get_mask_sizes(self, query_length: int | Tensor) -> tuple[int, int]:
         """Return the size of a prefill's mask; a decoding step passes its own mask."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -11,7 +12,9 @@ from torch import Tensor
 from vlcore.engines.base import EngineRequest
 from vlcore.engines.sequence import Emit, RunningSequence
 from vlcore.engines.stop_conditions import StopConditions
+from vlcore.engines.transformers.cuts import group_columns
 from vlcore.engines.transformers.grammars.matcher import GrammarMatcher
+from vlcore.engines.transformers.prefix_key import PrefixKey
 from vlcore.engines.transformers.sampler import Sampler
 from vlcore.errors import EngineError, OptionError
 
@@ -38,6 +41,7 @@ class TransformersSequence(RunningSequence):
         max_length: maximum length of prompt and answer together, in tokens.
         vocab_size: size of the model's vocabulary.
         device: device of the logits.
+        prefix_key: what its keys and values depend on; ``None`` without prefix caching.
         emit: receives the chunks, or the error that ended the answer.
         grammar: the grammar that the answer must have, in its first state, if there is one.
         executor: computes which tokens the grammar allows.
@@ -59,6 +63,7 @@ class TransformersSequence(RunningSequence):
         emit: Emit,
         grammar: GrammarMatcher | None = None,
         executor: Executor | None = None,
+        prefix_key: PrefixKey | None = None,
     ) -> None:
         config = request.config
         prompt = request.prompt
@@ -73,6 +78,14 @@ class TransformersSequence(RunningSequence):
             emit=emit,
         )
         self.last_token_id = prompt.token_ids[-1]
+        self.prefix_key = prefix_key
+        groups = request.inputs.attention_groups
+        self.attention_groups = () if groups is None else tuple(group_columns(groups).values())
+        """The columns of each attention group of the prompt."""
+        self.num_computed = 0
+        """Number of tokens whose keys and values are in the cache."""
+        self.num_reusable = 0
+        """Number of these tokens after which the logits were finite."""
         end_token_ids = {token_id for token_id in self.end_token_ids if token_id < vocab_size}
         if config.min_new_tokens and len(end_token_ids | set(config.bad_token_ids)) == vocab_size:
             raise OptionError(
@@ -87,9 +100,21 @@ class TransformersSequence(RunningSequence):
         self.sampler = Sampler(config, text_token_ids, end_token_ids, device, choice, grammar)
 
     @property
+    def num_prompt_tokens(self) -> int:
+        """Length of the prompt, in tokens."""
+        return len(self.request.prompt.token_ids)
+
+    @property
     def num_tokens(self) -> int:
         """Length of the prompt and the answer so far, in tokens."""
-        return len(self.request.prompt.token_ids) + len(self.token_ids)
+        return self.num_prompt_tokens + len(self.token_ids)
+
+    @property
+    def reusable_elements(self) -> list[Hashable]:
+        """What the reusable keys and values depend on; empty without prefix caching."""
+        if self.prefix_key is None:
+            return []
+        return self.prefix_key.with_answer(self.token_ids)[: self.num_reusable]
 
     def accept(self, token_id: int, logits: Tensor, prompt_logits: Tensor | None = None) -> None:
         """Add a sampled token, or another one where it would complete a banned string.

@@ -10,9 +10,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Prefill:
-    """A forward pass over whole prompts, which are stored in consecutive slots."""
+    """A forward pass over prompts, or parts of them, in consecutive slots."""
 
     first_slot: int
+    columns: tuple[range, ...]
+    """Those of each prompt that are computed; the columns before them were computed earlier. Empty
+    where all prompts are computed from their first token on."""
+
+    @property
+    def begins(self) -> bool:
+        """Whether all prompts are computed from their first token on."""
+        return not any(columns.start for columns in self.columns)
 
 
 @dataclass(frozen=True)
@@ -47,3 +55,13 @@ class SlotLayer(Protocol):
 
     def clear(self, slot: int) -> None:
         """Set a slot to zero."""
+
+    def read(self, slot: int, start: int, stop: int) -> tuple[Tensor, ...]:
+        """Return copies of what is kept for the tokens of some columns.
+
+        Shapes:
+            result: [heads, stop - start, head_dim] each.
+        """
+
+    def write(self, slot: int, start: int, states: tuple[Tensor, ...]) -> None:
+        """Write what :meth:`read` returned, from a column on."""

@@ -43,7 +43,7 @@ class StateLayer(_Base):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self._num_slots = 0
-        self._step: Prefill | Decode = Prefill(0)
+        self._step: Prefill | Decode = Prefill(0, ())
         self._slots: dict[str, Tensor] = {}
         """The states of all slots, by kind."""
 
@@ -78,6 +78,14 @@ class StateLayer(_Base):  # type: ignore[misc]
         """Set a slot to zero."""
         for states in self._slots.values():
             states[slot].zero_()
+
+    def read(self, slot: int, start: int, stop: int) -> tuple[Tensor, ...]:
+        """Raise, because the state of a part of a sequence is not kept."""
+        raise NotImplementedError(f"no state of slot {slot} is kept for columns {start}..{stop}")
+
+    def write(self, slot: int, start: int, states: tuple[Tensor, ...]) -> None:
+        """Raise, like :meth:`read`."""
+        raise NotImplementedError(f"no state of slot {slot} is kept for column {start}: {states}")
 
     def lazy_initialization(self, *_: Any, **__: Any) -> None:
         """Do nothing, because states are allocated when the first prompt is computed."""
