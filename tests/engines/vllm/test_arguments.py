@@ -14,7 +14,7 @@ DEFAULTS = {"dtype": "float16", "max_model_len": 512, "load_format": "vlcore", "
 FIXED = {
     "model": "the view",
     "enable_prompt_embeds": True,
-    "skip_tokenizer_init": True,
+    "skip_tokenizer_init": False,
     "generation_config": "vllm",
     "max_logprobs": -1,
     "logprobs_mode": "raw_logprobs",

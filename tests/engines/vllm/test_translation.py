@@ -8,7 +8,8 @@ import torch
 
 from vlcore.engines.external.prompt import HostPrompt
 from vlcore.engines.generation import GenerationConfig
-from vlcore.engines.vllm.translation import check_options, to_vllm, to_vllm_prompt
+from vlcore.engines.grammar import Grammar
+from vlcore.engines.vllm.translation import check_options, to_structured, to_vllm, to_vllm_prompt
 from vlcore.errors import OptionError
 
 
@@ -97,6 +98,10 @@ def check(config: GenerationConfig, num_ends: int = 1, *, second: bool = False) 
             {"do_sample": True, "temperature": 2.5},
             "temperature must be at most 2 with vLLM",
         ),
+        (
+            {"bad_words": ["x"], "grammar": Grammar.choice(["a"])},
+            "bad_words cannot be combined with a grammar",
+        ),
         ({"bad_words": ["x"], "presence_penalty": 1}, "bad_words cannot be combined with freq"),
     ],
 )
@@ -117,6 +122,14 @@ def test_the_second_runner_has_limits_of_its_own() -> None:
     check(minimum, 128, second=True)
     with pytest.raises(OptionError, match="at most 128 end tokens with vLLM; there are 129"):
         check(minimum, 129, second=True)
+
+
+def test_grammars_keep_the_settings_of_the_embedded_engine() -> None:
+    assert to_structured(Grammar.regex(r"\d")) == {"grammar": "start: /[0-9]/"}
+    assert to_structured(Grammar.choice(["a"])) == {"grammar": 'start: "a"'}
+    made = to_structured(Grammar.json_schema({"type": "integer"}))["json"]
+    assert made["type"] == "integer"
+    assert "whitespace_pattern" in made["x-guidance"]
 
 
 def test_a_text_prompt_has_no_embeddings() -> None:

@@ -52,6 +52,7 @@ class ExternalEngine(Engine):
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput]:
         """Continue a prompt, chunk by chunk. Closing the iterator cancels the request."""
         self.check(request)
+        await self.prepare(request.config)
         prompt = await asyncio.to_thread(to_host_prompt, request, self._dtype)
         max_new_tokens = min(
             request.config.max_new_tokens, self.context_length - len(prompt.token_ids)

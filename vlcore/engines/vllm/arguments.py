@@ -14,7 +14,7 @@ LOAD_FORMAT = "vlcore"
 
 _FIXED: Mapping[str, Any] = {
     "enable_prompt_embeds": True,
-    "skip_tokenizer_init": True,
+    "skip_tokenizer_init": False,  # grammars need the tokenizer
     "generation_config": "vllm",  # options that a request does not set have vlcore's defaults
     "max_logprobs": -1,
     "logprobs_mode": "raw_logprobs",

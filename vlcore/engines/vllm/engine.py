@@ -19,10 +19,16 @@ from vlcore.engines.external.prompt import HostPrompt
 from vlcore.engines.external.self_test import run_self_test
 from vlcore.engines.external.sequence import ExternalSequence
 from vlcore.engines.generation import GenerationConfig
+from vlcore.engines.transformers.grammars.compiler import GrammarCompiler
 from vlcore.engines.vllm.arguments import LOAD_FORMAT, complete
 from vlcore.engines.vllm.requests import ENDED, VllmRequest
 from vlcore.engines.vllm.support import embedding_name, installed_vllm
-from vlcore.engines.vllm.translation import check_options, to_vllm
+from vlcore.engines.vllm.translation import (
+    MAX_VALUES,
+    check_options,
+    to_structured,
+    to_vllm,
+)
 from vlcore.errors import EngineClosedError, EngineError, EngineUnavailableError, OptionError
 from vlcore.prompts.tokenization import TokenizedPrompt
 
@@ -68,6 +74,8 @@ class VllmEngine(ExternalEngine):
     """
 
     name = "vllm"
+    max_values = MAX_VALUES
+    supports_grammars = True
 
     def __init__(
         self,
@@ -84,6 +92,9 @@ class VllmEngine(ExternalEngine):
         defaults = _defaults(language_model, device, dtype, config)
         completed = _as_arguments(arguments, {} if config is None else config, view, defaults)
         super().__init__(language_model, tokenizer)
+        self._grammars = GrammarCompiler(
+            tokenizer, self.vocab_size, self._stop_conditions.eos_token_ids
+        )
         try:
             self._llm = self._loop.run(_load(completed))
             model_config = self._llm.model_config
@@ -111,6 +122,17 @@ class VllmEngine(ExternalEngine):
         num_running = sum(getattr(request, "has_started", False) for request in requests)
         return EngineStats(num_running, len(requests) - num_running)
 
+    async def prepare(self, config: GenerationConfig) -> None:
+        """Check a request's options, and compile its grammar on trial."""
+        await super().prepare(config)
+        if config.grammar is not None:  # vLLM would compile it without a limit of time
+            await self._grammars.compile(config.grammar)
+
+    async def close(self) -> None:
+        """Cancel all requests, and free the model."""
+        await self._grammars.close()
+        await super().close()
+
     def check(self, request: EngineRequest) -> None:
         """Check a request against the model and against the limits of vLLM."""
         super().check(request)
@@ -123,12 +145,14 @@ class VllmEngine(ExternalEngine):
             _check_repetition_penalty(request.prompt)
 
     def _make_request(self, sequence: ExternalSequence, prompt: HostPrompt) -> VllmRequest:
+        if sequence.request.config.grammar is not None:  # vLLM ends it with an end token
+            sequence.end_token_ids |= self._stop_conditions.eos_token_ids
         return VllmRequest(sequence, prompt, self._llm, self._make_options)
 
     def _make_options(self, sequence: ExternalSequence) -> Any:
         """Create vLLM's options for the rest of an answer."""
         from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         # While tokens are banned, the answer is continued token by token.
         max_new_tokens = 1 if sequence.banned_token_ids else sequence.num_remaining
@@ -140,6 +164,8 @@ class VllmEngine(ExternalEngine):
             num_generated=len(sequence.token_ids),
             choice=sequence.choice,
         )
+        if (grammar := sequence.request.config.grammar) is not None:
+            options["structured_outputs"] = StructuredOutputsParams(**to_structured(grammar))
         return SamplingParams(**options, output_kind=RequestOutputKind.DELTA)
 
     def _test(self, view: Path, architecture: str) -> None:
@@ -222,6 +248,7 @@ def _defaults(
         "dtype": str(dtype).removeprefix("torch."),
         "max_model_len": language_model.context_length,
         "load_format": LOAD_FORMAT,
+        "structured_outputs_config": {"backend": "guidance"},  # that of the embedded engine
         "disable_log_stats": True,
         # The processes of a terminal's group receive Ctrl-C together; vlcore decides when to stop.
         "shutdown_timeout": 60,

@@ -5,6 +5,7 @@ Options that vLLM would interpret differently are refused here, or implemented b
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,13 @@ from torch import Tensor
 
 from vlcore.engines.external.prompt import HostPrompt
 from vlcore.engines.generation import GenerationConfig
+from vlcore.engines.grammar import Grammar
+from vlcore.engines.transformers.grammars.translation import translate
 from vlcore.errors import OptionError
 
 _HINT = "or use engine='transformers'"
-_MAX_TEMPERATURE = 2.0
+MAX_VALUES = {"temperature": 2.0}
+"""The largest values that vLLM accepts."""
 MAX_BIASED_IDS = 1024
 MAX_END_IDS = 128
 """The limits of vLLM's second model runner."""
@@ -44,10 +48,15 @@ def check_options(
             f"vLLM does not return logits; output_logits is {config.output_logits!r}: request "
             f"logprobs instead, {_HINT}"
         )
-    if not config.is_greedy and config.temperature > _MAX_TEMPERATURE:
+    if not config.is_greedy and config.temperature > MAX_VALUES["temperature"]:
         raise OptionError(
-            f"temperature must be at most {_MAX_TEMPERATURE:g} with vLLM; it is "
+            f"temperature must be at most {MAX_VALUES['temperature']:g} with vLLM; it is "
             f"{config.temperature}: lower it, {_HINT}"
+        )
+    if config.bad_words and config.grammar is not None:
+        raise OptionError(
+            "with vLLM, bad_words cannot be combined with a grammar, because an answer that is "
+            f"continued without a banned string would begin the grammar again: remove one, {_HINT}"
         )
     if config.bad_words and (config.frequency_penalty or config.presence_penalty):
         raise OptionError(
@@ -120,6 +129,20 @@ def to_vllm(
             else (seed + choice + num_generated) % 2**63,
         }
     return options
+
+
+def to_structured(grammar: Grammar) -> dict[str, Any]:
+    """Return the keyword arguments of vLLM's ``StructuredOutputsParams`` for a grammar.
+
+    Args:
+        grammar: a grammar that the embedded engine's compiler has accepted.
+    """
+    text = translate(grammar.kind, grammar.source)
+    if grammar.kind != "json_schema":
+        return {"grammar": text}
+    # vLLM takes the schema itself, with llguidance's settings in it.
+    (translated,) = json.loads(text)["grammars"]
+    return {"json": translated["json_schema"]}
 
 
 @dataclass(frozen=True)

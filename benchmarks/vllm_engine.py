@@ -1,0 +1,309 @@
+"""vLLM through vlcore, alone, and next to the embedded engine, on a CPU."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib.util
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from _llama import NUM_ROWS, NUM_TEXT, requests, write_model
+from _smollm2 import SMOLLM2_135M
+from measure import interleave, markdown_table, progress, ratios, spread
+
+import vlcore
+from vlcore.engines.base import Engine, EngineRequest
+from vlcore.engines.transformers.engine import TransformersEngine, TransformersEngineConfig
+from vlcore.language.model import LanguageModel
+from vlcore.language.view_cache import ViewCache
+
+ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
+PARTIES = (1, 8, 32)
+NUM_LAYERS = 4
+SHAPE = SMOLLM2_135M | {"num_hidden_layers": NUM_LAYERS, "max_position_embeddings": 1024}
+TINY = SHAPE | {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64}
+TINY |= {"num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 1024}
+NUM_QUESTIONS = 200
+NUM_REQUESTS = 1000
+QUIET = {
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # binding suits a machine without other programs
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "HF_HUB_OFFLINE": "1",
+}
+TITLE = "## vLLM on a CPU"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One run of a workload."""
+
+    seconds: float
+    first_s: float
+    """Median time to the first token."""
+
+
+async def timed(tokens: Callable[[EngineRequest], Any], asked: Sequence[EngineRequest]) -> Sample:
+    """Send all requests at once; ``tokens`` generates the number of tokens in each chunk.
+
+    Raises:
+        RuntimeError: an engine returned another number of tokens than it was asked for.
+    """
+    started = time.perf_counter()
+    firsts: list[float] = []
+
+    async def count(request: EngineRequest) -> int:
+        num_tokens = 0
+        async with aclosing(tokens(request)) as chunks:
+            async for number in chunks:
+                if not num_tokens:
+                    firsts.append(time.perf_counter() - started)
+                num_tokens += number
+        return num_tokens
+
+    counts = await asyncio.gather(*map(count, asked))
+    seconds = time.perf_counter() - started
+    if counts != [request.config.max_new_tokens for request in asked]:
+        raise RuntimeError(f"the engine returned {counts} tokens")
+    return Sample(seconds, statistics.median(firsts))
+
+
+def through_vlcore(engine: Engine, asked: Sequence[EngineRequest]) -> Sample:
+    """Measure an engine of vlcore, which returns text."""
+
+    async def tokens(request: EngineRequest) -> Any:
+        async with aclosing(engine.generate(request)) as chunks:
+            async for chunk in chunks:
+                yield len(chunk.token_ids)
+
+    return asyncio.run(timed(tokens, asked))
+
+
+def vllm_alone(engine: Any, asked: Sequence[EngineRequest]) -> Sample:
+    """Measure the same vLLM with nothing of vlcore in between; it returns token ids."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    from vlcore.engines.external.prompt import to_host_prompt
+    from vlcore.engines.vllm.requests import _as_input
+
+    prompts = {id(one): _as_input(to_host_prompt(one, torch.float32), []) for one in asked}
+
+    async def tokens(request: EngineRequest) -> Any:
+        options = SamplingParams(
+            max_tokens=request.config.max_new_tokens,
+            temperature=0.0,
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        name = f"{random.getrandbits(64)}"
+        async for output in engine._llm.generate(prompts[id(request)], options, name):
+            yield len(output.outputs[0].token_ids)
+
+    return engine._loop.run(timed(tokens, asked))  # type: ignore[no-any-return]
+
+
+@contextmanager
+def engines(model: LanguageModel, cache: Path) -> Iterator[tuple[Any, TransformersEngine]]:
+    """Start vLLM and the embedded engine."""
+    from vlcore.engines.vllm.engine import VllmEngine
+
+    tokenizer = model.tokenizer()
+    embedded = TransformersEngine(
+        model,
+        tokenizer,
+        device=CPU,
+        dtype=torch.float32,
+        config=TransformersEngineConfig(max_num_seqs=max(PARTIES)),
+    )
+    progress("starting vLLM")
+    # Without the prefix cache, as each workload is repeated.
+    settings = {"enable_prefix_caching": False, "max_num_seqs": max(PARTIES)}
+    view = ViewCache(cache).get(model)
+    vllm = VllmEngine(model, tokenizer, view, device=CPU, dtype=torch.float32, config=settings)
+    try:
+        yield vllm, embedded
+    finally:
+        asyncio.run(vllm.close())
+        asyncio.run(embedded.close())
+
+
+def throughput(shape: dict[str, Any], parties: Sequence[int], rounds: int, num_new: int) -> str:
+    """Measure all on each workload, and write the table."""
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name) / "model"
+        directory.mkdir()
+        model = write_model(directory, shape)
+        with engines(model, Path(name) / "views") as (vllm, embedded):
+            for with_image, num in product((False, True), parties):
+                asked = requests(shape, num=num, num_new=num_new, with_image=with_image)
+                contenders: dict[str, Callable[[], Sample]] = {
+                    "embedded": partial(through_vlcore, embedded, asked),
+                    "alone": partial(vllm_alone, vllm, asked),
+                    "vlcore": partial(through_vlcore, vllm, asked),
+                }
+                if num < max(PARTIES):
+                    contenders["vlcore"]()  # warms up
+                # Prompts of 20,000 tokens together take minutes on a CPU.
+                is_long = with_image and num == max(PARTIES)
+                samples = interleave(1 if is_long else rounds, contenders)
+                rates = {
+                    who: [num * num_new / one.seconds for one in samples[who]] for who in samples
+                }
+                firsts = {who: [one.first_s for one in samples[who]] for who in samples}
+                row = [
+                    f"{num} with {'an image' if with_image else 'text alone'}",
+                    *(spread(rates[who], 0) for who in contenders),
+                    spread(ratios(rates["vlcore"], rates["alone"])),
+                    spread(ratios(rates["vlcore"], rates["embedded"])),
+                    *(spread(firsts[who]) for who in ("embedded", "vlcore")),
+                ]
+                progress(" | ".join(row))
+                rows.append(row)
+    return markdown_table(
+        [
+            "requests at once",
+            "embedded, tokens/s",
+            "vLLM alone",
+            "vLLM through vlcore",
+            "vlcore/alone",
+            "vlcore/embedded",
+            "first token, embedded, s",
+            "first token, vLLM, s",
+        ],
+        rows,
+    )
+
+
+def random_questions(num: int) -> list[tuple[str, Any]]:
+    """Draw images and ask about them, as demo/evaluate.py does with other seeds."""
+    sys.path.insert(0, str(ROOT / "demo"))
+    drawing, questions = import_module("drawing"), import_module("questions")
+    asked: list[tuple[str, Any]] = []
+    for number in range(num):
+        rng = random.Random(f"vllm-{number}")  # noqa: S311  (seeded)
+        drawn = drawing.draw_image(rng)
+        turns = [questions.ask(rng, kind, drawn.things) for kind in questions.KINDS]
+        asked += [(turn.question, drawn.image) for turn in turns if turn is not None]
+        if len(asked) >= num:
+            break
+    return asked[:num]
+
+
+def agreement(num_questions: int, num_requests: int) -> str:
+    """Compare answers of the demo model with the embedded engine's, and look for what is left."""
+    asked = random_questions(num_questions)
+    options: dict[str, Any] = {"max_new_tokens": 40, "logprobs": 0}
+    model = ROOT / "demo" / "tiny-llava"
+    settings: dict[str, Any] = {"device": "cpu", "dtype": "float32"}
+    with vlcore.pipeline(model, engine="transformers", **settings) as pipe:
+        expected = pipe(asked, options)
+    with vlcore.pipeline(model, engine="vllm", **settings) as pipe:
+        answers = pipe(asked, options)
+        equal = sum(
+            mine.token_ids == other.token_ids for mine, other in zip(answers, expected, strict=True)
+        )
+        difference = max(
+            abs(one[token] - two[token])
+            for mine, other in zip(answers, expected, strict=True)
+            if mine.token_ids == other.token_ids
+            for token, one, two in zip(mine.token_ids, mine.logprobs, other.logprobs, strict=True)
+        )
+        left = leftovers(pipe, asked, num_requests)
+    rows = [
+        ["greedy answers that are equal", f"{equal} of {len(asked)}"],
+        ["largest difference of a token's log-probability", f"{difference:.1e}"],
+        *left,
+    ]
+    return markdown_table(["the demo model in float32, next to the embedded engine", ""], rows)
+
+
+def leftovers(pipe: vlcore.Pipeline, asked: Sequence[Any], num: int) -> list[list[str]]:
+    """Send requests of which a third is cancelled at random, three times, and measure memory."""
+    engine: Any = pipe.engine
+    draw = random.Random(0)  # noqa: S311  (seeded)
+
+    async def one(number: int, permits: asyncio.Semaphore) -> None:
+        options = {"max_new_tokens": 20, "ignore_eos": True}
+        limit = draw.randrange(0, 12) if number % 3 == 0 else None
+        async with permits:
+            chunks = pipe.astream_infer(asked[number % len(asked)], options)
+            async with aclosing(chunks) as stream:
+                received = 0
+                async for _ in stream:
+                    received += 1
+                    if limit is not None and received > limit:
+                        return
+
+    async def all_of_them() -> None:
+        permits = asyncio.Semaphore(32)
+        await asyncio.gather(*(one(number, permits) for number in range(num)))
+
+    memory = []
+    for number in range(3):
+        progress(f"{num} requests, time {number + 1}")
+        asyncio.run(all_of_them())
+        memory.append(resident_bytes())
+    works: Callable[[], Awaitable[bool]] = partial(
+        engine._llm.engine_core.call_utility_async, "has_work"
+    )
+    has_work = engine._loop.run(works())
+    in_vllm = engine._llm.get_num_unfinished_requests() + has_work
+    growth = [f"{(later - memory[0]) / 2**20:+.0f} MiB" for later in memory[1:]]
+    return [
+        [f"requests left in vLLM after {3 * num}, a third cancelled", str(int(in_vllm))],
+        [
+            f"memory of all processes after {2 * num} and {3 * num}, next to {num}",
+            ", ".join(growth),
+        ],
+    ]
+
+
+def resident_bytes() -> int:
+    """Return the memory of this process and its descendants."""
+    here = psutil.Process()
+    return sum(process.memory_info().rss for process in [here, *here.children(recursive=True)])
+
+
+def main() -> None:
+    """Print the tables, or that nothing was measured."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--quick", action="store_true", help="tiny sizes: checks that all run")
+    quick = options.parse_args().quick
+    if importlib.util.find_spec("vllm") is None:
+        print(f"{TITLE}\n\nNot measured: vLLM is not installed (`make bench-vllm`).\n")
+        print(markdown_table(["requests at once", "tokens/s"], [["-", "-"]]))
+        return
+    os.environ.update(QUIET)
+    if quick:
+        tables = [throughput(TINY, (2,), 1, 4), agreement(4, 12)]
+    else:
+        tables = [throughput(SHAPE, PARTIES, 3, 32), agreement(NUM_QUESTIONS, NUM_REQUESTS)]
+    print(
+        f"{TITLE}\n\nA random Llama of SmolLM2-135M's shape with {NUM_LAYERS} layers, float32; "
+        f"prompts of {NUM_TEXT} tokens, alone or around an image of {NUM_ROWS} embeddings; 32 new "
+        "tokens. vLLM 0.32 in its build for CPUs, compiled, without prefix caching. Alone, it "
+        "returns token ids and no text. `median (min..max)`.\n"
+    )
+    print("\n\n".join(tables))
+
+
+if __name__ == "__main__":
+    main()
