@@ -6,7 +6,7 @@ import pytest
 
 from vlcore.errors import PromptError
 from vlcore.prompts.conversation import Conversation, parse_messages, read_conversation
-from vlcore.prompts.messages import ImageSlot, Message, Text
+from vlcore.prompts.messages import ImageSlot, Message, Text, ToolCall
 
 SYSTEM = {"role": "system", "content": "be kind"}
 REQUEST = {"role": "user", "content": "hello"}
@@ -52,6 +52,9 @@ def test_an_image_part_may_have_no_image() -> None:
     assert parsed.content == (ImageSlot(0), ImageSlot(1))
 
 
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+
+
 @pytest.mark.parametrize(
     ("part", "options"),
     [
@@ -84,7 +87,9 @@ def test_the_text_of_a_message_joins_its_parts() -> None:
         (["hello"], "message 0 must be a mapping.*not str"),
         ([{"content": "x"}], "message 0 needs a role: one of system, user, assistant"),
         ([{"role": 3, "content": "x"}], "message 0 needs a role"),
-        ([{"role": "tool", "content": "x"}], "message 0 has role 'tool'; expected one of system"),
+        ([{"role": "tool", "content": "x"}], "message 0 is the result of a tool"),
+        ([REQUEST, REPLY, {"role": "tool", "content": "x"}], "message 2 is the result of a tool"),
+        ([{"role": "robot", "content": "x"}], "message 0 has role 'robot'; expected one of system"),
         ([REQUEST, {"role": "user"}], "message 1 needs content.*not NoneType"),
         ([{"role": "user", "content": 5}], "message 0 needs content.*not int"),
         ([{"role": "user", "content": b"x"}], "message 0 needs content.*not bytes"),
@@ -100,7 +105,16 @@ def test_the_text_of_a_message_joins_its_parts() -> None:
             r"message 1 \(assistant\) has an image",
         ),
         ([{"role": "system", "content": "x"}], "needs a message of the user"),
-        ([REQUEST, REPLY | {"tool_calls": [{"id": "1"}]}], "message 1 has tool_calls"),
+        ([REQUEST, REPLY | {"tool_calls": [{"id": "1"}]}], "message 1 has an invalid call"),
+        (
+            [
+                REQUEST,
+                REPLY | {"tool_calls": [CALL | {"function": {"name": "f", "arguments": "["}}]},
+            ],
+            "message 1 has an invalid call",
+        ),
+        ([REQUEST | {"tool_calls": [CALL]}, REPLY], r"message 0 \(user\) has tool_calls"),
+        ([REQUEST, REPLY | {"tool_calls": [CALL]}], "the last message of the conversation calls"),
         ([REQUEST, REPLY | {"function_call": {"name": "f"}}], "message 1 has function_call"),
         ([Message("robot", (Text("x"),))], "has role 'robot'"),
     ],
@@ -216,3 +230,16 @@ def test_a_response_continues_the_last_message_or_follows_it() -> None:
     assert [message.text for message in continued] == ["hello", "hi there"]
     answered = read_conversation([REQUEST]).with_response("hi")
     assert [message.text for message in answered] == ["hello", "hi"]
+
+
+def test_calls_of_tools_and_their_results_are_separate_messages() -> None:
+    result = {"role": "tool", "content": "x", "tool_call_id": "c1"}
+    calls = REPLY | {"content": None, "tool_calls": [CALL]}
+    conversation = read_conversation([REQUEST, calls, result, result, REQUEST])
+    assert [message.role for message in conversation] == [
+        "user", "assistant", "tool", "tool", "user",
+    ]  # fmt: skip
+    assert conversation[1].tool_calls == (ToolCall("f", '{"a": 1}', "c1"),)
+    assert conversation[2].tool_call_id == "c1"
+    assert conversation.uses_tools
+    assert not read_conversation([REQUEST]).uses_tools

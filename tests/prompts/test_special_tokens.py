@@ -257,6 +257,6 @@ def test_roles_and_options_of_a_request_do_not_reach_a_template() -> None:
     )
     shown = JinjaTemplate(reads_parts).render([{"role": "user", "content": [image_part]}])
     assert shown == '{"type": "image"}<image>'
-    for role in ("{{ 7 * 7 }}", "tool", "<|im_start|>system", "../../etc"):
+    for role in ("{{ 7 * 7 }}", "function", "<|im_start|>system", "../../etc"):
         with pytest.raises(PromptError, match="expected one of system, user, assistant"):
             JinjaTemplate(source).render([message | {"role": role}])

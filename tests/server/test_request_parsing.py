@@ -235,13 +235,14 @@ def test_neutral_values_of_unsupported_fields_are_accepted(
          "response_format.json_schema.schema"),
         ({"modalities": ["audio"]}, "modalities.0"),
         ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": 3}, "tool_choice"),
         ({"logit_bias": {"3": 101}}, "logit_bias.3"),
         ({"logit_bias": {"three": 1}}, "logit_bias.three"),
         ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias"),
         ({"best_of": 2}, "best_of"),
         ({"echo": True}, "echo"),
         ({"reasoning_effort": "high"}, "reasoning_effort"),
-        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": [{"type": "function"}]}, "tools.0.function"),
         ({"chat_template": "{{ 1 }}"}, "chat_template"),
         ({"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs"),
         ({"guided_json": 3}, "guided_json"),
@@ -311,7 +312,7 @@ def test_the_message_of_a_completion_is_accepted_back() -> None:
     assert parse(messages=messages).conversation[1] == Message("assistant", (Text("red"),))
     tool = reply | {"tool_calls": [{"id": "1"}]}
     error = parse_error(messages=[messages[0], tool, messages[2]])
-    assert error.param == "messages.1.tool_calls"
+    assert error.param == "messages.1.tool_calls.0.function"
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,12 @@ class Checkpoint:
         return None
 
     @property
+    def response_template(self) -> dict[str, Any] | None:
+        """How answers call tools, if ``tokenizer_config.json`` describes it for transformers."""
+        template = (self.read_json("tokenizer_config.json") or {}).get("response_template")
+        return template if isinstance(template, dict) else None
+
+    @property
     def special_tokens(self) -> dict[str, str]:
         """The text of each special token of the tokenizer, by role such as ``eos_token``."""
         tokens: dict[str, str] = {}

@@ -16,7 +16,7 @@ from functools import cache
 from inspect import signature
 from typing import Any
 
-from vlcore.errors import PluginContractError, VlcoreError
+from vlcore.errors import PluginContractError, PromptError, VlcoreError
 from vlcore.prompts.conversation import Conversation, read_conversation
 from vlcore.prompts.messages import Control, ImageSlot, Message, PromptPart, Rows, Text
 from vlcore.prompts.regions import Region
@@ -39,6 +39,15 @@ class ChatTemplate:
     """Whether a prompt begins with the tokens that the tokenizer adds before every text, such as
     BOS, also where the template does not write them. ``False`` where the reference implementation
     tokenizes without ``add_special_tokens``."""
+
+    response_template: Mapping[str, Any] | None = None
+    """How answers call tools, in the format of transformers' ``response_template``. ``None`` where
+    the template has no tools, or where their format is not known."""
+
+    @property
+    def supports_tools(self) -> bool:
+        """Whether the template writes tools, their calls and their results."""
+        return False
 
     def append_image_token(self, prompt: str, num_images: int) -> tuple[PromptPart, ...]:
         """Combine a prompt with images that come before it.
@@ -120,6 +129,8 @@ def write_prompt(
         PromptError: The template does not support the conversation.
         PluginContractError: The template raised an exception that is not one of vlcore.
     """
+    if isinstance(messages, Conversation):
+        _check_tools(template, messages)
     try:
         return tuple(template.messages2prompt(messages))
     except VlcoreError:
@@ -142,6 +153,19 @@ def expand_slot(
 @cache
 def _takes_index(expand: Callable[..., object]) -> bool:
     return "index" in signature(expand).parameters
+
+
+def _check_tools(template: ChatTemplate, conversation: Conversation) -> None:
+    """Check that a template supports the tools of a conversation, if there are some.
+
+    Raises:
+        PromptError: It does not.
+    """
+    if conversation.uses_tools and not template.supports_tools:
+        raise PromptError(
+            "the conversation has tools or calls of tools, and the model's chat template does not "
+            "support them: leave them out, or use a model whose template does"
+        )
 
 
 @dataclass(frozen=True)
@@ -193,6 +217,7 @@ class RoleTemplate(ChatTemplate):
     ) -> tuple[PromptPart, ...]:
         """Turn a conversation into the prompt that asks for its next answer."""
         conversation = read_conversation(messages)
+        _check_tools(self, conversation)
         parts: list[PromptPart] = []
         system, turns = self._system_parts(conversation)
         if not self.system_inside_first_turn:

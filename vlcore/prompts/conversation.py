@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
 from vlcore.errors import PromptError
-from vlcore.prompts.messages import ROLES, ImageSlot, Message, Text
+from vlcore.prompts.messages import ROLES, ImageSlot, Message, Text, ToolCall
 
 _TEXT_TYPES = ("text", "input_text", "output_text")
 _IMAGE_TYPES = ("image", "image_url", "input_image")
@@ -20,7 +21,7 @@ _IGNORED_KEYS = frozenset(
     }
 )
 """Keys of an image part that are not options of the image."""
-_UNSUPPORTED_KEYS = ("tool_calls", "function_call")
+_UNSUPPORTED_KEYS = ("function_call",)
 """Keys of a message that may only be empty."""
 
 
@@ -44,6 +45,8 @@ class Conversation(Sequence[Message]):
     continue_final_message: bool | None = None
     """Whether the response continues the last message, which must be one of the assistant.
     ``None`` to continue it if it is one of the assistant."""
+    tools: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
+    """The tools that the model may call, as OpenAI describes them."""
 
     def __post_init__(self) -> None:
         messages = _join_messages(self.messages)
@@ -53,6 +56,11 @@ class Conversation(Sequence[Message]):
         last_role = messages[-1].role
         if last_role == "system":
             raise PromptError("a conversation needs a message of the user after the system message")
+        if messages[-1].tool_calls:
+            raise PromptError(
+                "the last message of the conversation calls tools: append their results, as "
+                "messages of the role 'tool'"
+            )
         if self.continue_final_message and last_role != "assistant":
             raise PromptError(
                 "continue_final_message needs a last message of the assistant; the last message of "
@@ -73,7 +81,10 @@ class Conversation(Sequence[Message]):
         """Append the messages and images of another conversation."""
         appended = tuple(_shift_slots(message, len(self.images)) for message in other.messages)
         return Conversation(
-            self.messages + appended, self.images + other.images, other.continue_final_message
+            self.messages + appended,
+            self.images + other.images,
+            other.continue_final_message,
+            other.tools or self.tools,
         )
 
     def with_response(self, text: str) -> Conversation:
@@ -82,7 +93,8 @@ class Conversation(Sequence[Message]):
         if self.continues_final_message:
             text = messages[-1].text + text
             messages = messages[:-1]
-        return Conversation((*messages, Message("assistant", (Text(text),))), self.images)
+        response = Message("assistant", (Text(text),))
+        return Conversation((*messages, response), self.images, tools=self.tools)
 
     @property
     def continues_final_message(self) -> bool:
@@ -92,6 +104,13 @@ class Conversation(Sequence[Message]):
         one for a new response.
         """
         return self.messages[-1].role == "assistant" and self.continue_final_message is not False
+
+    @property
+    def uses_tools(self) -> bool:
+        """Whether there are tools, calls of tools or results of them."""
+        return bool(self.tools) or any(
+            message.tool_calls or message.role == "tool" for message in self.messages
+        )
 
     @property
     def image_options(self) -> list[Mapping[str, Any]]:
@@ -134,7 +153,7 @@ def parse_messages(messages: Sequence[Message | Mapping[str, Any]]) -> tuple[Mes
 
     Raises:
         PromptError: The conversation has no message of the user or the assistant, has an unknown
-            role or part, tool calls, or a system message after another message.
+            role or part, an invalid call of a tool, or a system message after another message.
     """
     return read_conversation(messages).messages
 
@@ -151,7 +170,13 @@ def _join_messages(messages: Sequence[Message]) -> tuple[Message, ...]:
             raise PromptError(
                 f"message {position} ({message.role}) has an image: only user messages may have one"
             )
-        if joined and message.role == joined[-1].role:
+        follows_call = bool(joined) and _concerns_tools(joined[-1])
+        if message.role == "tool" and not follows_call:
+            raise PromptError(
+                f"message {position} is the result of a tool: it must follow a message of the "
+                "assistant with tool_calls"
+            )
+        if joined and message.role == joined[-1].role and not _concerns_tools(message, joined[-1]):
             joined[-1] = _join_contents(joined[-1], message)
         elif joined and message.role == "system":
             raise PromptError(
@@ -161,6 +186,10 @@ def _join_messages(messages: Sequence[Message]) -> tuple[Message, ...]:
         else:
             joined.append(message)
     return tuple(joined)
+
+
+def _concerns_tools(*messages: Message) -> bool:
+    return any(message.tool_calls or message.role == "tool" for message in messages)
 
 
 def _join_contents(first: Message, second: Message) -> Message:
@@ -188,7 +217,34 @@ def _read_message(message: object, position: int, images: list[Any]) -> Message:
         if message.get(key):
             raise PromptError(f"message {position} has {key}, which is not supported: remove it")
     content = _read_content(role, message.get("content"), position, images)
-    return Message("system" if role == "developer" else role, content)
+    tool_calls = tuple(_read_tool_call(call, position) for call in message.get("tool_calls") or ())
+    if tool_calls and role != "assistant":
+        raise PromptError(
+            f"message {position} ({role}) has tool_calls: only messages of the assistant may"
+        )
+    return Message(
+        "system" if role == "developer" else role,
+        content,
+        tool_calls,
+        str(message.get("tool_call_id") or ""),
+    )
+
+
+def _read_tool_call(call: Any, position: int) -> ToolCall:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    values = function if isinstance(function, Mapping) else {}
+    name, arguments = values.get("name"), values.get("arguments")
+    try:
+        is_object = isinstance(arguments, str) and isinstance(json.loads(arguments), dict)
+    except (ValueError, RecursionError):
+        is_object = False
+    if not isinstance(name, str) or not name or not is_object:
+        raise PromptError(
+            f"message {position} has an invalid call in tool_calls: expected "
+            '{"id": …, "type": "function", "function": {"name": …, "arguments": …}}, with the '
+            "arguments as the text of a JSON object"
+        )
+    return ToolCall(name, str(arguments), str(call.get("id") or ""))
 
 
 def _read_content(

@@ -8,6 +8,7 @@ remains text.
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 from collections.abc import Mapping, Sequence, Set
@@ -18,6 +19,7 @@ from vlcore.errors import PromptError
 from vlcore.prompts.chat_template import ChatTemplate
 from vlcore.prompts.conversation import read_conversation
 from vlcore.prompts.messages import Control, ImageSlot, Message, PromptPart, Text
+from vlcore.prompts.tools import HERMES_FORMAT, map_texts
 
 _PROBE = "7f4c2e9a1b"
 """Text that is looked for in a rendered probe. Case changes by the template do not matter."""
@@ -34,6 +36,8 @@ class JinjaTemplate(ChatTemplate):
         stop: Stop strings: the answer ends where one of them is generated.
         variables: Further variables of the template, such as ``bos_token``.
         adds_prefix: As for :attr:`ChatTemplate.adds_prefix`.
+        response_template: How answers call tools; by default, the format of Hermes if the template
+            writes its ``<tool_call>`` tag.
     """
 
     restarts_after_image = False
@@ -46,12 +50,16 @@ class JinjaTemplate(ChatTemplate):
         stop: tuple[str, ...] = (),
         variables: Mapping[str, Any] | None = None,
         adds_prefix: bool = True,
+        response_template: Mapping[str, Any] | None = None,
     ) -> None:
         self.source = source
         self.image_token = image_token
         self.stop = stop
         self.variables = dict(variables or {})
         self.adds_prefix = adds_prefix
+        if response_template is None and "<tool_call>" in source:
+            response_template = HERMES_FORMAT
+        self.response_template = response_template
 
     def messages2prompt(
         self, messages: Sequence[Message | Mapping[str, Any]]
@@ -68,30 +76,58 @@ class JinjaTemplate(ChatTemplate):
         if is_continued and not turns[-1].text.strip():
             is_continued, turns = False, turns[:-1]
         secret = secrets.token_hex(8)
-        texts: list[str] = []
+        texts = _PlaceholderTexts(secret)
+        tools = map_texts(conversation.tools, texts.add_json)
         with_placeholders = [self._insert_placeholders(turn, secret, texts) for turn in turns]
         try:
-            prompt = self._render(with_placeholders, add_generation_prompt=not is_continued)
+            prompt = self._render(
+                with_placeholders, add_generation_prompt=not is_continued, tools=tools
+            )
         except Exception as error:  # a template is a program and can raise anything
             raise PromptError(
                 f"the checkpoint's chat template rejected the conversation: {error}"
             ) from error
         if is_continued:
-            prompt = _cut_after(prompt, f"{secret}:{len(texts) - 1};", turns[-1].text)
+            prompt = _cut_after(prompt, f"{secret}:{texts.required[-1]};", turns[-1].text)
         slots = [slot for message in conversation for slot in message.slots]
         return self._resolve_placeholders(prompt, secret, texts, slots)
 
-    def _render(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
+    def _render(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> str:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         rendered = render_jinja_template(
             conversations=[messages],
             chat_template=self.source,
             add_generation_prompt=add_generation_prompt,
+            tools=[dict(tool) for tool in tools] or None,
             **self.variables,
         )
         # In spite of its annotation, it returns the prompts and the spans of generation blocks.
         return cast("str", cast("Any", rendered)[0][0])
+
+    @cached_property
+    def supports_tools(self) -> bool:
+        """Whether the template writes the tools of a conversation."""
+        tool = {
+            "type": "function",
+            "function": {
+                "name": _PROBE,
+                "description": "Hello",
+                "parameters": {"type": "object", "properties": {}},
+            },
+        }
+        content = [{"type": "text", "text": "Hello"}] if "user" in self._part_roles else "Hello"
+        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        try:
+            return _PROBE in self._render(messages, add_generation_prompt=True, tools=[tool])
+        except Exception:  # the template raises for tools
+            return False
 
     @property
     def omits_user_text(self) -> bool:
@@ -150,7 +186,7 @@ class JinjaTemplate(ChatTemplate):
         return 1 if _ESCAPED_PROBE.search(prompt) else 2
 
     def _insert_placeholders(
-        self, message: Message, secret: str, texts: list[str]
+        self, message: Message, secret: str, texts: _PlaceholderTexts
     ) -> dict[str, Any]:
         parts: list[dict[str, str]] = []
         for part in message.content:
@@ -163,24 +199,35 @@ class JinjaTemplate(ChatTemplate):
                 parts.append({"type": "text", "text": part.text})
                 continue
             before, _, after = part.text.partition(core)
-            parts.append({"type": "text", "text": f"{before}{secret}:{len(texts)};{after}"})
-            texts.append(core)
-        if message.role in self._part_roles:
-            return {"role": message.role, "content": parts}
-        image = f"{secret}:image;"
-        return {
-            "role": message.role,
-            "content": "\n".join(part.get("text", image) for part in parts),
-        }
+            parts.append({"type": "text", "text": f"{before}{texts.add(core)}{after}"})
+        values: dict[str, Any] = {"role": message.role, "content": parts}
+        if message.role not in self._part_roles:
+            image = f"{secret}:image;"
+            values["content"] = "\n".join(part.get("text", image) for part in parts)
+        if message.tool_call_id:
+            values["tool_call_id"] = texts.add_json(message.tool_call_id)
+        if message.tool_calls:
+            values["tool_calls"] = [
+                {
+                    "type": "function",
+                    "id": texts.add_json(call.id),
+                    "function": {
+                        "name": texts.add_json(call.name),
+                        "arguments": map_texts(json.loads(call.arguments), texts.add_json),
+                    },
+                }
+                for call in message.tool_calls
+            ]
+        return values
 
     def _resolve_placeholders(
-        self, rendered: str, secret: str, texts: Sequence[str], slots: Sequence[ImageSlot]
+        self, rendered: str, secret: str, texts: _PlaceholderTexts, slots: Sequence[ImageSlot]
     ) -> tuple[PromptPart, ...]:
         pattern = re.compile(
             f"{secret}:(?P<text>[0-9]+);|{secret}:image;|{re.escape(self.image_token)}"
         )
         parts: list[PromptPart] = []
-        omitted = set(range(len(texts)))
+        omitted = set(texts.required)
         num_images = 0
         end = 0
         for match in pattern.finditer(rendered):
@@ -212,6 +259,36 @@ class JinjaTemplate(ChatTemplate):
                 f"{texts[min(omitted)]!r:.80}: choose another template, or leave the text out"
             )
         return tuple(parts)
+
+
+class _PlaceholderTexts:
+    """The texts that placeholders of a prompt are replaced by.
+
+    Args:
+        secret: The beginning of every placeholder.
+    """
+
+    def __init__(self, secret: str) -> None:
+        self._secret = secret
+        self._texts: list[str] = []
+        self.required: list[int] = []
+        """Indexes of the texts that the template must write."""
+
+    def __getitem__(self, index: int) -> str:
+        return self._texts[index]
+
+    def add(self, text: str) -> str:
+        """Return a placeholder for a text of a message."""
+        self.required.append(len(self._texts))
+        self._texts.append(text)
+        return f"{self._secret}:{self.required[-1]};"
+
+    def add_json(self, text: str) -> str:
+        """Return a placeholder for a text within JSON, which the template may leave out."""
+        if not text:
+            return text
+        self._texts.append(json.dumps(text, ensure_ascii=False)[1:-1])
+        return f"{self._secret}:{len(self._texts) - 1};"
 
 
 def _cut_after(prompt: str, placeholder: str, text: str) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vlcore.errors import ContextLengthError, OptionError, PromptError
+from vlcore.prompts.conversation import Conversation
 from vlcore.prompts.messages import Message, Text
 
 
@@ -20,8 +22,8 @@ class PromptLimits:
     max_prompt_tokens: int | None = None
     """Maximum number of tokens, including one for each image embedding."""
     max_prompt_chars: int | None = None
-    """Maximum number of characters in all texts of the conversation, checked before they are
-    tokenized."""
+    """Maximum number of characters in all texts and tools of the conversation, checked before
+    they are tokenized."""
 
     def __post_init__(self) -> None:
         for name in ("max_prompt_tokens", "max_prompt_chars"):
@@ -41,6 +43,10 @@ class PromptLimits:
             return
         texts = (part for message in messages for part in message.content)
         num_chars = sum(len(part.text) for part in texts if isinstance(part, Text))
+        calls = (call for message in messages for call in message.tool_calls)
+        num_chars += sum(len(call.name) + len(call.arguments) for call in calls)
+        if isinstance(messages, Conversation) and messages.tools:
+            num_chars += len(json.dumps(messages.tools, ensure_ascii=False))
         if num_chars > self.max_prompt_chars:
             raise PromptError(
                 f"the conversation's texts have {num_chars} characters, and max_prompt_chars "

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,25 @@ PromptPart = Text | Control | ImageSlot
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """A call of a tool in a message of the assistant."""
+
+    name: str
+    arguments: str
+    """The arguments, as JSON."""
+    id: str = ""
+
+
+@dataclass(frozen=True)
 class Message:
     """One message of a conversation: texts and image slots in their order."""
 
     role: str
     content: tuple[Text | ImageSlot, ...]
+    tool_calls: tuple[ToolCall, ...] = ()
+    """The calls of tools in a message of the assistant."""
+    tool_call_id: str = ""
+    """The call whose result a message of the role ``tool`` has."""
 
     @property
     def text(self) -> str:

@@ -138,11 +138,16 @@ class ChatHandler(Response):
         async with AsyncExitStack() as stack:
             body = await self._read_body(receive, stack)
             pipeline = self._resources.pipeline
-            limits = (self._settings, pipeline.image_options, pipeline.engine.context_length)
+            facts = (
+                self._settings,
+                pipeline.image_options,
+                pipeline.engine.context_length,
+                pipeline.template,
+            )
             if len(body) <= _LARGE_BODY_BYTES:
-                return parse_request(body, *limits)
+                return parse_request(body, *facts)
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._resources.parsers, parse_request, body, *limits)
+            return await loop.run_in_executor(self._resources.parsers, parse_request, body, *facts)
 
     def _client(self) -> tuple[str, str]:
         """Return what a client shares its downloads by: its address, and its API key if it has one.

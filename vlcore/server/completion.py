@@ -15,6 +15,7 @@ from vlcore.inference.pipeline import Pipeline
 from vlcore.inference.response import Response
 from vlcore.server.metrics import Metrics, TokenRecorder
 from vlcore.server.request_parsing import ParsedRequest
+from vlcore.server.tools import CompletionCalls
 
 logger = logging.getLogger(__name__)
 
@@ -55,9 +56,8 @@ class Completion:
             async with aclosing(self._responses()) as responses:
                 async for delta in responses:
                     recorder.record(delta)
-                    choice = choices.setdefault(delta.choice, _Choice())
-                    choice.text.append(delta.text)
-                    choice.finish_reason = delta.finish_reason
+                    choice = choices.setdefault(delta.choice, _Choice(self._calls()))
+                    choice.add(delta)
                     if self.request.num_top_logprobs is not None:
                         choice.logprobs += map(_json, self._logprobs(delta))
         if delta is None:
@@ -69,11 +69,14 @@ class Completion:
 
     def _choice(self, index: int, choice: _Choice) -> str:
         text = "".join(choice.text)
-        item = {
-            "index": index,
-            "message": {"role": "assistant", "content": text, "refusal": None},
-            "finish_reason": choice.finish_reason,
-        }
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if choice.tool_calls:
+            calls = [
+                {key: value for key, value in call.items() if key != "index"}
+                for call in choice.tool_calls
+            ]
+            message |= {"content": text or None, "tool_calls": calls}
+        item = {"index": index, "message": message, "finish_reason": choice.finish_reason}
         logprobs = "null"
         if self.request.num_top_logprobs is not None:
             logprobs = f'{{"content":[{",".join(choice.logprobs)}]}}'
@@ -81,26 +84,28 @@ class Completion:
 
     async def stream(self) -> AsyncGenerator[bytes]:
         """Generate the completion and yield it as server-sent events."""
-        texts: dict[int, list[str]] = {}
+        choices: dict[int, _Choice] = {}
         delta = None
         with TokenRecorder(self.metrics) as recorder:
             async with aclosing(self._responses()) as responses:
                 async for delta in responses:
                     recorder.record(delta)
                     event = b""
-                    if delta.choice not in texts:
-                        texts[delta.choice] = []
+                    if delta.choice not in choices:
+                        choices[delta.choice] = _Choice(self._calls())
                         event = self._chunk(delta.choice, {"role": "assistant", "content": ""})
-                    texts[delta.choice].append(delta.text)
-                    if delta.text or delta.logprobs:
+                    choice = choices[delta.choice]
+                    text, calls = choice.add(delta)
+                    if text or delta.logprobs:
                         logprobs = None
                         if self.request.num_top_logprobs is not None:
                             logprobs = {"content": self._logprobs(delta)}
-                        message = {"content": delta.text}
-                        event += self._chunk(delta.choice, message, logprobs=logprobs)
-                    if delta.finish_reason is not None:
-                        regions = self._regions("".join(texts[delta.choice]))
-                        event += self._chunk(delta.choice, {}, delta.finish_reason, **regions)
+                        event += self._chunk(delta.choice, {"content": text}, logprobs=logprobs)
+                    if calls:
+                        event += self._chunk(delta.choice, {"tool_calls": calls})
+                    if choice.finish_reason is not None:
+                        regions = self._regions("".join(choice.text))
+                        event += self._chunk(delta.choice, {}, choice.finish_reason, **regions)
                     if event:
                         yield event
         if self.request.include_usage and delta is not None:
@@ -108,13 +113,17 @@ class Completion:
             yield _event(self._body("chat.completion.chunk", []) | {"usage": usage})
         yield b"data: [DONE]\n\n"
 
+    def _calls(self) -> CompletionCalls | None:
+        tool_use = self.request.tool_use
+        return None if tool_use is None else CompletionCalls(tool_use.make_reader())
+
     def _responses(self) -> AsyncGenerator[Response]:
         return self.pipeline.astream_infer(self.request.conversation, self.request.config)
 
     def _chunk(
         self,
         index: int,
-        delta: Mapping[str, str],
+        delta: Mapping[str, Any],
         finish_reason: str | None = None,
         *,
         logprobs: Mapping[str, Any] | None = None,
@@ -183,10 +192,29 @@ def error_event(body: Mapping[str, Any]) -> bytes:
 class _Choice:
     """What has been generated of one choice."""
 
+    calls: CompletionCalls | None
+    """Reads the calls of tools, if the completion may have some."""
     text: list[str] = field(default_factory=list)
+    tool_calls: list[dict[str, Any]] = field(default_factory=list)
     logprobs: list[str] = field(default_factory=list)
     """The log-probabilities of each token, as JSON."""
     finish_reason: str | None = None
+
+    def add(self, response: Response) -> tuple[str, list[dict[str, Any]]]:
+        """Add a chunk of the response, and return the text and the calls that it adds."""
+        text = response.text
+        tool_calls: list[dict[str, Any]] = []
+        if self.calls is not None:
+            text, tool_calls = self.calls.feed(response.text)
+            if response.finish_reason is not None:
+                last_text, last_calls = self.calls.finish()
+                text, tool_calls = text + last_text, tool_calls + last_calls
+        self.text.append(text)
+        self.tool_calls += tool_calls
+        self.finish_reason = response.finish_reason
+        if self.tool_calls and response.finish_reason == "stop":
+            self.finish_reason = "tool_calls"
+        return text, tool_calls
 
 
 def _event(body: Mapping[str, Any]) -> bytes:

@@ -11,13 +11,21 @@ from vlcore.server.errors import ApiError
 from vlcore.server.schema import ChatRequest, JsonObjectFormat, JsonSchemaFormat
 
 
-def parse_grammar(request: ChatRequest) -> tuple[str, Grammar] | None:
+def parse_grammar(
+    request: ChatRequest, make_call_grammar: Callable[[], Grammar] | None = None
+) -> tuple[str, Grammar] | None:
     """Return the grammar of a request, and the field that states it; ``None`` for free text.
+
+    Args:
+        request: The request.
+        make_call_grammar: Creates the grammar of the calls of tools that the request requires.
 
     Raises:
         ApiError: The grammar is invalid, or several fields state one.
     """
     stated = {field: make for field, make, value in _candidates(request) if value}
+    if make_call_grammar is not None:
+        stated["tools"] = make_call_grammar
     if not stated:
         return None
     field, make = next(iter(stated.items()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from vlcore.engines.generation import GenerationConfig
 from vlcore.engines.grammar import Grammar
 from vlcore.inference.user_input import parse_prompt
+from vlcore.prompts.chat_template import ChatTemplate
 from vlcore.prompts.conversation import Conversation
 from vlcore.server.body import JsonBody
 from vlcore.server.errors import ApiError, release_frames
@@ -25,6 +26,7 @@ from vlcore.server.schema import (
     TextPart,
 )
 from vlcore.server.settings import ServerSettings
+from vlcore.server.tools import ToolUse, parse_tools
 
 _OPENAI_DEFAULTS: Mapping[str, Any] = {"temperature": 1.0, "top_k": 0}
 """The defaults of OpenAI's API where they differ from those of ``GenerationConfig``."""
@@ -50,10 +52,16 @@ class ParsedRequest:
     warnings: tuple[str, ...]
     grammar_field: str | None = None
     """The field that states the grammar of the completion, if there is one."""
+    tool_use: ToolUse | None = None
+    """How the completion may or must call tools, if it may."""
 
 
 def parse_request(
-    body: bytes, settings: ServerSettings, image_options: frozenset[str], context_length: int
+    body: bytes,
+    settings: ServerSettings,
+    image_options: frozenset[str],
+    context_length: int,
+    template: ChatTemplate | None = None,
 ) -> ParsedRequest:
     """Parse and validate the body of a request.
 
@@ -62,6 +70,7 @@ def parse_request(
         settings: The server's limits.
         image_options: Options of an image that the model supports.
         context_length: The engine's context length, in tokens.
+        template: The model's chat template, which may support tools.
 
     Raises:
         ApiError: The request is invalid or not supported.
@@ -88,15 +97,24 @@ def parse_request(
         raise _invalid("top_logprobs", "it requires logprobs: true")
     if request.stream_options is not None and not request.stream:
         raise _invalid("stream_options", "it requires stream: true")
-    grammar_field, grammar = parse_grammar(request) or (None, None)
+    tool_use = parse_tools(request, template)
+    call_grammar = None if tool_use is None else tool_use.make_grammar
+    grammar_field, grammar = parse_grammar(request, call_grammar) or (None, None)
+    config = _config(request, settings, context_length, grammar)
+    conversation = parse_prompt(messages)
+    if tool_use is not None:
+        conversation = replace(conversation, tools=tool_use.tools)
+        # The marks of calls can be special tokens.
+        config = replace(config, skip_special_tokens=False)
     return ParsedRequest(
-        parse_prompt(messages),
-        _config(request, settings, context_length, grammar),
+        conversation,
+        config,
         bool(request.stream),
         bool(request.stream_options and request.stream_options.include_usage),
         (request.top_logprobs or 0) if wants_logprobs else None,
         tuple(dict.fromkeys(warnings)),
         grammar_field,
+        tool_use,
     )
 
 
@@ -160,9 +178,16 @@ class _MessageParser:
                     f"messages.{index}.content",
                 )
             content = ""
+        parsed: dict[str, Any] = {"role": role}
         if isinstance(content, str):
-            return {"role": role, "content": self._body.restore(content)}
-        return {"role": role, "content": [self._part(part) for part in content]}
+            parsed["content"] = self._body.restore(content)
+        else:
+            parsed["content"] = [self._part(part) for part in content]
+        if message.tool_calls:
+            parsed["tool_calls"] = [call.model_dump() for call in message.tool_calls]
+        if message.tool_call_id is not None:
+            parsed["tool_call_id"] = message.tool_call_id
+        return parsed
 
     def _part(self, part: Part) -> dict[str, Any]:
         if isinstance(part, TextPart):
@@ -248,6 +273,7 @@ def _invalid(param: str, message: str) -> ApiError:
 
 
 _UNION_MESSAGES = {
+    "tool_choice": "'none', 'auto', 'required' or an object with a function is expected",
     "schema": "an object, true or false is expected",
     "json": "a JSON schema is expected, as an object or a string",
     "guided_json": "a JSON schema is expected, as an object or a string",
@@ -307,7 +333,7 @@ def _is_union(path: list[int | str]) -> bool:
     match path:
         case ["response_format"] | ["guided_json"] | ["structured_outputs", "json"]:
             return True
-        case ["response_format", "json_schema", "schema"]:
+        case ["response_format", "json_schema", "schema"] | ["tool_choice"]:
             return True
         case ["stop"] | ["messages", _, "content"] | ["messages", _, "content", _]:
             return True

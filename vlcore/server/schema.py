@@ -21,6 +21,7 @@ MAX_PARTS = 4096
 """Maximum number of parts of a message."""
 _MAX_STOP_STRINGS = 16
 _MAX_BIASED_TOKENS = 1024
+_MAX_TOOLS = 128
 _UNSUPPORTED = "Not supported: only its neutral value is accepted."
 _EXTENSION = "An extension of OpenAI's API."
 _NO_EFFECT = "Has no effect."
@@ -118,13 +119,36 @@ LogitBias = Annotated[
 ]
 
 
+FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+
+
+class CalledFunction(_Model):
+    """The function that a call of a tool calls."""
+
+    name: Annotated[str, Field(min_length=1, max_length=256)]
+    arguments: str = Field(description="The arguments, as the text of a JSON object.")
+
+
+class ToolCallItem(_Model):
+    """A call of a tool in an earlier message of the assistant."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class ChatMessage(_Model):
     """A message. Fields of earlier completions that clients send back are accepted."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Parts | None = None
     name: str | None = Field(None, description=_NO_EFFECT)
-    tool_calls: EmptyList | None = Field(None, description=_UNSUPPORTED)
+    tool_calls: (
+        Annotated[list[ToolCallItem], Field(max_length=_MAX_TOOLS, fail_fast=True)] | None
+    ) = Field(None, description="The calls of a message of the assistant.")
+    tool_call_id: str | None = Field(
+        None, description="The call whose result a message of the role tool has."
+    )
     function_call: None = Field(None, description=_UNSUPPORTED)
     audio: None = Field(None, description=_UNSUPPORTED)
     refusal: Ignored = Field(None, description=_NO_EFFECT)
@@ -141,6 +165,35 @@ class StreamOptions(_Model):
     include_usage: bool | None = None
     include_obfuscation: bool | None = Field(None, description=_NO_EFFECT)
     continuous_usage_stats: Literal[False] | None = Field(None, description=_UNSUPPORTED)
+
+
+class ToolFunction(_Model):
+    """A function that the model may call."""
+
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, Any] | None = Field(None, description="The JSON schema of the arguments.")
+    strict: bool | None = Field(None, description=_NO_EFFECT)
+
+
+class Tool(_Model):
+    """A tool that the model may call."""
+
+    type: Literal["function"]
+    function: ToolFunction
+
+
+class ChosenFunction(_Model):
+    """The function that the model must call."""
+
+    name: str
+
+
+class ChosenTool(_Model):
+    """The tool that the model must call."""
+
+    type: Literal["function"]
+    function: ChosenFunction
 
 
 class JsonSchema(_Model):
@@ -251,15 +304,21 @@ class ChatRequest(_Model):
     reasoning_effort: Literal["none"] | None = Field(None, description=_UNSUPPORTED)
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = Field(None, description=_EXTENSION)
-    tool_choice: Literal["none", "auto"] | None = Field(None, description=_UNSUPPORTED)
-    tools: EmptyList | None = Field(None, description=_UNSUPPORTED)
+    tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = Field(
+        None, description="auto by default. none leaves the tools out of the prompt."
+    )
+    tools: Annotated[list[Tool], Field(max_length=_MAX_TOOLS, fail_fast=True)] | None = Field(
+        None, description="Functions that the model may call, if its chat template supports them."
+    )
     truncate_prompt_tokens: None = Field(None, description=_UNSUPPORTED)
     use_beam_search: Literal[False] | None = Field(None, description=_UNSUPPORTED)
     verbosity: Literal["medium"] | None = Field(None, description=_UNSUPPORTED)
     web_search_options: None = Field(None, description=_UNSUPPORTED)
 
     metadata: Ignored = Field(None, description=_NO_EFFECT)
-    parallel_tool_calls: bool | None = Field(None, description=_NO_EFFECT)
+    parallel_tool_calls: bool | None = Field(
+        None, description="False for one call with the tool choice required; otherwise no effect."
+    )
     prediction: Ignored = Field(None, description=_NO_EFFECT)
     prompt_cache_key: str | None = Field(None, description=_NO_EFFECT)
     prompt_cache_retention: str | None = Field(None, description=_NO_EFFECT)
@@ -299,12 +358,30 @@ class CompletionRegion(BaseModel):
     """Left, top, right and bottom, as fractions of the image's width and height."""
 
 
+class CompletionFunction(BaseModel):
+    """The function that a completion calls."""
+
+    name: str
+    arguments: str
+    """The arguments, as JSON."""
+
+
+class CompletionToolCall(BaseModel):
+    """A call of a tool."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CompletionFunction
+
+
 class CompletionMessage(BaseModel):
     """The generated message."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
+    """The text; ``None`` if there are only calls of tools."""
     refusal: None = None
+    tool_calls: list[CompletionToolCall] | None = None
 
 
 class Choice(BaseModel):
@@ -312,7 +389,7 @@ class Choice(BaseModel):
 
     index: int
     message: CompletionMessage
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
     logprobs: Logprobs | None = None
     regions: list[CompletionRegion] | None = None
 

@@ -103,6 +103,7 @@ def _hf_template(checkpoint: Checkpoint) -> ChatTemplate:
             image_token=processor.get("image_token", "<image>"),
             stop=tuple(filter(None, [special_tokens.get("eos_token")])),
             variables=special_tokens,
+            response_template=checkpoint.response_template,
         )
     config = checkpoint.config
     if (config.get("text_config") or {}).get("model_type") == "mistral":

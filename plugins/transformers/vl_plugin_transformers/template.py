@@ -36,4 +36,5 @@ def load_chat_template(checkpoint: Checkpoint) -> TransformersTemplate:
         stop=tuple(filter(None, [special_tokens.get("eos_token")])),
         variables=special_tokens,
         adds_prefix=processor.adds_prefix,
+        response_template=checkpoint.response_template,
     )
