@@ -14,7 +14,7 @@ from vlcore.prompts.conversation import Conversation, read_conversation
 from vlcore.prompts.jinja_template import JinjaTemplate
 from vlcore.prompts.limits import PromptLimits
 from vlcore.prompts.messages import Control, Text, ToolCall
-from vlcore.prompts.tools import HERMES_FORMAT, AnswerDelta, ToolCallParser
+from vlcore.prompts.tools import HERMES_FORMAT, ToolCallParser, ToolDelta
 
 TEMPLATE = JinjaTemplate(SOURCE)
 QUESTION = {"role": "user", "content": "Is it warm?"}
@@ -121,8 +121,8 @@ def test_calls_are_read_from_an_answer_however_it_is_cut(
 
 def test_text_before_a_call_is_returned_at_once() -> None:
     parser = ToolCallParser(HERMES_FORMAT)
-    assert parser.feed("It is") == AnswerDelta("It is")
-    assert parser.feed(" <tool_") == AnswerDelta(" ")
-    assert parser.feed("call>") == AnswerDelta()
+    assert parser.feed("It is") == ToolDelta("It is")
+    assert parser.feed(" <tool_") == ToolDelta(" ")
+    assert parser.feed("call>") == ToolDelta()
     delta = parser.feed('{"name": "f", "arguments": {}}</tool_call>')
     assert delta.tool_calls == (ToolCall("f", "{}"),)

@@ -15,7 +15,7 @@ import vlcore
 from vlcore.prompts.jinja_template import JinjaTemplate
 from vlcore.server.tools import RequiredCallReader
 
-QUESTION = [{"role": "user", "content": "Is it warm in Rome?"}]
+MESSAGES = [{"role": "user", "content": "Is it warm in Rome?"}]
 NAMED = {"type": "function", "function": {"name": "get_weather"}}
 CALL = r'<tool_call>\{"name": "get_weather", "arguments": \{"city": "(Rome|Oslo)"\}\}</tool_call>'
 """A grammar with which the model calls the tool of its own accord."""
@@ -33,7 +33,7 @@ def client() -> Iterator[openai.OpenAI]:
             yield client
 
 
-def create(client: openai.OpenAI, messages: Any = QUESTION, **options: Any) -> Any:
+def create(client: openai.OpenAI, messages: Any = MESSAGES, **options: Any) -> Any:
     stated: dict[str, Any] = {"temperature": 0, "tools": [WEATHER], "max_tokens": 100}
     return client.chat.completions.create(model="tiny", messages=messages, **stated | options)
 
@@ -74,7 +74,7 @@ def test_a_completion_calls_a_tool(client: openai.OpenAI, choice: Any) -> None:
 def test_a_call_and_its_result_are_sent_back(client: openai.OpenAI) -> None:
     message = create(client, tool_choice=NAMED).choices[0].message
     result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "sunny"}
-    answer = create(client, [*QUESTION, message, result], max_tokens=5)
+    answer = create(client, [*MESSAGES, message, result], max_tokens=5)
     assert answer.choices[0].message.tool_calls is None
     assert answer.choices[0].message.content is not None
     assert answer.usage.prompt_tokens > create(client, max_tokens=1).usage.prompt_tokens
@@ -140,7 +140,7 @@ def test_references_in_parameters_point_to_the_definitions_of_the_function(
           "tool_choice": "required"}, "invalid_grammar", "tools"),
         ({"tool_choice": "required", "response_format": {"type": "json_object"}}, "invalid_value",
          "response_format"),
-        ({"messages": [*QUESTION, {"role": "tool", "content": "x", "tool_call_id": "c"}]},
+        ({"messages": [*MESSAGES, {"role": "tool", "content": "x", "tool_call_id": "c"}]},
          "invalid_prompt", "messages"),
     ],
 )  # fmt: skip
@@ -159,7 +159,7 @@ def test_a_model_without_tools_refuses_them(url: str) -> None:
         assert (tools.value.code, tools.value.param) == ("tools_not_supported", "tools")
         call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
         history = [
-            *QUESTION,
+            *MESSAGES,
             {"role": "assistant", "content": None, "tool_calls": [call]},
             {"role": "tool", "tool_call_id": "c", "content": "x"},
         ]

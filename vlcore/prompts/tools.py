@@ -43,7 +43,7 @@ _SCHEMA_WORDS = frozenset(
 
 
 @dataclass(frozen=True)
-class AnswerDelta:
+class ToolDelta:
     """What a chunk of an answer adds."""
 
     text: str = ""
@@ -79,12 +79,12 @@ class ToolCallParser:
         self._call_text = ""
         """The text since the last call or text was returned."""
 
-    def feed(self, text: str) -> AnswerDelta:
+    def feed(self, text: str) -> ToolDelta:
         """Add the next text of the answer."""
         self._call_text += text
         return self._read(lambda: self._parser.feed(text))
 
-    def finish(self) -> AnswerDelta:
+    def finish(self) -> ToolDelta:
         """Return what is left at the end of the answer."""
         return self._read(lambda: self._parser.finalize()[1])
 
@@ -94,7 +94,7 @@ class ToolCallParser:
         make: Any = ResponseParser  # which has no annotations
         return make(self._response_template, prefix="")
 
-    def _read(self, advance: Callable[[], list[dict[str, Any]]]) -> AnswerDelta:
+    def _read(self, advance: Callable[[], list[dict[str, Any]]]) -> ToolDelta:
         try:
             events = advance()
             calls = [
@@ -106,7 +106,7 @@ class ToolCallParser:
         except (ValueError, KeyError, TypeError, RecursionError):
             text, self._call_text = self._call_text, ""
             self._parser = self._make_parser()
-            return AnswerDelta(text)
+            return ToolDelta(text)
         texts = [
             event["text"]
             for event in events
@@ -114,7 +114,7 @@ class ToolCallParser:
         ]
         if texts or calls:
             self._call_text = ""
-        return AnswerDelta("".join(texts), tuple(calls))
+        return ToolDelta("".join(texts), tuple(calls))
 
 
 def _as_calls(value: Any) -> list[ToolCall]:

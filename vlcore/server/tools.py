@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from vlcore.engines.grammar import Grammar
 from vlcore.prompts.chat_template import ChatTemplate
 from vlcore.prompts.messages import ToolCall
-from vlcore.prompts.tools import AnswerDelta, ToolCallParser
+from vlcore.prompts.tools import ToolCallParser, ToolDelta
 from vlcore.server.errors import ApiError
 from vlcore.server.schema import ChatRequest, ChosenTool, ToolFunction
 
@@ -19,10 +19,10 @@ from vlcore.server.schema import ChatRequest, ChosenTool, ToolFunction
 class CallReader(Protocol):
     """Reads text and calls of tools from a completion, chunk by chunk."""
 
-    def feed(self, text: str) -> AnswerDelta:
+    def feed(self, text: str) -> ToolDelta:
         """Add the next text of the completion."""
 
-    def finish(self) -> AnswerDelta:
+    def finish(self) -> ToolDelta:
         """Return what is left at the end of the completion."""
 
 
@@ -136,14 +136,14 @@ class NamedCallReader:
     name: str
     _texts: list[str] = field(default_factory=list)
 
-    def feed(self, text: str) -> AnswerDelta:
+    def feed(self, text: str) -> ToolDelta:
         """Keep the next part of the arguments."""
         self._texts.append(text)
-        return AnswerDelta()
+        return ToolDelta()
 
-    def finish(self) -> AnswerDelta:
+    def finish(self) -> ToolDelta:
         """Return the call."""
-        return AnswerDelta(tool_calls=(ToolCall(self.name, "".join(self._texts)),))
+        return ToolDelta(tool_calls=(ToolCall(self.name, "".join(self._texts)),))
 
 
 @dataclass
@@ -152,17 +152,17 @@ class RequiredCallReader:
 
     _text: str = ""
 
-    def feed(self, text: str) -> AnswerDelta:
+    def feed(self, text: str) -> ToolDelta:
         """Add the next part of the list."""
         self._text += text
-        return AnswerDelta(tool_calls=self._complete_calls()) if "}" in text else AnswerDelta()
+        return ToolDelta(tool_calls=self._complete_calls()) if "}" in text else ToolDelta()
 
-    def finish(self) -> AnswerDelta:
+    def finish(self) -> ToolDelta:
         """Return nothing: a call that is incomplete at the end is none."""
-        return AnswerDelta()
+        return ToolDelta()
 
     def _complete_calls(self) -> tuple[ToolCall, ...]:
-        calls = []
+        calls: list[ToolCall] = []
         while True:
             rest = self._text.lstrip("[, \n\t")
             try:
@@ -194,7 +194,7 @@ class CompletionCalls:
         """Return what is left at the end."""
         return self._convert(self.reader.finish())
 
-    def _convert(self, delta: AnswerDelta) -> tuple[str, list[dict[str, Any]]]:
+    def _convert(self, delta: ToolDelta) -> tuple[str, list[dict[str, Any]]]:
         text = self._white_space + delta.text
         stripped = text.rstrip() if self._has_text else text.strip()
         self._white_space = text[len(text.rstrip()) :] if stripped else text
