@@ -12,8 +12,11 @@ from checkpoints import write_json
 from distributions import Site, make_site
 from internvl import NAME, install_intern, write_intern
 
+from vlcore import Checkpoint
 from vlcore.errors import ConfigError, OptionError
+from vlcore.processors import load_processor
 from vlcore.testing import Outcome, Report, compare_with_transformers
+from vlcore.testing.conversations import sample_conversations
 from vlcore.testing.samples import sample_image
 
 
@@ -153,6 +156,31 @@ def test_a_checkpoint_that_transformers_does_not_know_is_refused(
     write_json(checkpoint / "config.json", config | {"architectures": ["NoSuchModel"]})
     with pytest.raises(OptionError, match="none of the architectures"):
         compare(checkpoint)
+
+
+def test_a_processor_without_lists_of_lists_of_images_is_called_with_the_prompt(
+    site: Site, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_intern(site)
+    processor = load_processor(Checkpoint.open(checkpoint))
+    render = processor.apply_chat_template
+
+    def refuse(messages: Any, *, tokenize: bool, **options: Any) -> Any:
+        if tokenize:
+            raise ValueError("nested images are not supported")
+        return render(messages, tokenize=False, **options)
+
+    monkeypatch.setattr(processor, "apply_chat_template", refuse)
+    (messages,) = [list(sample_conversations()["two images before the text"])]
+    report = compare(checkpoint, processor=processor, conversations={"two": messages})
+    assert report.ok, str(report)
+    assert {result.name for result in report.of(Outcome.DOES_NOT_APPLY)} == {
+        "transformers-pixels",  # no conversation has a single image
+        "transformers-rows",
+    }
+    monkeypatch.setattr(processor, "apply_chat_template", lambda *_, **__: 1 / 0)
+    with pytest.raises(ConfigError, match="none of the conversations with an image"):
+        compare(checkpoint, processor=processor)
 
 
 def test_conversations_need_an_image(site: Site, checkpoint: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -187,16 +187,24 @@ class _Comparison:
             for name, response in zip(self._inputs, responses, strict=True)
         }
 
-    def _single_images(self) -> Iterator[tuple[str, str, Image.Image]]:
-        """Yield the name and the description of each conversation with one image, and the image."""
-        for name in self._inputs:
-            images = images_of(self._all[name])
-            if len(images) == 1:
-                yield name, f"the image of {name!r} ({_size(images[0])})", images[0]
+    @cached_property
+    def _single_images(self) -> list[tuple[str, str, Image.Image]]:
+        """The name and the description of each conversation with one image, and the image."""
+        found = [(name, images_of(self._all[name])) for name in self._inputs]
+        return [
+            (name, f"the image of {name!r} ({_size(images[0])})", images[0])
+            for name, images in found
+            if len(images) == 1
+        ]
+
+    def _need_single_images(self) -> None:
+        if not self._single_images:
+            raise DoesNotApplyError("no conversation has a single image")
 
     def _compare_pixels(self) -> None:
+        self._need_single_images()
         model = self._builder.vision_model
-        for name, where, image in self._single_images():
+        for name, where, image in self._single_images:
             preprocessed = model.preprocess(image)
             if not isinstance(preprocessed, ImageInputs):
                 raise DoesNotApplyError(
@@ -216,8 +224,9 @@ class _Comparison:
             )
 
     def _compare_rows(self) -> None:
+        self._need_single_images()
         model = self._builder.vision_model
-        for name, where, image in self._single_images():
+        for name, where, image in self._single_images:
             _expect_close(
                 encode(model, [image])[0].rows,
                 self._expected_rows[name],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -85,13 +86,24 @@ class TransformersReference:
             )
 
     def _inputs(self, messages: Messages) -> dict[str, Any]:
-        inputs = self.processor.apply_chat_template(
-            list(messages),
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
+        render = partial(
+            self.processor.apply_chat_template, list(messages), add_generation_prompt=True
         )
+        try:
+            inputs = render(tokenize=True, return_dict=True, return_tensors="pt")
+        except Exception:
+            images = images_of(messages)
+            if not images:
+                raise
+            # Some processors take the images of one prompt only without a list around the list.
+            text = render(tokenize=False)
+            bos = self.processor.tokenizer.bos_token
+            inputs = self.processor(
+                text=text,
+                images=images,
+                return_tensors="pt",
+                add_special_tokens=not (bos and text.startswith(bos)),
+            )
         known = {key: value for key, value in inputs.items() if key in self._keys}
         return {key: _as_float32(value) for key, value in known.items()}
 
@@ -108,8 +120,9 @@ class TransformersReference:
         Shapes:
             result: [k, hidden_size]; with deepstack, [k, hidden_size * (1 + layers)].
         """
-        features = getattr(self.model, "get_image_features", None)
-        features = self.model.model.get_image_features if features is None else features
+        inner = getattr(self.model, "model", self.model)  # names all arguments
+        owner = inner if hasattr(inner, "get_image_features") else self.model
+        features = owner.get_image_features
         taken = _parameters(features)
         given = {key: value for key, value in inputs.items() if key in taken}
         with torch.inference_mode():

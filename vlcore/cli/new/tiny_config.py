@@ -77,7 +77,9 @@ def add_tiny_sections(tiny: dict[str, Any], text: Mapping[str, Any]) -> None:
         tiny: the tiny settings, to which they are added.
         text: the configuration of the language model.
     """
-    rope = {"rope_type": "default", "rope_theta": 10000.0} | dict(text.get("rope_parameters") or {})
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0} | dict(
+        text.get("rope_parameters") or {}
+    )
     if any(isinstance(value, Mapping) for value in rope.values()):  # one for each type of layer
         return
     num_frequencies = int(_TEXT["head_dim"] * rope.get("partial_rotary_factor", 1.0)) // 2
