@@ -76,8 +76,8 @@ $(TURBOMIND)/ready: $(DEFINED_BY) $(TURBOMIND_LISTS) | check-python
 		--requirement tests/turbomind/requirements.txt
 	@touch $@
 
-test-torchvision: $(READY) $(PACKAGES)/ready  ## run the tests of transformers' families with the packages that some of them need
-	$(PYTEST) plugins/transformers/tests --optional-packages $(PACKAGES)
+test-torchvision: $(READY) $(PACKAGES)/ready  ## run the tests of transformers' families with the packages that some need, and write docs/families.md
+	$(PYTEST) plugins/transformers/tests --optional-packages $(PACKAGES) --families-page
 
 # The packages are not in .venv, where they would decide what other tests find.
 $(PACKAGES)/ready: tests/transformers_families/requirements.txt

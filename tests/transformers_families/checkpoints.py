@@ -16,7 +16,7 @@ from transformers.models.auto import image_processing_auto, processing_auto
 from transformers.models.auto.auto_mappings import VIDEO_PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from transformers_families.configurations import merge, tiny_config
+from transformers_families.configurations import tiny_config
 from transformers_families.families import FAMILIES, TinyFamily
 from transformers_families.tokenizer import build_tokenizer
 
@@ -153,9 +153,6 @@ def _config(name: str, processor: Any, row_id: int, text_type: str | None) -> An
     arguments = copy.deepcopy(dict(family.arguments))
     if text_type:
         arguments["text_config"] = {"model_type": text_type}
-    if family.config_of_tokens:
-        merge(changes, family.config_of_tokens(vocabulary))
-        arguments["vocabulary_map"] = vocabulary
     return tiny_config(name, changes, vocabulary_size=640, arguments=arguments)
 
 

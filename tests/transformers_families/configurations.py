@@ -96,15 +96,15 @@ def tiny_config(
     sizes = {"vocab_size": vocabulary_size, "vocab_size_per_layer_input": vocabulary_size}
     values = config_class(**copy.deepcopy(dict(arguments or {}))).to_dict()
     _shrink(values, _TEXT | sizes, _VISION | sizes)
-    merge(values, copy.deepcopy(dict(changes)))
+    _merge(values, copy.deepcopy(dict(changes)))
     return config_class(**values)
 
 
-def merge(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
+def _merge(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
     """Replace values by those of ``changes``, dictionaries item by item."""
     for key, value in changes.items():
         if isinstance(value, dict) and isinstance(values.get(key), dict):
-            merge(values[key], value)
+            _merge(values[key], value)
         else:
             values[key] = value
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,8 +45,6 @@ class TinyFamily:
     """Standard deviation of the weights."""
     seed: int = 0
     """Seed of the weights to begin with."""
-    config_of_tokens: Callable[[Mapping[str, int]], Values] | None = None
-    """Makes changes of the configuration from the vocabulary."""
 
 
 TILE = {"height": 56, "width": 56}
@@ -127,7 +125,6 @@ _SAM = {
     "num_attention_heads": 2,
 }
 _GOT = {"vision_config": _SAM}
-_OCR_SAM = _SAM | {"downsample_channels": [16, 32]}
 _GEMMA_TOKENS = {
     "image_token": "<image_soft_token>",
     "boi_token": "<start_of_image>",
@@ -162,15 +159,6 @@ _GEMMA4_TEXT = {
     "use_bidirectional_attention": "vision",
 }
 _GEMMA4_IMAGES = {"patch_size": 16, "max_soft_tokens": 70, "pooling_kernel_size": 3}
-_GEMMA4_VISION = {
-    "position_embedding_size": 64,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "intermediate_size": 48,
-}
 _IDEFICS3: dict[str, Any] = {
     "images": {"size": {"longest_edge": 112}, "max_image_size": {"longest_edge": 56}},
     "processor": {"image_seq_len": 4},
@@ -178,37 +166,6 @@ _IDEFICS3: dict[str, Any] = {
 }
 _PIXTRAL = {"size": {"longest_edge": 112}, "patch_size": {"height": 14, "width": 14}}
 _MISTRAL = {"patch_size": 14, "spatial_merge_size": 2}
-_MINICPM: dict[str, Any] = {
-    "images": {"scale_resolution": 56, "patch_size": 14, "max_slice_nums": 4},
-    "tokens": {
-        "image_token": "<|image_pad|>",
-        "image_start_token": "<image>",
-        "image_end_token": "</image>",
-        "slice_start_token": "<slice>",
-        "slice_end_token": "</slice>",
-        "image_id_start_token": "<image_id>",
-        "image_id_end_token": "</image_id>",
-        "video_token": "<|video_pad|>",
-    },
-    "requires": ("torchvision",),
-}
-_MINICPM_CONFIG = {
-    "insert_layer_id": 0,
-    "vision_config": {"insert_layer_id": 0, "image_size": 56, "patch_size": 14},
-}
-_PERCEPTION = {
-    "architecture": "vit_pe_core_large_patch14_336",
-    "model_args": {
-        "embed_dim": 64,
-        "img_size": [56, 56],
-        "depth": 2,
-        "num_heads": 4,
-        "global_pool": "",
-        "use_post_transformer_norm": False,
-        "init_values": 0.1,
-        "ref_feat_shape": [4, 4],
-    },
-}
 _MUSE = {"patch_size": 14, "merge_size": 2, "max_image_tokens": 16}
 _MUSE_SIZES = {"out_hidden_size": 128, "projector_hidden_size": 64}
 _TORCHVISION = ("torchvision",)
@@ -259,18 +216,6 @@ FAMILIES: dict[str, TinyFamily] = {
         call_options={"return_mm_token_type_ids": True},
     ),
     "cosmos3_omni": _qwen(_QWEN_16, config=_QWEN3, processor_class="Qwen3VLProcessor"),
-    "deepseek_ocr2": TinyFamily(
-        {"max_patches": 2},
-        tokens=_IMAGE,
-        config={
-            "text_config": {
-                "mlp_layer_types": ["dense", "sparse"],
-                "num_key_value_heads": 4,
-                "num_experts_per_tok": 2,
-            },
-            "vision_config": {"sam_config": _OCR_SAM | {"image_size": 1024}},
-        },
-    ),
     "deepseek_vl": TinyFamily(
         {"size": TILE},
         {"num_image_tokens": 16},
@@ -292,58 +237,6 @@ FAMILIES: dict[str, TinyFamily] = {
                 "global_attn_indexes": [1],
                 "num_hidden_layers": 2,
             },
-        },
-    ),
-    "emu3": TinyFamily(
-        {
-            "min_pixels": 1024,
-            "max_pixels": 4096,
-            "size": {"min_pixels": 1024, "max_pixels": 4096},
-        },
-        tokens={
-            "image_token": "<image>",
-            "boi_token": "<|image start|>",
-            "eoi_token": "<|image end|>",
-            "image_wrapper_token": "<|image token|>",
-            "eof_token": "<|extra_201|>",
-        },
-        config_of_tokens=lambda vocabulary: {
-            "vocabulary_map": dict(vocabulary),
-            "vq_config": {
-                "codebook_size": 16,
-                "embed_dim": 4,
-                "latent_channels": 4,
-                "base_channels": 32,
-                "channel_multiplier": [1, 1, 1, 1],
-                "num_res_blocks": 1,
-                "hidden_size": 32,
-                "temporal_downsample_factor": 1,
-                "out_channels": 3,
-                "in_channels": 3,
-                "double_latent": False,
-                "attn_resolutions": [],
-            },
-        },
-    ),
-    "ernie4_5_vl_moe": TinyFamily(
-        _packed(14),
-        tokens={
-            "image_token": "<|IMAGE_PLACEHOLDER|>",
-            "image_start_token": "<|IMAGE_START|>",
-            "image_end_token": "<|IMAGE_END|>",
-            "video_token": "<|VIDEO_PLACEHOLDER|>",
-            "video_start_token": "<|VIDEO_START|>",
-            "video_end_token": "<|VIDEO_END|>",
-        },
-        placeholder=_ERNIE_PLACEHOLDER,
-        config={
-            "text_config": _rope(3, 3, 2)
-            | {
-                "moe_k": 2,
-                "num_experts_per_tok": 2,
-                "moe_num_experts": 4,
-                "moe_intermediate_size": [32, 32],
-            }
         },
     ),
     "exaone4_5": _qwen(
@@ -385,60 +278,6 @@ FAMILIES: dict[str, TinyFamily] = {
         writes_bos=True,
         seed=7,
     ),
-    "gemma3n": TinyFamily(
-        {"size": {"height": 64, "width": 64}},
-        {"image_seq_length": 256},
-        _GEMMA_TOKENS
-        | {
-            "audio_token": "<audio_soft_token>",
-            "boa_token": "<start_of_audio>",
-            "eoa_token": "<end_of_audio>",
-        },
-        {
-            "text_config": {
-                "num_hidden_layers": 4,
-                "layer_types": ["sliding_attention", "full_attention"] * 2,
-                "num_kv_shared_layers": 2,
-                "intermediate_size": [96] * 4,
-                "vocab_size_per_layer_input": 600,
-            },
-            "vision_config": {"hidden_size": 2048},
-        },
-        arguments={
-            "text_config": {
-                "num_hidden_layers": 4,
-                "intermediate_size": 96,
-                "layer_types": ["sliding_attention", "full_attention"] * 2,
-                "num_kv_shared_layers": 2,
-                "hidden_size": 64,
-                "head_dim": 16,
-                "num_attention_heads": 4,
-                "num_key_value_heads": 2,
-                "vocab_size": 640,
-                "vocab_size_per_layer_input": 600,
-                "hidden_size_per_layer_input": 16,
-                "laurel_rank": 8,
-            }
-        },
-        placeholder="<image_soft_token>",
-        requires=("timm",),
-    ),
-    "gemma4": TinyFamily(
-        _GEMMA4_IMAGES,
-        tokens=_GEMMA4_TOKENS,
-        arguments={
-            "text_config": _GEMMA4_TEXT,
-            "vision_config": _GEMMA4_VISION,
-            "audio_config": None,
-        },
-        config={
-            "vision_config": {
-                "patch_size": 16,
-                "pooling_kernel_size": 3,
-                "position_embedding_size": 64,
-            }
-        },
-    ),
     "gemma4_unified": TinyFamily(
         _GEMMA4_IMAGES,
         tokens=_GEMMA4_TOKENS,
@@ -453,16 +292,6 @@ FAMILIES: dict[str, TinyFamily] = {
         image_class="Glm4vImageProcessor",
         processor_class="Glm4vProcessor",
     ),
-    "glm5_next": _glm(
-        {"num_key_value_heads": 4, "qk_rope_head_dim": 0},
-        {
-            "patch_size": 14,
-            "merge_size": 2,
-            "temporal_patch_size": 2,
-            "min_image_tokens": 4,
-            "max_image_tokens": 30,
-        },
-    ),
     "glm_ocr": _glm(image_class="Glm46VImageProcessor", processor_class="Glm46VProcessor"),
     "glmga": _glm(processor_class="Glm46VProcessor"),
     "got_ocr2": TinyFamily(
@@ -472,68 +301,8 @@ FAMILIES: dict[str, TinyFamily] = {
         call_options={"num_image_tokens": 16},
         takes_flat_images=True,
     ),
-    "granite4_vision": TinyFamily(
-        _CLIP | _PINPOINTS,
-        _LLAVA | {"downsample_rate": "1/2"},
-        _IMAGE,
-        _PINPOINTS
-        | {
-            "deepstack_layer_map": [[0, 0], [-1, 1]],
-            "spatial_target_layers": [0, 1, 0, 1],
-            "downsample_rate": "1/2",
-            "vision_config": {"hidden_size": 64},
-            "qformer_config": {
-                "hidden_size": 64,
-                "num_attention_heads": 2,
-                "encoder_hidden_size": 64,
-            },
-        },
-    ),
-    "granite_docling": TinyFamily(
-        {"size": TILE, "max_patches": 4},
-        {"image_seq_len": 4},
-        _IMAGE,
-        {
-            "image_seq_len": 4,
-            "vision_config": {
-                "image_size": 56,
-                "patch_size": 14,
-                "scale_factor": 2,
-                "deepstack_visual_indexes": [0, 1],
-                "out_hidden_size": 64,
-                "use_fine_route": False,
-            },
-        },
-    ),
-    "hunyuan_vl": TinyFamily(
-        _packed(16),
-        tokens={
-            "image_token": "<|hy_place|>",
-            "image_start_token": "<|hy_start|>",
-            "image_end_token": "<|hy_end|>",
-        },
-        placeholder="<|hy_start|><|hy_place|><|hy_end|>",
-        config={
-            "text_config": _rope(2, 3, 3) | {"head_dim": 16},
-            "vision_config": {"patch_size": 16, "text_hidden_size": 64},
-        },
-    ),
     "hyperclovax_vision_v2": _qwen(
         config={"vision_config": {"out_hidden_size": 64, "fullatt_block_indexes": [1]}}
-    ),
-    "idefics2": TinyFamily(
-        {"size": {"shortest_edge": 28, "longest_edge": 56}},
-        {"image_seq_len": 8},
-        {"image_token": "<image>", "image_boundary_token": "<fake_token_around_image>"},
-        {
-            "perceiver_config": {
-                "resampler_n_latents": 8,
-                "hidden_size": 64,
-                "resampler_n_heads": 4,
-                "resampler_head_dim": 16,
-                "num_key_value_heads": 2,
-            }
-        },
     ),
     "idefics3": TinyFamily(**_IDEFICS3),
     "internvl": TinyFamily(
@@ -635,25 +404,6 @@ FAMILIES: dict[str, TinyFamily] = {
         },
         {"vision_config": {"image_size": 112}},
     ),
-    "llama4": TinyFamily(
-        {"size": TILE, "max_patches": 4},
-        {"patch_size": 14, "pixel_shuffle_ratio": 0.5},
-        config={
-            "vision_config": {
-                "image_size": 56,
-                "patch_size": 14,
-                "pixel_shuffle_ratio": 0.5,
-                "vision_output_dim": 64,
-                "projector_input_dim": 64,
-                "projector_output_dim": 64,
-                "hidden_size": 32,
-                "intermediate_size": 128,
-            },
-            "text_config": {"attention_chunk_size": 64},
-        },
-        row_token="<|patch|>",
-        requires=_TORCHVISION,
-    ),
     "llava": TinyFamily(_CLIP, _LLAVA, _IMAGE, has_bos=True),
     "llava_next": TinyFamily(_CLIP | _PINPOINTS, _LLAVA, _IMAGE_VIDEO, _PINPOINTS, has_bos=True),
     "llava_next_video": TinyFamily(_CLIP | _PINPOINTS, _LLAVA, _IMAGE_VIDEO, _PINPOINTS),
@@ -663,48 +413,9 @@ FAMILIES: dict[str, TinyFamily] = {
         _IMAGE_VIDEO,
         _PINPOINTS,
     ),
-    "minicpm_ocr": TinyFamily(**_MINICPM),
-    "minicpmv4_6": TinyFamily(**_MINICPM, config=_MINICPM_CONFIG),
-    "minicpmv4_7": TinyFamily(**_MINICPM, config=_MINICPM_CONFIG),
     "minimax_m3_vl": TinyFamily(_QWEN, requires=_TORCHVISION),
     "mistral3": TinyFamily(
         _PIXTRAL, _MISTRAL, config={"vision_config": {"image_size": 112}}, requires=_TORCHVISION
-    ),
-    "mistral_large4": TinyFamily(
-        _PIXTRAL,
-        _MISTRAL,
-        config={
-            "vision_config": {"image_size": 112},
-            "text_config": {"kv_source_layers": [0, 1], "num_key_value_heads": 4},
-        },
-        requires=_TORCHVISION,
-    ),
-    "molmo2": TinyFamily(
-        {"size": TILE, "max_crops": 2, "overlap_margins": [1, 1]},
-        config={
-            "adapter_config": {
-                "vision_feature_layer": [1, 0],
-                "hidden_size": 32,
-                "num_attention_heads": 2,
-                "num_key_value_heads": 2,
-                "head_dim": 16,
-                "text_hidden_size": 64,
-                "intermediate_size": 48,
-            },
-            "vision_config": {"image_size": [56, 56], "num_position_embeddings": 16},
-            "text_config": {"vocab_size": 512, "additional_vocab_size": 128},
-        },
-        arguments={"adapter_config": {"vision_feature_layer": [-1, 0]}},
-        token_ids={
-            "image_patch_id": "<im_patch>",
-            "image_start_token_id": "<im_start>",
-            "low_res_image_start_token_id": "<low_res_im_start>",
-            "image_end_token_id": "<im_end>",
-            "image_low_res_id": "<im_low>",
-            "image_col_id": "<im_col>",
-        },
-        row_token="<im_patch>",
-        requires=_TORCHVISION,
     ),
     "muse_glimmer": TinyFamily(_MUSE, config=_MUSE_SIZES, requires=_TORCHVISION),
     "muse_spark": TinyFamily(
@@ -717,15 +428,6 @@ FAMILIES: dict[str, TinyFamily] = {
                 "patch_sizes": [16, 6, 5, 4],
                 "depths": [1, 1, 1, 1],
             }
-        },
-        requires=_TORCHVISION,
-    ),
-    "nemotron_h_omni": TinyFamily(
-        {"patch_size": 16, "min_num_patches": 4, "max_num_patches": 64},
-        config={
-            "vision_config": {"patch_size": 16},
-            "vision_hidden_size": 32,
-            "projector_hidden_size": 64,
         },
         requires=_TORCHVISION,
     ),
@@ -759,23 +461,6 @@ FAMILIES: dict[str, TinyFamily] = {
         config={"text_config": _rope(2, 3, 3)},
         seed=7,
     ),
-    "paligemma": TinyFamily(
-        {"size": TILE},
-        tokens=_IMAGE,
-        config={"vision_config": {"projection_dim": 64}, "projection_dim": 64},
-    ),
-    "perception_lm": TinyFamily(
-        {"tile_size": 56, "size": TILE, "max_num_tiles": 4},
-        {"patch_size": 14, "pooling_ratio": 2},
-        _GLM_TOKENS,
-        {
-            "vision_config": _PERCEPTION,
-            "projector_pooling_ratio": 2,
-            "vision_use_cls_token": True,
-        },
-        arguments={"vision_config": _PERCEPTION},
-        requires=("torchvision", "timm"),
-    ),
     "pp_chart2table": TinyFamily(
         {"size": {"height": 256, "width": 256}},
         config=_GOT,
@@ -805,22 +490,6 @@ FAMILIES: dict[str, TinyFamily] = {
     "qwen3_5_moe": _qwen(_QWEN_16, config=_QWEN3_5),
     "qwen3_vl": _qwen(_QWEN_16, config=_QWEN3),
     "qwen3_vl_moe": _qwen(_QWEN_16, config=_QWEN3, image_class="Qwen2VLImageProcessor"),
-    "qwen4_exp": _qwen(
-        _QWEN_16,
-        config={
-            "vision_config": {"patch_size": 16},
-            "text_config": _rope(2, 3, 3)
-            | {
-                "num_hidden_layers": 4,
-                "layer_types": ["linear_attention", "indexed_attention"] * 2,
-                "indexer_n_heads": 2,
-                "indexer_kv_heads": 1,
-                "indexer_head_dim": 16,
-                "indexer_budget": 64,
-                "indexer_compress_ratio": 4,
-            },
-        },
-    ),
     "smolvlm": TinyFamily(**_IDEFICS3, requires=("num2words",)),
     "step3p7": TinyFamily(
         {"size": {"height": 112, "width": 112}, "patch_size": 56, "max_image_size": 224},
@@ -829,15 +498,6 @@ FAMILIES: dict[str, TinyFamily] = {
             "text_config": {"sliding_window": 32},
         },
         row_token="<im_patch>",
-        requires=_TORCHVISION,
-    ),
-    "unlimited_ocr": TinyFamily(
-        {"size": {"height": 256, "width": 256}, "tile_size": 192, "max_patches": 2},
-        tokens=_IMAGE,
-        config={
-            "text_config": {"num_key_value_heads": 4},
-            "vision_config": {"sam_config": _OCR_SAM},
-        },
         requires=_TORCHVISION,
     ),
     "video_llama_3": _qwen(

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers_families.conversations import (
     LONG,
     OTHER,
@@ -25,6 +26,7 @@ from transformers_families.conversations import (
     unusual_conversations,
 )
 from transformers_families.families import FAMILIES as TINY
+from transformers_families.page import known_architectures, needs, read_needs
 from transformers_families.runs import (
     PLUGIN,
     Answer,
@@ -35,7 +37,7 @@ from transformers_families.runs import (
 from vl_plugin_transformers.families import FAMILIES
 
 import vlcore
-from vlcore import ImageError
+from vlcore import ConfigError, ImageError
 
 FAST = ("internvl", "qwen2_vl", "qwen3_vl", "gemma3", "qwen3_5")
 """Tiles, packed patches with M-RoPE, deepstack, attention groups, recurrent states."""
@@ -107,9 +109,20 @@ def test_answers(
     answers: Callable[[str], dict[str, Answer]],
     record_property: Callable[[str, object], None],
 ) -> None:
-    actual = {label: answer.token_ids for label, answer in answers(name).items()}
-    assert actual == {label: prompt.answer for label, prompt in reference(name).expected.items()}
-    record_property("equal_family", name)
+    actual = answers(name)
+    expected = reference(name).expected
+    assert {label: answer.token_ids for label, answer in actual.items()} == {
+        label: prompt.answer for label, prompt in expected.items()
+    }
+    requests = [answer.request for answer in actual.values() if answer.request]
+    record_property(
+        "family",
+        {
+            "name": name,
+            "positions": any(request.inputs.position_ids is not None for request in requests),
+            "deepstack": any(prompt.deepstack is not None for prompt in expected.values()),
+        },
+    )
 
 
 @every_family
@@ -140,6 +153,38 @@ def test_unusual_images_are_read_as_transformers_reads_them_or_refused(
         else:
             _compare_token_ids(answers[label], expected, label)
             _compare_inputs(answers[label], expected, label)
+
+
+@every_family
+@pytest.mark.slow
+def test_a_text_view_has_an_architecture_of_transformers(
+    name: str,
+    reference: Callable[[str], FamilyReference],
+    record_property: Callable[[str, object], None],
+) -> None:
+    directory = reference(name).checkpoint.directory
+    model = vlcore.load_language_model(directory, plugin=PLUGIN)
+    architecture = ""
+    if not model.requires:
+        try:
+            (architecture,) = model.view_config["architectures"]
+        except ConfigError as error:
+            assert "no text-only class" in str(error)  # noqa: PT017
+        else:
+            assert architecture in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    record_property(
+        "family",
+        {
+            "name": name,
+            "architecture": architecture,
+            "TurboMind": architecture in known_architectures("turbomind"),
+            "vLLM": architecture in known_architectures("vllm"),
+        },
+    )
+
+
+def test_the_page_lists_every_family_and_what_it_needs() -> None:
+    assert read_needs() == {name: needs(name) for name in FAMILIES}
 
 
 @pytest.mark.slow
