@@ -34,19 +34,19 @@ def shown(mask: Any) -> list[str]:
 
 
 def test_a_step_attends_to_the_tokens_of_its_own_sequence() -> None:
-    mask = masks_of(llama()).of_next_tokens(torch.tensor([3, 0]), longest=4)
+    mask = masks_of(llama()).next_token_masks(torch.tensor([3, 0]), longest=4)
     assert isinstance(mask, torch.Tensor)
     assert mask.shape == (2, 1, 1, 4)
     assert shown(mask) == ["xxxx", "x..."]
 
 
 def test_a_sliding_window_masks_distant_tokens() -> None:
-    mask = masks_of(MISTRAL).of_next_tokens(torch.tensor([3, 1]), longest=4)
+    mask = masks_of(MISTRAL).next_token_masks(torch.tensor([3, 1]), longest=4)
     assert shown(mask) == ["..xx", "xx.."]
 
 
 def test_each_type_of_layers_has_its_mask() -> None:
-    masks = masks_of(SOME_SLIDE).of_next_tokens(torch.tensor([2]), longest=3)
+    masks = masks_of(SOME_SLIDE).next_token_masks(torch.tensor([2]), longest=3)
     assert isinstance(masks, dict)
     assert shown(masks["full_attention"]) == ["xxx"]
     assert shown(masks["sliding_attention"]) == [".xx"]
@@ -54,19 +54,19 @@ def test_each_type_of_layers_has_its_mask() -> None:
 
 def test_layers_with_states_have_no_mask() -> None:
     config = llama(layer_types=["conv", "full_attention"])
-    masks = masks_of(config).of_next_tokens(torch.tensor([1]), longest=2)
+    masks = masks_of(config).next_token_masks(torch.tensor([1]), longest=2)
     assert isinstance(masks, dict)
     assert masks["conv"] is None
     assert shown(masks["full_attention"]) == ["xx"]
 
 
 def test_prompts_without_groups_need_no_mask() -> None:
-    assert masks_of(llama()).of_prompts([range(3), range(2)], None) is None
+    assert masks_of(llama()).prompt_masks([range(3), range(2)], None) is None
 
 
 def test_tokens_of_a_group_attend_to_each_other_beyond_a_sliding_window() -> None:
     groups = torch.tensor([[-1, 0, 0, 0, -1], [0, 0, -1, 1, 1]])
-    masks = masks_of(SOME_SLIDE).of_prompts([range(5)] * 2, groups)
+    masks = masks_of(SOME_SLIDE).prompt_masks([range(5)] * 2, groups)
     assert isinstance(masks, dict)
     assert shown(masks["full_attention"]) == [
         *("x....", "xxxx.", "xxxx.", "xxxx.", "xxxxx"),
@@ -79,7 +79,7 @@ def test_tokens_of_a_group_attend_to_each_other_beyond_a_sliding_window() -> Non
 
 
 def test_a_part_of_a_prompt_attends_to_the_columns_before_it() -> None:
-    masks = masks_of(SOME_SLIDE).of_prompts([range(2, 5), range(1)], None)
+    masks = masks_of(SOME_SLIDE).prompt_masks([range(2, 5), range(1)], None)
     assert isinstance(masks, dict)
     mask = masks["full_attention"]
     assert isinstance(mask, torch.Tensor)
@@ -91,7 +91,7 @@ def test_a_part_of_a_prompt_attends_to_the_columns_before_it() -> None:
 
 def test_a_part_of_a_prompt_attends_to_all_of_its_group() -> None:
     groups = torch.tensor([[-1, -1, -1, 0, 0, 0, -1]])
-    masks = masks_of(SOME_SLIDE).of_prompts([range(2, 7)], groups)
+    masks = masks_of(SOME_SLIDE).prompt_masks([range(2, 7)], groups)
     assert isinstance(masks, dict)
     assert shown(masks["full_attention"]) == [
         *("xxx....", "xxxxxx.", "xxxxxx.", "xxxxxx.", "xxxxxxx")
@@ -104,7 +104,7 @@ def test_a_part_of_a_prompt_attends_to_all_of_its_group() -> None:
 def test_eager_attention_adds_the_lowest_number() -> None:
     config = llama(attn_implementation="eager")
     masks = AttentionMasks(config, torch.bfloat16, CPU)
-    mask = masks.of_next_tokens(torch.tensor([0]), longest=2)
+    mask = masks.next_token_masks(torch.tensor([0]), longest=2)
     assert isinstance(mask, torch.Tensor)
     assert mask.dtype == torch.bfloat16
     assert mask.flatten().tolist() == [0, torch.finfo(torch.bfloat16).min]

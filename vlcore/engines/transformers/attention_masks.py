@@ -64,7 +64,7 @@ class AttentionMasks:
             )
         self._added_dtype = dtype if implementation == "eager" else None
 
-    def of_prompts(self, columns: Sequence[range], groups: Tensor | None) -> Masks | None:
+    def prompt_masks(self, columns: Sequence[range], groups: Tensor | None) -> Masks | None:
         """Return the masks of prompts, or ``None`` for causal attention from the first token on.
 
         Args:
@@ -94,7 +94,7 @@ class AttentionMasks:
             masks = {kind: mask | is_shared for kind, mask in masks.items()}
         return self._by_type({kind: mask[:, None] for kind, mask in masks.items()})
 
-    def of_next_tokens(self, positions: Tensor, longest: int) -> Masks | None:
+    def next_token_masks(self, positions: Tensor, longest: int) -> Masks | None:
         """Return the masks of one token of each sequence.
 
         Args:

@@ -206,7 +206,7 @@ class Batch:
         logits = self._model(
             input_ids=token_ids[:, None],
             position_ids=position_ids[:, None],
-            attention_mask=self._masks.of_next_tokens(positions, max(lengths)),
+            attention_mask=self._masks.next_token_masks(positions, max(lengths)),
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
@@ -373,7 +373,7 @@ class Batch:
         self._cache.prefill(first_slot, prompts.columns)
         logits = self._model(
             **prompts.model_inputs(),
-            attention_mask=self._masks.of_prompts(prompts.columns, prompts.attention_groups()),
+            attention_mask=self._masks.prompt_masks(prompts.columns, prompts.attention_groups()),
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=torch.tensor(kept, device=self._device),
