@@ -13,5 +13,5 @@ def test_damaged_files_give_an_image_or_an_error_of_vlcore(tmp_path: Path) -> No
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     counts = script.fuzz(500, 7, tmp_path / "failures")
-    assert set(counts) == {"image", "ImageError", "ImageLimitError"}
+    assert set(counts) == {"image", "ImageError", "ImageLimitError", "ImageDownloadError"}
     assert not (tmp_path / "failures").exists()
