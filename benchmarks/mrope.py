@@ -18,6 +18,7 @@ from vlcore.engines.base import EngineRequest
 from vlcore.engines.generation import GenerationConfig
 from vlcore.engines.stop_conditions import StopConditions
 from vlcore.engines.transformers.batch import Batch
+from vlcore.engines.transformers.prompt_chunk import PromptChunk
 from vlcore.engines.transformers.sampler import choose_tokens
 from vlcore.engines.transformers.sequence import TransformersSequence
 from vlcore.language.causal_lm import build_causal_lm
@@ -65,7 +66,7 @@ class Decoding:
         self._batch = Batch(model, device, NUM_PROMPTS)
         num_rows = GRID[1] * GRID[2]
         draw = torch.Generator().manual_seed(0)
-        groups = []
+        chunks = []
         for number in range(NUM_PROMPTS):
             text: list[int] = torch.randint(VOCAB_SIZE, (20 + number,), generator=draw).tolist()
             ids = (*text[:10], *[0] * num_rows, *text[10:])
@@ -83,10 +84,11 @@ class Decoding:
                 device=device,
                 emit=lambda _: None,
             )
-            groups.append((sequence,))
-        self._batch.max_cached_tokens = NUM_PROMPTS * max(one.max_num_tokens for (one,) in groups)
+            chunks.append(PromptChunk((sequence,), range(len(ids))))
+        longest = max(chunk.first.max_num_tokens for chunk in chunks)
+        self._batch.max_cached_tokens = NUM_PROMPTS * longest
         with torch.inference_mode():
-            self._advance(self._batch.prefill(groups))
+            self._advance(self._batch.prefill(chunks))
 
     def steps(self, num_steps: int) -> float:
         """Time decoding steps, in seconds."""
