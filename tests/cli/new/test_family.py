@@ -19,7 +19,7 @@ from vlcore.cli import app
 from vlcore.cli.new.family import TransformersFamily, inspect_family
 from vlcore.cli.new.scaffold import PluginNames, render
 from vlcore.errors import OptionError
-from vlcore.testing import check_plugin, compare_with_transformers
+from vlcore.testing import CHECKS, check_plugin, compare_with_transformers
 
 HOWTO = ROOT / "docs" / "howto" / "from-transformers.md"
 LINES_OF_THE_HOWTO = next(
@@ -44,6 +44,16 @@ BY_HAND = {
         'PROCESSOR["image_seq_len"] = 4\nIMAGE_PROCESSOR["size"] = {"longest_edge": 112}'
     ),
 }
+
+SERVES = {
+    "LlavaConfig": ["llava-1.5-7b-hf", "llava-interleave-qwen-7b-hf"],
+    "Qwen2VLConfig": ["Qwen2-VL-7B-Instruct"],
+}
+"""The known models of the kit that are those of the family."""
+IN_PROCESSES_OF_THEIR_OWN = {
+    *("light-import", "quiet-import", "no-network", "no-remote-code", "no-files-written"),
+}
+"""The checks that take seconds; those of one package are those of all."""
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +97,9 @@ def test_the_modules_and_prefixes_of_a_family_are_found(intern: TransformersFami
 @pytest.mark.parametrize(
     ("config_class", "features"),
     [
-        ("Gemma3Config", {"attention_groups"}),
-        ("Qwen2VLConfig", {"mrope"}),
         ("Qwen3VLConfig", {"mrope", "deepstack"}),
+        pytest.param("Gemma3Config", {"attention_groups"}, marks=pytest.mark.slow),
+        pytest.param("Qwen2VLConfig", {"mrope"}, marks=pytest.mark.slow),
     ],
 )
 def test_what_a_language_model_requires_is_declared(config_class: str, features: set[str]) -> None:
@@ -97,7 +107,12 @@ def test_what_a_language_model_requires_is_declared(config_class: str, features:
 
 
 @pytest.mark.parametrize(
-    "config_class", ["InternVLConfig", "LlavaOnevisionConfig", "Qwen3VLConfig"]
+    "config_class",
+    [
+        "InternVLConfig",
+        pytest.param("LlavaOnevisionConfig", marks=pytest.mark.slow),
+        pytest.param("Qwen3VLConfig", marks=pytest.mark.slow),
+    ],
 )
 def test_the_package_is_clean_and_uses_public_names(config_class: str, tmp_path: Path) -> None:
     for path, text in package_of(inspect_family(config_class)).items():
@@ -123,9 +138,12 @@ def test_the_plugin_equals_transformers(config_class: str, site: Site, tmp_path:
     checkpoint = write_tiny_checkpoint(texts, tmp_path / "checkpoint", by_hand)
     report = compare_with_transformers(checkpoint, plugin=name)
     assert report.ok, str(report)
-    if config_class == "InternVLConfig":
-        conformance = check_plugin(checkpoint, plugin=name)
-        assert conformance.ok, str(conformance)
+    in_processes = set() if config_class == "InternVLConfig" else IN_PROCESSES_OF_THEIR_OWN
+    checks = [check.name for check in CHECKS if check.name not in in_processes]
+    conformance = check_plugin(
+        checkpoint, plugin=name, only=checks, serves=SERVES.get(config_class, ())
+    )
+    assert conformance.ok, str(conformance)
 
 
 def test_few_lines_are_written_by_hand() -> None:
