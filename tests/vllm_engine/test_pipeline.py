@@ -49,6 +49,7 @@ def test_the_demo_gives_the_embedded_engines_answers(caplog: pytest.LogCaptureFi
     assert "runs on vLLM, cpu" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_plugin_runs_on_vllm(family: str, tmp_path: Path) -> None:
     checkpoint = write_checkpoint(family, tmp_path / family, torch.float32)

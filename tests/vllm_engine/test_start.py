@@ -79,12 +79,14 @@ def test_settings_that_vllm_does_not_accept_are_errors(
         start(**fields)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_process_is_left")
 def test_too_little_memory_is_an_error(start: Start) -> None:
     with pytest.raises(EngineUnavailableError, match=r"(?s)cannot start .*if memory is short"):
         start(kv_cache_memory_bytes=2**50)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_process_is_left")
 def test_a_damaged_view_is_an_error(start: Start, view: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "view"
@@ -98,6 +100,7 @@ def test_a_damaged_view_is_an_error(start: Start, view: Path, tmp_path: Path) ->
         start(view=damaged)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_process_is_left")
 def test_embeddings_without_effect_are_found_before_the_first_request(
     start: Start, monkeypatch: pytest.MonkeyPatch
@@ -116,6 +119,7 @@ def test_embeddings_without_effect_are_found_before_the_first_request(
         start()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_process_is_left")
 def test_a_process_that_is_killed_ends_every_request_with_an_error(start: Start) -> None:
     engine = start(self_test=False)
@@ -142,6 +146,7 @@ def test_a_process_that_is_killed_ends_every_request_with_an_error(start: Start)
     run(body)
 
 
+@pytest.mark.slow
 def test_closing_ends_running_requests(start: Start, language_model: Any) -> None:
     engine = start(self_test=False)
     assert engine._dtype is torch.float32
