@@ -178,9 +178,12 @@ class Engine:
 
 @contextmanager
 def running_engine(
-    shape: dict[str, Any], dtype: torch.dtype, settings: TransformersEngineConfig
+    shape: dict[str, Any],
+    dtype: torch.dtype,
+    settings: TransformersEngineConfig,
+    text_tokenizer: PreTrainedTokenizerFast | None = None,
 ) -> Iterator[TransformersEngine]:
-    """Start the engine on a random checkpoint."""
+    """Start the engine on a random checkpoint, with a tokenizer if the texts matter."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         torch.manual_seed(0)
@@ -193,7 +196,11 @@ def running_engine(
         checkpoint = Checkpoint(directory)
         model = LanguageModel(checkpoint, values, renamed(checkpoint, {"": ""}))
         engine = TransformersEngine(
-            model, tokenizer(), device=as_device("auto"), dtype=dtype, config=settings
+            model,
+            text_tokenizer or tokenizer(),
+            device=as_device("auto"),
+            dtype=dtype,
+            config=settings,
         )
     try:
         yield engine

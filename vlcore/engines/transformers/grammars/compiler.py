@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 from collections import OrderedDict
 from collections.abc import Collection
@@ -14,6 +13,7 @@ from vlcore._utils.fair_queue import FairQueue, current_client
 from vlcore._utils.fork import ForkGuard
 from vlcore.engines.grammar import Grammar
 from vlcore.engines.transformers.grammars.matcher import GrammarMatcher
+from vlcore.engines.transformers.grammars.tokenizer import TextTokenizer, read_backend
 from vlcore.engines.transformers.grammars.translation import make_limits, translate
 from vlcore.engines.transformers.grammars.trial import TrialCompiler
 from vlcore.errors import EngineClosedError, GrammarError
@@ -56,6 +56,7 @@ class GrammarCompiler:
         self._fork_guard = ForkGuard("engine")
         self._is_closed = False
         self._ll_tokenizer: Any = None
+        self._special_token_ids: list[int] = []
         self._trial: TrialCompiler | None = None
 
     async def compile(self, grammar: Grammar) -> GrammarMatcher:
@@ -158,7 +159,7 @@ class GrammarCompiler:
 
         text = translate(grammar.kind, grammar.source)
         matcher = LLMatcher(self._ll_tokenizer, text, log_level=0, limits=make_limits())
-        compiled = GrammarMatcher(matcher, self._vocab_size, self._eos_token_ids)
+        compiled = GrammarMatcher(matcher, self._vocab_size, self._special_token_ids)
         compiled.allowed()  # the first mask is computed once, for all answers
         return compiled
 
@@ -181,24 +182,23 @@ class GrammarCompiler:
                 "grammars need a tokenizer with a Rust backend and an end token; "
                 f"{type(self._tokenizer).__name__} lacks one of them"
             )
+        as_json, plain = read_backend(backend)
         settings: dict[str, Any] = {
-            "tokenizer": _as_json(backend),
+            "tokenizer": as_json,
             "n_vocab": max(self._vocab_size, len(self._tokenizer)),
             "eos_token": self._eos_token_ids,
         }
         try:
             self._ll_tokenizer = LLTokenizer(**settings)
+            if plain is not None:
+                text = TextTokenizer(self._ll_tokenizer, plain, self._eos_token_ids)
+                self._ll_tokenizer = LLTokenizer(**settings | {"tokenizer": text})
         except Exception as error:
             raise GrammarError(f"llguidance cannot read the tokenizer: {error}") from None
+        added = (i for i in self._tokenizer.added_tokens_decoder if i < self._vocab_size)
+        special = filter(self._ll_tokenizer.is_special_token, added)
+        self._special_token_ids = sorted({*self._eos_token_ids, *special})
         with self._changed:
             self._trial = TrialCompiler(settings)
             if self._is_closed:
                 self._trial.interrupt()
-
-
-def _as_json(backend: Any) -> str:
-    """Return a tokenizer as JSON, without truncation and padding, which llguidance refuses."""
-    text: str = backend.to_str()
-    if backend.truncation is None and backend.padding is None:
-        return text
-    return json.dumps(json.loads(text) | {"truncation": None, "padding": None})

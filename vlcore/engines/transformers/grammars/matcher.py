@@ -25,7 +25,7 @@ class GrammarMatcher:
     Args:
         matcher: llguidance's matcher.
         vocab_size: size of the model's vocabulary.
-        eos_token_ids: the model's end tokens, which are no part of an answer.
+        special_token_ids: special tokens and end tokens, which are no text of an answer.
         max_step_s: processor time that one mask may take.
     """
 
@@ -33,12 +33,12 @@ class GrammarMatcher:
         self,
         matcher: Any,
         vocab_size: int,
-        eos_token_ids: Sequence[int] = (),
+        special_token_ids: Sequence[int] = (),
         max_step_s: float = _MAX_STEP_S,
     ) -> None:
         self._matcher = matcher
         self._vocab_size = vocab_size
-        self._eos_token_ids = tuple(eos_token_ids)
+        self._special_token_ids = tuple(special_token_ids)
         self._max_step_s = max_step_s
         self._mask: Tensor | None = None
         self._future: Future[Tensor] | None = None
@@ -53,12 +53,12 @@ class GrammarMatcher:
     def copy(self) -> Self:
         """Return a matcher in the same state, for another answer."""
         matcher = self._matcher.deep_copy()
-        other = type(self)(matcher, self._vocab_size, self._eos_token_ids, self._max_step_s)
+        other = type(self)(matcher, self._vocab_size, self._special_token_ids, self._max_step_s)
         other._mask = self._mask
         return other
 
     def allowed(self) -> Tensor:
-        """Return which tokens may come next, without the model's end tokens.
+        """Return which tokens may come next, without end tokens.
 
         Shapes:
             result: [vocab] bool, on the host; all ``False`` if there is an :attr:`error`.
@@ -94,5 +94,5 @@ class GrammarMatcher:
             return torch.zeros(self._vocab_size, dtype=torch.bool)
         mask = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")
         mask = mask[: self._vocab_size].astype(bool)
-        mask[list(self._eos_token_ids)] = False
+        mask[list(self._special_token_ids)] = False
         return torch.from_numpy(mask)
