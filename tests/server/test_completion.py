@@ -28,7 +28,7 @@ WITH_IMAGE = Conversation((Message("user", (ImageSlot(0), Text("Hi"))),), ("imag
 
 
 def delta(text: str, number: int, finish_reason: Any = None, **more: Any) -> Response:
-    return Response(text, number, 10, finish_reason, image_token_len=4, **more)
+    return Response(text, number, 10, finish_reason, image_token_len=4, cached_tokens=3, **more)
 
 
 class FakePipeline:
@@ -88,7 +88,7 @@ def test_a_stream_is_the_role_then_the_deltas_then_the_finish_reason() -> None:
     assert usage["choices"] == []
     assert usage["usage"] == {
         "prompt_tokens": 10, "completion_tokens": 3, "total_tokens": 13,
-        "prompt_tokens_details": {"image_tokens": 4, "cached_tokens": 0},
+        "prompt_tokens_details": {"image_tokens": 4, "cached_tokens": 3},
     }  # fmt: skip
 
 

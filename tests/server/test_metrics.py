@@ -24,3 +24,16 @@ def test_requests_and_tokens_are_counted(server: Server) -> None:
     assert outcomes(server, "invalid_json") == bad + 1
     assert metric(server, "vlcore_time_to_first_token_seconds_count") == num_first_tokens + 1
     assert metric(server, "vlcore_active_requests") == 0
+
+
+def test_reused_prompt_tokens_are_counted(server: Server) -> None:
+    names = ("vlcore_engine_prompt_tokens_total", "vlcore_engine_cached_tokens_total")
+    for _ in range(2):
+        before = [metric(server, name) for name in names]
+        assert send_and_read(server, post(chat_body(max_tokens=5, ignore_eos=True)))[0] == 200
+    prompt, cached = (
+        metric(server, name) - earlier for name, earlier in zip(names, before, strict=True)
+    )
+    assert prompt > 5
+    assert cached == prompt - 1
+    assert metric(server, "vlcore_kept_tokens") >= 0
