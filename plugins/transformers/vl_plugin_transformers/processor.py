@@ -16,7 +16,7 @@ from transformers.models.auto.auto_mappings import VIDEO_PROCESSOR_MAPPING_NAMES
 
 from vl_plugin_transformers.families import FAMILIES, Family
 from vl_plugin_transformers.modeling import read_config
-from vlcore import Checkpoint, ConfigError, ImageError, PluginError
+from vlcore import Checkpoint, ConfigError, PluginError
 
 _IMAGE_PROCESSORS = vars(image_processing_auto)["IMAGE_PROCESSOR_MAPPING_NAMES"]
 _PROCESSORS = vars(processing_auto)["PROCESSOR_MAPPING_NAMES"]
@@ -123,7 +123,7 @@ class FamilyProcessor:
             else:
                 runs.append(1)
         if not text:
-            raise ImageError("the image is too small: the processor makes no embeddings of it")
+            raise ValueError("the image is too small: the processor makes no embeddings of it")
         if not indicators:
             raise ConfigError(
                 f"config.json of {self._name} names {self._row_tokens[0]!r} as the token of an "
