@@ -171,11 +171,15 @@ def main() -> None:
         )
         together(cached, [prompts.text(40, 4)])  # warm
         together(uncached, [prompts.text(40, 4)])
-        of_round: dict[str, list[EngineRequest]] = {}
+        requests_by_name: dict[str, list[EngineRequest]] = {}
 
         def shared(name: str, draw: Callable[[], list[EngineRequest]]) -> list[EngineRequest]:
             """Return the same requests for both engines, and new ones in the next round."""
-            return of_round.pop(name) if name in of_round else of_round.setdefault(name, draw())
+            return (
+                requests_by_name.pop(name)
+                if name in requests_by_name
+                else requests_by_name.setdefault(name, draw())
+            )
 
         def questions() -> list[EngineRequest]:
             first = prompts.image()

@@ -3,7 +3,7 @@
 A heartbeat is late because the event loop runs something else (``own``), because it waits for
 Python's lock, which another thread holds (``lock``), or because other programs have the processors
 (``queued``). The first two are a stall, and are the server's doing; the last is the machine's.
-Events pile up while other programs have the processors: such a heartbeat says nothing about the
+Events pile up while other programs have the processors: such a heartbeat proves nothing about the
 server, and is counted only.
 At the end of the server, its threads are printed too: of each pool, and all others.
 """

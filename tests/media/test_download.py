@@ -297,7 +297,7 @@ def test_the_user_agent_names_a_contact(server: Server, lookups: list[str]) -> N
 @pytest.mark.parametrize(
     "found", [[], ["10.0.0.1"], ["93.184.216.34", "127.0.0.1"], OSError("no such host"), None]
 )
-def test_a_host_that_is_refused_cannot_be_told_from_an_absent_one(
+def test_a_host_that_is_refused_cannot_be_distinguished_from_an_absent_one(
     found: list[str] | OSError | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither the message nor the time shows which it is, nor that the resolver hangs (None)."""

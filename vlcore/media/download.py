@@ -1,8 +1,8 @@
 """Downloads from http(s) URLs, within limits and from allowed addresses only.
 
 Every redirect is checked like the first URL, and the connection is made to the address that was
-checked: no name is resolved twice. A host that is refused cannot be told from one that does not
-exist, neither by the message nor by the time.
+checked: no name is resolved twice. A host that is refused cannot be distinguished from one that
+does not exist, neither by the message nor by the time.
 """
 
 from __future__ import annotations

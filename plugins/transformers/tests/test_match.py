@@ -1,4 +1,4 @@
-"""Which checkpoints the plugin serves, and what it says of those it does not."""
+"""Which checkpoints the plugin serves, and its reasons against the others."""
 
 from __future__ import annotations
 

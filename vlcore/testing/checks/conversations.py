@@ -31,7 +31,7 @@ def continued_answer(subject: Subject) -> None:
     where = f"messages2prompt of {type(subject.template).__name__}, an answer that has begun"
     try:
         continued = _prompt(subject, conversation)
-    except PromptError:  # the template cannot be continued, and says so
+    except PromptError:  # the template cannot be continued, which is an error
         continued = _BEGINNING
     if not continued.endswith(_BEGINNING):
         fail(
