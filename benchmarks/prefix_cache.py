@@ -82,7 +82,8 @@ async def answer(
     engine: TransformersEngine, asked: EngineRequest
 ) -> tuple[tuple[int, ...], list[float]]:
     """Return the tokens of an answer, and when the request was sent and each of them arrived."""
-    times, token_ids = [time.perf_counter()], []
+    times = [time.perf_counter()]
+    token_ids: list[int] = []
     async with aclosing(engine.generate(asked)) as outputs:
         async for output in outputs:
             times.append(time.perf_counter())

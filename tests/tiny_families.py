@@ -191,31 +191,39 @@ class FamilyRequest:
     @torch.inference_mode()
     def expected(self) -> tuple[int, ...]:
         """Generate greedily with transformers, prompt by prompt."""
-        token_ids = torch.tensor([self.request.prompt.token_ids])
-        is_image = (token_ids == IMAGE_TOKEN).long()
-        options: dict[str, Any] = {"attention_mask": torch.ones_like(token_ids)}
-        name = self.family.name
-        if name in _GRID_FAMILIES:
-            options["mm_token_type_ids"] = is_image
-        elif name in _GROUP_FAMILIES:
-            options["token_type_ids"] = is_image if name == "gemma3" else torch.zeros_like(is_image)
-        if self.images:
-            pixels = [self.family._pixels(seed) for seed in self.images]
-            options["pixel_values"] = torch.cat([values for values, _ in pixels])
-            if name in _GRID_FAMILIES:
-                options["image_grid_thw"] = torch.tensor([grid for _, grid in pixels])
-        num_new = self.request.config.max_new_tokens
+        inputs = self._reference_inputs()
         model = self.family.reference
         model.generation_config.eos_token_id = None
         generated = model.generate(
-            input_ids=token_ids,
-            max_new_tokens=num_new,
+            max_new_tokens=self.request.config.max_new_tokens,
             suppress_tokens=[IMAGE_TOKEN],
             do_sample=False,
             pad_token_id=0,
-            **options,
+            **inputs,
         )
-        return tuple(generated[0, token_ids.shape[1] :].tolist())
+        return tuple(generated[0, inputs["input_ids"].shape[1] :].tolist())
+
+    @torch.inference_mode()
+    def expected_logits(self) -> Tensor:
+        """Compute the logits of the prompt with transformers, [tokens, vocab]."""
+        logits: Tensor = self.family.reference(**self._reference_inputs()).logits[0]
+        return logits
+
+    def _reference_inputs(self) -> dict[str, Any]:
+        name = self.family.name
+        token_ids = torch.tensor([self.request.prompt.token_ids])
+        is_image = (token_ids == IMAGE_TOKEN).long()
+        inputs: dict[str, Any] = {"input_ids": token_ids}
+        if name in _GRID_FAMILIES:
+            inputs["mm_token_type_ids"] = is_image
+        elif name in _GROUP_FAMILIES:
+            inputs["token_type_ids"] = is_image if name == "gemma3" else torch.zeros_like(is_image)
+        if self.images:
+            pixels = [self.family._pixels(seed) for seed in self.images]
+            inputs["pixel_values"] = torch.cat([values for values, _ in pixels])
+            if name in _GRID_FAMILIES:
+                inputs["image_grid_thw"] = torch.tensor([grid for _, grid in pixels])
+        return inputs
 
 
 def tiny_family(name: str) -> TinyFamily:

@@ -52,9 +52,10 @@ class PromptInputs:
     """Position of the first generated token, less the number of tokens before it; each further
     token is one step further, on all axes."""
     attention_groups: Tensor | None = None
-    """Tokens of one group attend to each other in both directions, also beyond a sliding window,
-    and to all tokens before them. Those with -1 attend to the tokens before them only. A language
-    model whose ``requires`` names ``"attention_groups"`` may have them."""
+    """Tokens of one group attend to each other in both directions, and to all tokens before them.
+    Those with -1 attend to the tokens before them only. A sliding window hides the same earlier
+    tokens as without groups, and no later ones. A language model whose ``requires`` names
+    ``"attention_groups"`` may have them."""
 
     def __post_init__(self) -> None:
         _check_ids("position_ids", self.position_ids, "[axes, tokens]", minimum=0)

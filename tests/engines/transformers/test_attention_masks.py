@@ -64,7 +64,7 @@ def test_prompts_without_groups_need_no_mask() -> None:
     assert masks_of(llama()).prompt_masks([range(3), range(2)], None) is None
 
 
-def test_tokens_of_a_group_attend_to_each_other_beyond_a_sliding_window() -> None:
+def test_tokens_of_a_group_attend_to_each_other_within_a_sliding_window() -> None:
     groups = torch.tensor([[-1, 0, 0, 0, -1], [0, 0, -1, 1, 1]])
     masks = masks_of(SOME_SLIDE).prompt_masks([range(5)] * 2, groups)
     assert isinstance(masks, dict)
@@ -73,7 +73,7 @@ def test_tokens_of_a_group_attend_to_each_other_beyond_a_sliding_window() -> Non
         *("xx...", "xx...", "xxx..", "xxxxx", "xxxxx"),
     ]
     assert shown(masks["sliding_attention"]) == [
-        *("x....", "xxxx.", ".xxx.", ".xxx.", "...xx"),
+        *("x....", "xxxx.", ".xxx.", "..xx.", "...xx"),
         *("xx...", "xx...", ".xx..", "..xxx", "...xx"),
     ]
 
@@ -89,7 +89,7 @@ def test_a_part_of_a_prompt_attends_to_the_columns_before_it() -> None:
     assert all("x" in line for line in shown(masks["sliding_attention"]))  # padding too
 
 
-def test_a_part_of_a_prompt_attends_to_all_of_its_group() -> None:
+def test_a_part_of_a_prompt_attends_to_its_group() -> None:
     groups = torch.tensor([[-1, -1, -1, 0, 0, 0, -1]])
     masks = masks_of(SOME_SLIDE).prompt_masks([range(2, 7)], groups)
     assert isinstance(masks, dict)
@@ -97,7 +97,7 @@ def test_a_part_of_a_prompt_attends_to_all_of_its_group() -> None:
         *("xxx....", "xxxxxx.", "xxxxxx.", "xxxxxx.", "xxxxxxx")
     ]
     assert shown(masks["sliding_attention"]) == [
-        *(".xx....", "..xxxx.", "...xxx.", "...xxx.", ".....xx")
+        *(".xx....", "..xxxx.", "...xxx.", "....xx.", ".....xx")
     ]
 
 

@@ -14,6 +14,7 @@ import torch
 from crowds import crowd, keep_company
 from engine_requests import CPU, answer, chunks, run
 from tiny_families import FAMILIES, FamilyRequest, TinyFamily, tiny_family
+from torch.testing import assert_close
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from vlcore.checkpoint.checkpoint import Checkpoint
@@ -80,6 +81,19 @@ def watch_forwards(engine: TransformersEngine) -> list[tuple[int, bool]]:
 
     engine._model.register_forward_pre_hook(record, with_kwargs=True)
     return forwards
+
+
+def test_logits_of_a_prompt_match_transformers(
+    family: TinyFamily, engine: TransformersEngine
+) -> None:
+    asked = family.request(19, [] if family.name in _TEXT_ONLY else [3, 4], max_new_tokens=1)
+    config = replace(asked.request.config, output_logits="all")
+
+    async def body() -> None:
+        (output,) = await chunks(engine, replace(asked.request, config=config))
+        assert_close(output.prompt_logits, asked.expected_logits(), rtol=1e-4, atol=1e-4)
+
+    run(body)
 
 
 def test_answers_match_transformers_in_any_company(

@@ -85,13 +85,13 @@ class AttentionMasks:
         ).to(self._device)
         keys = torch.arange(max(one.stop for one in columns), device=self._device)
         distance = queries[:, :, None] - keys
-        masks = {FULL: distance >= 0}
-        if self._window is not None:
-            masks[SLIDING] = masks[FULL] & (distance < self._window)
+        mask = distance >= 0
         if groups is not None:
             query_groups = groups.gather(1, queries)[:, :, None]
-            is_shared = (query_groups == groups[:, None]) & (query_groups >= 0)
-            masks = {kind: mask | is_shared for kind, mask in masks.items()}
+            mask = mask | ((query_groups == groups[:, None]) & (query_groups >= 0))
+        masks = {FULL: mask}
+        if self._window is not None:
+            masks[SLIDING] = mask & (distance < self._window)
         return self._by_type({kind: mask[:, None] for kind, mask in masks.items()})
 
     def next_token_masks(self, positions: Tensor, longest: int) -> Masks | None:
