@@ -9,6 +9,7 @@ import statistics
 import string
 import time
 from contextlib import aclosing
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -112,8 +113,8 @@ def main() -> None:
             measured = interleave(
                 rounds,
                 {
-                    "free": lambda work=work: step_time(engine, work, None),
-                    "schema": lambda work=work: step_time(engine, work, GRAMMAR),
+                    "free": partial(step_time, engine, work, None),
+                    "schema": partial(step_time, engine, work, GRAMMAR),
                 },
             )
             milliseconds = [seconds * 1000 for seconds in measured["free"]]
