@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import socket
 import sys
 import warnings
@@ -141,6 +142,25 @@ def test_options_reach_the_pipeline(
     assert given["engine_config"] is None
     assert not given["image_access"].trusts_caller
     assert "TIFF" not in given["image_limits"].formats
+
+
+def test_sigterm_while_the_model_is_loaded_exits_as_an_exception(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    has_cleaned_up = []
+
+    def load(*_: Any, **__: Any) -> None:
+        assert callable(signal.getsignal(signal.SIGTERM))  # otherwise it ends this process
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            has_cleaned_up.append(True)
+
+    monkeypatch.setattr("vlcore.inference.factory.pipeline", load)
+    before = signal.getsignal(signal.SIGTERM)
+    assert serve(DEMO, "--device", "cpu", "--port", 0).exit_code == 143
+    assert has_cleaned_up
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_keys_come_from_the_environment_too(

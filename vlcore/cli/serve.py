@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -88,8 +93,8 @@ def serve(
         bool | None,
         typer.Option(
             "--prefix-caching/--no-prefix-caching",
-            help="Reuse what was computed for the beginning of earlier prompts. Transformers "
-            "engine only. Default: on.",
+            help="Reuse what was computed for the beginning of earlier prompts. Transformers and "
+            "vLLM engines only. Default: on.",
         ),
     ] = None,
     plugin: Plugin = None,
@@ -256,32 +261,50 @@ def serve(
     with bind(settings) as bound:
         if generation_config:
             settings = replace(settings, sampling_defaults=_sampling_defaults(model, revision))
-        pipe = pipeline(
-            model,
-            engine=engine,
-            device=device,
-            dtype=dtype,
-            plugin=plugin,
-            chat_template=chat_template,
-            revision=revision,
-            engine_config=_engine_config(
-                engine,
-                weights=weights,
-                max_num_seqs=max_num_seqs,
-                session_len=session_len,
-                tensor_parallel_size=tensor_parallel_size,
-                memory_share=memory_share,
-                prefix_caching=prefix_caching,
-            ),
-            shrink_on_load=shrink_on_load,
-            image_background=image_background,
-            progress=sys.stderr.isatty(),
-            max_prompt_tokens=max_prompt_tokens,
-            max_prompt_chars=max_prompt_chars,
-            image_access=access,
-            image_limits=limits,
-        )
+        with _exit_on_sigterm():
+            pipe = pipeline(
+                model,
+                engine=engine,
+                device=device,
+                dtype=dtype,
+                plugin=plugin,
+                chat_template=chat_template,
+                revision=revision,
+                engine_config=_engine_config(
+                    engine,
+                    weights=weights,
+                    max_num_seqs=max_num_seqs,
+                    session_len=session_len,
+                    tensor_parallel_size=tensor_parallel_size,
+                    memory_share=memory_share,
+                    prefix_caching=prefix_caching,
+                ),
+                shrink_on_load=shrink_on_load,
+                image_background=image_background,
+                progress=sys.stderr.isatty(),
+                max_prompt_tokens=max_prompt_tokens,
+                max_prompt_chars=max_prompt_chars,
+                image_access=access,
+                image_limits=limits,
+            )
         serve_pipeline(pipe, settings, bound)
+
+
+@contextmanager
+def _exit_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise SystemExit, so that processes that an engine has started are ended too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread can handle signals
+        return
+
+    def leave(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    previous = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _sampling_defaults(model: str, revision: str | None) -> dict[str, Any]:
