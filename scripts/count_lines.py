@@ -25,6 +25,9 @@ FAMILIES = {
     },
     "Qwen-VL": {"vl-plugin-qwen": ["plugins/qwen_vl/vl_plugin_qwen/*.py"]},
     "Yi-VL": {"vl-plugin-yi": ["plugins/yi_vl/vl_plugin_yi/*.py"]},
+    "49 families of transformers": {
+        "vl-plugin-transformers": ["plugins/transformers/vl_plugin_transformers/*.py"]
+    },
     "shared by families with a CLIP vision encoder": {
         "vlcore": ["vlcore/clip/*.py", "vlcore/flat_layout.py"],
         "transformers": ["models/clip/modeling_clip.py", "models/clip/*processing_*clip.py"],

@@ -316,7 +316,10 @@ def test_the_known_packages_are_well_formed() -> None:
         for name in entry["architectures"]:
             packages.setdefault(name, set()).add(entry["package"])
     assert packages["LlavaLlamaForCausalLM"] >= {"vl-plugin-llava", "vl-plugin-yi"}
-    assert packages["LlavaNextForConditionalGeneration"] == {"vl-plugin-llava"}
+    assert packages["LlavaNextForConditionalGeneration"] == {
+        "vl-plugin-llava",
+        "vl-plugin-transformers",
+    }
     assert packages["QWenLMHeadModel"] == {"vl-plugin-qwen"}
 
 
