@@ -1,7 +1,8 @@
 """Processors of transformers, which preprocess images and write their tokens into a prompt.
 
 For plugins of families that transformers ships. Processors work without torchvision where their
-image processor has a Pillow backend: a processor of videos, which needs torchvision, is left out.
+image processor has a Pillow backend: a processor of videos, which needs torchvision, is then left
+out.
 
 This module imports transformers: import it inside the hooks.
 """
@@ -17,6 +18,7 @@ import transformers
 from PIL import Image
 from transformers import CONFIG_MAPPING
 from transformers.models.auto import image_processing_auto, processing_auto
+from transformers.models.auto.auto_mappings import VIDEO_PROCESSOR_MAPPING_NAMES
 
 from vlcore.checkpoint.checkpoint import Checkpoint
 from vlcore.errors import ConfigError, ImageError, PluginError
@@ -166,6 +168,8 @@ def load_processor(checkpoint: Checkpoint) -> Any:
     try:
         parts["image_processor"] = image_class.from_dict(dict(images))
         parts["tokenizer"] = checkpoint.tokenizer()
+        if "video_processor" in parts:
+            parts["video_processor"] = _video_processor(checkpoint)
         processor = _without_missing_parts(processor_class)(**parts, **options)
     except ImportError as error:
         raise PluginError(
@@ -174,8 +178,8 @@ def load_processor(checkpoint: Checkpoint) -> Any:
         ) from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"transformers cannot build {processor_class.__name__} from the settings of "
-            f"{checkpoint.name}: {type(error).__name__}: {error}"
+            f"transformers cannot build {processor_class.__name__} from processor_config.json and "
+            f"preprocessor_config.json of {checkpoint.name}: {type(error).__name__}: {error}"
         ) from error
     processor.chat_template = checkpoint.chat_template
     return processor
@@ -241,6 +245,16 @@ def _image_processor_class(checkpoint: Checkpoint, images: Mapping[str, Any]) ->
         if (found := _usable_class(name)) is not None:
             return found
     raise _missing(checkpoint, "image processor", names.get("torchvision") or stated)
+
+
+def _video_processor(checkpoint: Checkpoint) -> Any:
+    """Return the processor of videos with its default settings, which some processors read.
+
+    It is ``None`` where torchvision is missing.
+    """
+    names = VIDEO_PROCESSOR_MAPPING_NAMES.get(str(checkpoint.config.get("model_type"))) or {}
+    video_class = _usable_class(names.get("torchvision"))
+    return None if video_class is None else video_class()
 
 
 def _usable_class(name: object) -> Any:

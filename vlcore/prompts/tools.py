@@ -22,7 +22,7 @@ HERMES_FORMAT: Mapping[str, Any] = {
         },
     },
 }
-"""The calls of Hermes, Qwen and many others: JSON with name and arguments between two tags."""
+"""The calls of many models: JSON with name and arguments between two tags."""
 _SCHEMA_WORDS = frozenset(
     {
         *(

@@ -9,20 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import transformers
 from PIL import Image
-from transformers.models.auto import image_processing_auto, processing_auto
-from transformers.models.auto.auto_mappings import VIDEO_PROCESSOR_MAPPING_NAMES
 
 from vl_plugin_transformers.families import FAMILIES, Family
 from vl_plugin_transformers.modeling import read_config
 from vlcore import Checkpoint, ConfigError, PluginError
+from vlcore.processors import load_processor
 
-_IMAGE_PROCESSORS = vars(image_processing_auto)["IMAGE_PROCESSOR_MAPPING_NAMES"]
-_PROCESSORS = vars(processing_auto)["PROCESSOR_MAPPING_NAMES"]
 _GOT_DOWNSAMPLING = 4
 """Patches for each embedding of GOT-OCR's vision encoder, on each axis."""
-_SETTINGS_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
 @dataclass(frozen=True)
@@ -62,7 +57,8 @@ class FamilyProcessor:
         family = FAMILIES[checkpoint.config["model_type"]]
         config = read_config(checkpoint)
         self._name = checkpoint.name
-        self._processor = _load(checkpoint, family)
+        _check_packages(checkpoint, family)
+        self._processor = load_processor(checkpoint)
         tokenizer = self._processor.tokenizer
         self._settings = self._processor._merge_kwargs(
             tokenizer_init_kwargs=tokenizer.init_kwargs, return_tensors="pt"
@@ -138,49 +134,6 @@ class FamilyProcessor:
         )
 
 
-def _load(checkpoint: Checkpoint, family: Family) -> Any:
-    """Build the processor with Pillow's image processor, and without that of videos."""
-    model_type = checkpoint.config["model_type"]
-    _check_packages(checkpoint, family)
-    own, images = _read_settings(checkpoint)
-    stated = str(images.get("image_processor_type", "")).removesuffix("Fast").removesuffix("Pil")
-    names = _IMAGE_PROCESSORS.get(model_type)
-    names = names or {"pil": f"{stated}Pil", "torchvision": stated}
-    image_class = _usable(names.get("pil")) or _usable(names.get("torchvision"))
-    processor_class = _usable(_PROCESSORS.get(model_type) or own.get("processor_class"))
-    if image_class is None or processor_class is None:
-        raise ConfigError(
-            f"transformers {transformers.__version__} has no processor of images for "
-            f"{checkpoint.name} (model_type {model_type!r}, image_processor_type {stated!r})"
-        )
-    parts: dict[str, Any] = dict.fromkeys(processor_class.get_attributes())
-    taken = inspect.signature(processor_class.__init__).parameters
-    options = {key: value for key, value in own.items() if key in taken and key not in parts}
-    try:
-        parts["image_processor"] = image_class.from_dict(dict(images))
-        parts["tokenizer"] = checkpoint.tokenizer()
-        if "video_processor" in parts:
-            parts["video_processor"] = _video_processor(model_type)
-        return _without_checks(processor_class)(**parts, **options)
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
-        raise ConfigError(
-            f"transformers cannot build {processor_class.__name__} from "
-            f"{' and '.join(_SETTINGS_FILES)} of {checkpoint.name}: {type(error).__name__}: {error}"
-        ) from error
-
-
-def _read_settings(checkpoint: Checkpoint) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Read the settings of the processor, and those of its image processor."""
-    own = checkpoint.read_json("processor_config.json") or {}
-    images = own.get("image_processor") or checkpoint.read_json("preprocessor_config.json")
-    if not isinstance(images, Mapping):
-        raise ConfigError(
-            f"{checkpoint.name} does not state how images are preprocessed: it needs "
-            f"{' or '.join(_SETTINGS_FILES)} of the original repository"
-        )
-    return own, images
-
-
 def _check_packages(checkpoint: Checkpoint, family: Family) -> None:
     missing = [name for name in family.packages if not is_installed(name)]
     if missing:
@@ -193,29 +146,3 @@ def _check_packages(checkpoint: Checkpoint, family: Family) -> None:
 def is_installed(package: str) -> bool:
     """Return whether a package can be imported."""
     return importlib.util.find_spec(package) is not None
-
-
-def _usable(name: object) -> Any:
-    """A class of transformers, unless a package that it needs is not installed."""
-    found = getattr(transformers, name, None) if isinstance(name, str) and name else None
-    return None if getattr(found, "is_dummy", False) else found
-
-
-def _video_processor(model_type: str) -> Any:
-    """The video processor with its default settings, which some processors read; or ``None``."""
-    names = VIDEO_PROCESSOR_MAPPING_NAMES.get(model_type) or {}
-    video_class = _usable(names.get("torchvision"))
-    return None if video_class is None else video_class()
-
-
-def _without_checks(processor_class: Any) -> Any:
-    """A processor class that accepts ``None`` for parts which are not installed."""
-
-    class PartialProcessor(processor_class):  # type: ignore[misc]
-        def check_argument_for_proper_class(self, argument_name: str, argument: object) -> object:
-            if argument is None:
-                return None
-            return super().check_argument_for_proper_class(argument_name, argument)
-
-    PartialProcessor.__name__ = processor_class.__name__
-    return PartialProcessor

@@ -1,7 +1,7 @@
 """The tokenizer of a model, as llguidance should read it.
 
 llguidance takes every added token for a special one, which no text contains. Added tokens that are
-not special, such as Qwen-VL's ``<box>``, are text of an answer.
+not special, such as ``<box>``, are text of an answer.
 """
 
 from __future__ import annotations
