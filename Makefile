@@ -11,14 +11,16 @@ DEFINED_BY := pyproject.toml $(CONSTRAINTS) $(addsuffix pyproject.toml,$(PLUGINS
 READY := $(VENV)/ready
 TURBOMIND := .venv-turbomind
 VLLM := .venv-vllm
+RAY := .venv-ray
 LOWEST := .venv-lowest
 PACKAGES := build/optional-packages
 LOWEST_TOOLS := 'hypothesis>=6.130' 'trustme>=1.2'
 VLLM_LISTS := constraints-vllm.txt tests/vllm_engine/requirements.txt
+RAY_LISTS := constraints-ray.txt
 TURBOMIND_LISTS := constraints-turbomind.txt tests/turbomind/requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help check-python setup demo browser test test-all coverage soak test-turbomind test-vllm gpu-dry-run test-cuda lint types words format \
+.PHONY: help check-python setup demo browser test test-all coverage soak test-turbomind test-vllm test-ray gpu-dry-run test-cuda lint types words format \
 	test-torchvision fuzz bench bench-lmdeploy bench-vllm train-demo evaluate-demo docs build wheels-check clean
 
 help:  ## list the commands
@@ -97,6 +99,16 @@ $(VLLM)/ready: $(DEFINED_BY) $(VLLM_LISTS) | check-python
 		--editable . $(addprefix --editable ./,$(filter-out plugins/transformers/,$(PLUGINS)))
 	@touch $@
 
+test-ray: $(RAY)/ready  ## run the tests of clusters on a Ray of their own, on this machine (Linux, some minutes)
+	$(RAY)/bin/python -m pytest tests/cluster
+
+# constraints-ray.txt has what constraints.txt lacks: Ray and what it alone requires.
+$(RAY)/ready: $(DEFINED_BY) $(RAY_LISTS) | check-python
+	test -x $(RAY)/bin/python || $(PYTHON) -m venv $(RAY)
+	$(RAY)/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) --constraint constraints-ray.txt \
+		openai pytest pytest-timeout --editable '.[ray]' $(addprefix --editable ./,$(PLUGINS))
+	@touch $@
+
 gpu-dry-run: $(READY)  ## run the steps of scripts/gpu.py with tiny sizes, on whatever device is there
 	$(BIN)/python scripts/gpu.py run facts tests encoder graphs embedded turbomind-bench --dry-run
 
@@ -167,4 +179,4 @@ wheels-check: $(READY)  ## build every wheel into dist and run the demo from the
 	$(BIN)/python scripts/check_wheels.py --out dist
 
 clean:  ## remove the environments and everything built
-	rm -rf $(VENV) $(TURBOMIND) $(VLLM) $(LOWEST) dist build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(TURBOMIND) $(VLLM) $(RAY) $(LOWEST) dist build .pytest_cache .mypy_cache .ruff_cache
