@@ -29,6 +29,9 @@ from .errors import PluginError as PluginError
 from .errors import PluginImportError as PluginImportError
 from .errors import PromptError as PromptError
 from .errors import TensorError as TensorError
+from .errors import VideoDownloadError as VideoDownloadError
+from .errors import VideoError as VideoError
+from .errors import VideoLimitError as VideoLimitError
 from .errors import ViewError as ViewError
 from .errors import VlcoreError as VlcoreError
 from .hookspecs import hookimpl as hookimpl
@@ -47,6 +50,9 @@ from .language.view_cache import ViewCache as ViewCache
 from .media.image import load_image as load_image
 from .media.policy import ImageAccess as ImageAccess
 from .media.policy import ImageLimits as ImageLimits
+from .media.video import Video as Video
+from .media.video import VideoLimits as VideoLimits
+from .media.video import VideoSampling as VideoSampling
 from .plugins.stages import load_chat_template as load_chat_template
 from .plugins.stages import load_language_model as load_language_model
 from .plugins.stages import load_vision_model as load_vision_model

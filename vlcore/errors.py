@@ -17,6 +17,9 @@
     ├── ImageError (ValueError)
     │   ├── ImageDownloadError        its URL cannot be downloaded, or not in time
     │   └── ImageLimitError           larger than a limit allows
+    ├── VideoError (ValueError)
+    │   ├── VideoDownloadError        its URL cannot be downloaded, or not in time
+    │   └── VideoLimitError           larger, longer or slower to decode than a limit allows
     ├── PromptError (ValueError)
     │   └── ContextLengthError        longer than the model's context
     ├── OptionError (ValueError)      an option that is unknown or out of range
@@ -49,6 +52,9 @@ __all__ = [
     "PluginImportError",
     "PromptError",
     "TensorError",
+    "VideoDownloadError",
+    "VideoError",
+    "VideoLimitError",
     "ViewError",
     "VlcoreError",
 ]
@@ -112,6 +118,18 @@ class ImageDownloadError(ImageError):
 
 class ImageLimitError(ImageError):
     """An image is larger than a limit allows."""
+
+
+class VideoError(VlcoreError, ValueError):
+    """A video cannot be fetched, opened or decoded."""
+
+
+class VideoDownloadError(VideoError):
+    """A video cannot be downloaded from its URL, or not in time."""
+
+
+class VideoLimitError(VideoError):
+    """A video is larger or longer, or takes longer to decode, than a limit allows."""
 
 
 class PromptError(VlcoreError, ValueError):
