@@ -19,8 +19,8 @@ import pytest
 from PIL import Image
 
 from vlcore.errors import ImageDownloadError, ImageError, ImageLimitError, OptionError
-from vlcore.media.image import decode_image, load_image
-from vlcore.media.policy import ImageLimits
+from vlcore.media.image import check_image, decode_image, load_image
+from vlcore.media.policy import DecodedBudget, ImageLimits
 from vlcore.media.source import describe
 
 ORIENTATION = 0x0112
@@ -573,3 +573,19 @@ def test_who_cannot_say_what_is_needed_fails_by_its_own_error() -> None:
 
     with pytest.raises(OptionError, match="not the image's fault"):
         decode_image(photo(), "a photo", needed_size=needed_size)
+
+
+def test_the_header_of_an_image_is_checked_as_when_it_is_decoded() -> None:
+    limits = ImageLimits(max_pixels=10_000, max_decoded_bytes=150)
+    budget = DecodedBudget(limits)
+    check_image(encoded(drawing(), "JPEG"), "a", ImageLimits(), DecodedBudget(ImageLimits()))
+    for _ in range(2):
+        check_image(encoded(drawing()), "a", limits, budget)
+    with pytest.raises(ImageLimitError, match="max_decoded_bytes"):
+        check_image(encoded(drawing()), "c", limits, budget)
+    with pytest.raises(ImageLimitError, match="max_pixels"):
+        check_image(png_header(200, 200), "b", limits, DecodedBudget(limits))
+    with pytest.raises(ImageError, match="is not an image"):
+        check_image(b"text", "d", limits, DecodedBudget(limits))
+    with pytest.raises(ImageError, match="is empty"):
+        check_image(b"", "e", limits, DecodedBudget(limits))

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from PIL import Image
 from waits import TIMEOUT_S, until
 
 from vlcore.errors import EngineClosedError, ImageError, PluginContractError
+from vlcore.media import fetcher
 from vlcore.vision import preprocessing
 from vlcore.vision.encoder import ImageEncoder
 from vlcore.vision.model import ImageInputs, VisionModel
@@ -425,8 +427,8 @@ def test_nothing_blocks_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
                 wait_for_the_loop("preprocess")
                 return super().preprocess(image, **options)
 
-        def watched(name: str) -> Callable[..., Any]:
-            function = getattr(preprocessing, name)
+        def watched(module: ModuleType, name: str) -> Callable[..., Any]:
+            function = getattr(module, name)
 
             def call(*args: Any, **options: Any) -> Any:
                 wait_for_the_loop(name)
@@ -434,9 +436,9 @@ def test_nothing_blocks_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
             return call
 
-        stages = ("read_image", "decode_image", "image_key")
-        for name in stages:
-            monkeypatch.setattr(preprocessing, name, watched(name))
+        stages = {"read_image": fetcher, "decode_image": preprocessing, "image_key": preprocessing}
+        for name, module in stages.items():
+            monkeypatch.setattr(module, name, watched(module, name))
         async with ImageEncoder(Watched()) as encoder:
             encoding = asyncio.create_task(encoder.encode([file]))
             for _ in range(4):

@@ -348,7 +348,7 @@ def test_no_client_takes_more_than_its_share_of_downloads(monkeypatch: pytest.Mo
             await is_over.wait()
             return png(1)
 
-        monkeypatch.setattr("vlcore.vision.preprocessing.download", hang)
+        monkeypatch.setattr("vlcore.media.fetcher.download", hang)
         preprocessor = preparation_of(FakeModel())
 
         def send(client: str, num_requests: int) -> list[asyncio.Task[Any]]:

@@ -229,7 +229,7 @@ class Pipeline:
     @property
     def image_options(self) -> frozenset[str]:
         """Names of the options that an image may have, such as ``detail``."""
-        return self._runner.encoder.vision_model.image_options
+        return self._runner.encoder.image_options
 
     def token_text(self, token_id: int) -> str:
         """Return the text of a token, with U+FFFD for an incomplete character."""

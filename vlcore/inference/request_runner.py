@@ -22,7 +22,7 @@ from vlcore.prompts.conversation import Conversation
 from vlcore.prompts.limits import PromptLimits
 from vlcore.prompts.messages import PromptPart
 from vlcore.prompts.tokenization import ImageLayout, PromptTokenizer, TokenizedPrompt
-from vlcore.vision.encoder import ImageEncoder
+from vlcore.vision.interface import Encoder
 from vlcore.vision.model import image_layout
 
 _MAX_RUNNING_PROMPTS = 64
@@ -39,7 +39,7 @@ class RequestRunner:
     encoder and the engine have their own threads.
     """
 
-    encoder: ImageEncoder
+    encoder: Encoder[Any]
     template: ChatTemplate
     tokenizer: PromptTokenizer
     engine: Engine

@@ -15,7 +15,8 @@ The following holds for every plugin:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from PIL import Image, ImageChops, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
@@ -111,11 +112,7 @@ def decode_image(
         ImageLimitError: the image exceeds a limit.
         OptionError: ``background`` is not a colour.
     """
-    if not data:
-        raise ImageError(
-            f"{name} is empty: an image in one of {', '.join(limits.formats)} is expected"
-        )
-    decoder = _Decoder(name, limits, needed_size, budget, parse_background(background))
+    decoder = _decoder(data, name, limits, needed_size, budget, background)
     if data.startswith(png.SIGNATURE):
         return decoder.decode(png.without_metadata(data, name))
     if not data.startswith(jpeg.SIGNATURE):
@@ -124,6 +121,44 @@ def decode_image(
     if structure.may_lack_only_the_end and (versions := jpeg.with_end(data)) is not None:
         return decoder.decode_alike(*versions, structure.coefficient_bytes)
     return decoder.decode(data, structure.coefficient_bytes)
+
+
+def check_image(data: bytes, name: str, limits: ImageLimits, budget: DecodedBudget) -> None:
+    """Check the header of an image file as :func:`decode_image` does, without decoding the image.
+
+    Args:
+        data: the bytes.
+        name: the name of the image in messages.
+        limits: the limits of an image.
+        budget: the memory that the images of its request may still take.
+
+    Raises:
+        ImageError: the bytes are not an image, or its header is damaged.
+        ImageLimitError: the image exceeds a limit.
+    """
+    decoder = _decoder(data, name, limits, budget=budget)
+    if data.startswith(png.SIGNATURE):
+        data = png.without_metadata(data, name)
+    num_bytes = 0
+    if data.startswith(jpeg.SIGNATURE):
+        num_bytes = jpeg.read_structure(data, name).coefficient_bytes
+    with decoder.opened(data, num_bytes):
+        pass
+
+
+def _decoder(
+    data: bytes,
+    name: str,
+    limits: ImageLimits,
+    needed_size: NeededSize | None = None,
+    budget: DecodedBudget | None = None,
+    background: str | None = None,
+) -> _Decoder:
+    if not data:
+        raise ImageError(
+            f"{name} is empty: an image in one of {', '.join(limits.formats)} is expected"
+        )
+    return _Decoder(name, limits, needed_size, budget, parse_background(background))
 
 
 class _Decoder:
@@ -143,11 +178,17 @@ class _Decoder:
         self._budget = budget
         self._background = background
 
-    def decode(self, data: bytes, extra_bytes: int = 0) -> Image.Image:
-        """Decode a file whose decoder takes some memory in addition to the image."""
+    @contextmanager
+    def opened(self, data: bytes, extra_bytes: int = 0) -> Iterator[ImageFile]:
+        """Open a file whose decoder takes some memory in addition to the image; check its size."""
         with _open(data, self._name, self._limits) as opened:
             _check_size(opened, self._name, self._limits)
             self._take_budget(opened, extra_bytes)
+            yield opened
+
+    def decode(self, data: bytes, extra_bytes: int = 0) -> Image.Image:
+        """Decode a file whose decoder takes some memory in addition to the image."""
+        with self.opened(data, extra_bytes) as opened:
             try:
                 orientation = read_orientation(opened)
                 if self._needed_size is not None and isinstance(opened, JpegImageFile):

@@ -12,7 +12,6 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from vlcore import _version
-from vlcore.inference.pipeline import Pipeline
 from vlcore.server.admission import Admission
 from vlcore.server.api_docs import ERROR_RESPONSES, add_api_docs, error_responses
 from vlcore.server.chat_handler import ChatHandler, ChatResources
@@ -21,6 +20,7 @@ from vlcore.server.errors import ApiError, as_api_error, stopping_error
 from vlcore.server.metrics import Metrics
 from vlcore.server.middleware import RequestGuardMiddleware
 from vlcore.server.schema import ChatCompletion, Model, ModelList
+from vlcore.server.served_model import ServedModel
 from vlcore.server.settings import ServerSettings
 from vlcore.server.web_ui import add_web_ui
 
@@ -29,7 +29,7 @@ _NUM_PARSERS = 2
 
 
 def create_app(
-    pipeline: Pipeline, settings: ServerSettings, admission: Admission | None = None
+    pipeline: ServedModel, settings: ServerSettings, admission: Admission | None = None
 ) -> FastAPI:
     """Create the application that serves a model.
 
@@ -114,7 +114,9 @@ def _add_api(app: FastAPI, resources: ChatResources) -> None:
         return served_model
 
 
-def _add_probes(app: FastAPI, pipeline: Pipeline, admission: Admission, metrics: Metrics) -> None:
+def _add_probes(
+    app: FastAPI, pipeline: ServedModel, admission: Admission, metrics: Metrics
+) -> None:
     @app.get("/health", responses=error_responses(421, 431), tags=["probes"])
     async def health() -> dict[str, str]:
         """Report that the process is alive."""

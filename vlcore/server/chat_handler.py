@@ -17,7 +17,6 @@ from starlette.types import Message, Receive, Scope, Send
 
 from vlcore._utils.fair_queue import current_client
 from vlcore.errors import GrammarError
-from vlcore.inference.pipeline import Pipeline
 from vlcore.server.admission import Admission
 from vlcore.server.completion import Completion, error_event
 from vlcore.server.connections import Uploads, client_address
@@ -26,6 +25,7 @@ from vlcore.server.grammar_parsing import grammar_error
 from vlcore.server.http_protocol import ABORT
 from vlcore.server.metrics import Metrics
 from vlcore.server.request_parsing import ParsedRequest, parse_request
+from vlcore.server.served_model import ServedModel
 from vlcore.server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class _DisconnectedError(Exception):
 class ChatResources:
     """What all chat requests of a server share."""
 
-    pipeline: Pipeline
+    pipeline: ServedModel
     settings: ServerSettings
     admission: Admission
     metrics: Metrics
@@ -238,8 +238,12 @@ class ChatHandler(Response):
                     await response(scope, receive, send)
         except TimeoutError:
             logger.warning("a client did not read its response in time")
-            scope[ABORT]()
+            scope.get(ABORT, _leave_open)()
             await asyncio.sleep(0)  # lets the connection process the abort
+
+
+def _leave_open() -> None:
+    """Leave a connection to another server than vlcore's own, which has limits of its own."""
 
 
 def _too_large(limit: int) -> ApiError:

@@ -11,10 +11,10 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from vlcore.inference.pipeline import Pipeline
 from vlcore.inference.response import Response
 from vlcore.server.metrics import Metrics, TokenRecorder
 from vlcore.server.request_parsing import ParsedRequest
+from vlcore.server.served_model import ServedModel
 from vlcore.server.tools import CompletionCalls
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class Completion:
         metrics: Counts tokens and measures the time to the first one.
     """
 
-    pipeline: Pipeline
+    pipeline: ServedModel
     request: ParsedRequest
     model_name: str
     metrics: Metrics

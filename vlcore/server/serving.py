@@ -11,12 +11,10 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from types import FrameType
 
 import uvicorn
 
-from vlcore.engines.base import Engine
 from vlcore.errors import EngineClosedError, OptionError
 from vlcore.inference.pipeline import Pipeline
 from vlcore.server.admission import Admission
@@ -24,7 +22,7 @@ from vlcore.server.app import create_app
 from vlcore.server.connections import Connections
 from vlcore.server.http_protocol import TimedProtocol
 from vlcore.server.middleware import ADDRESSES
-from vlcore.server.settings import ServerSettings
+from vlcore.server.settings import ServerSettings, within_engine_limits
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +53,7 @@ class Server(uvicorn.Server):
         self.failure: str | None = None
         """Why the engine can serve no further requests, if that has stopped the server."""
         self._engine = pipeline.engine
-        settings = _within_limits(settings, pipeline.engine)
+        settings = within_engine_limits(settings, pipeline.engine)
         self.sampling_defaults = settings.sampling_defaults
         self._admission = Admission(settings.max_requests)
         self._shutdown_timeout_s = settings.shutdown_timeout_s
@@ -145,19 +143,6 @@ class Server(uvicorn.Server):
         """Stop as a first signal does."""
         self._admission.is_stopping = True
         self.should_exit = True
-
-
-def _within_limits(settings: ServerSettings, engine: Engine) -> ServerSettings:
-    """Replace sampling defaults that the engine does not support: no request could be served."""
-    limited = dict(settings.sampling_defaults)
-    for name, most in engine.max_values.items():
-        if limited.get(name, 0) > most:
-            logger.warning(
-                "the default of %s is %g, and the %s engine supports at most %g, which is used",
-                *(name, limited[name], engine.name, most),
-            )
-            limited[name] = type(limited[name])(most)
-    return replace(settings, sampling_defaults=limited)
 
 
 def serve(pipeline: Pipeline, settings: ServerSettings, bound: socket.socket) -> None:

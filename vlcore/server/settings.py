@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from vlcore.engines.base import Engine
 from vlcore.engines.generation import GenerationConfig
 from vlcore.errors import OptionError
+
+logger = logging.getLogger(__name__)
+
+API_KEY_VARIABLE = "VLCORE_API_KEY"
+"""The environment variable with a comma-separated list of API keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,3 +138,16 @@ def parse_api_keys(text: str) -> tuple[str, ...]:
             "serve without keys"
         )
     return keys
+
+
+def within_engine_limits(settings: ServerSettings, engine: Engine) -> ServerSettings:
+    """Replace sampling defaults that the engine does not support: no request could be served."""
+    limited = dict(settings.sampling_defaults)
+    for name, most in engine.max_values.items():
+        if limited.get(name, 0) > most:
+            logger.warning(
+                "the default of %s is %g, and the %s engine supports at most %g, which is used",
+                *(name, limited[name], engine.name, most),
+            )
+            limited[name] = type(limited[name])(most)
+    return replace(settings, sampling_defaults=limited)

@@ -158,6 +158,11 @@ class ImageEncoder:
     ) -> None:
         await self.close()
 
+    @property
+    def image_options(self) -> frozenset[str]:
+        """Names of the options that an image may have, such as ``detail``."""
+        return self.vision_model.image_options
+
     async def encode(
         self,
         images: Sequence[ImageSource],
@@ -217,10 +222,23 @@ class ImageEncoder:
         requests = self._requests(images, options, self._budget(images))
         return await gather_or_cancel([self._preprocessor.prepare(request) for request in requests])
 
-    async def encode_prepared(self, images: Sequence[PreparedImage]) -> list[ImageRows]:
-        """Encode preprocessed images, the second step of :meth:`encode`."""
+    async def prepare_one(self, image: ImageRequest) -> PreparedImage:
+        """Prepare one image of a request whose other images may be prepared elsewhere."""
         self._preprocessor.check_open()
-        owner = object()
+        self._meter.count("num_images")
+        return await self._preprocessor.prepare(image)
+
+    async def encode_prepared(
+        self, images: Sequence[PreparedImage], owner: Hashable | None = None
+    ) -> list[ImageRows]:
+        """Encode preprocessed images, the second step of :meth:`encode`.
+
+        Args:
+            images: the images.
+            owner: the request that they belong to, if these are not all of its images.
+        """
+        self._preprocessor.check_open()
+        owner = object() if owner is None else owner
         return await gather_or_cancel([self._rows(image, owner) for image in images])
 
     async def load(self, sources: Sequence[ImageSource]) -> list[Image.Image]:

@@ -1,8 +1,7 @@
 """``ImagePreprocessor``: reads, decodes and preprocesses images for a ``VisionModel``.
 
-Downloads run on the event loop, and do not count as images in progress, so that a slow server
-delays only its own images; a cancelled download closes its connection. Files are read in threads.
-An image is decoded and preprocessed by one thread without a break, in a pool with as many threads
+Downloads do not count as images in progress, so that a slow server delays only its own images. An
+image is decoded and preprocessed by one thread without a break, in a pool with as many threads
 as there are CPUs, so that no decoded image waits in memory.
 """
 
@@ -11,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Hashable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 from weakref import WeakValueDictionary
@@ -23,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlcore._utils.executor import DaemonExecutor
-from vlcore._utils.fair_queue import FairSemaphore, current_client
+from vlcore._utils.fair_queue import FairSemaphore
 from vlcore._utils.gather import gather_or_cancel
 from vlcore._utils.resources import num_cpus
 from vlcore.errors import (
@@ -34,25 +33,16 @@ from vlcore.errors import (
     VlcoreError,
 )
 from vlcore.media.conversion import parse_background
-from vlcore.media.download import download
+from vlcore.media.fetcher import ImageFetcher
 from vlcore.media.image import decode_image, load_image
 from vlcore.media.policy import TRUSTING, DecodedBudget, ImageAccess, ImageLimits
-from vlcore.media.source import ImageSource, describe, is_web_url, read_image
+from vlcore.media.source import ImageSource, describe
 from vlcore.prompts.tokenization import ImageLayout
 from vlcore.vision.embedding_cache import EmbeddingCache, file_key, image_key
 from vlcore.vision.model import ImageInputs, ImageRows, VisionModel, count_tiles, image_layout
 from vlcore.vision.stats import Meter
 
 logger = logging.getLogger(__name__)
-
-_MAX_FETCHES = 32
-"""Maximum number of files that are read at the same time."""
-
-_MAX_DOWNLOADS = 128
-"""Maximum number of downloads, including complete ones that wait to be decoded."""
-
-_MAX_DOWNLOADS_OF_CLIENT = 32
-"""Maximum number of these for one client."""
 
 NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
@@ -135,9 +125,8 @@ class ImagePreprocessor:
         self._limits = limits
         self._access = access
         self._pending = FairSemaphore(max_pending)
-        self._downloads = FairSemaphore(_MAX_DOWNLOADS, _MAX_DOWNLOADS_OF_CLIENT)
         self._meter = meter
-        self._fetchers = DaemonExecutor(_MAX_FETCHES, "vlcore-fetch")
+        self._fetcher = ImageFetcher(limits, access)
         self._pool = DaemonExecutor(num_cpus(), "vlcore-preprocess")
         self._prepared: WeakValueDictionary[str, PreparedImage] = WeakValueDictionary()
         """Preprocessed images that are in use, by key; equal images share their inputs."""
@@ -165,10 +154,8 @@ class ImagePreprocessor:
             The image, with the downloaded bytes as its source.
         """
         async with AsyncExitStack() as stack:
-            if is_web_url(image.source):
-                client = current_client.get(image.owner)
-                await stack.enter_async_context(self._downloads.hold(client))
-                image = replace(image, source=await self._download(str(image.source)))
+            source = await self._enter_download(stack, image.source, image.owner)
+            image = replace(image, source=source)
             await stack.enter_async_context(self._pending.hold(image.owner))
             self.check_open()
             yield image
@@ -178,31 +165,35 @@ class ImagePreprocessor:
     ) -> list[Image.Image]:
         """Read and decode the images of a request, without preprocessing them."""
         self.check_open()
-        loop = asyncio.get_running_loop()
-        client = current_client.get(object())
+        owner = object()
 
         async def load(source: ImageSource) -> Image.Image:
             async with AsyncExitStack() as stack:
-                if is_web_url(source):
-                    await stack.enter_async_context(self._downloads.hold(client))
-                    source = await self._download(str(source))
-                return await loop.run_in_executor(self._fetchers, self._load, source, budget)
+                source = await self._enter_download(stack, source, owner)
+                return await self._fetcher.run(partial(self._load, source, budget))
 
         return await gather_or_cancel(map(load, sources))
 
     async def prepare_admitted(self, image: ImageRequest) -> PreparedImage:
         """Prepare an image like :meth:`prepare`, within the context of :meth:`admitted`."""
-        loop = asyncio.get_running_loop()
         if not isinstance(image.source, Image.Image | bytes):
-            data = await loop.run_in_executor(self._fetchers, self._fetch, image.source)
-            image = replace(image, source=data)
             self.check_open()
-        return await loop.run_in_executor(self._pool, self._work, image)
+            with self._counting_failures():
+                image = replace(image, source=await self._fetcher.read(image.source))
+            self.check_open()
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._work, image)
 
-    async def _download(self, url: str) -> bytes:
+    async def _enter_download(
+        self, stack: AsyncExitStack, source: ImageSource, owner: Hashable
+    ) -> ImageSource:
         self.check_open()
+        with self._counting_failures():
+            return await stack.enter_async_context(self._fetcher.downloaded(source, owner))
+
+    @contextmanager
+    def _counting_failures(self) -> Iterator[None]:
         try:
-            return await download(url, describe(url), self._limits, self._access)
+            yield
         except Exception:
             self._meter.count("num_failures")
             raise
@@ -217,7 +208,7 @@ class ImagePreprocessor:
         A thread that hangs is abandoned after ``timeout_s`` seconds.
         """
         self.stop_accepting()
-        await self._fetchers.stop(min(1.0, timeout_s))  # these files are no longer needed
+        await self._fetcher.stop(min(1.0, timeout_s))  # these files are no longer needed
         if not await self._pool.stop(timeout_s):
             logger.error(
                 "%s.preprocess did not finish within %g s: its thread is abandoned",
@@ -238,22 +229,12 @@ class ImagePreprocessor:
         self.check_open()
         return load_image(source, self._limits, self._access, budget, background=self._background)
 
-    def _fetch(self, source: str | Path) -> bytes:
-        self.check_open()
-        try:
-            return read_image(source, self._limits, self._access)
-        except Exception:
-            self._meter.count("num_failures")
-            raise
-
     def _work(self, image: ImageRequest) -> PreparedImage:
         self.check_open()
         started = time.perf_counter()
         try:
-            return self._prepare(image)
-        except Exception:
-            self._meter.count("num_failures")
-            raise
+            with self._counting_failures():
+                return self._prepare(image)
         finally:
             self._meter.add_time("preprocess_s", time.perf_counter() - started)
 

@@ -1,0 +1,242 @@
+"""``RemoteEncoder``: the image encoder of a request runner, on the replicas of a deployment."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar, cast
+
+from PIL import Image
+from ray import ObjectRef
+from ray.serve.handle import DeploymentHandle
+from torch import Tensor
+
+from vlcore._utils.gather import gather_or_cancel
+from vlcore.cluster.failures import ReplicaDiedError, translated, unavailable
+from vlcore.cluster.messages import (
+    EncodedReply,
+    EncoderFacts,
+    ImageMessage,
+    PreparedReply,
+    UnknownTicket,
+)
+from vlcore.errors import ImageLimitError, VlcoreError
+from vlcore.media.fetcher import ImageFetcher
+from vlcore.media.image import check_image, load_image
+from vlcore.media.policy import DecodedBudget, ImageAccess, ImageLimits
+from vlcore.media.source import ImageSource
+from vlcore.prompts.tokenization import ImageLayout
+from vlcore.vision.model import ImageRows
+from vlcore.vision.preprocessing import NO_OPTIONS, image_label
+from vlcore.vision.stats import EncoderStats, Meter
+
+_T = TypeVar("_T")
+
+_MAX_ATTEMPTS = 4
+"""Number of times that an image is sent, if replicas die: an image may be what kills them."""
+
+
+@dataclass(frozen=True)
+class RemoteRows:
+    """The embeddings of an image in Ray's object store; the request runner needs their number."""
+
+    ref: ObjectRef
+    num_rows: int
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+
+@dataclass(frozen=True)
+class RemoteImage:
+    """An image that a replica has preprocessed."""
+
+    message: ImageMessage
+    digest: str
+    """Digest of the file, by which all requests with the image reach one replica."""
+    reply: PreparedReply
+    ref: ObjectRef | None
+    """The embeddings, if they were cached."""
+
+    @property
+    def key(self) -> str:
+        """Key of the image's content."""
+        return self.reply.key
+
+    @property
+    def layout(self) -> ImageLayout | None:
+        """Layout of the image's embeddings, if it is known before the image is encoded."""
+        return self.reply.layout
+
+
+class RemoteEncoder:
+    """Fetches and checks images here, and encodes them elsewhere; the embeddings never come here.
+
+    If a replica dies, its images are sent to another one: encoding them twice has no effect.
+
+    Args:
+        handle: The deployment of the encoders.
+        facts: What its replicas have in common.
+        limits: Limits for each image and for the images of a request.
+        access: Sources that images may be read from.
+    """
+
+    def __init__(
+        self,
+        handle: DeploymentHandle[Any],
+        facts: EncoderFacts,
+        limits: ImageLimits,
+        access: ImageAccess,
+    ) -> None:
+        self._handle = handle.options(stream=True, _by_reference=True)
+        self._limits = limits
+        self._fetcher = ImageFetcher(limits, access)
+        self._meter = Meter()
+        self.image_options = facts.image_options
+
+    async def prepare(
+        self, images: Sequence[ImageSource], options: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[RemoteImage]:
+        """Fetch the images of one request, check them, and have them preprocessed."""
+        budget = self._budget(images)
+        self._meter.count("num_images", len(images))
+        options = [NO_OPTIONS] * len(images) if options is None else options
+        request = uuid.uuid4().hex
+        total = len(images)
+        messages = [
+            ImageMessage(source, dict(of_image), image_label(source, number, total), request, total)
+            for number, (source, of_image) in enumerate(zip(images, options, strict=True), 1)
+        ]
+        return await gather_or_cancel(
+            self._counted(self._prepare(message, budget)) for message in messages
+        )
+
+    async def encode_prepared(self, images: Sequence[RemoteImage]) -> list[ImageRows]:
+        """Have prepared images encoded; the result refers to embeddings in the object store."""
+        return await gather_or_cancel(self._counted(self._encode(image)) for image in images)
+
+    async def load(self, sources: Sequence[ImageSource]) -> list[Image.Image]:
+        """Read and decode the images of one request here, without encoding them."""
+        budget = self._budget(sources)
+        owner = uuid.uuid4().hex
+
+        async def load(source: ImageSource) -> Image.Image:
+            async with self._fetcher.downloaded(source, owner) as fetched:
+                data = await self._fetcher.read(fetched) if isinstance(fetched, str) else fetched
+                decode = partial(load_image, data, self._limits, budget=budget)
+                return await self._fetcher.run(decode)
+
+        return await gather_or_cancel(map(load, sources))
+
+    def stats(self) -> EncoderStats:
+        """Count the images of this ingress; batches and times are known to the replicas only."""
+        return self._meter.stats()
+
+    async def close(self) -> None:
+        """Stop the threads that read files."""
+        await self._fetcher.stop(1.0)
+
+    def _budget(self, images: Sequence[ImageSource]) -> DecodedBudget:
+        if len(images) > self._limits.max_images:
+            raise ImageLimitError(
+                f"the request has {len(images)} images, more than "
+                f"max_images={self._limits.max_images} of vlcore.ImageLimits"
+            )
+        return DecodedBudget(self._limits)
+
+    async def _prepare(self, message: ImageMessage, budget: DecodedBudget) -> RemoteImage:
+        async with self._fetcher.downloaded(message.source, message.request) as fetched:
+            if not isinstance(fetched, Image.Image):
+                fetched = await self._fetcher.read(fetched)
+            digest = await self._fetcher.run(partial(self._check, fetched, message.label, budget))
+            message = replace(message, source=fetched)
+            return await self._with_retries(partial(self._send, message, digest))
+
+    def _check(self, source: bytes | Image.Image, label: str, budget: DecodedBudget) -> str:
+        """Check an image as far as possible without decoding it, and return its digest."""
+        if isinstance(source, Image.Image):
+            return hashlib.sha256(source.tobytes()).hexdigest()
+        check_image(source, label, self._limits, budget)
+        return hashlib.sha256(source).hexdigest()
+
+    async def _send(self, message: ImageMessage, digest: str) -> RemoteImage:
+        """Have an image preprocessed by the replica that consistent hashing selects."""
+        async with self._called("prepare", digest, message) as refs:
+            reply: PreparedReply = await _value(anext(refs))
+            if reply.ticket is not None:
+                return RemoteImage(message, digest, reply, None)
+            ref = await anext(refs)
+            await _value(anext(refs))
+            self._meter.count("num_cache_hits")
+            return RemoteImage(message, digest, reply, ref)
+
+    async def _encode(self, image: RemoteImage) -> ImageRows:
+        return await self._with_retries(partial(self._encode_once, image))
+
+    async def _encode_once(self, image: RemoteImage) -> ImageRows:
+        while image.ref is None:
+            async with self._called("encode", image.digest, image.reply.ticket) as refs:
+                ref = await anext(refs)
+                reply: EncodedReply | UnknownTicket = await _value(anext(refs))
+            if isinstance(reply, EncodedReply):
+                self._meter.count("num_encoded")
+                return _as_rows(ref, reply.layout or image.layout)
+            image = await self._send(image.message, image.digest)
+        return _as_rows(image.ref, image.layout)
+
+    @asynccontextmanager
+    async def _called(
+        self, method: str, digest: str, argument: object
+    ) -> AsyncGenerator[AsyncGenerator[ObjectRef]]:
+        """Call a streaming method of a replica, and cancel it if it is left before its end."""
+        handle = self._handle.options(method_name=method, session_id=digest)
+        with translated("image encoder"):
+            response = handle.remote(argument)
+            try:
+                yield await response._to_object_ref_gen()
+            except BaseException:
+                response.cancel()
+                raise
+
+    async def _counted(self, work: Awaitable[_T]) -> _T:
+        """Count an image that fails, or whose request is cancelled."""
+        try:
+            return await work
+        except asyncio.CancelledError:
+            self._meter.count("num_cancelled")
+            raise
+        except Exception:
+            self._meter.count("num_failures")
+            raise
+
+    async def _with_retries(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
+        for _ in range(_MAX_ATTEMPTS - 1):
+            try:
+                return await attempt()
+            except ReplicaDiedError:
+                await asyncio.sleep(0)
+        try:
+            return await attempt()
+        except ReplicaDiedError:
+            raise unavailable(
+                f"{_MAX_ATTEMPTS} replicas of the image encoder have died on the image"
+            ) from None
+
+
+async def _value(ref: Awaitable[ObjectRef]) -> Any:
+    """Fetch a small reply, and raise it if it is an error."""
+    value = await (await ref)
+    if isinstance(value, VlcoreError):
+        raise value
+    return value
+
+
+def _as_rows(ref: ObjectRef, layout: ImageLayout | None) -> ImageRows:
+    if layout is None:
+        raise RuntimeError("a replica of the image encoder has stated no layout of an image")
+    return ImageRows(cast("Tensor", RemoteRows(ref, layout.num_rows)), layout.layout)

@@ -1,0 +1,68 @@
+"""``Encoder``, the interface of what encodes the images of requests, here or elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+from PIL import Image
+
+from vlcore.media.source import ImageSource
+from vlcore.prompts.tokenization import ImageLayout
+from vlcore.vision.model import ImageRows
+from vlcore.vision.stats import EncoderStats
+
+
+class Prepared(Protocol):
+    """An image that is ready to be encoded."""
+
+    @property
+    def key(self) -> str:
+        """Key of the image's content; images with the same key have the same embeddings."""
+
+    @property
+    def layout(self) -> ImageLayout | None:
+        """Layout of the image's embeddings, if it is known before the image is encoded."""
+
+
+_P = TypeVar("_P", bound=Prepared)
+
+
+class Encoder(Protocol[_P]):
+    """Encodes the images of concurrent requests, in two steps.
+
+    :class:`~vlcore.ImageEncoder` is one. Between the steps, a request whose prompt is too long is
+    refused. Cancelling a step frees what it has taken.
+    """
+
+    @property
+    def image_options(self) -> frozenset[str]:
+        """Names of the options that an image may have."""
+
+    async def prepare(
+        self, images: Sequence[ImageSource], options: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[_P]:
+        """Read, decode and preprocess the images of one request, in order.
+
+        Raises:
+            OptionError: an image option is unknown.
+            ImageError: an image cannot be read or preprocessed, or exceeds a limit.
+        """
+
+    async def encode_prepared(self, images: Sequence[_P]) -> list[ImageRows]:
+        """Encode prepared images, in order.
+
+        Raises:
+            ImageError: an image cannot be encoded.
+            PluginContractError: the vision model did not return image embeddings.
+            EngineClosedError: the encoder was closed.
+        """
+
+    async def load(self, sources: Sequence[ImageSource]) -> list[Image.Image]:
+        """Read and decode the images of one request, without encoding them."""
+
+    def stats(self) -> EncoderStats:
+        """Take a snapshot of the statistics. Thread-safe."""
+
+    async def close(self) -> None:
+        """Fail the waiting images, and free the model."""
