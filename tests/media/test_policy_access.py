@@ -34,7 +34,7 @@ def allowed(tmp_path: Path) -> Path:
 def test_no_file_is_read_unless_its_directory_is_allowed(allowed: Path) -> None:
     file = allowed / "a.png"
     for source in (file, str(file), file.as_uri(), "/etc/passwd", "~/x.png", "/dev/zero"):
-        with pytest.raises(ImageError, match="not in a directory from which images may be read"):
+        with pytest.raises(ImageError, match="not in a directory from which files may be read"):
             load_image(source, access=ImageAccess())
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from vlcore.errors import ImageError, ImageLimitError
+from vlcore.errors import VlcoreError
+from vlcore.media.kind import IMAGE, MediaKind
 
 _CHUNK = 2**20
 _MAX_EXPANSION = 4
@@ -16,16 +17,9 @@ _MAX_EXPANSION = 4
 white space."""
 _SPACE = b" \t\n\r\f\v"
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
-_MEDIA_TYPES = {
-    "/9j/": "image/jpeg",
-    "iVBORw0KGgo": "image/png",
-    "R0lGOD": "image/gif",
-    "UklGR": "image/webp",
-}
-"""The media types of files whose base64 text begins like this."""
 
 
-def read_data_url(url: str, name: str, max_bytes: int) -> bytes:
+def read_data_url(url: str, name: str, max_bytes: int, kind: MediaKind = IMAGE) -> bytes:
     """Decode a ``data:`` URL.
 
     Base64 may contain white space, lack its padding, and use the URL-safe alphabet. Parameters of
@@ -33,40 +27,45 @@ def read_data_url(url: str, name: str, max_bytes: int) -> bytes:
 
     Args:
         url: the URL.
-        name: the name of the image in messages.
+        name: the name of the file in messages.
         max_bytes: the largest size of the content.
+        kind: the kind of the file, which determines the errors.
 
     Raises:
-        ImageError: the URL is malformed.
-        ImageLimitError: the content is larger than ``max_bytes``.
+        ImageError, VideoError: the URL is malformed.
+        ImageLimitError, VideoLimitError: the content is larger than ``max_bytes``.
 
     Source: https://fetch.spec.whatwg.org/#data-urls and https://infra.spec.whatwg.org/#forgiving-base64
     """
+
+    def too_large() -> VlcoreError:
+        return kind.limit_error(f"{name} is larger than max_bytes={max_bytes} of {kind.limits}")
+
     header, comma, body = url.partition(",")
     if not comma:
-        raise ImageError(f"{name} is not a data URL: data:image/png;base64,… is expected")
+        raise kind.error(f"{name} is not a data URL: {kind.example} is expected")
     body = body.partition("#")[0]
     if len(body) > _MAX_EXPANSION * (max_bytes + 4):
-        raise _too_large(name, max_bytes)
+        raise too_large()
     _, *parameters = header.split(";")
     is_base64 = any(parameter.strip().lower() == "base64" for parameter in parameters)
     if not is_base64:
-        return _join(_percent_decoded(body), name, max_bytes)
+        return _join(_percent_decoded(body), max_bytes, too_large)
     removed = (chunk.translate(_URL_SAFE, _SPACE) for chunk in _percent_decoded(body))
-    text = _join(removed, name, max_bytes * 4 // 3 + 4, max_bytes).rstrip(b"=")
+    text = _join(removed, max_bytes * 4 // 3 + 4, too_large).rstrip(b"=")
     if len(text) * 3 // 4 > max_bytes:
-        raise _too_large(name, max_bytes)
+        raise too_large()
     try:
         if b"=" in text:
             raise ValueError("there is data after the padding")
         return b"".join(_base64_decoded(text + b"=" * (-len(text) % 4)))
     except (binascii.Error, ValueError) as error:
-        raise ImageError(f"{name} holds damaged base64: {error}") from error
+        raise kind.error(f"{name} holds damaged base64: {error}") from error
 
 
-def hint(source: str) -> str:
+def hint(source: str, kind: MediaKind = IMAGE) -> str:
     """Return what to write before a text that is base64 without ``data:``; or an empty text."""
-    for beginning, media_type in _MEDIA_TYPES.items():
+    for beginning, media_type in kind.media_types.items():
         if source.startswith(beginning) and len(source) > 64:
             return f". It looks like base64: write data:{media_type};base64, before it"
     return ""
@@ -78,14 +77,12 @@ def _base64_decoded(text: bytes) -> Iterator[bytes]:
         yield base64.b64decode(text[start : start + _CHUNK], validate=True)
 
 
-def _join(
-    chunks: Iterator[bytes], name: str, max_length: int, max_bytes: int | None = None
-) -> bytes:
+def _join(chunks: Iterator[bytes], max_length: int, too_large: Callable[[], VlcoreError]) -> bytes:
     joined = bytearray()
     for chunk in chunks:
         joined += chunk
         if len(joined) > max_length:
-            raise _too_large(name, max_length if max_bytes is None else max_bytes)
+            raise too_large()
     return bytes(joined)
 
 
@@ -124,7 +121,3 @@ def _digits() -> np.ndarray:
 
 
 _DIGITS = _digits()
-
-
-def _too_large(name: str, max_bytes: int) -> ImageLimitError:
-    return ImageLimitError(f"{name} is larger than max_bytes={max_bytes} of vlcore.ImageLimits")

@@ -15,8 +15,9 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from vlcore._version import __version__
-from vlcore.errors import ImageDownloadError, ImageError, ImageLimitError
-from vlcore.media.policy import DEFAULT_LIMITS, TRUSTING, ImageAccess, ImageLimits
+from vlcore.errors import ImageError, ImageLimitError, VideoError, VideoLimitError
+from vlcore.media.kind import FileLimits
+from vlcore.media.policy import DEFAULT_LIMITS, TRUSTING, ImageAccess
 from vlcore.media.ssrf import checked_addresses, refused_host
 
 if TYPE_CHECKING:
@@ -36,22 +37,23 @@ _HEADERS = {
 
 
 async def download(
-    url: str, name: str, limits: ImageLimits = DEFAULT_LIMITS, access: ImageAccess = TRUSTING
+    url: str, name: str, limits: FileLimits = DEFAULT_LIMITS, access: ImageAccess = TRUSTING
 ) -> bytes:
     """Download a file. Cancelling closes the connection.
 
     Args:
         url: the URL.
-        name: the name of the image in messages.
-        limits: the limits of size and time.
+        name: the name of the file in messages.
+        limits: the limits of size and time, whose kind determines the errors.
         access: the allowed URLs.
 
     Raises:
-        ImageDownloadError: the URL is not allowed, or cannot be fetched, or not in time.
-        ImageLimitError: the file is too large.
+        ImageDownloadError, VideoDownloadError: the URL is not allowed, or cannot be fetched, or not
+            in time.
+        ImageLimitError, VideoLimitError: the file is too large.
     """
     if not (access.trusts_caller or access.urls):
-        raise ImageDownloadError(
+        raise limits.kind.download_error(
             f"{name} is a URL, and URLs are not allowed here: send a data: URL"
         )
     # In a thread: importing the HTTP client for the first time takes a quarter of a second.
@@ -62,48 +64,50 @@ async def download(
         async with asyncio.timeout(limits.timeout_s):
             return await _follow(httpx2.URL(url), name, limits, access)
     except TimeoutError as error:
-        raise ImageDownloadError(
-            f"{name} took longer than timeout_s={limits.timeout_s:g} of vlcore.ImageLimits"
+        raise limits.kind.download_error(
+            f"{name} took longer than timeout_s={limits.timeout_s:g} of {limits.kind.limits}"
         ) from error
     except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
         why = f": {error}" if access.trusts_caller else ""
-        raise ImageDownloadError(
+        raise limits.kind.download_error(
             f"{name} could not be fetched: {type(error).__name__}{why}"
         ) from error
     except (ValueError, OSError) as error:
-        if isinstance(error, ImageError):
+        if isinstance(error, ImageError | VideoError):
             raise
-        raise ImageDownloadError(f"{name} could not be fetched: {type(error).__name__}") from error
+        raise limits.kind.download_error(
+            f"{name} could not be fetched: {type(error).__name__}"
+        ) from error
 
 
-async def _follow(url: httpx2.URL, name: str, limits: ImageLimits, access: ImageAccess) -> bytes:
+async def _follow(url: httpx2.URL, name: str, limits: FileLimits, access: ImageAccess) -> bytes:
     for _ in range(limits.max_redirects + 1):
         response = await _request(url, name, limits, access)
         if isinstance(response, bytes):
             return response
         if url.scheme == "https" and response.scheme == "http" and not access.trusts_caller:
-            raise ImageDownloadError(
+            raise limits.kind.download_error(
                 f"{name} could not be fetched: it redirects from https to http"
             )
         url = response
-    raise ImageDownloadError(
+    raise limits.kind.download_error(
         f"{name} could not be fetched: TooManyRedirects, more than "
-        f"max_redirects={limits.max_redirects} of vlcore.ImageLimits"
+        f"max_redirects={limits.max_redirects} of {limits.kind.limits}"
     )
 
 
 async def _request(
-    url: httpx2.URL, name: str, limits: ImageLimits, access: ImageAccess
+    url: httpx2.URL, name: str, limits: FileLimits, access: ImageAccess
 ) -> bytes | httpx2.URL:
     """Return the body of a URL, or the URL to which it redirects."""
     import httpx2
 
     if url.scheme not in _PORTS:
-        raise ImageDownloadError(
+        raise limits.kind.download_error(
             f"{name} could not be fetched: {url.scheme!r} is neither http nor https"
         )
     if not url.host:
-        raise ImageDownloadError(f"{name} could not be fetched: its URL has no host")
+        raise limits.kind.download_error(f"{name} could not be fetched: its URL has no host")
     *others, last = (
         [url] if access.trusts_caller else await _with_addresses(url, name, limits, access)
     )
@@ -114,7 +118,7 @@ async def _request(
 
 
 async def _get(
-    url: httpx2.URL, target: httpx2.URL, name: str, limits: ImageLimits, access: ImageAccess
+    url: httpx2.URL, target: httpx2.URL, name: str, limits: FileLimits, access: ImageAccess
 ) -> bytes | httpx2.URL:
     """Send the request for a URL to a target, which is its host or one of the host's addresses."""
     import httpx2
@@ -136,10 +140,12 @@ async def _get(
         if response.has_redirect_location:
             return url.join(response.headers["Location"])
         if response.status_code not in _SUCCESS:
-            raise ImageDownloadError(f"{name} could not be fetched: status {response.status_code}")
+            raise limits.kind.download_error(
+                f"{name} could not be fetched: status {response.status_code}"
+            )
         encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
         if encoding not in ("identity", "", "gzip", "x-gzip"):
-            raise ImageDownloadError(
+            raise limits.kind.download_error(
                 f"{name} could not be fetched: its server sent the Content-Encoding {encoding!r}; "
                 "only gzip is supported"
             )
@@ -155,7 +161,7 @@ async def _get(
 class _Body:
     """A response body, which is received in chunks up to the limit of its size."""
 
-    def __init__(self, name: str, limits: ImageLimits) -> None:
+    def __init__(self, name: str, limits: FileLimits) -> None:
         self._name = name
         self._limits = limits
         self._received = bytearray()
@@ -164,7 +170,7 @@ class _Body:
         """Append a chunk.
 
         Raises:
-            ImageLimitError: the body is too large.
+            ImageLimitError, VideoLimitError: the body is too large.
         """
         self._received += chunk
         if len(self._received) > self._limits.max_bytes:
@@ -178,7 +184,7 @@ class _Body:
 class _GzipBody(_Body):
     """A gzip-compressed body, as object stores return for files that were stored compressed."""
 
-    def __init__(self, name: str, limits: ImageLimits) -> None:
+    def __init__(self, name: str, limits: FileLimits) -> None:
         super().__init__(name, limits)
         self._decompressor = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
 
@@ -188,7 +194,7 @@ class _GzipBody(_Body):
         try:
             super().add(self._decompressor.decompress(chunk, free))
         except zlib.error as error:
-            raise ImageDownloadError(
+            raise self._limits.kind.download_error(
                 f"{self._name} could not be fetched: its gzip compression is damaged: {error}"
             ) from error
 
@@ -196,39 +202,39 @@ class _GzipBody(_Body):
         """Return the complete body.
 
         Raises:
-            ImageError: the body ends early.
+            ImageDownloadError, VideoDownloadError: the body ends early.
         """
         if not self._decompressor.eof:
-            raise ImageDownloadError(
+            raise self._limits.kind.download_error(
                 f"{self._name} could not be fetched: its gzip compression ends early"
             )
         return super().content()
 
 
 async def _with_addresses(
-    url: httpx2.URL, name: str, limits: ImageLimits, access: ImageAccess
+    url: httpx2.URL, name: str, limits: FileLimits, access: ImageAccess
 ) -> list[httpx2.URL]:
     """Replace the host by each of its addresses, all of which are allowed."""
     if url.userinfo:
-        raise ImageDownloadError(
+        raise limits.kind.download_error(
             f"{name} could not be fetched: a URL with a user or password is refused"
         )
     port = url.port or _PORTS[url.scheme]
     if access.allowed_ports is not None and port not in access.allowed_ports:
-        raise ImageDownloadError(f"{name} could not be fetched: port {port} is not allowed")
+        raise limits.kind.download_error(f"{name} could not be fetched: port {port} is not allowed")
     host = url.raw_host.decode("ascii")
     try:
         async with asyncio.timeout(limits.connect_timeout_s):
             try:
-                addresses = await checked_addresses(host, port, name, access)
-            except ImageDownloadError:
+                addresses = await checked_addresses(host, port, name, access, limits.kind)
+            except limits.kind.download_error:
                 if not _is_address(url.host):
                     # A resolver answers sooner for a name that it knows: every failure takes as
                     # long as the longest one.
                     await asyncio.Event().wait()
                 raise
     except TimeoutError:
-        raise refused_host(name) from None
+        raise refused_host(name, limits.kind) from None
     return [url.copy_with(host=address) for address in addresses[:_MAX_ADDRESSES]]
 
 
@@ -248,7 +254,7 @@ def _is_address(host: str) -> bool:
     return True
 
 
-def _too_large(name: str, limits: ImageLimits) -> ImageLimitError:
-    return ImageLimitError(
-        f"{name} is larger than max_bytes={limits.max_bytes} of vlcore.ImageLimits"
+def _too_large(name: str, limits: FileLimits) -> ImageLimitError | VideoLimitError:
+    return limits.kind.limit_error(
+        f"{name} is larger than max_bytes={limits.max_bytes} of {limits.kind.limits}"
     )

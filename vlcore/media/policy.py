@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
+from typing import ClassVar
 
-from vlcore.errors import ImageError, ImageLimitError, OptionError
+from vlcore.errors import OptionError
+from vlcore.media.kind import IMAGE, FileLimits, MediaKind
 
 IpAddress = IPv4Address | IPv6Address
 IpNetwork = IPv4Network | IPv6Network
@@ -19,11 +21,11 @@ IpNetwork = IPv4Network | IPv6Network
 
 @dataclass(frozen=True)
 class ImageAccess:
-    """The sources from which images may be loaded.
+    """The sources from which images and videos may be loaded.
 
     The defaults are safe for sources from untrusted clients: data URLs, and http(s) URLs of hosts
-    with globally routable addresses only, but no files. Images that are given as bytes or as PIL
-    images are always allowed.
+    with globally routable addresses only, but no files. Images and videos that are given as bytes
+    or as PIL images are always allowed.
 
     Raises:
         OptionError: a setting has the wrong type.
@@ -76,19 +78,19 @@ TRUSTING = ImageAccess(trusts_caller=True)
 _READ_FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
-def open_file(path: Path, name: str, access: ImageAccess) -> int:
+def open_file(path: Path, name: str, access: ImageAccess, kind: MediaKind = IMAGE) -> int:
     """Open a file for reading if that is allowed. The check applies to the opened file itself.
 
     Returns:
         A file descriptor, which the caller must close.
 
     Raises:
-        ImageError: the file is not in an allowed directory.
+        ImageError: the file is not in an allowed directory; the error is that of the kind.
         OSError: the file cannot be opened.
     """
     if access.trusts_caller:
         return os.open(path.expanduser(), _READ_FLAGS)
-    message = f"{name} is not in a directory from which images may be read"
+    message = f"{name} is not in a directory from which files may be read"
     for directory in access.allowed_directories:
         root = Path(directory).expanduser().resolve()
         try:
@@ -96,12 +98,12 @@ def open_file(path: Path, name: str, access: ImageAccess) -> int:
         except (OSError, ValueError, RuntimeError):
             continue
         if ".." in path.parts:
-            raise ImageError(message)
+            raise kind.error(message)
         try:
             return _open_below(root, relative) if _HAS_DIR_FD else _open_checked(root, relative)
         except OSError as error:
-            raise ImageError(message) from error
-    raise ImageError(message)
+            raise kind.error(message) from error
+    raise kind.error(message)
 
 
 def _open_below(root: Path, relative: Path) -> int:
@@ -156,6 +158,8 @@ class ImageLimits:
         OptionError: a limit is not positive, or a format is unknown.
     """
 
+    kind: ClassVar[MediaKind] = IMAGE
+
     max_pixels: int = 89_478_485
     """Width times height, checked in the header before decoding. Pillow's own limit, which is twice
     ``PIL.Image.MAX_IMAGE_PIXELS``, applies too."""
@@ -199,18 +203,18 @@ DEFAULT_LIMITS = ImageLimits()
 
 @dataclass
 class DecodedBudget:
-    """The memory that the images of one request may still take when they are decoded."""
+    """The memory that the images or videos of one request may still take when they are decoded."""
 
-    limits: ImageLimits
+    limits: FileLimits
     _num_bytes: int = 0
     _num_extra_bytes: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self, num_bytes: int, num_extra_bytes: int, size: tuple[int, int], name: str) -> None:
-        """Count an image before it is decoded.
+        """Count an image or video before it is decoded.
 
         Args:
-            num_bytes: the memory of the image as RGB.
+            num_bytes: the memory of the images as RGB.
             num_extra_bytes: the memory that decoding takes in addition. It is freed before the next
                 image is decoded, so only the largest such value of a request counts.
             size: width and height of the image, for messages.
@@ -224,8 +228,9 @@ class DecodedBudget:
             self._num_extra_bytes = max(self._num_extra_bytes, num_extra_bytes)
             total = self._num_bytes + self._num_extra_bytes
         if total > self.limits.max_decoded_bytes:
-            raise ImageLimitError(
-                f"{name} is {size[0]} x {size[1]}, and decoding the images of its request takes "
-                f"{total} bytes, more than max_decoded_bytes={self.limits.max_decoded_bytes} of "
-                "vlcore.ImageLimits"
+            kind = self.limits.kind
+            raise kind.limit_error(
+                f"{name} is {size[0]} x {size[1]}, and decoding the images and videos of "
+                f"its request takes {total} bytes, more than max_decoded_bytes="
+                f"{self.limits.max_decoded_bytes} of {kind.limits}"
             )

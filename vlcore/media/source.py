@@ -1,4 +1,4 @@
-"""The bytes of an image file from a path, a URL or bytes, within limits."""
+"""The bytes of an image or video file from a path, a URL or bytes, within limits."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from urllib.request import url2pathname
 
 from PIL import Image
 
-from vlcore.errors import ImageError, ImageLimitError
+from vlcore.errors import ImageError, VideoError
 from vlcore.media.data_url import hint, read_data_url
 from vlcore.media.download import download
+from vlcore.media.kind import IMAGE, FileLimits, MediaKind
 from vlcore.media.policy import (
     DEFAULT_LIMITS,
     TRUSTING,
@@ -40,9 +41,22 @@ def read_image(
         ImageError: the file is missing, not allowed, or cannot be fetched.
         ImageLimitError: the file exceeds a limit.
     """
+    return read_file(source, limits, access)
+
+
+def read_file(
+    source: str | Path | bytes, limits: FileLimits, access: ImageAccess = TRUSTING
+) -> bytes:
+    """Read or download the bytes of a file of the kind that the limits are for.
+
+    Raises:
+        ImageError, VideoError: the file is missing, not allowed, or cannot be fetched.
+        ImageLimitError, VideoLimitError: the file exceeds a limit.
+    """
+    name = describe(source, limits.kind)
     if is_web_url(source):
-        return _run_in_thread(download(str(source), describe(source), limits, access))
-    return _read(source, describe(source), limits, access)
+        return _run_in_thread(download(str(source), name, limits, access))
+    return _read(source, name, limits, access)
 
 
 def is_web_url(source: object) -> bool:
@@ -50,12 +64,12 @@ def is_web_url(source: object) -> bool:
     return isinstance(source, str) and _scheme(source) in ("http", "https")
 
 
-def describe(source: Any) -> str:
+def describe(source: Any, kind: MediaKind = IMAGE) -> str:
     """Return a short description of a source for messages."""
     if isinstance(source, Image.Image):
         return f"a PIL image ({source.mode}, {source.width} x {source.height})"
     if isinstance(source, bytes | bytearray | memoryview):
-        return f"an image of {len(source)} bytes"
+        return f"{kind.noun} of {len(source)} bytes"
     text = str(source)
     if len(text) <= 80:
         return repr(text)
@@ -105,7 +119,7 @@ async def _catch(coroutine: Coroutine[Any, Any, bytes]) -> bytes | Exception:
         return error
 
 
-def _read(source: object, name: str, limits: ImageLimits, access: ImageAccess) -> bytes:
+def _read(source: object, name: str, limits: FileLimits, access: ImageAccess) -> bytes:
     if isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
         _check_bytes(len(data), name, limits)
@@ -113,27 +127,27 @@ def _read(source: object, name: str, limits: ImageLimits, access: ImageAccess) -
     if isinstance(source, Path):
         return _read_file(source, name, limits, access)
     if not isinstance(source, str):
-        raise ImageError(
-            "an image is a path, a URL, bytes or a PIL image, "
-            f"not {type(source).__name__}: {source!r:.80}"
+        raise limits.kind.error(
+            f"{limits.kind.noun} is {limits.kind.accepts}, not "
+            f"{type(source).__name__}: {source!r:.80}"
         )
     scheme = _scheme(source)
     if scheme == "data":
-        return read_data_url(source, name, limits.max_bytes)
+        return read_data_url(source, name, limits.max_bytes, limits.kind)
     if scheme == "file":
         try:
             url = urlsplit(source)
             path = _path_of_url(url.path)
         except ValueError as error:
-            raise ImageError(f"{name} cannot be read: {error}") from error
+            raise limits.kind.error(f"{name} cannot be read: {error}") from error
         if url.netloc not in ("", "localhost"):
-            raise ImageError(f"{name} is a file of another host: file:///path is expected")
+            raise limits.kind.error(f"{name} is a file of another host: file:///path is expected")
         return _read_file(path, name, limits, access)
     try:
         return _read_file(Path(source), name, limits, access)
-    except ImageError as error:
-        if note := hint(source):
-            raise ImageError(f"{error}{note}") from error
+    except (ImageError, VideoError) as error:
+        if note := hint(source, limits.kind):
+            raise limits.kind.error(f"{error}{note}") from error
         raise
 
 
@@ -145,22 +159,24 @@ def _path_of_url(path: str) -> Path:
     return Path(os.fsdecode(unquote_to_bytes(os.fsencode(path))))
 
 
-def _read_file(path: Path, name: str, limits: ImageLimits, access: ImageAccess) -> bytes:
+def _read_file(path: Path, name: str, limits: FileLimits, access: ImageAccess) -> bytes:
     try:
-        with os.fdopen(open_file(path, name, access), "rb") as file:
+        with os.fdopen(open_file(path, name, access, limits.kind), "rb") as file:
             data = file.read(limits.max_bytes + 1)
     except FileNotFoundError as error:
-        raise ImageError(f"there is no file {name} (working directory {Path.cwd()})") from error
-    except ImageError:
+        raise limits.kind.error(
+            f"there is no file {name} (working directory {Path.cwd()})"
+        ) from error
+    except (ImageError, VideoError):
         raise
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: an unknown ~user
-        raise ImageError(f"{name} cannot be read: {error}") from error
+        raise limits.kind.error(f"{name} cannot be read: {error}") from error
     _check_bytes(len(data), name, limits)
     return data
 
 
-def _check_bytes(num_bytes: int, name: str, limits: ImageLimits) -> None:
+def _check_bytes(num_bytes: int, name: str, limits: FileLimits) -> None:
     if num_bytes > limits.max_bytes:
-        raise ImageLimitError(
-            f"{name} is larger than max_bytes={limits.max_bytes} of vlcore.ImageLimits"
+        raise limits.kind.limit_error(
+            f"{name} is larger than max_bytes={limits.max_bytes} of {limits.kind.limits}"
         )

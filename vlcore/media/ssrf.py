@@ -11,7 +11,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 from vlcore._utils.executor import DaemonExecutor
 from vlcore._utils.fair_queue import current_client
-from vlcore.errors import ImageDownloadError
+from vlcore.errors import ImageDownloadError, VideoDownloadError
+from vlcore.media.kind import IMAGE, MediaKind
 from vlcore.media.policy import ImageAccess, IpAddress
 
 _NUM_RESOLVERS = 32
@@ -63,7 +64,7 @@ def is_global(address: IpAddress) -> bool:
 
 
 def is_allowed(address: IpAddress, host: str, access: ImageAccess) -> bool:
-    """Return whether images may be downloaded for this host from this address."""
+    """Return whether files may be downloaded for this host from this address."""
     if access.allows_host(host) or any(address in network for network in access.networks):
         return True
     return is_global(address)
@@ -95,28 +96,31 @@ def _give_back(client: Hashable) -> None:
             del _lookups[client]
 
 
-async def checked_addresses(host: str, port: int, name: str, access: ImageAccess) -> list[str]:
+async def checked_addresses(
+    host: str, port: int, name: str, access: ImageAccess, kind: MediaKind = IMAGE
+) -> list[str]:
     """Resolve a host once, and return its addresses, the most likely to work first.
 
     Raises:
-        ImageDownloadError: the host has no address, or one of them is not allowed.
+        ImageDownloadError: the host has no address, or one of them is not allowed; the error is
+            that of the kind.
     """
     try:
         addresses = [ip_address(address) for address in await resolve(host, port)]
     except (OSError, ValueError):
         addresses = []
     if not addresses or not all(is_allowed(address, host, access) for address in addresses):
-        raise refused_host(name)
+        raise refused_host(name, kind)
     # IPv4 comes first, because IPv6 may be unrouted.
     return [str(address) for address in sorted(addresses, key=lambda address: address.version)]
 
 
-def refused_host(name: str) -> ImageDownloadError:
+def refused_host(name: str, kind: MediaKind = IMAGE) -> ImageDownloadError | VideoDownloadError:
     """Return the error for a host that is refused, does not exist, or was not resolved in time.
 
     It is the same for all, so that it does not disclose whether a host of the network exists.
     """
-    return ImageDownloadError(
+    return kind.download_error(
         f"{name} could not be fetched: its host was not found or is not allowed"
     )
 

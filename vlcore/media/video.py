@@ -7,12 +7,13 @@ import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from PIL import Image
 
 from vlcore.errors import OptionError, VideoError
+from vlcore.media.kind import VIDEO, MediaKind
 
 FramePosition = Literal["start", "middle", "ends"]
 
@@ -164,6 +165,8 @@ class VideoLimits:
     Raises:
         OptionError: a limit is not positive.
     """
+
+    kind: ClassVar[MediaKind] = VIDEO
 
     max_bytes: int = 256 * 1024**2
     """Size of the file or download, in bytes."""
