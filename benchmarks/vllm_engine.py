@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import importlib.util
 import os
 import random
@@ -11,7 +12,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -35,12 +36,16 @@ from vlcore.language.view_cache import ViewCache
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 PARTIES = (1, 8, 32)
-NUM_LAYERS = 4
-SHAPE = SMOLLM2_135M | {"num_hidden_layers": NUM_LAYERS, "max_position_embeddings": 1024}
+SHAPE = SMOLLM2_135M | {"max_position_embeddings": 1024}
 TINY = SHAPE | {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64}
 TINY |= {"num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 1024}
 NUM_QUESTIONS = 200
 NUM_REQUESTS = 1000
+NUM_PASSES = 4
+CACHE_BLOCKS = 64
+"""So few that vLLM's cache is full, and its memory touched, after the first pass."""
+VISION_TOWER = (24, 1024)
+"""Layers and width of CLIP ViT-L/14, whose tensors share the files of LLaVA's language model."""
 QUIET = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # binding suits a machine without other programs
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -214,6 +219,7 @@ def agreement(num_questions: int, num_requests: int) -> str:
     settings: dict[str, Any] = {"device": "cpu", "dtype": "float32"}
     with vlcore.pipeline(model, engine="transformers", **settings) as pipe:
         expected = pipe(asked, options)
+    settings["engine_config"] = {"num_gpu_blocks_override": CACHE_BLOCKS}
     with vlcore.pipeline(model, engine="vllm", **settings) as pipe:
         answers = pipe(asked, options)
         equal = sum(
@@ -234,51 +240,123 @@ def agreement(num_questions: int, num_requests: int) -> str:
     return markdown_table(["the demo model in float32, next to the embedded engine", ""], rows)
 
 
+async def send_all(
+    send: Callable[[int], AsyncGenerator[Any, None]], num: int, draw: random.Random
+) -> None:
+    """Send requests, 32 at once, and leave every third one after a random number of chunks."""
+    permits = asyncio.Semaphore(32)
+
+    async def one(number: int) -> None:
+        limit = draw.randrange(0, 12) if number % 3 == 0 else None
+        async with permits, aclosing(send(number)) as stream:
+            received = 0
+            async for _ in stream:
+                received += 1
+                if limit is not None and received > limit:
+                    return
+
+    await asyncio.gather(*map(one, range(num)))
+
+
 def leftovers(pipe: vlcore.Pipeline, asked: Sequence[Any], num: int) -> list[list[str]]:
-    """Send requests of which a third is cancelled at random, three times, and measure memory."""
+    """Send requests of which a third is cancelled at random, and measure what they leave.
+
+    The same number of prompts goes to vLLM alone in turn, to tell its own growth from vlcore's.
+    """
     engine: Any = pipe.engine
     draw = random.Random(0)  # noqa: S311  (seeded)
 
-    async def one(number: int, permits: asyncio.Semaphore) -> None:
-        options = {"max_new_tokens": 20, "ignore_eos": True}
-        limit = draw.randrange(0, 12) if number % 3 == 0 else None
-        async with permits:
-            chunks = pipe.astream_infer(asked[number % len(asked)], options)
-            async with aclosing(chunks) as stream:
-                received = 0
-                async for _ in stream:
-                    received += 1
-                    if limit is not None and received > limit:
-                        return
+    def through(number: int) -> AsyncGenerator[Any, None]:
+        return pipe.astream_infer(
+            asked[number % len(asked)], {"max_new_tokens": 20, "ignore_eos": True}
+        )
 
-    async def all_of_them() -> None:
-        permits = asyncio.Semaphore(32)
-        await asyncio.gather(*(one(number, permits) for number in range(num)))
+    def alone(number: int) -> AsyncGenerator[Any, None]:
+        from vllm import SamplingParams
 
-    memory = []
-    for number in range(3):
-        progress(f"{num} requests, time {number + 1}")
-        asyncio.run(all_of_them())
-        memory.append(resident_bytes())
+        del number
+        ids = [draw.randrange(3, 200) for _ in range(80)]
+        options = SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True, detokenize=False)
+        return engine._llm.generate(  # type: ignore[no-any-return]
+            {"prompt_token_ids": ids}, options, f"alone-{draw.getrandbits(64)}"
+        )
+
+    growth: dict[str, list[tuple[float, float]]] = {"through": [], "alone": []}
+    for number in range(NUM_PASSES):
+        for who in growth:
+            progress(f"{num} requests {who}, time {number + 1}")
+            before = resident_mib()
+            if who == "through":
+                asyncio.run(send_all(through, num, draw))
+            else:
+                engine._loop.run(send_all(alone, num, draw))
+            gc.collect()
+            here, others = resident_mib()
+            growth[who].append((here - before[0], others - before[1]))
     works: Callable[[], Awaitable[bool]] = partial(
         engine._llm.engine_core.call_utility_async, "has_work"
     )
     has_work = engine._loop.run(works())
     in_vllm = engine._llm.get_num_unfinished_requests() + has_work
-    growth = [f"{(later - memory[0]) / 2**20:+.0f} MiB" for later in memory[1:]]
+
+    def column(who: str, place: int) -> str:
+        return ", ".join(f"{grown[place]:+.1f}" for grown in growth[who][1:])
+
     return [
-        [f"requests left in vLLM after {3 * num}, a third cancelled", str(int(in_vllm))],
-        [
-            f"memory of all processes after {2 * num} and {3 * num}, next to {num}",
-            ", ".join(growth),
-        ],
+        [f"requests left in vLLM after {NUM_PASSES * num}, a third cancelled", str(int(in_vllm))],
+        [f"memory of this process at each further {num}, MiB", column("through", 0)],
+        ["memory of vLLM's processes meanwhile, MiB", column("through", 1)],
+        [f"the same at {num} prompts to vLLM alone, in turn with these, MiB", column("alone", 1)],
     ]
 
 
-def resident_bytes() -> int:
-    """Return the memory of this process and its descendants."""
+def resident_mib() -> tuple[float, float]:
+    """Return the memory of this process, and of its descendants."""
     here = psutil.Process()
-    return sum(process.memory_info().rss for process in [here, *here.children(recursive=True)])
+    others = sum(process.memory_info().rss for process in here.children(recursive=True))
+    return here.memory_info().rss / 2**20, others / 2**20
+
+
+def loading(shape: dict[str, Any], tower: tuple[int, int], rounds: int) -> str:
+    """Read a checkpoint whose files hold a vision tower as well: by the index, and whole."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    from vlcore.engines.vllm.loader import read_weights
+
+    def by_index(view: Path) -> Iterator[torch.Tensor]:
+        for _, tensor in read_weights(view):
+            yield tensor
+
+    def whole(view: Path) -> Iterator[torch.Tensor]:
+        for path in sorted(view.glob("*.safetensors")):
+            with safe_open(path, "pt") as file:
+                for name in file.keys():  # noqa: SIM118  (no mapping)
+                    yield file.get_tensor(name)
+
+    def read(tensors: Callable[[Path], Iterator[torch.Tensor]]) -> tuple[int, float]:
+        started = time.perf_counter()
+        num_bytes = sum(tensor.clone().nbytes for tensor in tensors(view))
+        return num_bytes, time.perf_counter() - started
+
+    with tempfile.TemporaryDirectory() as name:
+        view = Path(name)
+        write_model(view, shape)
+        path = next(view.glob("*.safetensors"))
+        layers, width = tower
+        vision = {
+            f"vision_tower.{number}": torch.zeros(12 * width, width, dtype=torch.float16)
+            for number in range(layers)
+        }
+        save_file(load_file(path) | vision, path, {"format": "pt"})
+        measured = interleave(
+            rounds, {"by the index": partial(read, by_index), "whole": partial(read, whole)}
+        )
+    rows = [
+        [who, f"{samples[0][0] / 2**20:.0f}", spread([seconds for _, seconds in samples])]
+        for who, samples in measured.items()
+    ]
+    return markdown_table(["files with a vision tower, read", "MiB", "s"], rows)
 
 
 def main() -> None:
@@ -292,11 +370,15 @@ def main() -> None:
         return
     os.environ.update(QUIET)
     if quick:
-        tables = [throughput(TINY, (2,), 1, 4), agreement(4, 12)]
+        tables = [loading(TINY, (2, 64), 1), throughput(TINY, (2,), 1, 4), agreement(4, 12)]
     else:
-        tables = [throughput(SHAPE, PARTIES, 3, 32), agreement(NUM_QUESTIONS, NUM_REQUESTS)]
+        tables = [
+            loading(SHAPE, VISION_TOWER, 5),
+            throughput(SHAPE, PARTIES, 5, 32),
+            agreement(NUM_QUESTIONS, NUM_REQUESTS),
+        ]
     print(
-        f"{TITLE}\n\nA random Llama of SmolLM2-135M's shape with {NUM_LAYERS} layers, float32; "
+        f"{TITLE}\n\nA random Llama of SmolLM2-135M's shape, float32; "
         f"prompts of {NUM_TEXT} tokens, alone or around an image of {NUM_ROWS} embeddings; 32 new "
         "tokens. vLLM 0.32 in its build for CPUs, compiled. Neither caches prefixes. Alone, it "
         "returns token ids and no text. `median (min..max)`.\n"
