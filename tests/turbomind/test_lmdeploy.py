@@ -11,6 +11,7 @@ from importlib import metadata
 
 import pytest
 
+from vlcore.engines.external.continuation import Continuation
 from vlcore.engines.generation import GenerationConfig
 from vlcore.engines.turbomind import support as turbomind_support
 from vlcore.engines.turbomind.requests import _STATUS_REASONS
@@ -47,10 +48,8 @@ def test_turbomind_reads_the_listed_token_embeddings() -> None:
 
 def test_every_option_is_one_of_lmdeploys() -> None:
     known = {field.name for field in dataclasses.fields(messages.GenerationConfig)}
-    options = to_turbomind(
-        GenerationConfig(), end_token_ids=[2], eos_token_ids=[2], max_new_tokens=1
-    )
-    assert options.keys() <= known
+    continuation = Continuation(config=GenerationConfig(), end_token_ids=[2], max_new_tokens=1)
+    assert to_turbomind(continuation, eos_token_ids=[2]).keys() <= known
 
 
 def test_lmdeploys_limits_are_those_that_requests_are_checked_against() -> None:

@@ -3,15 +3,13 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
-import tomllib
 from importlib import metadata
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from packaging.requirements import Requirement
+from engine_support import extra_requirement, model_without_view, read_pins, text_model
 
 from vlcore.engines.turbomind import support
 from vlcore.engines.turbomind.support import (
@@ -21,22 +19,8 @@ from vlcore.engines.turbomind.support import (
     supported_versions,
     unsupported_reason,
 )
-from vlcore.errors import ConfigError
 
-ROOT = Path(__file__).parents[3]
 CUDA = torch.device("cuda", 0)
-LLAMA: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 256,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 4096,
-}
-
-
-def model(**config: Any) -> Any:
-    return SimpleNamespace(
-        view_config=LLAMA | config, checkpoint=SimpleNamespace(name="some-model"), requires=()
-    )
 
 
 @pytest.fixture
@@ -45,34 +29,24 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_extra_takes_the_releases_that_are_supported() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    (requirement,) = project["optional-dependencies"]["turbomind"]
-    assert Requirement(requirement).name == "lmdeploy"
-    assert Requirement(requirement).specifier == supported_versions()
+    requirement = extra_requirement("turbomind")
+    assert requirement.name == "lmdeploy"
+    assert requirement.specifier == supported_versions()
 
 
 def test_the_pinned_release_is_supported() -> None:
-    lines = (ROOT / "constraints-turbomind.txt").read_text().splitlines()
-    (pinned,) = (line.partition("==")[2] for line in lines if line.startswith("lmdeploy=="))
-    assert supported_versions().contains(pinned)
+    assert supported_versions().contains(read_pins("constraints-turbomind.txt")["lmdeploy"])
 
 
 def test_pins_in_both_lists_agree_except_for_torch() -> None:
-    ours, theirs = (
-        dict(
-            line.lower().split("==")
-            for line in (ROOT / file).read_text().splitlines()
-            if "==" in line
-        )
-        for file in ("constraints.txt", "constraints-turbomind.txt")
-    )
-    assert {name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]} == {"torch"}
+    pins, others = read_pins("constraints.txt"), read_pins("constraints-turbomind.txt")
+    assert {name for name in pins.keys() & others.keys() if pins[name] != others[name]} == {"torch"}
 
 
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_supported_model_has_no_unsupported_reason(dtype: torch.dtype) -> None:
-    assert unsupported_reason(model(), CUDA, dtype) is None
+    assert unsupported_reason(text_model(), CUDA, dtype) is None
     assert embedding_name("LlamaForCausalLM") == "model.embed_tokens.weight"
 
 
@@ -101,7 +75,7 @@ def test_a_supported_model_has_no_unsupported_reason(dtype: torch.dtype) -> None
 def test_unsupported_models_have_a_reason(
     config: dict[str, Any], device: str, dtype: torch.dtype, reason: str
 ) -> None:
-    found = unsupported_reason(model(**config), torch.device(device), dtype)
+    found = unsupported_reason(text_model(**config), torch.device(device), dtype)
     assert found is not None
     assert re.search(reason, found)
 
@@ -111,25 +85,17 @@ def test_unsupported_models_have_a_reason(
     "config", [{"sliding_window": 4096}, {"sliding_window": 8, "use_sliding_window": False}]
 )
 def test_a_sliding_window_of_the_whole_context_is_supported(config: dict[str, Any]) -> None:
-    assert unsupported_reason(model(**config), CUDA, torch.float16) is None
+    assert unsupported_reason(text_model(**config), CUDA, torch.float16) is None
 
 
 @pytest.mark.usefixtures("installed")
 def test_lmdeploys_own_settings_state_the_dtype() -> None:
-    assert unsupported_reason(model(), CUDA, torch.float32, config=object()) is None
+    assert unsupported_reason(text_model(), CUDA, torch.float32, config=object()) is None
 
 
 @pytest.mark.usefixtures("installed")
 def test_a_model_without_a_text_view_is_unsupported() -> None:
-    class Unwritable:
-        checkpoint = SimpleNamespace(name="some-model")
-
-        @property
-        def view_config(self) -> dict[str, Any]:
-            raise ConfigError("its weights are packed")
-
-    unwritable: Any = Unwritable()
-    assert unsupported_reason(unwritable, CUDA, torch.float16) == (
+    assert unsupported_reason(model_without_view(), CUDA, torch.float16) == (
         "the model has no text view: its weights are packed"
     )
 
@@ -146,7 +112,7 @@ def test_an_unsupported_lmdeploy_is_reported(
     monkeypatch: pytest.MonkeyPatch, version: str | None, reason: str
 ) -> None:
     monkeypatch.setattr(support, "lmdeploy_version", lambda: version)
-    found = unsupported_reason(model(), CUDA, torch.float16)
+    found = unsupported_reason(text_model(), CUDA, torch.float16)
     assert found is not None
     assert re.match(reason, found)
 

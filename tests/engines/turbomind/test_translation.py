@@ -4,18 +4,15 @@ from typing import Any
 
 import pytest
 
+from vlcore.engines.external.continuation import Continuation
 from vlcore.engines.generation import GenerationConfig
 from vlcore.engines.turbomind.translation import check_options, to_turbomind
 from vlcore.errors import OptionError
 
 
 def options(config: GenerationConfig | None = None, **facts: Any) -> dict[str, Any]:
-    stated: dict[str, Any] = {
-        "end_token_ids": [2],
-        "eos_token_ids": [2],
-        "max_new_tokens": 8,
-    } | facts
-    return to_turbomind(config or GenerationConfig(), **stated)
+    stated: dict[str, Any] = {"end_token_ids": [2], "max_new_tokens": 8} | facts
+    return to_turbomind(Continuation(config=config or GenerationConfig(), **stated), [2])
 
 
 @pytest.mark.parametrize(

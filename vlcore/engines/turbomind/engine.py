@@ -17,7 +17,7 @@ from vlcore.engines.external.sequence import ExternalSequence
 from vlcore.engines.turbomind.requests import InstancePool, TurbomindRequest
 from vlcore.engines.turbomind.support import embedding_name, lmdeploy_version
 from vlcore.engines.turbomind.translation import MAX_VALUES, check_options, to_turbomind
-from vlcore.errors import EngineError, EngineUnavailableError, OptionError
+from vlcore.errors import EngineUnavailableError, OptionError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,6 +43,7 @@ class TurbomindEngine(ExternalEngine):
     """
 
     name = "turbomind"
+    library = TurbomindRequest.library
     max_values = MAX_VALUES
 
     def __init__(
@@ -66,24 +67,15 @@ class TurbomindEngine(ExternalEngine):
         super().__init__(language_model, tokenizer)
         self._settings = self._model.engine_config
         self._dtype = getattr(torch, self._settings.dtype)
-        self.context_length = min(self._model.session_len, language_model.context_length)
-        if self.context_length == language_model.context_length:
-            self.context_limit_reason = language_model.context_limit_reason
+        self._limit_context(self._model.session_len, language_model)
         self._instances = InstancePool(self._model.create_instance, self._settings.max_batch_size)
         if self_test:
             embedding = embedding_name(language_model.view_config["architectures"][0])
+            library = f"lmdeploy {lmdeploy_version()}"
             try:
-                self._loop.run(
-                    run_self_test(
-                        self, view, embedding, next_logits, f"lmdeploy {lmdeploy_version()}"
-                    )
-                )
-            except BaseException as error:
+                self._run_self_test(run_self_test(self, view, embedding, next_logits, library))
+            except BaseException:
                 self._free()
-                if isinstance(error, EngineError) and not isinstance(error, EngineUnavailableError):
-                    raise EngineUnavailableError(
-                        f"TurboMind started, and failed its first request: {error}"
-                    ) from error
                 raise
 
     def stats(self) -> EngineStats:
@@ -106,20 +98,9 @@ class TurbomindEngine(ExternalEngine):
 
     def _make_options(self, sequence: ExternalSequence) -> Any:
         """Create lmdeploy's options for the rest of an answer."""
-        vocabulary = range(self.vocab_size)
-        # While tokens are banned, the answer is continued token by token.
-        max_new_tokens = 1 if sequence.banned_token_ids else sequence.num_remaining
-        return self._lmdeploy.GenerationConfig(
-            **to_turbomind(
-                sequence.request.config,
-                end_token_ids=sequence.end_token_ids.intersection(vocabulary),
-                eos_token_ids=self._stop_conditions.eos_token_ids.intersection(vocabulary),
-                banned_token_ids=sequence.banned_token_ids,
-                max_new_tokens=max_new_tokens,
-                num_generated=len(sequence.token_ids),
-                choice=sequence.choice,
-            )
-        )
+        eos_token_ids = self._stop_conditions.eos_token_ids.intersection(range(self.vocab_size))
+        options = to_turbomind(sequence.continuation(self.vocab_size), eos_token_ids)
+        return self._lmdeploy.GenerationConfig(**options)
 
     def _load(self, view: Path, settings: Any) -> Any:
         """Start TurboMind on a text view.

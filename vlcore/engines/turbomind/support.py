@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from packaging.specifiers import SpecifierSet
 
+from vlcore.engines.external.support import describe_unsupported_head_size
 from vlcore.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -111,14 +112,8 @@ def _unsupported_model_reason(language_model: LanguageModel) -> str | None:
     if architecture not in supported["embeddings"]:
         known = ", ".join(sorted(supported["embeddings"]))
         return f"it does not support {architecture}; it supports {known}"
-    head_size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    if head_size not in supported["head_sizes"]:
-        *others, last = map(str, supported["head_sizes"])
-        return (
-            f"its attention kernels support heads of size {', '.join(others)} or {last}; those of "
-            f"{language_model.checkpoint.name} have size {head_size}"
-        )
-    return None
+    sizes = describe_unsupported_head_size(language_model, supported["head_sizes"])
+    return f"its attention kernels support {sizes}" if sizes else None
 
 
 def _unsupported_dtype_reason(dtype: torch.dtype) -> str | None:

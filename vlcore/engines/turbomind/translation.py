@@ -6,10 +6,15 @@ implemented by vlcore instead.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Collection
 from typing import Any
 
+from vlcore.engines.external.continuation import Continuation
+from vlcore.engines.external.option_limits import (
+    HINT,
+    check_max_values,
+    check_num_end_tokens,
+)
 from vlcore.engines.generation import GenerationConfig
 from vlcore.errors import OptionError
 
@@ -19,7 +24,6 @@ MAX_VALUES = {"temperature": 2.0, "top_k": 1024}
 """The largest values that TurboMind does not clamp."""
 _UNSUPPORTED = ("frequency_penalty", "presence_penalty", "logit_bias")
 """Options whose values other than 0, or an empty mapping, TurboMind does not support."""
-_HINT = "or use engine='transformers'"
 
 
 def check_options(config: GenerationConfig, end_token_ids: Collection[int]) -> None:
@@ -32,41 +36,21 @@ def check_options(config: GenerationConfig, end_token_ids: Collection[int]) -> N
     Raises:
         OptionError: an option is out of TurboMind's range, or not supported by it.
     """
-    if not config.is_greedy:
-        for name, most in MAX_VALUES.items():
-            if (value := getattr(config, name)) > most:
-                or_all = ", or 0 for all tokens" if name == "top_k" else ""
-                raise OptionError(
-                    f"{name} must be at most {most:g} with TurboMind{or_all}; it is {value}: lower "
-                    f"it, {_HINT}"
-                )
+    check_max_values(config, MAX_VALUES, "TurboMind")
     for name in _UNSUPPORTED:
         if value := getattr(config, name):
             raise OptionError(
-                f"TurboMind does not support {name}; it is {value!s:.100}: remove it, {_HINT}"
+                f"TurboMind does not support {name}; it is {value!s:.100}: remove it, {HINT}"
             )
     if len(set(config.bad_token_ids)) > MAX_IDS:
         raise OptionError(
             f"bad_token_ids must be at most {MAX_IDS} tokens with TurboMind; there are "
-            f"{len(set(config.bad_token_ids))}: use fewer, {_HINT}"
+            f"{len(set(config.bad_token_ids))}: use fewer, {HINT}"
         )
-    if config.min_new_tokens and len(end_token_ids) > MAX_IDS:
-        raise OptionError(
-            f"min_new_tokens works with at most {MAX_IDS} end tokens with TurboMind; there are "
-            f"{len(end_token_ids)}: use fewer stop_token_ids, {_HINT}"
-        )
+    check_num_end_tokens(config, end_token_ids, MAX_IDS, "TurboMind")
 
 
-def to_turbomind(
-    config: GenerationConfig,
-    *,
-    end_token_ids: Collection[int],
-    eos_token_ids: Collection[int],
-    banned_token_ids: Collection[int] = (),
-    max_new_tokens: int,
-    num_generated: int = 0,
-    choice: int = 0,
-) -> dict[str, Any]:
+def to_turbomind(continuation: Continuation, eos_token_ids: Collection[int]) -> dict[str, Any]:
     """Return the keyword arguments of lmdeploy's ``GenerationConfig`` for one answer.
 
     Stop strings, ``n``, detokenization and log-probabilities are not translated, because vlcore
@@ -75,16 +59,12 @@ def to_turbomind(
     the logits.
 
     Args:
-        config: the request's options.
-        end_token_ids: tokens that end its answers.
+        continuation: what TurboMind is to generate.
         eos_token_ids: the model's end-of-sequence tokens.
-        banned_token_ids: tokens that may not come next, in addition to ``bad_token_ids``.
-        max_new_tokens: maximum number of tokens to generate.
-        num_generated: number of tokens of the answer that the prompt ends with.
-        choice: index of the answer among the request's ``n`` answers, each with its own seed.
     """
+    config, end_token_ids = continuation.config, continuation.end_token_ids
     options: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
+        "max_new_tokens": continuation.max_new_tokens,
         "do_sample": not config.is_greedy,
         # lmdeploy's sampler always samples; with top_k=1 that is greedy.
         "top_k": 1,
@@ -96,22 +76,13 @@ def to_turbomind(
         # therefore has some, and one that should not have any sets ignore_eos.
         "stop_token_ids": sorted(end_token_ids or eos_token_ids)[:MAX_IDS],
         "ignore_eos": not end_token_ids,
-        "min_new_tokens": max(0, config.min_new_tokens - num_generated) if end_token_ids else 0,
-        "bad_token_ids": sorted({*config.bad_token_ids, *banned_token_ids}),
-        "output_logits": _output_logits(config, num_generated),
+        "min_new_tokens": continuation.min_new_tokens,
+        "bad_token_ids": sorted({*config.bad_token_ids, *continuation.banned_token_ids}),
+        "output_logits": _output_logits(config, continuation.num_generated),
         "random_seed": 0,
     }
     if not config.is_greedy:
-        seed = config.random_seed
-        options |= {
-            "top_k": config.top_k,
-            "top_p": float(config.top_p),
-            "min_p": float(config.min_p),
-            "temperature": float(config.temperature),
-            "random_seed": random.getrandbits(64)
-            if seed is None
-            else (seed + choice + num_generated) % 2**64,
-        }
+        options |= continuation.sampling_options | {"random_seed": continuation.choose_seed(64)}
     return options
 
 

@@ -29,7 +29,7 @@ from vlcore.engines.vllm.translation import (
     to_structured,
     to_vllm,
 )
-from vlcore.errors import EngineClosedError, EngineError, EngineUnavailableError, OptionError
+from vlcore.errors import EngineClosedError, EngineUnavailableError, OptionError
 from vlcore.prompts.tokenization import TokenizedPrompt
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ class VllmEngine(ExternalEngine):
     """
 
     name = "vllm"
+    library = VllmRequest.library
     max_values = MAX_VALUES
     supports_grammars = True
 
@@ -99,9 +100,7 @@ class VllmEngine(ExternalEngine):
             self._llm = self._loop.run(_load(completed))
             model_config = self._llm.model_config
             self._dtype = model_config.dtype
-            self.context_length = min(model_config.max_model_len, language_model.context_length)
-            if self.context_length == language_model.context_length:
-                self.context_limit_reason = language_model.context_limit_reason
+            self._limit_context(model_config.max_model_len, language_model)
             self._has_second_runner = bool(self._llm.vllm_config.use_v2_model_runner)
             if self_test:
                 self._test(view, language_model.view_config["architectures"][0])
@@ -154,16 +153,7 @@ class VllmEngine(ExternalEngine):
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-        # While tokens are banned, the answer is continued token by token.
-        max_new_tokens = 1 if sequence.banned_token_ids else sequence.num_remaining
-        options = to_vllm(
-            sequence.request.config,
-            end_token_ids=sequence.end_token_ids.intersection(range(self.vocab_size)),
-            banned_token_ids=sequence.banned_token_ids,
-            max_new_tokens=max_new_tokens,
-            num_generated=len(sequence.token_ids),
-            choice=sequence.choice,
-        )
+        options = to_vllm(sequence.continuation(self.vocab_size))
         if (grammar := sequence.request.config.grammar) is not None:
             options["structured_outputs"] = StructuredOutputsParams(**to_structured(grammar))
         return SamplingParams(**options, output_kind=RequestOutputKind.DELTA)
@@ -185,14 +175,7 @@ class VllmEngine(ExternalEngine):
             prompt_length=min(length, self.context_length - 1),
             has_prefix_cache=bool(cache.enable_prefix_caching),
         )
-        try:
-            self._loop.run(test)
-        except EngineUnavailableError:
-            raise
-        except EngineError as error:
-            raise EngineUnavailableError(
-                f"vLLM started, and failed its first request: {error}"
-            ) from error
+        self._run_self_test(test)
 
     def _free(self) -> None:
         llm, self._llm = getattr(self, "_llm", None), None

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from packaging.specifiers import SpecifierSet
 
+from vlcore.engines.external.support import describe_unsupported_head_size
 from vlcore.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -127,15 +128,11 @@ def _unsupported_model_reason(language_model: LanguageModel, device: torch.devic
     if architecture not in _supported()["embeddings"]:
         known = ", ".join(sorted(_supported()["embeddings"]))
         return f"vlcore does not run {architecture} on it, but {known}"
-    head_size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     head_sizes = _supported()["head_sizes"].get(device.type)
-    if head_sizes is not None and head_size not in head_sizes:
-        *others, last = map(str, head_sizes)
-        return (
-            f"on a {device.type} its attention supports heads of size {', '.join(others)} or "
-            f"{last}; those of {language_model.checkpoint.name} have size {head_size}"
-        )
-    return None
+    if head_sizes is None:
+        return None
+    sizes = describe_unsupported_head_size(language_model, head_sizes)
+    return f"on a {device.type} its attention supports {sizes}" if sizes else None
 
 
 def _unsupported_dtype_reason(dtype: torch.dtype) -> str | None:

@@ -6,7 +6,6 @@ Options that vLLM would interpret differently are refused here, or implemented b
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlcore.engines.external.continuation import Continuation
+from vlcore.engines.external.option_limits import (
+    HINT,
+    check_max_values,
+    check_num_end_tokens,
+)
 from vlcore.engines.external.prompt import HostPrompt
 from vlcore.engines.generation import GenerationConfig
 from vlcore.engines.grammar import Grammar
 from vlcore.engines.transformers.grammars.translation import translate
 from vlcore.errors import OptionError
 
-_HINT = "or use engine='transformers'"
 MAX_VALUES = {"temperature": 2.0}
 """The largest values that vLLM accepts."""
 MAX_BIASED_IDS = 1024
@@ -46,23 +50,19 @@ def check_options(
     if config.output_logits is not None:
         raise OptionError(
             f"vLLM does not return logits; output_logits is {config.output_logits!r}: request "
-            f"logprobs instead, {_HINT}"
+            f"logprobs instead, {HINT}"
         )
-    if not config.is_greedy and config.temperature > MAX_VALUES["temperature"]:
-        raise OptionError(
-            f"temperature must be at most {MAX_VALUES['temperature']:g} with vLLM; it is "
-            f"{config.temperature}: lower it, {_HINT}"
-        )
+    check_max_values(config, MAX_VALUES, "vLLM")
     if config.bad_words and config.grammar is not None:
         raise OptionError(
             "with vLLM, bad_words cannot be combined with a grammar, because an answer that is "
-            f"continued without a banned string would begin the grammar again: remove one, {_HINT}"
+            f"continued without a banned string would begin the grammar again: remove one, {HINT}"
         )
     if config.bad_words and (config.frequency_penalty or config.presence_penalty):
         raise OptionError(
             "with vLLM, bad_words cannot be combined with frequency_penalty or presence_penalty, "
             "because an answer that is continued without a banned string would count only its "
-            f"later tokens: remove one of them, {_HINT}"
+            f"later tokens: remove one of them, {HINT}"
         )
     if not has_second_runner:
         return
@@ -70,64 +70,35 @@ def check_options(
     if num_biased > MAX_BIASED_IDS:
         raise OptionError(
             f"bad_token_ids and logit_bias must have at most {MAX_BIASED_IDS} tokens together with "
-            f"vLLM; they have {num_biased}: use fewer, {_HINT}"
+            f"vLLM; they have {num_biased}: use fewer, {HINT}"
         )
-    if config.min_new_tokens and len(end_token_ids) > MAX_END_IDS:
-        raise OptionError(
-            f"min_new_tokens works with at most {MAX_END_IDS} end tokens with vLLM; there are "
-            f"{len(end_token_ids)}: use fewer stop_token_ids, {_HINT}"
-        )
+    check_num_end_tokens(config, end_token_ids, MAX_END_IDS, "vLLM")
 
 
-def to_vllm(
-    config: GenerationConfig,
-    *,
-    end_token_ids: Collection[int],
-    banned_token_ids: Collection[int] = (),
-    max_new_tokens: int,
-    num_generated: int = 0,
-    choice: int = 0,
-) -> dict[str, Any]:
+def to_vllm(continuation: Continuation) -> dict[str, Any]:
     """Return the keyword arguments of vLLM's ``SamplingParams`` for one answer.
 
     Stop strings, ``n`` and detokenization are not translated, because vlcore implements them.
-
-    Args:
-        config: the request's options.
-        end_token_ids: tokens that end its answers.
-        banned_token_ids: tokens that may not come next, in addition to ``bad_token_ids``.
-        max_new_tokens: maximum number of tokens to generate.
-        num_generated: number of tokens of the answer that the prompt ends with.
-        choice: index of the answer among the request's ``n`` answers, each with its own seed.
     """
-    banned = dict.fromkeys({*config.bad_token_ids, *banned_token_ids}, float("-inf"))
+    config = continuation.config
+    banned_token_ids = {*config.bad_token_ids, *continuation.banned_token_ids}
+    banned = dict.fromkeys(banned_token_ids, float("-inf"))
     bias = {token_id: float(value) for token_id, value in config.logit_bias.items()} | banned
     options: dict[str, Any] = {
-        "max_tokens": max_new_tokens,
+        "max_tokens": continuation.max_new_tokens,
         "temperature": 0.0,
         "repetition_penalty": float(config.repetition_penalty),
         "frequency_penalty": float(config.frequency_penalty),
         "presence_penalty": float(config.presence_penalty),
         "logit_bias": bias or None,
-        "stop_token_ids": sorted(end_token_ids),
+        "stop_token_ids": sorted(continuation.end_token_ids),
         "ignore_eos": True,  # the model's end tokens are among the stop tokens
-        "min_tokens": min(max(0, config.min_new_tokens - num_generated), max_new_tokens)
-        if end_token_ids
-        else 0,
+        "min_tokens": min(continuation.min_new_tokens, continuation.max_new_tokens),
         "logprobs": config.logprobs,
         "detokenize": False,
     }
     if not config.is_greedy and config.temperature >= _MIN_TEMPERATURE:
-        seed = config.random_seed
-        options |= {
-            "temperature": float(config.temperature),
-            "top_k": config.top_k,
-            "top_p": float(config.top_p),
-            "min_p": float(config.min_p),
-            "seed": random.getrandbits(63)
-            if seed is None
-            else (seed + choice + num_generated) % 2**63,
-        }
+        options |= continuation.sampling_options | {"seed": continuation.choose_seed(63)}
     return options
 
 
