@@ -121,7 +121,7 @@ $(LOWEST)/ready: pyproject.toml $(CONSTRAINTS) | check-python
 	$(LOWEST)/bin/python -m pip install --quiet uv
 	grep '^torch==' $(CONSTRAINTS) > $(LOWEST)/torch.txt
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
-		--constraint $(LOWEST)/torch.txt --editable '.[serve,testing,heif]' \
+		--constraint $(LOWEST)/torch.txt --editable '.[serve,testing,heif,video]' \
 		$(addprefix --editable ./,$(PLUGINS) $(EXAMPLES)) $(LOWEST_TOOLS)
 	@touch $@
 

@@ -53,6 +53,7 @@ from .media.policy import ImageLimits as ImageLimits
 from .media.video import Video as Video
 from .media.video import VideoLimits as VideoLimits
 from .media.video import VideoSampling as VideoSampling
+from .media.video_loader import load_video as load_video
 from .plugins.stages import load_chat_template as load_chat_template
 from .plugins.stages import load_language_model as load_language_model
 from .plugins.stages import load_vision_model as load_vision_model

@@ -7,7 +7,6 @@ import math
 import os
 
 import psutil
-import torch
 
 from vlcore._utils.cgroup import cpu_quota, memory_headroom
 
@@ -43,6 +42,8 @@ def limit_torch_threads() -> None:
     """
     if cpu_quota() is None:
         return
+    import torch
+
     count = num_cpus()
     if count < torch.get_num_threads():
         logger.info("torch computes with %d thread(s), the CPU limit of the container", count)

@@ -2,3 +2,8 @@ from .image import load_image as load_image
 from .policy import ImageAccess as ImageAccess
 from .policy import ImageLimits as ImageLimits
 from .source import ImageSource as ImageSource
+from .video import Video as Video
+from .video import VideoLimits as VideoLimits
+from .video import VideoSampling as VideoSampling
+from .video_loader import VideoSource as VideoSource
+from .video_loader import load_video as load_video
