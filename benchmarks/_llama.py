@@ -16,7 +16,8 @@ from engine import tokenizer
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from vlcore.checkpoint.checkpoint import Checkpoint, renamed
+from vlcore.checkpoint.checkpoint import Checkpoint
+from vlcore.checkpoint.renaming import renamed
 from vlcore.engines.base import Engine, EngineRequest
 from vlcore.engines.generation import GenerationConfig
 from vlcore.language.model import LanguageModel

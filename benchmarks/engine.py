@@ -22,7 +22,8 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from vlcore._utils.device import as_device
-from vlcore.checkpoint.checkpoint import Checkpoint, renamed
+from vlcore.checkpoint.checkpoint import Checkpoint
+from vlcore.checkpoint.renaming import renamed
 from vlcore.engines.base import EngineRequest
 from vlcore.engines.generation import GenerationConfig
 from vlcore.engines.transformers.engine import TransformersEngine, TransformersEngineConfig

@@ -2,8 +2,8 @@ from ._utils.device_map import DeviceMap as DeviceMap
 from ._utils.device_map import MaxMemory as MaxMemory
 from ._version import __version__ as __version__
 from .checkpoint.checkpoint import Checkpoint as Checkpoint
-from .checkpoint.checkpoint import renamed as renamed
 from .checkpoint.files import CheckpointFiles as CheckpointFiles
+from .checkpoint.renaming import renamed as renamed
 from .checkpoint.tensor_source import TensorSource as TensorSource
 from .checkpoint.weights import empty_weights as empty_weights
 from .engines.generation import GenerationConfig as GenerationConfig

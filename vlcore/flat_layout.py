@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from vlcore.checkpoint.checkpoint import Checkpoint, renamed
+from vlcore.checkpoint.checkpoint import Checkpoint
+from vlcore.checkpoint.renaming import renamed
 from vlcore.clip import ClipSource
 from vlcore.errors import ConfigError
 from vlcore.language.model import LanguageModel

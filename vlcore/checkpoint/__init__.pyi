@@ -1,3 +1,3 @@
 from .checkpoint import Checkpoint as Checkpoint
-from .checkpoint import renamed as renamed
+from .renaming import renamed as renamed
 from .tensor_source import TensorSource as TensorSource

@@ -7,7 +7,6 @@ disk, directly to their dtype and device.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path, PureWindowsPath
@@ -16,14 +15,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from vlcore._utils.progress import progress_bar
 from vlcore.checkpoint import module_loader
 from vlcore.checkpoint.files import METADATA_PATTERNS, CheckpointFiles, path_inside
-from vlcore.checkpoint.hub import HubRepository
+from vlcore.checkpoint.fingerprint import compute_fingerprint
+from vlcore.checkpoint.location import find_checkpoint
 from vlcore.checkpoint.tensor_source import TensorSource
+from vlcore.checkpoint.tokenizer_files import (
+    read_chat_template,
+    read_response_template,
+    read_special_tokens,
+)
+from vlcore.checkpoint.weight_files import describe_tensors, read_tensors
 from vlcore.checkpoint.weight_index import adapter_hint, find_weight_files
-from vlcore.checkpoint.weights import TensorInfo, open_weights, read_header, shorten
-from vlcore.errors import CheckpointError, CheckpointNotFoundError, ConfigError, TensorError
+from vlcore.checkpoint.weights import TensorInfo, shorten
+from vlcore.errors import CheckpointNotFoundError, ConfigError, TensorError
 from vlcore.vocabulary import load_tokenizer
 
 if TYPE_CHECKING:
@@ -64,33 +69,11 @@ class Checkpoint:
             CheckpointError: the path of the directory is not UTF-8.
             CheckpointNotFoundError: ``model`` is neither a directory nor a reachable repository.
         """
-        if not isinstance(model, str | Path) or not str(model):
-            raise CheckpointNotFoundError(
-                f"a model directory or Hub repo id is expected; {model!r} is neither"
-            )
-        repo_id = str(model)
-        try:
-            directory = Path(model).expanduser()
-            if directory.is_dir():
-                _check_encoding(directory)
-                return cls(directory)
-            is_file = directory.exists()
-        except (OSError, ValueError, RuntimeError) as error:  # not a valid path
-            raise CheckpointNotFoundError(
-                f"{repo_id[:80]!r} is not a directory: {error}"
-            ) from error
-        if is_file:
-            raise CheckpointNotFoundError(
-                f"a model directory or Hub repo id is expected; {repo_id!r} is a file"
-            )
-        if repo_id.count("/") != 1 or repo_id.startswith((".", "/", "~")):
-            raise CheckpointNotFoundError(
-                f"there is no directory {repo_id!r}, and it is not a Hub repo id "
-                "(organisation/name) either"
-            )
-        repository = HubRepository(repo_id, revision)
-        directory = repository.download(METADATA_PATTERNS)
-        return cls(directory, name=repo_id, fetch=repository.download)
+        found = find_checkpoint(model, revision)
+        if isinstance(found, Path):
+            return cls(found)
+        directory = found.download(METADATA_PATTERNS)
+        return cls(directory, name=found.repo_id, fetch=found.download)
 
     def __repr__(self) -> str:
         return f"Checkpoint({self.name!r})"
@@ -147,31 +130,17 @@ class Checkpoint:
     @property
     def chat_template(self) -> str | None:
         """The source of the checkpoint's Jinja chat template; ``None`` without one."""
-        path = self.directory / "chat_template.jinja"
-        if path.is_file():
-            return path.read_text("utf-8")
-        for filename in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-            template = (self.read_json(filename) or {}).get("chat_template")
-            if isinstance(template, str):
-                return template
-        return None
+        return read_chat_template(self.directory, self.files)
 
     @property
     def response_template(self) -> dict[str, Any] | None:
         """How answers call tools, if ``tokenizer_config.json`` describes it for transformers."""
-        template = (self.read_json("tokenizer_config.json") or {}).get("response_template")
-        return template if isinstance(template, dict) else None
+        return read_response_template(self.files)
 
     @property
     def special_tokens(self) -> dict[str, str]:
         """The text of each special token of the tokenizer, by role such as ``eos_token``."""
-        tokens: dict[str, str] = {}
-        for filename in ("tokenizer_config.json", "special_tokens_map.json"):
-            for role, token in (self.read_json(filename) or {}).items():
-                text = token.get("content") if isinstance(token, dict) else token
-                if role.endswith("_token") and isinstance(text, str):
-                    tokens[role] = text
-        return tokens
+        return read_special_tokens(self.files)
 
     def related(self, reference: str) -> Checkpoint:
         """Open a checkpoint that this one refers to.
@@ -233,22 +202,7 @@ class Checkpoint:
 
     def fingerprint_of(self, weight_files: Iterable[Path]) -> str:
         """Compute the fingerprint for some of the weight files only."""
-        digest = hashlib.sha256()
-        files = [self.directory / "config.json", *sorted(set(weight_files))]
-        for field in (str(self.directory.resolve()), *self._fingerprint_fields(files)):
-            encoded = field.encode("utf-8", "surrogatepass")  # a path may have any bytes
-            digest.update(len(encoded).to_bytes(8, "little") + encoded)
-        return digest.hexdigest()
-
-    @staticmethod
-    def _fingerprint_fields(files: Iterable[Path]) -> Iterator[str]:
-        for path in files:
-            if not path.exists():
-                continue
-            status = path.stat()
-            yield from (path.name, str(status.st_size), str(status.st_mtime_ns))
-            if path.suffix == ".safetensors":
-                yield read_header(path).decode("utf-8", "replace")
+        return compute_fingerprint(self.directory, weight_files)
 
     # -- tensors
 
@@ -295,21 +249,9 @@ class Checkpoint:
         Raises:
             TensorError: names are missing, or a file is damaged.
         """
-        by_file = self._files_with(names)
-        total = sum(map(len, by_file.values()))
-
-        def convert(tensor: Tensor) -> Tensor:
-            keeps_dtype = dtype is None or not tensor.is_floating_point()
-            return tensor.to(device=device, dtype=None if keeps_dtype else dtype)
-
-        with progress_bar(
-            total, description="loading weights", unit="tensor", shown=progress
-        ) as advance:
-            for path, names_in_file in by_file.items():
-                with open_weights(path) as reader:
-                    for name in reader.in_file_order(names_in_file):
-                        yield name, convert(reader(name))  # no reference stays in this frame
-                        advance()
+        yield from read_tensors(
+            self._files_with(names), device=device, dtype=dtype, progress=progress
+        )
 
     def tensor_infos(self, names: Iterable[str]) -> dict[str, TensorInfo]:
         """Return dtypes and shapes, in the order in which :meth:`tensors` reads the tensors.
@@ -317,13 +259,7 @@ class Checkpoint:
         Raises:
             TensorError: names are missing, or a file is damaged.
         """
-        infos: dict[str, TensorInfo] = {}
-        for path, names_in_file in self._files_with(names).items():
-            with open_weights(path) as reader:
-                infos |= {
-                    name: reader.describe(name) for name in reader.in_file_order(names_in_file)
-                }
-        return infos
+        return describe_tensors(self._files_with(names))
 
     def _files_with(self, names: Iterable[str]) -> dict[Path, list[str]]:
         """Group tensor names by weight file, and make sure that these files are present."""
@@ -398,34 +334,3 @@ class Checkpoint:
     def _weight_files(self) -> Mapping[str, Path]:
         """The weight file of each tensor, by the tensor's name."""
         return find_weight_files(self.directory, self.name, self._fetch)
-
-
-_COMPUTED_SUFFIX = ".rotary_emb.inv_freq"
-
-
-def renamed(checkpoint: Checkpoint, prefixes: Mapping[str, str]) -> dict[str, TensorSource]:
-    """List the tensors whose names begin with one of several prefixes, under new names.
-
-    Rotary frequencies, which old checkpoints store but every model computes, are left out.
-
-    Args:
-        checkpoint: the checkpoint that holds the tensors.
-        prefixes: the prefix in the standard architecture for each prefix in the checkpoint; the
-            first one that matches a name applies.
-    """
-    tensors = {}
-    for name in checkpoint.tensor_names:
-        old = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
-        if old is not None and not name.endswith(_COMPUTED_SUFFIX):
-            tensors[prefixes[old] + name.removeprefix(old)] = TensorSource(name)
-    return tensors
-
-
-def _check_encoding(directory: Path) -> None:
-    try:
-        str(directory).encode()
-    except UnicodeEncodeError:
-        raise CheckpointError(
-            f"the path {str(directory)!r} is not valid UTF-8, and libraries that read tokenizers "
-            "and weights need one that is: rename the directory, or make a symbolic link to it"
-        ) from None

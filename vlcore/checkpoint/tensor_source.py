@@ -1,4 +1,4 @@
-"""Where a tensor of a module is stored in a checkpoint."""
+"""``TensorSource``: where a tensor of a module is stored in a checkpoint."""
 
 from __future__ import annotations
 

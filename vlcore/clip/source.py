@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from vlcore._utils.device_map import DeviceMap, MaxMemory, dispatch, plan_devices
-from vlcore.checkpoint.checkpoint import Checkpoint, renamed
+from vlcore.checkpoint.checkpoint import Checkpoint
+from vlcore.checkpoint.renaming import renamed
 from vlcore.checkpoint.tensor_source import TensorSource
 from vlcore.checkpoint.weights import empty_weights
 from vlcore.clip.images import ClipProcessor

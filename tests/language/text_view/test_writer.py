@@ -442,5 +442,5 @@ def test_planning_opens_no_weights_of_an_existing_view(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("weights were opened")
 
-    monkeypatch.setattr("vlcore.checkpoint.checkpoint.open_weights", refuse)
+    monkeypatch.setattr("vlcore.checkpoint.weight_files.open_weights", refuse)
     assert language_model.write_view(view) == view
