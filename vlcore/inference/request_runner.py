@@ -15,7 +15,8 @@ from vlcore.engines.generation import GenerationConfig
 from vlcore.errors import OptionError
 from vlcore.inference.response import Response, Session, error_response, join_responses
 from vlcore.inference.user_input import Prompt, is_batch, parse_prompt
-from vlcore.language.model import LanguageModel, has_prompt_inputs, read_prompt_inputs
+from vlcore.language.checked_inputs import has_prompt_inputs, read_prompt_inputs
+from vlcore.language.model import LanguageModel
 from vlcore.language.prompt_inputs import USUAL_INPUTS
 from vlcore.prompts.chat_template import ChatTemplate, write_prompt
 from vlcore.prompts.conversation import Conversation

@@ -22,12 +22,12 @@ from vlcore.checkpoint.weights import empty_weights
 from vlcore.errors import (
     ConfigError,
     EngineUnavailableError,
-    PluginContractError,
-    VlcoreError,
 )
 from vlcore.language.prompt_inputs import USUAL_INPUTS, PromptInputs
 from vlcore.language.text_view.config import standard_config, standard_quantization
 from vlcore.language.text_view.writer import write_view
+from vlcore.language.tied_tensors import add_tied_sources, stores_tied, tie_absent
+from vlcore.language.transformers_config import create_config, has_text_class
 from vlcore.prompts.tokenization import ImageLayout, TokenizedPrompt
 
 if TYPE_CHECKING:
@@ -95,21 +95,7 @@ class LanguageModel:
         Raises:
             ConfigError: transformers does not know the ``model_type``, or rejects the values.
         """
-        from transformers import CONFIG_MAPPING
-
-        values = _with_rope_parameters(self.config)
-        del values["model_type"]
-        padding, size = values.get("pad_token_id"), values.get("vocab_size")
-        if isinstance(padding, int) and isinstance(size, int) and not -size <= padding < size:
-            values["pad_token_id"] = None  # padding is never used, and must not prevent loading
-        try:
-            config: PretrainedConfig = CONFIG_MAPPING[self.config["model_type"]](**values)
-        except Exception as error:
-            raise ConfigError(
-                f"transformers cannot read the text configuration of {self.checkpoint.name} as "
-                f"{self.config['model_type']!r}: {type(error).__name__}: {error}"
-            ) from error
-        return config
+        return create_config(self.config, self.checkpoint.name)
 
     @property
     def hidden_size(self) -> int:
@@ -218,15 +204,12 @@ class LanguageModel:
         model = self._empty_model()
         self.checkpoint.load_module(
             model,
-            self._with_tied_sources(model),
+            add_tied_sources(model, self.tensors),
             device=device,
             dtype=as_dtype(dtype),
             progress=progress,
         )
-        # Those that are tied and stored as well, with different values, are not tied.
-        tied = getattr(model, "all_tied_weights_keys", None) or {}
-        absent = {key for key in {*tied, *tied.values()} if key not in self.tensors}
-        model.tie_weights(missing_keys=absent, recompute_mapping=False)
+        tie_absent(model, self.tensors)
         eos_ids = self._stated_eos_ids()
         generation_config = getattr(model, "generation_config", None)
         if eos_ids and generation_config is not None:
@@ -243,7 +226,7 @@ class LanguageModel:
         """
         if self._quantization is None:
             model = self._empty_model()
-            self.checkpoint.check_module(model, self._with_tied_sources(model))
+            self.checkpoint.check_module(model, add_tied_sources(model, self.tensors))
 
     @property
     def _quantization(self) -> object | None:
@@ -268,24 +251,6 @@ class LanguageModel:
             ) from error
         return model
 
-    def _with_tied_sources(self, model: PreTrainedModel) -> dict[str, TensorSource]:
-        """Add the tensors that are tied to another tensor."""
-        sources = dict(self.tensors)
-        tied = getattr(model, "all_tied_weights_keys", None) or {}
-        for key, original in tied.items():
-            if key not in sources and original in sources:
-                sources[key] = sources[original]
-            elif original not in sources and key in sources:
-                sources[original] = sources[key]
-        return sources
-
-    def _stores_tied_tensors(self) -> bool:
-        """Whether there are sources for both of two tensors that the class ties."""
-        from vlcore.language.causal_lm import tied_keys
-
-        pairs = tied_keys(self.transformers_config).items()
-        return any(key in self.tensors and original in self.tensors for key, original in pairs)
-
     def _stated_eos_ids(self) -> list[int]:
         """The end tokens in ``generation_config.json``; empty if it has none."""
         stated = (self.checkpoint.read_json("generation_config.json") or {}).get("eos_token_id")
@@ -308,7 +273,7 @@ class LanguageModel:
             ConfigError: transformers rejects the values or has no text-only class for them, or
                 the weights are quantised in a way that a view cannot preserve.
         """
-        if not _has_text_class(self.transformers_config):
+        if not has_text_class(self.transformers_config):
             raise ConfigError(
                 f"the language model of {self.checkpoint.name} has no text view, because "
                 f"transformers has no text-only class for {self.transformers_config.model_type!r}: "
@@ -317,7 +282,9 @@ class LanguageModel:
         config = standard_config(
             self.transformers_config, self.architecture, context_length=self.context_length
         )
-        if config.get("tie_word_embeddings") and self._stores_tied_tensors():
+        if config.get("tie_word_embeddings") and stores_tied(
+            self.transformers_config, self.tensors
+        ):
             config["tie_word_embeddings"] = False  # other programs would ignore one of the two
         if self._quantization is not None:
             config["quantization_config"] = standard_quantization(
@@ -353,55 +320,6 @@ class LanguageModel:
                 (view / filename).symlink_to(file.resolve())
 
 
-def has_prompt_inputs(model: LanguageModel) -> bool:
-    """Return whether a language model has other prompt inputs than the usual ones."""
-    return type(model).prompt_inputs is not LanguageModel.prompt_inputs
-
-
-def read_prompt_inputs(
-    model: LanguageModel, prompt: TokenizedPrompt, layouts: Sequence[ImageLayout]
-) -> PromptInputs:
-    """Return the prompt inputs of a language model, and check them.
-
-    Raises:
-        PluginContractError: they are not those of the prompt, need a feature that the model does
-            not require, or the plugin raised an exception that is not one of vlcore.
-    """
-    name = f"{type(model).__name__}.prompt_inputs"
-    try:
-        inputs: object = model.prompt_inputs(prompt, layouts)
-    except VlcoreError:
-        raise
-    except Exception as error:
-        raise PluginContractError(f"{name} failed: {type(error).__name__}: {error}") from error
-    if not isinstance(inputs, PromptInputs):
-        raise PluginContractError(f"{name} must return PromptInputs; it returned {inputs!r:.80}")
-    if missing := sorted(inputs.features - model.requires):
-        raise PluginContractError(
-            f"{name} returned inputs that need {', '.join(missing)}, which requires does not name: "
-            f"it is {sorted(model.requires)}"
-        )
-    return inputs
-
-
-def _has_text_class(config: PretrainedConfig) -> bool:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    return config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-
 def _method(quantization: object) -> str:
     stated = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
     return str(stated or "by an unknown method")
-
-
-def _with_rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert rotary settings to the form of transformers 5, which avoids a deprecation warning."""
-    values = dict(config)
-    scaling = values.pop("rope_scaling", None)
-    if not isinstance(scaling, Mapping) or "rope_parameters" in values:
-        return values
-    parameters = {key: value for key, value in scaling.items() if key != "type"}
-    parameters.setdefault("rope_type", scaling.get("type", "default"))
-    parameters.setdefault("rope_theta", values.pop("rope_theta", 10000.0))
-    return values | {"rope_parameters": parameters}
