@@ -33,11 +33,18 @@ def encode(
     model: Model,
     images: Annotated[
         list[str],
-        typer.Argument(help="Image files, URLs, and directories to search for images."),
+        typer.Argument(
+            help="Image files, URLs, directories to search for images, and glob patterns such as"
+            " 'photos/**/*.jpg'. With --ray, also URIs such as s3://bucket/photos."
+        ),
     ],
     out: Annotated[
-        Path,
-        typer.Option(metavar="FILE", help="safetensors file to write, or to extend if it exists."),
+        str,
+        typer.Option(
+            metavar="FILE",
+            help="safetensors file to write, or to extend if it exists. With --ray, a directory or"
+            " its URI.",
+        ),
     ],
     plugin: Plugin = None,
     device: Annotated[
@@ -54,17 +61,129 @@ def encode(
     ] = 8,
     shrink_on_load: ShrinkOnLoad = False,
     image_background: ImageBackground = None,
+    ray: Annotated[
+        bool,
+        typer.Option(
+            "--ray", help="Distribute the images over a Ray cluster. Requires vlcore[ray]."
+        ),
+    ] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of the Ray cluster, such as auto or ray://host:10001. Default: that in"
+            " RAY_ADDRESS, or a cluster on this machine, which is started if there is none."
+        ),
+    ] = None,
+    shard_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="Format of the files with --ray: parquet or safetensors. Default: parquet.",
+        ),
+    ] = None,
+    images_per_shard: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of images that are encoded together and written to one file with --ray."
+            " Default: 64.",
+        ),
+    ] = None,
+    encoders: Annotated[
+        int | None,
+        typer.Option(
+            help="Maximum number of copies of the model with --ray. Default: one on each GPU, or on"
+            " each machine if there are no GPUs."
+        ),
+    ] = None,
+    encoder_cpus: Annotated[
+        float | None,
+        typer.Option(help="CPUs for each copy with --ray. Default: its share of the machine's."),
+    ] = None,
+    encoder_gpus: Annotated[
+        float | None,
+        typer.Option(help="GPUs for each copy with --ray, such as 0.5. Default: 1 on cuda."),
+    ] = None,
 ) -> None:
     """Compute the embeddings of images, and write them to a safetensors file.
 
     The file has one tensor for each image, under the image's path. Images that it contains already
     are not encoded again. Images that cannot be encoded are listed at the end, and the exit code is
     then 1.
+
+    With --ray, the images are distributed over a cluster, and their embeddings are written to many
+    files of one directory. Everything else stays the same.
     """
+    from vlcore.errors import OptionError
+
+    on_cluster = {
+        "--address": address,
+        "--format": shard_format,
+        "--images-per-shard": images_per_shard,
+        "--encoders": encoders,
+        "--encoder-cpus": encoder_cpus,
+        "--encoder-gpus": encoder_gpus,
+    }
+    stated = [name for name, value in on_cluster.items() if value is not None]
+    if stated and not ray:
+        raise OptionError(f"{', '.join(stated)} can only be used with --ray")
+    if ray:
+        if len(device or []) > 1:
+            raise OptionError("--device can only be stated once with --ray: use --encoders")
+        from vlcore.cli.encode.on_cluster import ClusterOptions, encode_on_cluster
+        from vlcore.cluster.offline.settings import EncoderSettings
+
+        settings = EncoderSettings(
+            model,
+            plugin=plugin,
+            revision=revision,
+            device=device[0] if device else "auto",
+            dtype=dtype,
+            max_batch_size=max_batch_size,
+            shrink_on_load=shrink_on_load,
+            image_background=image_background,
+        )
+        options = ClusterOptions(
+            address,
+            shard_format or "parquet",
+            64 if images_per_shard is None else images_per_shard,
+            encoders,
+            encoder_cpus,
+            encoder_gpus,
+        )
+        encode_on_cluster(settings, images, out, options)
+        return
+    _encode_here(
+        model,
+        images,
+        Path(out),
+        plugin=plugin,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        max_batch_size=max_batch_size,
+        shrink_on_load=shrink_on_load,
+        image_background=image_background,
+    )
+
+
+def _encode_here(
+    model: str,
+    images: Sequence[str],
+    out: Path,
+    *,
+    plugin: str | None,
+    device: Sequence[str] | None,
+    dtype: str,
+    revision: str | None,
+    max_batch_size: int,
+    shrink_on_load: bool,
+    image_background: str | None,
+) -> None:
     from vlcore._utils.device import as_device, choose_dtype
     from vlcore._utils.progress import progress_bar
     from vlcore.cli.encode.row_file import RowFile
     from vlcore.errors import OptionError
+    from vlcore.media.image_files import find_images
     from vlcore.plugins.stages import ModelStages
     from vlcore.vision.embedding_cache import model_key
     from vlcore.vision.encoder import ImageEncoder
@@ -73,7 +192,7 @@ def encode(
         raise OptionError(f"--out expects a file in an existing directory; received {str(out)!r}")
     if not is_valid_text(str(out)):
         raise OptionError(f"--out expects a valid Unicode file name; received {str(out)!r}")
-    names = _find_images(images)
+    names = find_images(images)
     stages = ModelStages(model, plugin=plugin, revision=revision)
     devices = [as_device(name) for name in device or ["auto"]]
     precision = choose_dtype(dtype, devices[0], stages.checkpoint.config)
@@ -99,26 +218,6 @@ def encode(
         echo(f"not encoded: {name}: {error}", err=True)
     if failures:
         raise typer.Exit(1)
-
-
-def _find_images(images: Sequence[str]) -> list[str]:
-    """List the images, those of a directory in alphabetical order."""
-    from PIL import Image
-
-    from vlcore.errors import OptionError
-    from vlcore.media.policy import FORMATS
-
-    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
-    found: dict[str, None] = {}
-    for image in images:
-        if Path(image).is_dir():
-            files = sorted(path for path in Path(image).rglob("*") if path.is_file())
-            found |= {str(path): None for path in files if path.suffix.lower() in suffixes}
-        else:
-            found[image] = None
-    if not found:
-        raise OptionError(f"no images found in {', '.join(images)}")
-    return list(found)
 
 
 async def _encode_all(

@@ -1,0 +1,1 @@
+"""Encodes the images of directories and object stores on a cluster, with Ray Data."""
