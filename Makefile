@@ -100,7 +100,8 @@ $(VLLM)/ready: $(DEFINED_BY) $(VLLM_LISTS) | check-python
 	@touch $@
 
 test-ray: $(RAY)/ready  ## run the tests of clusters on a Ray of their own, on this machine (Linux, some minutes)
-	$(RAY)/bin/python -m pytest tests/cluster
+	$(RAY)/bin/python -m pytest tests/cluster --ignore tests/cluster/ray_data
+	$(RAY)/bin/python -m pytest tests/cluster/ray_data
 
 # constraints-ray.txt has what constraints.txt lacks: Ray and what it alone requires.
 $(RAY)/ready: $(DEFINED_BY) $(RAY_LISTS) | check-python
