@@ -169,7 +169,7 @@ def load_processor(checkpoint: Checkpoint) -> Any:
         parts["image_processor"] = image_class.from_dict(dict(images))
         parts["tokenizer"] = checkpoint.tokenizer()
         if "video_processor" in parts:
-            parts["video_processor"] = _video_processor(checkpoint)
+            parts["video_processor"] = _video_processor(checkpoint, settings)
         processor = _without_missing_parts(processor_class)(**parts, **options)
     except ImportError as error:
         raise PluginError(
@@ -247,14 +247,21 @@ def _image_processor_class(checkpoint: Checkpoint, images: Mapping[str, Any]) ->
     raise _missing(checkpoint, "image processor", names.get("torchvision") or stated)
 
 
-def _video_processor(checkpoint: Checkpoint) -> Any:
-    """Return the processor of videos with its default settings, which some processors read.
+def _video_processor(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Any:
+    """Return the processor of videos, or ``None`` where torchvision is missing.
 
-    It is ``None`` where torchvision is missing.
+    Args:
+        checkpoint: the checkpoint.
+        settings: what ``processor_config.json`` states.
     """
+    videos = settings.get("video_processor")
+    for name in ("video_preprocessor_config.json", "preprocessor_config.json"):
+        videos = checkpoint.read_json(name) if videos is None else videos
+    videos = dict(videos or {})
     names = VIDEO_PROCESSOR_MAPPING_NAMES.get(str(checkpoint.config.get("model_type"))) or {}
-    video_class = _usable_class(names.get("torchvision"))
-    return None if video_class is None else video_class()
+    stated = names.get("torchvision") or videos.get("video_processor_type")
+    video_class = _usable_class(stated)
+    return None if video_class is None else video_class.from_dict(videos)
 
 
 def _usable_class(name: object) -> Any:

@@ -93,7 +93,11 @@ def test_the_text_of_a_message_joins_its_parts() -> None:
         ([REQUEST, {"role": "user"}], "message 1 needs content.*not NoneType"),
         ([{"role": "user", "content": 5}], "message 0 needs content.*not int"),
         ([{"role": "user", "content": b"x"}], "message 0 needs content.*not bytes"),
-        ([user({"type": "video"})], "message 0 has an invalid part of type 'video'"),
+        ([user({"type": "audio"})], "message 0 has an invalid part of type 'audio'"),
+        (
+            [{"role": "system", "content": [{"type": "video"}]}, REQUEST],
+            r"0 \(system\) has a video",
+        ),
         ([user({"text": "x"})], "message 0 has an invalid part of type None"),
         ([user({"type": "text"})], "message 0 has an invalid part of type 'text'"),
         ([user({"type": "text", "text": 4})], "invalid part of type 'text'"),

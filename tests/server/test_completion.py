@@ -88,7 +88,7 @@ def test_a_stream_is_the_role_then_the_deltas_then_the_finish_reason() -> None:
     assert usage["choices"] == []
     assert usage["usage"] == {
         "prompt_tokens": 10, "completion_tokens": 3, "total_tokens": 13,
-        "prompt_tokens_details": {"image_tokens": 4, "cached_tokens": 3},
+        "prompt_tokens_details": {"image_tokens": 4, "video_tokens": 0, "cached_tokens": 3},
     }  # fmt: skip
 
 

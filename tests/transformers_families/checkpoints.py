@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from transformers import CONFIG_MAPPING, ProcessorMixin
 from transformers.models.auto import image_processing_auto, processing_auto
 from transformers.models.auto.auto_mappings import VIDEO_PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from vl_plugin_transformers.families import FAMILIES as SERVED
+from vl_plugin_transformers.frames import FrameProcessor
 
 from transformers_families.configurations import tiny_config
 from transformers_families.families import FAMILIES, TinyFamily
@@ -27,7 +30,8 @@ _TEMPLATE = """\
 {{ '<|im_start|>' + message['role'] + '\n' }}
 {%- if message['content'] is string %}{{ message['content'] }}{% else %}
 {%- for part in message['content'] -%}
-{%- if part['type'] == 'image' %}{{ 'PLACEHOLDER' }}{% else %}{{ part['text'] }}{% endif -%}
+{%- if part['type'] == 'image' %}{{ 'PLACEHOLDER' }}
+{%- elif part['type'] == 'video' %}{{ 'VIDEO' }}{% else %}{{ part['text'] }}{% endif -%}
 {%- endfor %}{% endif %}{{ '<|im_end|>\n' }}{% endfor -%}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif -%}
 """
@@ -44,6 +48,8 @@ class TinyCheckpoint:
     processor: Any
     row_id: int
     """The token of an image embedding."""
+    row_ids: frozenset[int]
+    """The tokens of the embeddings of images and videos."""
 
 
 def write_checkpoint(
@@ -65,11 +71,18 @@ def write_checkpoint(
     model = build_model(name, _config(name, processor, row_id, text_type), seed)
     processor.chat_template = ("{{- bos_token }}" if family.writes_bos else "") + _TEMPLATE.replace(
         "PLACEHOLDER", family.placeholder or str(processor.image_token)
-    )
+    ).replace("VIDEO", family.video_placeholder)
     directory.mkdir(parents=True)
     model.save_pretrained(directory)
     save_processor(processor, directory, is_nested="video_processor" not in vars(processor))
-    return TinyCheckpoint(name, family, directory, model, processor, row_id)
+    row_ids = {row_id}
+    if family.videos:
+        settings = directory / "video_preprocessor_config.json"
+        kind = {"video_processor_type": SERVED[name].video}
+        settings.write_text(json.dumps({**family.videos, **kind}))
+        processor.video_processor = _build_video_processor(name)
+        row_ids.add(int(tokenizer.convert_tokens_to_ids(processor.video_token)))
+    return TinyCheckpoint(name, family, directory, model, processor, row_id, frozenset(row_ids))
 
 
 def build_processor(name: str) -> Any:
@@ -84,6 +97,28 @@ def build_processor(name: str) -> Any:
         video = VIDEO_PROCESSOR_MAPPING_NAMES.get(name) or {}
         parts["video_processor"] = _class(video["torchvision"])() if video else None
     return processor_class(**parts, **copy.deepcopy(dict(family.processor)))
+
+
+def _build_video_processor(name: str) -> Any:
+    """Return transformers' processor of videos or, without torchvision, that of the plugin.
+
+    A test with torchvision compares the two.
+    """
+    class_name, settings = SERVED[name].video, dict(FAMILIES[name].videos)
+    if importlib.util.find_spec("torchvision") is not None:
+        return _class(class_name).from_dict(settings)
+    return _PluginVideoProcessor(class_name, settings)
+
+
+class _PluginVideoProcessor(FrameProcessor):
+    """The plugin's processor of frames, with the interface of transformers' processors."""
+
+    def __call__(self, videos: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]
+        processed = [super(_PluginVideoProcessor, self).__call__(frames) for frames in videos]
+        outputs: dict[str, Any] = {
+            key: torch.cat([each[key] for each in processed]) for key in processed[0]
+        }
+        return outputs | {"video_metadata": options["video_metadata"]}
 
 
 def save_processor(processor: Any, directory: Path, *, is_nested: bool) -> None:

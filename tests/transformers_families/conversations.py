@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers.video_utils import VideoMetadata
 
 from transformers_families.checkpoints import TinyCheckpoint
+from vlcore import Video
 
 Messages = list[dict[str, Any]]
 
@@ -34,15 +36,16 @@ WIDE, TALL = sample_image(1, (90, 60)), sample_image(2, (50, 110))
 OTHER, LONG = sample_image(3, (90, 60)), sample_image(4, (200, 60))
 
 
-def user(*parts: str | Image.Image) -> dict[str, Any]:
+def user(*parts: str | Image.Image | Video) -> dict[str, Any]:
     """Return a message of a user."""
-    content = [
-        {"type": "text", "text": part}
-        if isinstance(part, str)
-        else {"type": "image", "image": part}
-        for part in parts
-    ]
-    return {"role": "user", "content": content}
+    return {"role": "user", "content": [_part(part) for part in parts]}
+
+
+def _part(part: str | Image.Image | Video) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    kind = "video" if isinstance(part, Video) else "image"
+    return {"type": kind, kind: part}
 
 
 def _assistant(text: str) -> dict[str, Any]:
@@ -65,6 +68,35 @@ def conversations(checkpoint: TinyCheckpoint) -> dict[str, Messages]:
             user("And this?", OTHER),
         ],
         "typed special tokens": [user(WIDE, f"Is {typed} text?")],
+    }
+
+
+@cache
+def sample_video(number: int, size: tuple[int, int], num_frames: int, fps: float) -> Video:
+    """Return a video of which every fifth frame was sampled."""
+    frames = tuple(sample_image(100 * number + index, size) for index in range(num_frames))
+    times = tuple(5 * index / fps for index in range(num_frames))
+    total = 5 * num_frames - 2
+    return Video(frames, times, total / fps, fps, total)
+
+
+CLIP, SHORT = sample_video(1, (90, 60), 8, 10.0), sample_video(2, (50, 110), 3, 29.97)
+OTHER_CLIP = sample_video(3, (60, 100), 8, 7.5)
+"""As long as the first one, because some of transformers' processors need that in one prompt."""
+
+
+def video_conversations() -> dict[str, Messages]:
+    """Return conversations with videos."""
+    return {
+        "one video": [user(CLIP, "What happens?")],
+        "two videos": [user(CLIP, "and", OTHER_CLIP, "Compare them.")],
+        "video and image": [user(WIDE, SHORT, "Is the image part of the video?", TALL)],
+        "two turns with videos": [
+            user(OTHER_CLIP, "What happens?"),
+            _assistant("A dog runs."),
+            user("And here?", CLIP, OTHER),
+        ],
+        "image": [user(WIDE, "What is this?")],
     }
 
 
@@ -118,7 +150,7 @@ def reference_prompt(checkpoint: TinyCheckpoint, messages: Messages) -> Referenc
             return_dict_in_generate=True,
         )
     first = recorded[0]
-    image_positions = [i for i, token in enumerate(token_ids) if token == checkpoint.row_id]
+    image_positions = [i for i, token in enumerate(token_ids) if token in checkpoint.row_ids]
     deepstack = first.get("deepstack_visual_embeds")
     best = torch.stack(output.logits).topk(2).values
     return ReferencePrompt(
@@ -157,13 +189,23 @@ def reference_inputs(checkpoint: TinyCheckpoint, messages: Messages) -> dict[str
         tokenize=False,
     )
     has_bos = text.startswith(tokenizer.bos_token)
-    images = [
-        part["image"]
-        for message in messages
-        for part in message["content"]
-        if part["type"] == "image"
-    ]
-    if images:
+    images, videos = (
+        [part[kind] for message in messages for part in message["content"] if part["type"] == kind]
+        for kind in ("image", "video")
+    )
+    if videos:
+        inputs = dict(
+            processor(
+                text=[text],
+                images=[images] if images else None,
+                videos=[list(video.frames) for video in videos],
+                video_metadata=list(map(_metadata, videos)),
+                do_sample_frames=False,
+                return_tensors="pt",
+                add_special_tokens=not has_bos,
+            )
+        )
+    elif images:
         is_flat = checkpoint.family.takes_flat_images
         inputs = dict(
             processor(
@@ -185,6 +227,11 @@ def reference_inputs(checkpoint: TinyCheckpoint, messages: Messages) -> dict[str
         index = inputs["input_ids"][0].tolist().index(*_plain_ids(tokenizer, _MARK))
         inputs = _replaced(inputs, index, plain)
     return inputs
+
+
+def _metadata(video: Video) -> VideoMetadata:
+    indices = [round(time * video.fps) for time in video.times]
+    return VideoMetadata(total_num_frames=video.total_frames, fps=video.fps, frames_indices=indices)
 
 
 def _plain_ids(tokenizer: Any, text: str) -> list[int]:

@@ -39,6 +39,10 @@ class TinyFamily:
     """Whether the tokenizer writes ``<s>`` before a text."""
     writes_bos: bool = False
     """Whether the chat template begins with ``<s>``."""
+    videos: Values = field(default_factory=dict)
+    """Settings of the video processor, where the plugin takes videos of the family."""
+    video_placeholder: str = ""
+    """What the chat template writes for a video."""
     requires: tuple[str, ...] = ()
     """Packages that the processor or the model imports."""
     scale: float = 0.25
@@ -75,6 +79,7 @@ _QWEN_TOKENS = {
     "vision_end_token": "<|vision_end|>",
 }
 _QWEN_PLACEHOLDER = "<|vision_start|><|image_pad|><|vision_end|>"
+_QWEN_VIDEO: dict[str, Any] = {"video_placeholder": "<|vision_start|><|video_pad|><|vision_end|>"}
 _GLM_TOKENS = {"image_token": "<|image|>", "video_token": "<|video|>"}
 _GLM_PLACEHOLDER = "<|begin_of_image|><|image|><|end_of_image|>"
 _ERNIE_PLACEHOLDER = "<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>"
@@ -96,6 +101,7 @@ def _glm(rope: Values | None = None, images: Values = _QWEN, **more: Any) -> Tin
     )
 
 
+_QWEN3_VIDEOS = {"size": {"shortest_edge": 4 * 64**2, "longest_edge": 12 * 64**2}}
 _QWEN3_TEXT = {"num_hidden_layers": 4} | _rope(2, 3, 3)
 _QWEN3_VISION = {"patch_size": 16, "depth": 3, "deepstack_visual_indexes": [0, 1]}
 _QWEN3 = {"vision_config": _QWEN3_VISION, "text_config": _QWEN3_TEXT}
@@ -310,6 +316,8 @@ FAMILIES: dict[str, TinyFamily] = {
         {"image_seq_length": 4},
         _INTERNVL_TOKENS | {"video_token": "<video>"},
         _INTERNVL | {"image_seq_length": 4},
+        videos={"size": TILE},
+        video_placeholder="<video>",
         seed=3,
     ),
     "janus": TinyFamily(
@@ -478,18 +486,28 @@ FAMILIES: dict[str, TinyFamily] = {
         config={
             "vision_config": {"out_hidden_size": 64, "fullatt_block_indexes": [1]},
             "text_config": _rope(2, 3, 3),
-        }
+        },
+        videos=_QWEN,
+        **_QWEN_VIDEO,
     ),
     "qwen2_vl": _qwen(
         config={
             "vision_config": {"hidden_size": 64, "embed_dim": 32, "mlp_ratio": 2},
             "text_config": _rope(2, 3, 3),
-        }
+        },
+        videos=_QWEN,
+        **_QWEN_VIDEO,
     ),
-    "qwen3_5": _qwen(_QWEN_16, config=_QWEN3_5, seed=1),
-    "qwen3_5_moe": _qwen(_QWEN_16, config=_QWEN3_5),
-    "qwen3_vl": _qwen(_QWEN_16, config=_QWEN3),
-    "qwen3_vl_moe": _qwen(_QWEN_16, config=_QWEN3, image_class="Qwen2VLImageProcessor"),
+    "qwen3_5": _qwen(_QWEN_16, config=_QWEN3_5, seed=1, videos=_QWEN3_VIDEOS, **_QWEN_VIDEO),
+    "qwen3_5_moe": _qwen(_QWEN_16, config=_QWEN3_5, videos=_QWEN3_VIDEOS, **_QWEN_VIDEO),
+    "qwen3_vl": _qwen(_QWEN_16, config=_QWEN3, videos=_QWEN3_VIDEOS, **_QWEN_VIDEO),
+    "qwen3_vl_moe": _qwen(
+        _QWEN_16,
+        config=_QWEN3,
+        image_class="Qwen2VLImageProcessor",
+        videos=_QWEN3_VIDEOS,
+        **_QWEN_VIDEO,
+    ),
     "smolvlm": TinyFamily(**_IDEFICS3, requires=("num2words",)),
     "step3p7": TinyFamily(
         {"size": {"height": 112, "width": 112}, "patch_size": 56, "max_image_size": 224},

@@ -46,7 +46,13 @@ class Answer:
     error: Exception | None
 
 
-def make_reference(directory: Path, name: str, *, text_type: str | None = None) -> FamilyReference:
+def make_reference(
+    directory: Path,
+    name: str,
+    *,
+    text_type: str | None = None,
+    prompts: Mapping[str, Messages] | None = None,
+) -> FamilyReference:
     """Write a checkpoint, and let transformers answer the conversations.
 
     The weights are drawn again while two tokens of an answer are almost equally likely, or a token
@@ -56,14 +62,16 @@ def make_reference(directory: Path, name: str, *, text_type: str | None = None) 
     for seed in range(first, first + _NUM_SEEDS):
         shutil.rmtree(directory, ignore_errors=True)
         checkpoint = write_checkpoint(directory, name, seed, text_type=text_type)
-        prompts = conversations(checkpoint)
+        asked = conversations(checkpoint) if prompts is None else prompts
         expected = {
-            label: reference_prompt(checkpoint, messages) for label, messages in prompts.items()
+            label: reference_prompt(checkpoint, messages) for label, messages in asked.items()
         }
         answers = expected.values()
         is_decisive = min(prompt.margin for prompt in answers) > _MARGIN
-        if is_decisive and not any(checkpoint.row_id in prompt.answer for prompt in answers):
-            return FamilyReference(checkpoint, prompts, expected)
+        if is_decisive and not any(
+            checkpoint.row_ids.intersection(prompt.answer) for prompt in answers
+        ):
+            return FamilyReference(checkpoint, asked, expected)
     raise AssertionError(f"in {name}, two tokens are almost equally likely with any seed")
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from grey_model import FakeModel, image, run
@@ -233,7 +234,7 @@ def test_images_can_be_loaded_without_encoding() -> None:
     async def body() -> None:
         preparation = preparation_of(FakeModel())
         loaded = await preparation.load([png(3), image(4)], DecodedBudget(ImageLimits()))
-        assert [one.getpixel((0, 0)) for one in loaded] == [(3, 3, 3), (4, 4, 4)]
+        assert [np.asarray(one)[0, 0].tolist() for one in loaded] == [[3, 3, 3], [4, 4, 4]]
         await preparation.close()
         with pytest.raises(EngineClosedError):
             await preparation.load([image(4)], DecodedBudget(ImageLimits()))
@@ -324,7 +325,7 @@ def test_the_background_is_that_of_the_user_or_the_model(
             (rows,) = await encoder.encode([source])
             assert float(rows.rows[0, 0]) == level
             (loaded,) = await encoder.load([source])
-            assert loaded.getpixel((0, 0)) == (level, level, level)
+            assert np.asarray(loaded)[0, 0].tolist() == [level, level, level]
 
     run(body)
 

@@ -21,6 +21,7 @@ from vlcore.cli.options import (
     Plugin,
     Revision,
     TemplateName,
+    Videos,
     Weights,
 )
 from vlcore.cli.terminal import echo, is_valid_text
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 _HELP = """\
 /image PATH|URL   attach an image to the next message; quotes, \\ and ~ are read as in a shell
+/video PATH|URL   attach a video to the next message
 /reset            start a new conversation
 /help             list these commands
 /exit             quit (as does the end of input)
@@ -47,6 +49,7 @@ def chat(
         typer.Argument(help="Message to send. If it is omitted, an interactive chat starts."),
     ] = None,
     image: Images = None,
+    video: Videos = None,
     plugin: Plugin = None,
     chat_template: TemplateName = None,
     engine: EngineName = "auto",
@@ -94,10 +97,11 @@ def chat(
         ),
     ] = None,
 ) -> None:
-    """Chat with a model about images, interactively or with one message."""
+    """Chat with a model about images and videos, interactively or with one message."""
     from vlcore.engines.generation import GenerationConfig
     from vlcore.engines.transformers.engine import TransformersEngineConfig
     from vlcore.inference.factory import pipeline
+    from vlcore.media.undecoded_video import UndecodedVideo
 
     sampling = {"temperature": temperature, "top_p": top_p, "random_seed": seed}
     options: dict[str, Any] = {name: value for name, value in sampling.items() if value is not None}
@@ -127,7 +131,8 @@ def chat(
         progress=sys.stderr.isatty(),
         image_background=image_background,
     ) as pipe:
-        conversation = _Chat(pipe, config, list(image or []), draw)
+        media = [*(image or ()), *map(UndecodedVideo, video or ())]
+        conversation = _Chat(pipe, config, media, draw)
         if prompt is not None:
             conversation.send(prompt)
         else:
@@ -172,13 +177,13 @@ class _Chat:
     """A conversation at a terminal."""
 
     def __init__(
-        self, pipe: Pipeline, config: Any, images: list[str], draw: Path | None = None
+        self, pipe: Pipeline, config: Any, media: list[Any], draw: Path | None = None
     ) -> None:
         from vlcore.inference.response import Session
 
         self._pipe = pipe
         self._config = config
-        self._images = images
+        self._media = media
         self._draw = draw
         self._session: Session = Session()
 
@@ -211,14 +216,14 @@ class _Chat:
 
     def send(self, message: str) -> None:
         """Stream the response to stdout, and its speed to stderr."""
-        from vlcore.errors import ImageError, PromptError
+        from vlcore.errors import ImageError, PromptError, VideoError
 
         if not is_valid_text(message):
             raise PromptError(
                 f"the message contains bytes that are not valid {_input_encoding()}: "
                 f"{message:.200}. Check the encoding of the terminal or the file that it comes from"
             )
-        prompt: Any = (message, self._images) if self._images else message
+        prompt: Any = (message, self._media) if self._media else message
         chunks = self._pipe.stream_chat(prompt, self._session, self._config)
         num_tokens, started, first, is_whole = 0, time.perf_counter(), None, False
         try:
@@ -226,10 +231,10 @@ class _Chat:
                 first = first or time.perf_counter()
                 num_tokens = chunk.generate_token_len
                 echo(chunk.text, end="")
-            self._images = []  # the session holds them now
+            self._media = []  # the session holds them now
             is_whole = True
-        except ImageError:
-            self._images = []  # a bad image must not fail the next message too
+        except (ImageError, VideoError):
+            self._media = []  # a bad image must not fail the next message too
             raise
         except KeyboardInterrupt:
             echo(" …", end="")
@@ -252,10 +257,15 @@ class _Chat:
         response, conversation = self._session.response, self._session.conversation
         assert response is not None  # noqa: S101  (for mypy: drawing follows an answer)
         assert conversation is not None  # noqa: S101
-        if not conversation.images:
+        images = [
+            cast("Image.Image", conversation.images[slot.index])  # a session keeps them decoded
+            for slot in conversation.slots
+            if not slot.is_video
+        ]
+        if not images:
             echo(f"the conversation has no image: {file} was not written", err=True)
             return
-        image = cast("Image.Image", conversation.images[-1])  # a session keeps them decoded
+        image = images[-1]
         regions = self._pipe.template.regions(response.text, image.size)
         if not regions:
             echo(f"the response refers to no region: {file} was not written", err=True)
@@ -269,16 +279,22 @@ class _Chat:
     def _command(self, command: str, argument: str = "") -> None:
         from vlcore.inference.response import Session
         from vlcore.media.image import load_image
+        from vlcore.media.undecoded_video import UndecodedVideo
 
         if command == "/image" and argument:
             images = read_image_argument(argument)
             for image in images:
                 load_image(image)
-            self._images += images
+            self._media += images
             for image in images:
                 echo(f"{image} is attached to the next message", err=True)
+        elif command == "/video" and argument:
+            videos = read_image_argument(argument)
+            self._media += map(UndecodedVideo, videos)
+            for video in videos:
+                echo(f"{video} is attached to the next message", err=True)
         elif command == "/reset":
-            self._session, self._images = Session(), []
+            self._session, self._media = Session(), []
             echo("started a new conversation", err=True)
         elif command == "/help":
             echo(_HELP, err=True)

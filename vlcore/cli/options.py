@@ -11,6 +11,10 @@ Images: TypeAlias = Annotated[
     list[str] | None,
     typer.Option("--image", "-i", help="Image file or URL. May be repeated for several images."),
 ]
+Videos: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--video", help="Video file or URL. May be repeated for several videos."),
+]
 Plugin: TypeAlias = Annotated[
     str | None,
     typer.Option(help="Name of the plugin to use. Only needed if several support the model."),

@@ -161,9 +161,19 @@ def serve(
     max_decoded_mib: Annotated[
         int, typer.Option(help="Maximum memory for decoding all images of a request, in MiB.")
     ] = 512,
+    max_videos: Annotated[int, typer.Option(help="Maximum number of videos in a request.")] = 4,
+    max_video_mib: Annotated[int, typer.Option(help="Maximum file size of a video, in MiB.")] = 64,
+    max_video_seconds: Annotated[
+        float, typer.Option(help="Maximum duration of a video, in seconds.")
+    ] = 600.0,
+    max_video_frames: Annotated[
+        int, typer.Option(help="Maximum number of frames of a video that the model receives.")
+    ] = 128,
     download_timeout_s: Annotated[
         float,
-        typer.Option(help="Maximum time to download an image, including redirects, in seconds."),
+        typer.Option(
+            help="Maximum time to download an image or a video, including redirects, in seconds."
+        ),
     ] = 20.0,
     connect_timeout_s: Annotated[
         float,
@@ -212,6 +222,7 @@ def serve(
     from vlcore.errors import EngineUnavailableError
     from vlcore.inference.factory import pipeline
     from vlcore.media.policy import ImageAccess, ImageLimits
+    from vlcore.media.video import VideoLimits
 
     try:
         from vlcore.server.log_config import set_up_log
@@ -257,6 +268,16 @@ def serve(
         max_images=max_images,
         max_decoded_bytes=max_decoded_mib * 1024**2,
     )
+    video_limits = VideoLimits(
+        max_bytes=max_video_mib * 1024**2,
+        max_duration_s=max_video_seconds,
+        max_frames=max_video_frames,
+        max_decoded_bytes=max_decoded_mib * 1024**2,
+        connect_timeout_s=connect_timeout_s,
+        timeout_s=download_timeout_s,
+        max_redirects=max_redirects,
+        max_videos=max_videos,
+    )
     set_up_log()
     with bind(settings) as bound:
         if generation_config:
@@ -286,6 +307,7 @@ def serve(
                 max_prompt_chars=max_prompt_chars,
                 image_access=access,
                 image_limits=limits,
+                video_limits=video_limits,
             )
         serve_pipeline(pipe, settings, bound)
 

@@ -30,7 +30,10 @@ from vlcore.media.fetcher import ImageFetcher
 from vlcore.media.image import check_image, load_image
 from vlcore.media.policy import DecodedBudget, ImageAccess, ImageLimits
 from vlcore.media.source import ImageSource
+from vlcore.media.undecoded_video import VideoInput
+from vlcore.media.video import Video
 from vlcore.prompts.tokenization import ImageLayout
+from vlcore.vision.interface import check_videos
 from vlcore.vision.model import ImageRows
 from vlcore.vision.preprocessing import NO_OPTIONS, image_label
 from vlcore.vision.stats import EncoderStats, Meter
@@ -98,11 +101,15 @@ class RemoteEncoder:
         self._fetcher = ImageFetcher(limits, access)
         self._meter = Meter()
         self.image_options = facts.image_options
+        self.takes_video = False
 
     async def prepare(
-        self, images: Sequence[ImageSource], options: Sequence[Mapping[str, Any]] | None = None
+        self,
+        images: Sequence[ImageSource | VideoInput],
+        options: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[RemoteImage]:
         """Fetch the images of one request, check them, and have them preprocessed."""
+        images = self._without_videos(images)
         budget = self._budget(images)
         self._meter.count("num_images", len(images))
         options = [NO_OPTIONS] * len(images) if options is None else options
@@ -120,12 +127,13 @@ class RemoteEncoder:
         """Have prepared images encoded; the result refers to embeddings in the object store."""
         return await gather_or_cancel(self._counted(self._encode(image)) for image in images)
 
-    async def load(self, sources: Sequence[ImageSource]) -> list[Image.Image]:
+    async def load(self, sources: Sequence[ImageSource | VideoInput]) -> list[Image.Image | Video]:
         """Read and decode the images of one request here, without encoding them."""
+        sources = self._without_videos(sources)
         budget = self._budget(sources)
         owner = uuid.uuid4().hex
 
-        async def load(source: ImageSource) -> Image.Image:
+        async def load(source: ImageSource) -> Image.Image | Video:
             async with self._fetcher.downloaded(source, owner) as fetched:
                 data = await self._fetcher.read(fetched) if isinstance(fetched, str) else fetched
                 decode = partial(load_image, data, self._limits, budget=budget)
@@ -140,6 +148,15 @@ class RemoteEncoder:
     async def close(self) -> None:
         """Stop the threads that read files."""
         await self._fetcher.stop(1.0)
+
+    def _without_videos(self, media: Sequence[ImageSource | VideoInput]) -> list[ImageSource]:
+        """Return the images of a request.
+
+        Raises:
+            VideoError: there are videos too, which the replicas do not take.
+        """
+        check_videos(self, media)
+        return [source for source in media if not isinstance(source, VideoInput)]
 
     def _budget(self, images: Sequence[ImageSource]) -> DecodedBudget:
         if len(images) > self._limits.max_images:

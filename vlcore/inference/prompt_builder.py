@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from PIL import Image
-
 from vlcore._utils.event_loop import LoopThread
 from vlcore.checkpoint.checkpoint import Checkpoint
 from vlcore.inference.user_input import Prompt, parse_prompt
 from vlcore.language.model import LanguageModel
-from vlcore.media.image import load_image
 from vlcore.media.policy import DEFAULT_LIMITS, ImageLimits
+from vlcore.media.video import Video
 from vlcore.plugins.stages import ModelStages
 from vlcore.prompts.chat_template import ChatTemplate, write_prompt
 from vlcore.prompts.conversation import Conversation
@@ -31,10 +29,12 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class MeasuredImage:
-    """An image of a conversation, and the number and layout of its embeddings."""
+    """An image or video of a conversation, and the number and layout of its embeddings."""
 
     size: tuple[int, int]
     """Width and height, in pixels."""
+    num_frames: int | None
+    """Number of frames that the model receives; ``None`` for an image."""
     layout: ImageLayout
     was_encoded: bool
     """Whether the image had to be encoded to determine the number of embeddings."""
@@ -80,19 +80,20 @@ class PromptBuilder:
         """Return the token ids of a prompt, and the spans of its image embeddings.
 
         Args:
-            prompt: A text, a pair ``(text, image or images)`` in either order, or OpenAI-style
-                messages.
+            prompt: A text, a pair of a text and an image, a video or a list of them in either
+                order, or OpenAI-style messages.
 
         Raises:
             PromptError: The prompt cannot be read, or the template does not support it.
             ImageError: An image cannot be loaded or preprocessed.
-            OptionError: The vision model does not know an option of an image.
+            VideoError: A video cannot be loaded or preprocessed, or the model takes no videos.
+            OptionError: The vision model does not know an option of an image or video.
             PluginContractError: The plugin breaks its contract.
         """
         return self.build_measured(prompt)[0]
 
     def build_measured(self, prompt: Prompt) -> tuple[TokenizedPrompt, list[MeasuredImage]]:
-        """Build a prompt like :meth:`build`, and return what is known about its images too."""
+        """Build a prompt like :meth:`build`, and return what is known about its media."""
         conversation = parse_prompt(prompt)
         parts = write_prompt(self.template, conversation)
         images = self._measure(conversation)
@@ -100,24 +101,25 @@ class PromptBuilder:
         return self.tokenizer.build(parts, layouts, self.template), images
 
     def _measure(self, conversation: Conversation) -> list[MeasuredImage]:
-        images = [load_image(source, self._image_limits) for source in conversation.images]
-        if not images:  # a prompt without images needs no vision model
+        if not conversation.images:  # a prompt without images needs no vision model
             return []
-        return _run(self._measure_loaded(images, conversation))
+        return _run(self._measure_media(conversation))
 
-    async def _measure_loaded(
-        self, images: Sequence[Image.Image], conversation: Conversation
-    ) -> list[MeasuredImage]:
+    async def _measure_media(self, conversation: Conversation) -> list[MeasuredImage]:
         measured = []
-        async with ImageEncoder(self.vision_model, cache_bytes=0) as encoder:
-            prepared = await encoder.prepare(images, conversation.image_options)
-            for image, inputs in zip(images, prepared, strict=True):
+        async with ImageEncoder(
+            self.vision_model, cache_bytes=0, image_limits=self._image_limits
+        ) as encoder:
+            loaded = await encoder.load(conversation.images)
+            prepared = await encoder.prepare(loaded, conversation.image_options)
+            for media, inputs in zip(loaded, prepared, strict=True):
                 layout = inputs.layout
+                was_encoded = layout is None
                 if layout is None:
                     (encoded,) = await encoder.encode_prepared([inputs])
-                    measured.append(MeasuredImage(image.size, image_layout(encoded), True))
-                else:
-                    measured.append(MeasuredImage(image.size, layout, False))
+                    layout = image_layout(encoded)
+                num_frames = len(media.frames) if isinstance(media, Video) else None
+                measured.append(MeasuredImage(media.size, num_frames, layout, was_encoded))
         return measured
 
 

@@ -23,7 +23,7 @@ from vlcore.prompts.conversation import Conversation
 from vlcore.prompts.limits import PromptLimits
 from vlcore.prompts.messages import PromptPart
 from vlcore.prompts.tokenization import ImageLayout, PromptTokenizer, TokenizedPrompt
-from vlcore.vision.interface import Encoder
+from vlcore.vision.interface import Encoder, check_videos
 from vlcore.vision.model import image_layout
 
 _MAX_RUNNING_PROMPTS = 64
@@ -60,7 +60,9 @@ class RequestRunner:
         async with self._encoding:
             request = await self._encode(conversation, config)
         num_generated = Counter[int]()
-        num_rows = sum(map(len, request.rows))
+        num_rows = Counter[str]()
+        for slot, rows in zip(conversation.slots, request.rows, strict=True):
+            num_rows[slot.kind] += len(rows)
         async with aclosing(self.engine.generate(request)) as outputs:
             async for output in outputs:
                 num_generated[output.choice] += len(output.token_ids)
@@ -75,13 +77,15 @@ class RequestRunner:
                     logprobs=output.logprobs,
                     logits=output.logits,
                     prompt_logits=output.prompt_logits,
-                    image_token_len=num_rows,
+                    image_token_len=num_rows["image"],
+                    video_token_len=num_rows["video"],
                     cached_tokens=output.cached_tokens,
                 )
 
     async def _encode(self, conversation: Conversation, config: GenerationConfig) -> EngineRequest:
-        """Tokenize the prompt of a conversation, and encode its images."""
+        """Tokenize the prompt of a conversation, and encode its images and videos."""
         self.limits.check_chars(conversation)
+        check_videos(self.encoder, conversation.images)
         parts = await asyncio.to_thread(write_prompt, self.template, conversation)
         prepared = await self.encoder.prepare(conversation.images, conversation.image_options)
         known = [image.layout for image in prepared if image.layout is not None]
@@ -215,8 +219,8 @@ class RequestRunner:
             )
         with session.reserved():
             turn = await _read(prompt, config)
-            # The images are kept decoded: a file may change, and a download would be repeated with
-            # every request.
+            # Images and videos are kept decoded: a file may change, and a download would be
+            # repeated with every request.
             turn = replace(turn, images=tuple(await self.encoder.load(turn.images)))
             conversation = turn
             if session.conversation is not None:

@@ -59,7 +59,9 @@ class Response:
     """Logits of the prompt. ``None`` unless ``output_logits`` is ``"all"``; in a stream, part of
     the first chunk."""
     image_token_len: int = 0
-    """Number of image embeddings of the prompt, which :attr:`input_token_len` includes."""
+    """Number of embeddings of images in the prompt, which :attr:`input_token_len` includes."""
+    video_token_len: int = 0
+    """Number of embeddings of videos in the prompt, which :attr:`input_token_len` includes."""
     cached_tokens: int = field(default=0, compare=False)
     """Number of the prompt's tokens, image embeddings included, that were not computed, because the
     engine had kept their keys and values."""
@@ -85,7 +87,7 @@ class Session:
     """
 
     conversation: Conversation | None = None
-    """The messages and images so far. ``None`` before the first response."""
+    """The messages, images and videos so far. ``None`` before the first response."""
     response: Response | None = field(default=None, repr=False)
     """The last response. ``None`` before the first one."""
     _is_reserved: bool = field(default=False, repr=False)

@@ -108,18 +108,29 @@ USUAL_INPUTS = PromptInputs()
 """Those of most language models: one position after another, and causal attention."""
 
 
-def grid_positions(prompt: TokenizedPrompt, grids: Sequence[Sequence[int]]) -> PromptInputs:
-    """Write the positions of images whose embeddings form a grid, as in Qwen2-VL and GLM-4V.
+def grid_positions(
+    prompt: TokenizedPrompt,
+    grids: Sequence[Sequence[int]],
+    *,
+    time_steps: Sequence[float] | None = None,
+    passes_time: bool = True,
+) -> PromptInputs:
+    """Write the positions of images and videos whose embeddings form a grid, as in Qwen2-VL.
 
     The first embedding of an image has the position that a token would have there, and the others
     are ``t``, ``h`` and ``w`` steps further on the three axes. The next token is one step further
-    than the highest position before it. Where tokens divide the embeddings of an image into
+    than the highest position of the image. Where tokens divide the embeddings of an image into
     several runs, such as the frames of a video, each run begins where a token would.
 
     Args:
         prompt: the prompt.
         grids: the number of frames, lines and columns of each image, ``(t, h, w)``, after patches
             are merged. Its embeddings are in the order of the grid, line by line.
+        time_steps: for each image, the steps on the time axis from one frame to the next, which are
+            rounded down after they are added up; 1 by default.
+        passes_time: whether positions on the time axis count as the highest ones of an image. If
+            they do not, as in transformers 5, the token after a long video has a lower position
+            than its last frames; the first generated token is one step further than all positions.
 
     Shapes:
         result: position_ids [3, tokens].
@@ -131,7 +142,8 @@ def grid_positions(prompt: TokenizedPrompt, grids: Sequence[Sequence[int]]) -> P
         Qwen2-VL, https://arxiv.org/abs/2409.12191, section 2.1.
     """
     _check_grids(prompt, grids)
-    steps = [torch.cartesian_prod(*map(torch.arange, grid)).T for grid in grids]
+    time_steps = [1.0] * len(grids) if time_steps is None else time_steps
+    steps = [_grid_steps(grid, step) for grid, step in zip(grids, time_steps, strict=True)]
     num_tokens = len(prompt.token_ids)
     position_ids = torch.empty(3, num_tokens, dtype=torch.int64)
     column = position = 0  # of the next token
@@ -143,9 +155,22 @@ def grid_positions(prompt: TokenizedPrompt, grids: Sequence[Sequence[int]]) -> P
         run = steps[span.image][:, span.first_row : span.first_row + span.stop - span.start]
         run = run - run.amin(dim=1, keepdim=True) + position + num_before
         position_ids[:, span.start : span.stop] = run
-        column, position = span.stop, int(run.max()) + 1
+        column = span.stop
+        position = int((run if passes_time else run[1:]).max()) + 1
     position_ids[:, column:] = torch.arange(position, position + num_tokens - column)
-    return PromptInputs(position_ids, rope_delta=position - column)
+    return PromptInputs(position_ids, rope_delta=int(position_ids.max()) + 1 - num_tokens)
+
+
+def _grid_steps(grid: Sequence[int], time_step: float) -> Tensor:
+    """Return the steps of each embedding of a grid.
+
+    Shapes:
+        result: [3, t * h * w] int64.
+    """
+    frames, lines, columns = map(torch.arange, grid)
+    # In the precision of the reference implementation, since the result is rounded down.
+    times = (frames * torch.tensor(time_step, dtype=torch.float32)).long()
+    return torch.cartesian_prod(times, lines, columns).T
 
 
 def image_groups(prompt: TokenizedPrompt) -> Tensor:

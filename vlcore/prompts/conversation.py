@@ -5,29 +5,33 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 from vlcore.errors import PromptError
 from vlcore.prompts.messages import ROLES, ImageSlot, Message, Text, ToolCall
 
 _TEXT_TYPES = ("text", "input_text", "output_text")
 _IMAGE_TYPES = ("image", "image_url", "input_image")
-_IMAGE_KEYS = ("image_url", "image", "url", "path")
-"""Keys of an image part that may have the image, in the order in which they are looked up."""
+_VIDEO_TYPES = ("video", "video_url", "input_video")
+_SOURCE_KEYS: Mapping[str, tuple[str, ...]] = {
+    "image": ("image_url", "image", "url", "path"),
+    "video": ("video_url", "video", "url", "path"),
+}
+"""Keys of a part that may have the image or the video, in the order in which they are looked up."""
 _IGNORED_KEYS = frozenset(
     {
         *("type", "text", "cache_control", "id", "uuid", "index", "name", "filename", "metadata"),
         *("mime_type", "media_type", "format", "annotations", "alt", "alt_text", "title"),
     }
 )
-"""Keys of an image part that are not options of the image."""
+"""Keys of a part that are not options of its image or video."""
 _UNSUPPORTED_KEYS = ("function_call",)
 """Keys of a message that may only be empty."""
 
 
 @dataclass(frozen=True)
 class Conversation(Sequence[Message]):
-    """The messages of a conversation, read and checked, and the images of their slots.
+    """The messages of a conversation, read and checked, with their images and videos.
 
     Consecutive messages of the same role are joined: the messages of user and assistant alternate,
     after at most one system message. As a sequence of messages, a conversation is a valid argument
@@ -36,12 +40,12 @@ class Conversation(Sequence[Message]):
     Raises:
         PromptError: There are no messages of the user or the assistant, a message has an unknown
             role, a system message comes after another message, a message of another role than the
-            user has an image, or there is no last message to continue.
+            user has an image or a video, or there is no last message to continue.
     """
 
     messages: tuple[Message, ...]
     images: tuple[Any, ...] = ()
-    """Source of the image of each slot, by :attr:`ImageSlot.index`; ``None`` for no image."""
+    """Source of the image or video of each slot, by :attr:`ImageSlot.index`; ``None`` for none."""
     continue_final_message: bool | None = None
     """Whether the response continues the last message, which must be one of the assistant.
     ``None`` to continue it if it is one of the assistant."""
@@ -114,8 +118,13 @@ class Conversation(Sequence[Message]):
 
     @property
     def image_options(self) -> list[Mapping[str, Any]]:
-        """The options of each image."""
-        return [slot.options for message in self.messages for slot in message.slots]
+        """The options of each image and video."""
+        return [slot.options for slot in self.slots]
+
+    @property
+    def slots(self) -> tuple[ImageSlot, ...]:
+        """The slots of all images and videos, in order."""
+        return tuple(slot for message in self.messages for slot in message.slots)
 
 
 def read_conversation(messages: Sequence[Message | Mapping[str, Any]]) -> Conversation:
@@ -143,10 +152,11 @@ def parse_messages(messages: Sequence[Message | Mapping[str, Any]]) -> tuple[Mes
     """Read OpenAI-style messages; :class:`Message` values pass through.
 
     ``content`` is a string or a list of parts: ``{"type": "text", "text": …}``,
-    ``{"type": "image_url", "image_url": …}`` or ``{"type": "image", …}``. Image parts become
-    slots that are numbered from 0 over the whole conversation. The image itself is optional. In a
-    message of the assistant, ``content`` may be ``None`` or missing. ``developer`` is another name
-    of the role ``system``.
+    ``{"type": "image_url", "image_url": …}``, ``{"type": "image", …}``,
+    ``{"type": "video_url", "video_url": …}`` or ``{"type": "video", …}``. Parts of images and
+    videos become slots that are numbered from 0 over the whole conversation. The image or video
+    itself is optional. In a message of the assistant, ``content`` may be ``None`` or missing.
+    ``developer`` is another name of the role ``system``.
 
     Consecutive messages of the same role are joined, by a line break between their texts. If the
     last message is one of the assistant, the response continues it.
@@ -168,7 +178,8 @@ def _join_messages(messages: Sequence[Message]) -> tuple[Message, ...]:
             )
         if message.role != "user" and message.slots:
             raise PromptError(
-                f"message {position} ({message.role}) has an image: only user messages may have one"
+                f"message {position} ({message.role}) has {_with_article(message.slots[0].kind)}: "
+                "only user messages may have one"
             )
         follows_call = bool(joined) and _concerns_tools(joined[-1])
         if message.role == "tool" and not follows_call:
@@ -204,7 +215,7 @@ def _join_contents(first: Message, second: Message) -> Message:
 
 
 def _read_message(message: object, position: int, images: list[Any]) -> Message:
-    """Read one message, and append the images of its parts to ``images``."""
+    """Read one message, and append the images and videos of its parts to ``images``."""
     if not isinstance(message, Mapping):
         raise PromptError(
             f"message {position} must be a mapping with role and content, "
@@ -266,27 +277,29 @@ def _read_part(part: Any, position: int, images: list[Any]) -> Text | ImageSlot:
     kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
     if kind in _TEXT_TYPES and isinstance(part.get("text"), str):
         return Text(part["text"])
-    if kind in _IMAGE_TYPES:
-        images.append(_image_source(part))
-        return ImageSlot(len(images) - 1, options=_image_options(part))
+    if kind in _IMAGE_TYPES or kind in _VIDEO_TYPES:
+        slot_kind: Literal["image", "video"] = "image" if kind in _IMAGE_TYPES else "video"
+        images.append(_part_source(part, slot_kind))
+        return ImageSlot(len(images) - 1, slot_kind, _part_options(part, slot_kind))
     raise PromptError(
         f"message {position} has an invalid part of type {kind!r}: expected "
-        '{"type": "text", "text": …}, {"type": "image_url", "image_url": {"url": …}} or '
-        '{"type": "image", "image": …}'
+        '{"type": "text", "text": …}, {"type": "image_url", "image_url": {"url": …}}, '
+        '{"type": "image", "image": …}, {"type": "video_url", "video_url": {"url": …}} or '
+        '{"type": "video", "video": …}'
     )
 
 
-def _image_source(part: Mapping[str, Any]) -> Any:
-    """Return the image of a part, or ``None``."""
-    image = next((part[key] for key in _IMAGE_KEYS if part.get(key) is not None), None)
-    return image.get("url") if isinstance(image, Mapping) else image
+def _part_source(part: Mapping[str, Any], kind: str) -> Any:
+    """Return the image or video of a part, or ``None``."""
+    source = next((part[key] for key in _SOURCE_KEYS[kind] if part.get(key) is not None), None)
+    return source.get("url") if isinstance(source, Mapping) else source
 
 
-def _image_options(part: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of an image: keys of the part, and of ``image_url``."""
-    options = {key: value for key, value in part.items() if key not in _IMAGE_KEYS}
-    if isinstance(image_url := part.get("image_url"), Mapping):
-        options |= {key: value for key, value in image_url.items() if key != "url"}
+def _part_options(part: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Return the options of an image or video: keys of the part, and of ``image_url``."""
+    options = {key: value for key, value in part.items() if key not in _SOURCE_KEYS[kind]}
+    if isinstance(url := part.get(f"{kind}_url"), Mapping):
+        options |= {key: value for key, value in url.items() if key != "url"}
     if options.get("detail") == "auto":  # the default of OpenAI's clients
         del options["detail"]
     return {
@@ -294,6 +307,10 @@ def _image_options(part: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in options.items()
         if value is not None and key not in _IGNORED_KEYS
     }
+
+
+def _with_article(kind: str) -> str:
+    return f"an {kind}" if kind == "image" else f"a {kind}"
 
 
 def _shift_slots(message: Message, num_images: int) -> Message:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from functools import cached_property
 from typing import Any, cast
@@ -33,6 +34,7 @@ class JinjaTemplate(ChatTemplate):
     Args:
         source: Jinja source of the template.
         image_token: Text that the template writes for an image.
+        video_token: Text that the template writes for a video; ``None`` where it writes none.
         stop: Stop strings: the answer ends where one of them is generated.
         variables: Further variables of the template, such as ``bos_token``.
         adds_prefix: As for :attr:`ChatTemplate.adds_prefix`.
@@ -47,6 +49,7 @@ class JinjaTemplate(ChatTemplate):
         source: str,
         *,
         image_token: str = "<image>",  # noqa: S107  (no password)
+        video_token: str | None = None,
         stop: tuple[str, ...] = (),
         variables: Mapping[str, Any] | None = None,
         adds_prefix: bool = True,
@@ -54,6 +57,7 @@ class JinjaTemplate(ChatTemplate):
     ) -> None:
         self.source = source
         self.image_token = image_token
+        self.video_token = video_token
         self.stop = stop
         self.variables = dict(variables or {})
         self.adds_prefix = adds_prefix
@@ -68,7 +72,7 @@ class JinjaTemplate(ChatTemplate):
 
         Raises:
             PromptError: The template rejects the conversation, omits a text, omits or repeats an
-                image, or omits the message to continue.
+                image or a video, or omits the message to continue.
         """
         conversation = read_conversation(messages)
         turns = conversation.messages
@@ -89,8 +93,7 @@ class JinjaTemplate(ChatTemplate):
             ) from error
         if is_continued:
             prompt = _cut_after(prompt, f"{secret}:{texts.required[-1]};", turns[-1].text)
-        slots = [slot for message in conversation for slot in message.slots]
-        return self._resolve_placeholders(prompt, secret, texts, slots)
+        return self._resolve_placeholders(prompt, secret, texts, conversation.slots)
 
     def _render(
         self,
@@ -191,7 +194,7 @@ class JinjaTemplate(ChatTemplate):
         parts: list[dict[str, str]] = []
         for part in message.content:
             if isinstance(part, ImageSlot):
-                parts.append({"type": "image"})
+                parts.append({"type": part.kind})
                 continue
             # Templates may strip texts: keep the white space outside the placeholder.
             core = part.text.strip()
@@ -202,8 +205,9 @@ class JinjaTemplate(ChatTemplate):
             parts.append({"type": "text", "text": f"{before}{texts.add(core)}{after}"})
         values: dict[str, Any] = {"role": message.role, "content": parts}
         if message.role not in self._part_roles:
-            image = f"{secret}:image;"
-            values["content"] = "\n".join(part.get("text", image) for part in parts)
+            values["content"] = "\n".join(
+                part.get("text", f"{secret}:{part['type']};") for part in parts
+            )
         if message.tool_call_id:
             values["tool_call_id"] = texts.add_json(message.tool_call_id)
         if message.tool_calls:
@@ -223,12 +227,13 @@ class JinjaTemplate(ChatTemplate):
     def _resolve_placeholders(
         self, rendered: str, secret: str, texts: _PlaceholderTexts, slots: Sequence[ImageSlot]
     ) -> tuple[PromptPart, ...]:
-        pattern = re.compile(
-            f"{secret}:(?P<text>[0-9]+);|{secret}:image;|{re.escape(self.image_token)}"
-        )
+        tokens = {"image": self.image_token, "video": self.video_token}
+        waiting = {kind: [slot for slot in slots if slot.kind == kind] for kind in tokens}
+        _check_kinds(tokens, waiting)
+        pattern = _placeholder_pattern(secret, tokens)
         parts: list[PromptPart] = []
         omitted = set(texts.required)
-        num_images = 0
+        num_written = Counter[str]()
         end = 0
         for match in pattern.finditer(rendered):
             if match.start() > end:
@@ -237,9 +242,9 @@ class JinjaTemplate(ChatTemplate):
                 parts.append(Text(texts[int(match["text"])]))
                 omitted.discard(int(match["text"]))
             else:
-                if num_images < len(slots):
-                    parts.append(slots[num_images])
-                num_images += 1
+                kind = "image" if match["image"] is not None else "video"
+                parts += waiting[kind][num_written[kind] :][:1]
+                num_written[kind] += 1
             end = match.end()
         if end < len(rendered):
             parts.append(Control(rendered[end:]))
@@ -248,17 +253,38 @@ class JinjaTemplate(ChatTemplate):
                 "the checkpoint's chat template changes the texts of the conversation (such as "
                 "their letter case), which is not supported: choose another template"
             )
-        if num_images != len(slots):
-            raise PromptError(
-                f"the conversation has {len(slots)} image(s), and the checkpoint's chat template "
-                f"wrote {self.image_token!r} {num_images} time(s)"
-            )
+        for kind, of_kind in waiting.items():
+            if num_written[kind] != len(of_kind):
+                raise PromptError(
+                    f"the conversation has {len(of_kind)} {kind}(s), and the checkpoint's chat "
+                    f"template wrote {tokens[kind]!r} {num_written[kind]} time(s)"
+                )
         if omitted:
             raise PromptError(
                 "the checkpoint's chat template omits a text of the conversation, "
                 f"{texts[min(omitted)]!r:.80}: choose another template, or leave the text out"
             )
         return tuple(parts)
+
+
+def _check_kinds(
+    tokens: Mapping[str, str | None], slots: Mapping[str, Sequence[ImageSlot]]
+) -> None:
+    for kind, token in tokens.items():
+        if slots[kind] and token is None:
+            raise PromptError(
+                f"the conversation has a {kind}, and the model's chat template has no {kind}s: "
+                "choose a model that takes them"
+            )
+
+
+def _placeholder_pattern(secret: str, tokens: Mapping[str, str | None]) -> re.Pattern[str]:
+    """Return a pattern of all placeholders, with a group for each kind of slot."""
+    kinds = [
+        f"(?P<{kind}>{secret}:{kind};{f'|{re.escape(token)}' if token else ''})"
+        for kind, token in sorted(tokens.items(), key=lambda item: -len(item[1] or ""))
+    ]
+    return re.compile("|".join((f"{secret}:(?P<text>[0-9]+);", *kinds)))
 
 
 class _PlaceholderTexts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -25,18 +25,23 @@ class Control:
 
 @dataclass(frozen=True)
 class ImageSlot:
-    """The position of one image in a message or a prompt."""
+    """The position of one image or video in a message or a prompt."""
 
     index: int
-    """Index of the image in the request, from 0."""
-    kind: str = "image"
+    """Index of the image or video in the request, from 0. Both are numbered together."""
+    kind: Literal["image", "video"] = "image"
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """Options of the image, such as ``{"detail": "low"}``."""
+    """Options of the image or video, such as ``{"detail": "low"}`` or ``{"fps": 1}``."""
+
+    @property
+    def is_video(self) -> bool:
+        """Whether this is the position of a video."""
+        return self.kind == "video"
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Consecutive embeddings of an image, in the expansion of its slot."""
+    """Consecutive embeddings of an image or a video, in the expansion of its slot."""
 
     num_rows: int
 
@@ -56,7 +61,7 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Message:
-    """One message of a conversation: texts and image slots in their order."""
+    """One message of a conversation: texts, and slots of images and videos, in their order."""
 
     role: str
     content: tuple[Text | ImageSlot, ...]
@@ -72,5 +77,5 @@ class Message:
 
     @property
     def slots(self) -> tuple[ImageSlot, ...]:
-        """The image slots of the message."""
+        """The slots of the message's images and videos."""
         return tuple(part for part in self.content if isinstance(part, ImageSlot))

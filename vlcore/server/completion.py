@@ -237,6 +237,7 @@ def _usage(response: Response, num_generated: int) -> dict[str, Any]:
         "total_tokens": response.input_token_len + num_generated,
         "prompt_tokens_details": {
             "image_tokens": response.image_token_len,
+            "video_tokens": response.video_token_len,
             "cached_tokens": response.cached_tokens,
         },
     }

@@ -19,6 +19,10 @@ from vlcore.errors import (
     ImageLimitError,
     OptionError,
     PromptError,
+    VideoDownloadError,
+    VideoError,
+    VideoLimitError,
+    VlcoreError,
 )
 
 logger = logging.getLogger(__name__)
@@ -62,27 +66,30 @@ class ApiError(Exception):
         return JSONResponse(self.body, self.status, dict(self.headers))
 
 
+_REQUEST_ERRORS: tuple[tuple[type[VlcoreError], str, str | None], ...] = (
+    (ContextLengthError, "context_length_exceeded", "messages"),
+    (ImageLimitError, "image_too_large", "messages"),
+    (ImageDownloadError, "invalid_image_url", "messages"),
+    (ImageError, "invalid_image", "messages"),
+    (VideoLimitError, "video_too_large", "messages"),
+    (VideoDownloadError, "invalid_video_url", "messages"),
+    (VideoError, "invalid_video", "messages"),
+    (PromptError, "invalid_prompt", "messages"),
+    (GrammarError, "invalid_grammar", None),
+    (OptionError, "invalid_option", None),
+)
+"""Errors that are the request's fault, special ones first: their code and field in the API."""
+
+
 def as_api_error(error: BaseException) -> ApiError:
     """Convert any error into one for the client; an internal error is logged and not disclosed."""
-    match error:
-        case ApiError():
-            return error
-        case ContextLengthError():
-            return ApiError(400, "context_length_exceeded", str(error), "messages")
-        case ImageLimitError():
-            return ApiError(400, "image_too_large", str(error), "messages")
-        case ImageDownloadError():
-            return ApiError(400, "invalid_image_url", str(error), "messages")
-        case ImageError():
-            return ApiError(400, "invalid_image", str(error), "messages")
-        case PromptError():
-            return ApiError(400, "invalid_prompt", str(error), "messages")
-        case GrammarError():
-            return ApiError(400, "invalid_grammar", str(error))
-        case OptionError():
-            return ApiError(400, "invalid_option", str(error))
-        case EngineClosedError():
-            return stopping_error()
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, EngineClosedError):
+        return stopping_error()
+    for kind, code, param in _REQUEST_ERRORS:
+        if isinstance(error, kind):
+            return ApiError(400, code, str(error), param)
     logger.error("a request failed", exc_info=error)
     return ApiError(500, "internal_error", "the server failed; its log has the details")
 

@@ -41,7 +41,8 @@ class Metrics:
         )
         self._tokens = Counter(
             "vlcore_tokens",
-            "Tokens of prompts (image tokens included), of images, and of completions.",
+            "Tokens of prompts (with those of images and videos), of images, of videos, and of "
+            "completions.",
             ["kind"],
             registry=self._registry,
         )
@@ -63,10 +64,13 @@ class Metrics:
         """Count a request that ended."""
         self._outcomes.labels(outcome).inc()
 
-    def count_tokens(self, num_prompt: int, num_image: int, num_completion: int) -> None:
+    def count_tokens(
+        self, num_prompt: int, num_image: int, num_video: int, num_completion: int
+    ) -> None:
         """Count the tokens of a request."""
         self._tokens.labels("prompt").inc(num_prompt)
         self._tokens.labels("image").inc(num_image)
+        self._tokens.labels("video").inc(num_video)
         self._tokens.labels("answer").inc(num_completion)
 
     def text(self) -> bytes:
@@ -96,7 +100,10 @@ class TokenRecorder:
     def __exit__(self, *_: object) -> None:
         if self._last is not None:
             self._metrics.count_tokens(
-                self._last.input_token_len, self._last.image_token_len, self.num_completion_tokens
+                self._last.input_token_len,
+                self._last.image_token_len,
+                self._last.video_token_len,
+                self.num_completion_tokens,
             )
 
     @property

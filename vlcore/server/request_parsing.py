@@ -24,6 +24,7 @@ from vlcore.server.schema import (
     Part,
     RefusalPart,
     TextPart,
+    VideoPart,
 )
 from vlcore.server.settings import ServerSettings
 from vlcore.server.tools import ToolUse, parse_tools
@@ -194,7 +195,15 @@ class _MessageParser:
             return {"type": "text", "text": self._body.restore(part.text)}
         if isinstance(part, RefusalPart):
             return {"type": "text", "text": self._body.restore(part.refusal)}
+        if isinstance(part, VideoPart):
+            return {"type": "video_url", "video_url": self._video_url(part)}
         return {"type": "image_url", "image_url": self._image_url(part)}
+
+    def _video_url(self, part: VideoPart) -> dict[str, Any]:
+        if isinstance(part.video_url, str):
+            return {"url": self._body.restore(part.video_url)}
+        options = part.video_url.model_extra or {}
+        return {**options, "url": self._body.restore(part.video_url.url)}
 
     def _image_url(self, part: ImagePart) -> dict[str, Any]:
         image = part.image_url
@@ -280,6 +289,7 @@ _UNION_MESSAGES = {
     "content": "a string or a list of parts is expected",
     "stop": "a string or a list of strings is expected",
     "image_url": "a string or an object with a url is expected",
+    "video_url": "a string or an object with a url is expected",
 }
 """For each field with two types: the message for a value of neither."""
 _WRONG_TYPE = frozenset(
@@ -337,8 +347,8 @@ def _is_union(path: list[int | str]) -> bool:
             return True
         case ["stop"] | ["messages", _, "content"] | ["messages", _, "content", _]:
             return True
-        case ["messages", _, "content", _, "image_url"]:
+        case ["messages", _, "content", _, "image_url" | "video_url"]:
             return True
-        case ["messages", _, "content", _, "image_url", name]:
+        case ["messages", _, "content", _, "image_url" | "video_url", name]:
             return name not in ("url", "detail")
     return False

@@ -97,6 +97,22 @@ class ImagePart(_Model):
     cache_control: Ignored = Field(None, description=_NO_EFFECT)
 
 
+class VideoUrl(BaseModel):
+    """The URL of a video; additional fields, such as ``fps``, are passed on as options."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    __pydantic_extra__: dict[str, str | int | float | bool | None] = Field(init=False)
+    url: str = Field(min_length=1, description="An http(s) or data URL.")
+
+
+class VideoPart(_Model):
+    """A video within a message."""
+
+    type: Literal["video_url"]
+    video_url: Annotated[str, Field(min_length=1)] | VideoUrl
+    cache_control: Ignored = Field(None, description=_NO_EFFECT)
+
+
 class RefusalPart(_Model):
     """The refusal of an earlier completion, which clients send back with it."""
 
@@ -104,7 +120,7 @@ class RefusalPart(_Model):
     refusal: str
 
 
-Part = Annotated[TextPart | ImagePart | RefusalPart, Field(discriminator="type")]
+Part = Annotated[TextPart | ImagePart | VideoPart | RefusalPart, Field(discriminator="type")]
 Parts = Annotated[list[Part], Field(max_length=MAX_PARTS, fail_fast=True)]
 StopString = Annotated[str, Field()]
 StopStrings = Annotated[list[StopString], Field(max_length=_MAX_STOP_STRINGS, fail_fast=True)]

@@ -56,7 +56,7 @@ class ServerSettings:
     """Maximum number of request bodies above 64 KiB that are received at a time, half of them from
     one address; a further one waits."""
     max_body_bytes: int = 32 * 1024**2
-    """Maximum size of a request body, images in data URLs included."""
+    """Maximum size of a request body, images and videos in data URLs included."""
     max_text_bytes: int = 4 * 1024**2
     """Maximum size of a request body without its data URLs."""
     body_timeout_s: float = 30.0

@@ -24,12 +24,14 @@ from vlcore.testing.conversations import (
     ids_with_embeddings,
     images_of,
     sample_conversations,
+    sample_video_conversations,
+    videos_of,
 )
 from vlcore.testing.report import CheckFailedError, DoesNotApplyError, NotRunError, Report, fail
 from vlcore.testing.samples import encode
 from vlcore.testing.subject import Subject
 from vlcore.testing.transformers_reference import TransformersReference
-from vlcore.vision.model import ImageInputs
+from vlcore.vision.model import ImageInputs, encode_batch
 
 ROWS_TOLERANCE = 1e-4
 LOGITS_TOLERANCE = 1e-3
@@ -52,17 +54,20 @@ def compare_with_transformers(
     """Compare a plugin with the model and the processor that transformers has for a checkpoint.
 
     Both run on the CPU in float32. The comparisons are ``transformers-pixels``,
-    ``transformers-rows``, ``transformers-ids``, ``transformers-logits`` and
-    ``transformers-tokens``: the pixels and the embeddings of single images, and the token ids,
-    logits and most likely answer of conversations. Conversations that the chat template refuses are
-    left out, if others with an image remain.
+    ``transformers-rows``, ``transformers-videos``, ``transformers-ids``, ``transformers-logits``
+    and ``transformers-tokens``: the pixels and the embeddings of single images, the embeddings of
+    single videos, and the token ids, logits and most likely answer of conversations. Conversations
+    that the chat template refuses are left out, if others with an image remain. Videos are compared
+    if the plugin takes them, and the processor too: transformers' own need torchvision.
 
     Args:
         checkpoint: a directory, a Hub repo id or an opened checkpoint, preferably a tiny one, whose
             ``architectures`` names a class of transformers.
         plugin: the distribution name; without one, the plugin that serves the checkpoint.
-        conversations: OpenAI-style messages with PIL images under ``image``, by their names; by
-            default nine conversations without images, with several and of several turns.
+        conversations: OpenAI-style messages with PIL images under ``image``, and
+            :class:`~vlcore.Video` values under ``video``, by their names; by default nine
+            conversations without images, with several and of several turns, and three with videos
+            if the plugin takes them.
         processor: the processor of transformers; by default the one of the checkpoint's
             ``model_type``, which is loaded without torchvision where possible.
         row_token: the token in whose place image embeddings come; by default, the one whose id
@@ -81,6 +86,7 @@ def compare_with_transformers(
         PluginError: a package that the processor needs is not installed.
     """
     expected_failures = dict(excused or {})
+    is_default = conversations is None
     if conversations is None:
         conversations = sample_conversations()
     elif not isinstance(conversations, Mapping):
@@ -88,6 +94,8 @@ def compare_with_transformers(
     if not any(map(images_of, conversations.values())):
         raise OptionError("the conversations to compare must have an image")
     with Subject(plugin, checkpoint) as subject:
+        if is_default and subject.vision_model.takes_video:
+            conversations = {**conversations, **sample_video_conversations()}
         reference = TransformersReference(
             subject.checkpoint, processor=processor, row_token=row_token
         )
@@ -120,7 +128,7 @@ class _Comparison:
         self._expected_rows = {
             name: reference.rows(inputs)
             for name, inputs in self._inputs.items()
-            if images_of(conversations[name])
+            if images_of(conversations[name]) and not videos_of(conversations[name])
         }
         for name, rows in self._expected_rows.items():
             reference.check_settings(name, self._inputs[name], len(rows))
@@ -138,6 +146,10 @@ class _Comparison:
             "transformers-rows": (
                 "rows equal the image features of transformers' model",
                 self._compare_rows,
+            ),
+            "transformers-videos": (
+                "rows of videos equal the features of transformers' model",
+                self._compare_videos,
             ),
             "transformers-ids": (
                 "prompts have the token ids of transformers' processor, and embeddings in the "
@@ -194,7 +206,7 @@ class _Comparison:
         return [
             (name, f"the image of {name!r} ({_size(images[0])})", images[0])
             for name, images in found
-            if len(images) == 1
+            if len(images) == 1 and not videos_of(self._all[name])
         ]
 
     def _need_single_images(self) -> None:
@@ -236,10 +248,35 @@ class _Comparison:
                 "patches and tiles, projector; norms and their epsilon",
             )
 
+    def _compare_videos(self) -> None:
+        asked = {name: videos_of(messages) for name, messages in self._all.items()}
+        single = [
+            name for name in asked if len(asked[name]) == 1 and not images_of(self._all[name])
+        ]
+        if not single:
+            raise DoesNotApplyError("no conversation has a single video")
+        if not self._reference.takes_video:
+            raise NotRunError(
+                "the processor takes no videos: install torchvision, or pass a processor that does"
+            )
+        model = self._builder.vision_model
+        for name in single:
+            if name not in self._inputs:
+                raise NotRunError(f"the processor refuses the conversation {name!r}")
+            (video,) = asked[name]
+            _expect_close(
+                encode_batch(model, [model.preprocess_frames(video)])[0].rows,
+                self._reference.video_rows(self._inputs[name]),
+                self._rows_tolerance,
+                f"{type(model).__name__}, the video of {name!r}",
+                "compare the size of the frames, the resampling filter, how frames are merged in "
+                "time, and the order of the rows; the processor must not sample again",
+            )
+
     def _compare_ids(self) -> None:
         tokenizer = self._builder.transformers_tokenizer
         for name, prompt in self._prompts.items():
-            expected: list[int] = self._inputs[name]["input_ids"][0].tolist()
+            expected = self._reference.token_ids(self._inputs[name])
             actual = ids_with_embeddings(prompt, self._reference.row_id)
             if actual == expected:
                 continue

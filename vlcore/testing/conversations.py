@@ -7,8 +7,9 @@ from typing import Any
 
 from PIL import Image
 
+from vlcore.media.video import Video
 from vlcore.prompts.tokenization import TokenizedPrompt
-from vlcore.testing.samples import sample_image
+from vlcore.testing.samples import sample_image, sample_video
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -41,19 +42,46 @@ def sample_conversations() -> dict[str, list[dict[str, Any]]]:
     }
 
 
+def sample_video_conversations() -> dict[str, list[dict[str, Any]]]:
+    """Return conversations with videos, under ``video`` of a part, by their names.
+
+    All videos have the same number of frames, as some processors of transformers need.
+    """
+    first, second = sample_video((64, 48), 6), sample_video((48, 80), 6, seed=3)
+    return {
+        "one video": [_user(first, "What happens?")],
+        "a video, an image and a video": [
+            _user(first, sample_image((64, 64)), "Is the image in it, or in", second, "?")
+        ],
+        "videos in two turns": [
+            _user(second, "What happens?"),
+            _message("assistant", "A dog runs."),
+            _user("And here?", first),
+        ],
+    }
+
+
 def images_of(messages: Messages) -> list[Image.Image]:
     """Return the images of a conversation, in order."""
-    parts = [
+    return [part["image"] for part in _parts(messages) if part["type"] == "image"]
+
+
+def videos_of(messages: Messages) -> list[Video]:
+    """Return the videos of a conversation, in order."""
+    return [part["video"] for part in _parts(messages) if part["type"] == "video"]
+
+
+def _parts(messages: Messages) -> list[Mapping[str, Any]]:
+    return [
         part
         for message in messages
         if not isinstance(message["content"], str)
         for part in message["content"]
     ]
-    return [part["image"] for part in parts if part["type"] == "image"]
 
 
 def ids_with_embeddings(prompt: TokenizedPrompt, row_id: int) -> list[int]:
-    """Return the ids of a prompt, with ``row_id`` instead of each image embedding."""
+    """Return the ids of a prompt, with ``row_id`` for each embedding of an image or video."""
     ids = list(prompt.token_ids)
     for span in prompt.spans:
         ids[span.start : span.stop] = [row_id] * (span.stop - span.start)
@@ -67,15 +95,16 @@ def first_difference(actual: Sequence[int], expected: Sequence[int]) -> int:
     return next((i for i, (ours, other) in enumerate(pairs) if ours != other), shorter)
 
 
-def _user(*parts: str | Image.Image) -> dict[str, Any]:
+def _user(*parts: str | Image.Image | Video) -> dict[str, Any]:
     return _message("user", *parts)
 
 
-def _message(role: str, *parts: str | Image.Image) -> dict[str, Any]:
-    content = [
-        {"type": "text", "text": part}
-        if isinstance(part, str)
-        else {"type": "image", "image": part}
-        for part in parts
-    ]
-    return {"role": role, "content": content}
+def _message(role: str, *parts: str | Image.Image | Video) -> dict[str, Any]:
+    return {"role": role, "content": [_part(part) for part in parts]}
+
+
+def _part(part: str | Image.Image | Video) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    kind = "video" if isinstance(part, Video) else "image"
+    return {"type": kind, kind: part}

@@ -1,4 +1,4 @@
-"""Sample images: plain ones of several sizes, and unusual ones."""
+"""Sample images: plain ones of several sizes, and unusual ones; and sample videos."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vlcore.media.video import Video
 from vlcore.testing.report import fail
 from vlcore.vision.model import ImageRows, VisionModel
 
@@ -23,6 +24,13 @@ def sample_image(size: tuple[int, int], seed: int = 0) -> Image.Image:
     x, y = np.linspace(0, 190, width), np.linspace(0, 190, height)[:, None]
     soft = np.stack([x + 0 * y, y + 0 * x, (x + y) / 2], axis=2)
     return Image.fromarray(((soft + noise) * 0.8**seed).astype(np.uint8))
+
+
+def sample_video(size: tuple[int, int], num_frames: int, seed: int = 0) -> Video:
+    """Draw a video of which every frame differs, one for each half second."""
+    frames = tuple(sample_image(size, seed + number) for number in range(num_frames))
+    times = tuple(number / 2 for number in range(num_frames))
+    return Video(frames, times, num_frames / 2, 2.0, num_frames)
 
 
 def plain_images() -> list[Image.Image]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -13,8 +13,9 @@ from torch import Tensor
 
 from vlcore.checkpoint.checkpoint import Checkpoint
 from vlcore.errors import ConfigError, OptionError
+from vlcore.media.video import Video
 from vlcore.processors import image_token_id, load_processor
-from vlcore.testing.conversations import Messages, images_of
+from vlcore.testing.conversations import Messages, images_of, videos_of
 
 
 class TransformersReference:
@@ -48,6 +49,18 @@ class TransformersReference:
             )
         self.model.eval()
         self._keys = _parameters(self.model.forward)
+
+    @property
+    def takes_video(self) -> bool:
+        """Whether the processor takes videos, for which transformers' own need torchvision."""
+        return getattr(self.processor, "video_processor", None) is not None
+
+    def token_ids(self, inputs: Mapping[str, Any]) -> list[int]:
+        """Return the ids of a prompt, with ``row_id`` for each embedding of an image or video."""
+        video_token = getattr(self.processor, "video_token", None)
+        video_id = self.processor.tokenizer.get_vocab().get(str(video_token))
+        ids: list[int] = inputs["input_ids"][0].tolist()
+        return [self.row_id if token == video_id else token for token in ids]
 
     def supported(self, conversations: Mapping[str, Messages]) -> dict[str, dict[str, Any]]:
         """Return the inputs of the model for each conversation that the processor supports.
@@ -86,6 +99,9 @@ class TransformersReference:
             )
 
     def _inputs(self, messages: Messages) -> dict[str, Any]:
+        if videos := videos_of(messages):
+            known = self._video_inputs(messages, videos)
+            return {key: _as_float32(value) for key, value in known.items() if key in self._keys}
         render = partial(
             self.processor.apply_chat_template, list(messages), add_generation_prompt=True
         )
@@ -107,6 +123,24 @@ class TransformersReference:
         known = {key: value for key, value in inputs.items() if key in self._keys}
         return {key: _as_float32(value) for key, value in known.items()}
 
+    def _video_inputs(self, messages: Messages, videos: Sequence[Video]) -> Mapping[str, Any]:
+        if not self.takes_video:
+            raise ValueError("the processor takes no videos; transformers' own need torchvision")
+        named = [{**message, "content": _without_media(message["content"])} for message in messages]
+        text = self.processor.apply_chat_template(named, add_generation_prompt=True, tokenize=False)
+        bos = self.processor.tokenizer.bos_token
+        images = images_of(messages)
+        inputs: Mapping[str, Any] = self.processor(
+            text=[text],
+            images=[images] if images else None,
+            videos=[list(video.frames) for video in videos],
+            video_metadata=list(map(_metadata, videos)),
+            do_sample_frames=False,
+            return_tensors="pt",
+            add_special_tokens=not (bos and text.startswith(bos)),
+        )
+        return inputs
+
     def pixels(self, inputs: Mapping[str, Any]) -> Tensor:
         """Return the pixels among the inputs, of whatever shape."""
         pixels: Tensor = next(
@@ -120,9 +154,21 @@ class TransformersReference:
         Shapes:
             result: [k, hidden_size]; with deepstack, [k, hidden_size * (1 + layers)].
         """
+        return self._features("get_image_features", inputs)
+
+    def video_rows(self, inputs: Mapping[str, Any]) -> Tensor:
+        """Return the embeddings of all videos among the inputs, which have no image.
+
+        Shapes:
+            result: as for :meth:`rows`.
+        """
+        is_video = any(key.startswith("pixel_values_videos") for key in inputs)
+        return self._features("get_video_features" if is_video else "get_image_features", inputs)
+
+    def _features(self, method: str, inputs: Mapping[str, Any]) -> Tensor:
         inner = getattr(self.model, "model", self.model)  # names all arguments
-        owner = inner if hasattr(inner, "get_image_features") else self.model
-        features = owner.get_image_features
+        owner = inner if hasattr(inner, method) else self.model
+        features = getattr(owner, method)
         taken = _parameters(features)
         given = {key: value for key, value in inputs.items() if key in taken}
         with torch.inference_mode():
@@ -178,6 +224,20 @@ def _model_class(checkpoint: Checkpoint) -> Any:
 
 def _parameters(function: Any) -> set[str]:
     return set(inspect.signature(inspect.unwrap(function)).parameters)
+
+
+def _without_media(content: Any) -> Any:
+    """Return the parts of a message, of images and videos only the type."""
+    if isinstance(content, str):
+        return content
+    return [part if part["type"] == "text" else {"type": part["type"]} for part in content]
+
+
+def _metadata(video: Video) -> Any:
+    from transformers.video_utils import VideoMetadata
+
+    indices = [round(time * video.fps) for time in video.times]
+    return VideoMetadata(total_num_frames=video.total_frames, fps=video.fps, frames_indices=indices)
 
 
 def _as_float32(value: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from vlcore.media.video import Video, VideoSampling
 from vlcore.vision.model import ImageRows, VisionModel
 
 _MAX_FILES = 16384
@@ -98,6 +99,21 @@ def file_key(
     """
     kind = b"file shrunk on load" if shrink_on_load else b"file"
     return _digest(*_settings(options, model), repr(background).encode(), kind, data)
+
+
+def video_key(video: Video, options: Mapping[str, Any], model: VisionModel) -> str:
+    """Return a digest of everything that a video's embeddings depend on."""
+    return _digest(*_settings(options, model), b"video", video.key.encode())
+
+
+def video_file_key(
+    data: bytes, sampling: VideoSampling, options: Mapping[str, Any], model: VisionModel
+) -> str:
+    """Return a digest of everything that the embeddings of a video file depend on.
+
+    The file is not decoded.
+    """
+    return _digest(*_settings(options, model), b"video file", repr(sampling).encode(), data)
 
 
 def model_key(model: VisionModel) -> str:

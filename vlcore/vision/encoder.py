@@ -1,4 +1,4 @@
-"""``ImageEncoder``: encodes the images of all requests with one ``VisionModel``.
+"""``ImageEncoder``: encodes the images and videos of all requests with one ``VisionModel``.
 
 When the device becomes free, the images that wait form the next batch, regardless of the requests
 they belong to; the encoder never waits for a batch to fill. An image that fails does not affect the
@@ -7,6 +7,7 @@ others. The encoder knows nothing of prompts or engines.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -18,12 +19,22 @@ from PIL import Image
 from vlcore._utils.device import as_device
 from vlcore._utils.gather import gather_or_cancel
 from vlcore._utils.progress import progress_bar
-from vlcore.errors import EngineClosedError, ImageLimitError, OptionError, VlcoreError
+from vlcore.errors import (
+    EngineClosedError,
+    ImageLimitError,
+    OptionError,
+    VideoLimitError,
+    VlcoreError,
+)
 from vlcore.media.policy import DEFAULT_LIMITS, TRUSTING, DecodedBudget, ImageAccess, ImageLimits
 from vlcore.media.source import ImageSource
+from vlcore.media.undecoded_video import VideoInput
+from vlcore.media.video import Video, VideoLimits
+from vlcore.media.video_loader import DEFAULT_VIDEO_LIMITS
 from vlcore.vision.batch_executor import label_error
 from vlcore.vision.device_runner import make_device_runner
 from vlcore.vision.embedding_cache import EmbeddingCache
+from vlcore.vision.interface import check_videos
 from vlcore.vision.model import ImageRows, VisionModel
 from vlcore.vision.preprocessing import (
     NO_OPTIONS,
@@ -31,6 +42,7 @@ from vlcore.vision.preprocessing import (
     ImageRequest,
     PreparedImage,
     image_label,
+    is_video,
 )
 from vlcore.vision.scheduler import ImageQueue, Scheduler
 from vlcore.vision.stats import EncoderStats, Meter
@@ -46,6 +58,7 @@ class EncoderOptions(TypedDict, total=False):
     cache_bytes: int
     max_pending: int | None
     image_limits: ImageLimits
+    video_limits: VideoLimits
     image_access: ImageAccess
     rows_device: torch.device | str | None
     cuda_graphs: bool
@@ -72,7 +85,8 @@ class ImageEncoder:
             encoded; further images wait before anything is read or decoded. ``None`` for four
             batches.
         image_limits: limits for each image and for the images of a request.
-        image_access: sources that images may be read from; any by default.
+        video_limits: limits for each video and for the videos of a request.
+        image_access: sources that images and videos may be read from; any by default.
         rows_device: device for the image embeddings, including the cached ones; ``None`` leaves
             them on the device of the model.
         cuda_graphs: on CUDA, capture the vision encoder as a CUDA graph at the first batch of a few
@@ -99,6 +113,7 @@ class ImageEncoder:
         cache_bytes: int = 256 * 1024**2,
         max_pending: int | None = None,
         image_limits: ImageLimits = DEFAULT_LIMITS,
+        video_limits: VideoLimits = DEFAULT_VIDEO_LIMITS,
         image_access: ImageAccess = TRUSTING,
         rows_device: torch.device | str | None = None,
         cuda_graphs: bool = True,
@@ -121,12 +136,14 @@ class ImageEncoder:
             self.vision_model.image_background if image_background is None else image_background
         )
         self._limits = image_limits
+        self._video_limits = video_limits
         self._meter = Meter()
         self._cache = EmbeddingCache(cache_bytes)
         self._preprocessor = ImagePreprocessor(
             self.vision_model,
             self._cache,
             limits=image_limits,
+            video_limits=video_limits,
             access=image_access,
             max_pending=max_pending,
             meter=self._meter,
@@ -163,16 +180,21 @@ class ImageEncoder:
         """Names of the options that an image may have, such as ``detail``."""
         return self.vision_model.image_options
 
+    @property
+    def takes_video(self) -> bool:
+        """Whether the vision model takes videos."""
+        return self.vision_model.takes_video
+
     async def encode(
         self,
-        images: Sequence[ImageSource],
+        images: Sequence[ImageSource | VideoInput],
         options: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[ImageRows]:
-        """Encode the images of one request, in order.
+        """Encode the images and videos of one request, in order.
 
         Args:
-            images: paths, URLs, bytes of files or PIL images.
-            options: options for each image, which the vision model must know.
+            images: paths, URLs, bytes of files or PIL images, and :class:`~vlcore.Video` values.
+            options: options for each image and video, which the vision model must know.
 
         Shapes:
             rows: [k, row_width] for each image, on the model's device, in its dtype.
@@ -181,6 +203,8 @@ class ImageEncoder:
             OptionError: an image option is unknown.
             ImageError: an image cannot be read or encoded.
             ImageLimitError: there are too many images, or they are too large.
+            VideoError: a video cannot be read or encoded, or the vision model takes no videos.
+            VideoLimitError: there are too many videos, or they are too large.
             PluginContractError: the vision model did not return image embeddings.
             EngineClosedError: the encoder was closed.
         """
@@ -189,7 +213,7 @@ class ImageEncoder:
 
     async def encode_many(
         self,
-        images: Sequence[ImageSource],
+        images: Sequence[ImageSource | VideoInput],
         options: Sequence[Mapping[str, Any]] | None = None,
         *,
         progress: bool = False,
@@ -215,10 +239,10 @@ class ImageEncoder:
 
     async def prepare(
         self,
-        images: Sequence[ImageSource],
+        images: Sequence[ImageSource | VideoInput],
         options: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[PreparedImage]:
-        """Read, decode and preprocess images in parallel, the first step of :meth:`encode`."""
+        """Read, decode and preprocess images and videos, the first step of :meth:`encode`."""
         requests = self._requests(images, options, self._budget(images))
         return await gather_or_cancel([self._preprocessor.prepare(request) for request in requests])
 
@@ -231,7 +255,7 @@ class ImageEncoder:
     async def encode_prepared(
         self, images: Sequence[PreparedImage], owner: Hashable | None = None
     ) -> list[ImageRows]:
-        """Encode preprocessed images, the second step of :meth:`encode`.
+        """Encode preprocessed images and videos, the second step of :meth:`encode`.
 
         Args:
             images: the images.
@@ -241,8 +265,9 @@ class ImageEncoder:
         owner = object() if owner is None else owner
         return await gather_or_cancel([self._rows(image, owner) for image in images])
 
-    async def load(self, sources: Sequence[ImageSource]) -> list[Image.Image]:
-        """Read and decode the images of one request, without encoding them."""
+    async def load(self, sources: Sequence[ImageSource | VideoInput]) -> list[Image.Image | Video]:
+        """Read and decode the images and videos of one request, without encoding them."""
+        check_videos(self, sources)
         return await self._preprocessor.load(sources, self._budget(sources))
 
     def stats(self) -> EncoderStats:
@@ -269,33 +294,49 @@ class ImageEncoder:
 
     def _requests(
         self,
-        images: Sequence[ImageSource],
+        images: Sequence[ImageSource | VideoInput],
         options: Sequence[Mapping[str, Any]] | None,
         budget: DecodedBudget | None = None,
     ) -> list[ImageRequest]:
-        """Combine the images of one request with their options and labels."""
+        """Combine the images and videos of one request with their options and labels."""
         self._preprocessor.check_open()
+        check_videos(self, images)
         options = [NO_OPTIONS] * len(images) if options is None else options
         pairs = list(zip(images, options, strict=True))
         self._meter.count("num_images", len(pairs))
         owner = object()
-        return [
-            ImageRequest(
-                source,
-                image_options,
-                image_label(source, number, len(pairs)),
-                owner,
-                budget,
-                num_images=len(pairs),
+        totals = Counter(is_video(source) for source in images)
+        video_budget = DecodedBudget(self._video_limits)
+        numbers = Counter[bool]()
+        requests = []
+        for source, image_options in pairs:
+            kind = is_video(source)
+            numbers[kind] += 1
+            label = image_label(source, numbers[kind], totals[kind])
+            requests.append(
+                ImageRequest(
+                    source,
+                    image_options,
+                    label,
+                    owner,
+                    budget,
+                    num_images=totals[False],
+                    video_budget=video_budget,
+                )
             )
-            for number, (source, image_options) in enumerate(pairs, 1)
-        ]
+        return requests
 
-    def _budget(self, images: Sequence[ImageSource]) -> DecodedBudget:
-        if len(images) > self._limits.max_images:
+    def _budget(self, images: Sequence[ImageSource | VideoInput]) -> DecodedBudget:
+        num_videos = sum(map(is_video, images))
+        if len(images) - num_videos > self._limits.max_images:
             raise ImageLimitError(
-                f"the request has {len(images)} images, more than "
+                f"the request has {len(images) - num_videos} images, more than "
                 f"max_images={self._limits.max_images} of vlcore.ImageLimits"
+            )
+        if num_videos > self._video_limits.max_videos:
+            raise VideoLimitError(
+                f"the request has {num_videos} videos, more than "
+                f"max_videos={self._video_limits.max_videos} of vlcore.VideoLimits"
             )
         return DecodedBudget(self._limits)
 

@@ -1,4 +1,7 @@
-"""``Encoder``, the interface of what encodes the images of requests, here or elsewhere."""
+"""``Encoder``, the interface of what encodes the images of requests, here or elsewhere.
+
+Images stand for videos too, where nothing else is said.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,10 @@ from typing import Any, Protocol, TypeVar
 
 from PIL import Image
 
+from vlcore.errors import VideoError
 from vlcore.media.source import ImageSource
+from vlcore.media.undecoded_video import VideoInput
+from vlcore.media.video import Video
 from vlcore.prompts.tokenization import ImageLayout
 from vlcore.vision.model import ImageRows
 from vlcore.vision.stats import EncoderStats
@@ -39,14 +45,21 @@ class Encoder(Protocol[_P]):
     def image_options(self) -> frozenset[str]:
         """Names of the options that an image may have."""
 
+    @property
+    def takes_video(self) -> bool:
+        """Whether the encoder takes videos."""
+
     async def prepare(
-        self, images: Sequence[ImageSource], options: Sequence[Mapping[str, Any]] | None = None
+        self,
+        images: Sequence[ImageSource | VideoInput],
+        options: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[_P]:
         """Read, decode and preprocess the images of one request, in order.
 
         Raises:
             OptionError: an image option is unknown.
             ImageError: an image cannot be read or preprocessed, or exceeds a limit.
+            VideoError: the same for a video, or the encoder takes no videos.
         """
 
     async def encode_prepared(self, images: Sequence[_P]) -> list[ImageRows]:
@@ -58,7 +71,7 @@ class Encoder(Protocol[_P]):
             EngineClosedError: the encoder was closed.
         """
 
-    async def load(self, sources: Sequence[ImageSource]) -> list[Image.Image]:
+    async def load(self, sources: Sequence[ImageSource | VideoInput]) -> list[Image.Image | Video]:
         """Read and decode the images of one request, without encoding them."""
 
     def stats(self) -> EncoderStats:
@@ -66,3 +79,16 @@ class Encoder(Protocol[_P]):
 
     async def close(self) -> None:
         """Fail the waiting images, and free the model."""
+
+
+def check_videos(encoder: Encoder[Any], sources: Sequence[object]) -> None:
+    """Check that an encoder takes videos, if there are some.
+
+    Raises:
+        VideoError: it does not.
+    """
+    if not encoder.takes_video and any(isinstance(source, VideoInput) for source in sources):
+        raise VideoError(
+            "the model takes images only here, and no videos: leave out the video, or choose a "
+            "model that takes videos"
+        )

@@ -15,21 +15,25 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vlcore.errors import PluginContractError
+from vlcore.media.video import Video, VideoSampling
 from vlcore.prompts.tokenization import ImageLayout
 
 
 @dataclass(frozen=True)
 class ImageInputs:
-    """A preprocessed image, the result of ``preprocess`` in models that define ``tower``.
+    """A preprocessed image or video, the result of ``preprocess`` or ``preprocess_frames``.
+
+    Required in models that define ``tower``.
 
     Shapes:
         pixels: [tiles, 3, H, W], floating point, on the CPU. H and W are the same for all images
-            of a model.
+            of a model. The tiles of a video are its frames.
     """
 
     pixels: Tensor
     layout: Any = None
-    """Layout of the image for ``assemble`` and ``ChatTemplate.expand``, such as a grid of tiles."""
+    """Layout of the image for ``assemble`` and ``ChatTemplate.expand``, such as a grid of tiles, or
+    the times of the frames of a video."""
     num_rows: int | None = None
     """Number of embeddings of the image, where it is known before the image is encoded."""
     num_tiles: int | None = None
@@ -39,7 +43,7 @@ class ImageInputs:
 
 @dataclass(frozen=True)
 class ImageRows:
-    """The embeddings of one image, in the embedding space of the language model.
+    """The embeddings of one image or video, in the embedding space of the language model.
 
     Shapes:
         rows: [k, row_width].
@@ -73,6 +77,12 @@ class VisionModel:
     """Width of the embeddings."""
     image_options: frozenset[str] = frozenset()
     """Names of the per-image options that :meth:`preprocess` accepts."""
+    video_options: frozenset[str] = frozenset()
+    """Names of the per-video options that :meth:`preprocess_frames` accepts, in addition to those
+    of :class:`~vlcore.VideoSampling`, which every model that takes videos has."""
+    video_sampling: VideoSampling = VideoSampling(num_frames=8)
+    """Which frames of a video the model receives; a request may state other values. Frames are
+    sampled only here: a processor must not sample them again."""
     fingerprint: str = ""
     """Identifies the weights; set from the checkpoint when the model is loaded."""
     image_background: str | None = None
@@ -151,8 +161,28 @@ class VisionModel:
             raise TypeError(f"unexpected image options: {', '.join(sorted(options))}")
         return image
 
+    @property
+    def takes_video(self) -> bool:
+        """Whether the model takes videos; by default, whether it has :meth:`preprocess_frames`."""
+        return type(self).preprocess_frames is not VisionModel.preprocess_frames
+
+    def preprocess_frames(self, video: Video, **options: Any) -> Any:
+        """Convert a video into an input of :meth:`forward`. Optional, and thread-safe.
+
+        Its embeddings take the position of the video in the prompt as those of an image do: all in
+        a row, or with text between the frames where ``ChatTemplate.expand`` writes it.
+
+        Args:
+            video: the sampled frames, with their times.
+            options: per-video options, of those listed in :attr:`video_options`.
+
+        Returns:
+            :class:`ImageInputs` in models that define :meth:`tower`, and any value in others.
+        """
+        raise NotImplementedError(f"{type(self).__name__} takes images only, and no videos")
+
     def forward(self, inputs: Sequence[Any]) -> Sequence[Tensor | ImageRows]:
-        """Encode a list of preprocessed images, after moving them to the device.
+        """Encode a list of preprocessed images and videos, after moving them to the device.
 
         Shapes:
             results: [k, row_width] each; k may differ between images.

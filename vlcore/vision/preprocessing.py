@@ -1,8 +1,8 @@
-"""``ImagePreprocessor``: reads, decodes and preprocesses images for a ``VisionModel``.
+"""``ImagePreprocessor``: reads, decodes and preprocesses images and videos for a ``VisionModel``.
 
 Downloads do not count as images in progress, so that a slow server delays only its own images. An
-image is decoded and preprocessed by one thread without a break, in a pool with as many threads
-as there are CPUs, so that no decoded image waits in memory.
+image or video is decoded and preprocessed by one thread without a break, in a pool with as many
+threads as there are CPUs, so that nothing that is decoded waits in memory.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Hashable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 from weakref import WeakValueDictionary
@@ -30,6 +31,7 @@ from vlcore.errors import (
     ImageError,
     OptionError,
     PluginContractError,
+    VideoError,
     VlcoreError,
 )
 from vlcore.media.conversion import parse_background
@@ -37,8 +39,18 @@ from vlcore.media.fetcher import ImageFetcher
 from vlcore.media.image import decode_image, load_image
 from vlcore.media.policy import TRUSTING, DecodedBudget, ImageAccess, ImageLimits
 from vlcore.media.source import ImageSource, describe
+from vlcore.media.undecoded_video import SAMPLING_OPTIONS, UndecodedVideo, VideoInput
+from vlcore.media.video import Video, VideoLimits, VideoSampling
+from vlcore.media.video_decoder import decode_video
+from vlcore.media.video_loader import DEFAULT_VIDEO_LIMITS, video_from_frames
 from vlcore.prompts.tokenization import ImageLayout
-from vlcore.vision.embedding_cache import EmbeddingCache, file_key, image_key
+from vlcore.vision.embedding_cache import (
+    EmbeddingCache,
+    file_key,
+    image_key,
+    video_file_key,
+    video_key,
+)
 from vlcore.vision.model import ImageInputs, ImageRows, VisionModel, count_tiles, image_layout
 from vlcore.vision.stats import Meter
 
@@ -49,31 +61,33 @@ NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """One image of a request, as it passes through preprocessing."""
+    """One image or video of a request, as it passes through preprocessing."""
 
-    source: ImageSource
+    source: ImageSource | VideoInput
     options: Mapping[str, Any]
-    """Options of the vision model's ``preprocess``."""
+    """Options of the vision model's ``preprocess`` or ``preprocess_frames``."""
     label: str
     """Position in the request and description of the source, for error messages."""
     owner: Hashable
     """The request that the image belongs to. Requests take turns."""
     budget: DecodedBudget | None = None
-    """Number of pixels that the images of the request may still have."""
+    """Memory that the images of the request may still take."""
     num_images: int = 1
     """Number of images of the request."""
+    video_budget: DecodedBudget | None = None
+    """Memory that the videos of the request may still take."""
 
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """A preprocessed image, or the embeddings of an image that is cached."""
+    """A preprocessed image or video, or its embeddings if they are cached."""
 
     label: str
     """Position in the request, description of the source and size, for error messages."""
     key: str
     """Key of the image's embeddings in the cache."""
     inputs: Any = None
-    """Result of the vision model's ``preprocess``."""
+    """Result of the vision model's ``preprocess`` or ``preprocess_frames``."""
     num_tiles: int = 1
     """Size of the image in a batch."""
     rows: ImageRows | None = None
@@ -98,7 +112,8 @@ class ImagePreprocessor:
         model: the vision model.
         cache: embeddings of earlier images, which are not preprocessed again.
         limits: limits for each image.
-        access: sources that images may be read from.
+        video_limits: limits for each video.
+        access: sources that images and videos may be read from.
         max_pending: maximum number of admitted images.
         meter: counts failures and times.
         shrink_on_load: let the JPEG decoder reduce images towards the size that the model needs.
@@ -111,6 +126,7 @@ class ImagePreprocessor:
         cache: EmbeddingCache,
         *,
         limits: ImageLimits,
+        video_limits: VideoLimits = DEFAULT_VIDEO_LIMITS,
         max_pending: int,
         meter: Meter,
         access: ImageAccess = TRUSTING,
@@ -123,10 +139,11 @@ class ImagePreprocessor:
         parse_background(background)
         self._cache = cache
         self._limits = limits
+        self._video_limits = video_limits
         self._access = access
         self._pending = FairSemaphore(max_pending)
         self._meter = meter
-        self._fetcher = ImageFetcher(limits, access)
+        self._fetcher = ImageFetcher(limits, access, video_limits)
         self._pool = DaemonExecutor(num_cpus(), "vlcore-preprocess")
         self._prepared: WeakValueDictionary[str, PreparedImage] = WeakValueDictionary()
         """Preprocessed images that are in use, by key; equal images share their inputs."""
@@ -161,31 +178,43 @@ class ImagePreprocessor:
             yield image
 
     async def load(
-        self, sources: Sequence[ImageSource], budget: DecodedBudget
-    ) -> list[Image.Image]:
-        """Read and decode the images of a request, without preprocessing them."""
+        self, sources: Sequence[ImageSource | VideoInput], budget: DecodedBudget
+    ) -> list[Image.Image | Video]:
+        """Read and decode the images and videos of a request, without preprocessing them."""
         self.check_open()
         owner = object()
 
-        async def load(source: ImageSource) -> Image.Image:
+        video_budget = DecodedBudget(self._video_limits)
+
+        async def load(source: ImageSource | VideoInput) -> Image.Image | Video:
             async with AsyncExitStack() as stack:
                 source = await self._enter_download(stack, source, owner)
+                if isinstance(source, Video):
+                    return source
+                if isinstance(source, UndecodedVideo):
+                    source = await self._fetcher.read_video(source)
+                    return await self._fetcher.run(partial(self._load_video, source, video_budget))
                 return await self._fetcher.run(partial(self._load, source, budget))
 
         return await gather_or_cancel(map(load, sources))
 
     async def prepare_admitted(self, image: ImageRequest) -> PreparedImage:
         """Prepare an image like :meth:`prepare`, within the context of :meth:`admitted`."""
-        if not isinstance(image.source, Image.Image | bytes):
+        if not isinstance(image.source, Image.Image | bytes | Video):
             self.check_open()
             with self._counting_failures():
-                image = replace(image, source=await self._fetcher.read(image.source))
+                image = replace(image, source=await self._read(image.source))
             self.check_open()
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._work, image)
 
+    async def _read(self, source: str | Path | UndecodedVideo) -> bytes | UndecodedVideo:
+        if isinstance(source, UndecodedVideo):
+            return await self._fetcher.read_video(source)
+        return await self._fetcher.read(source)
+
     async def _enter_download(
-        self, stack: AsyncExitStack, source: ImageSource, owner: Hashable
-    ) -> ImageSource:
+        self, stack: AsyncExitStack, source: ImageSource | VideoInput, owner: Hashable
+    ) -> ImageSource | VideoInput:
         self.check_open()
         with self._counting_failures():
             return await stack.enter_async_context(self._fetcher.downloaded(source, owner))
@@ -229,23 +258,38 @@ class ImagePreprocessor:
         self.check_open()
         return load_image(source, self._limits, self._access, budget, background=self._background)
 
+    def _load_video(
+        self, video: UndecodedVideo, budget: DecodedBudget | None, label: str = ""
+    ) -> Video:
+        self.check_open()
+        limits = self._video_limits
+        if isinstance(video.source, bytes):
+            name = label or describe(video.source, limits.kind)
+            return decode_video(video.source, name, self._sampling(video), limits, budget)
+        assert isinstance(video.source, tuple)  # noqa: S101  (for mypy: files were read before)
+        budget = DecodedBudget(limits) if budget is None else budget
+        fps = video.sampling["fps"]
+        return video_from_frames(video.source, limits, self._access, budget, fps, self._limits)
+
+    def _sampling(self, video: UndecodedVideo) -> VideoSampling:
+        return video.sampled_as(self._model.video_sampling, self._video_limits.max_frames)
+
     def _work(self, image: ImageRequest) -> PreparedImage:
         self.check_open()
         started = time.perf_counter()
         try:
             with self._counting_failures():
+                if isinstance(image.source, VideoInput):
+                    return self._prepare_video(image, image.source)
                 return self._prepare(image)
         finally:
             self._meter.add_time("preprocess_s", time.perf_counter() - started)
 
     def _prepare(self, request: ImageRequest) -> PreparedImage:
         model, source, label = self._model, request.source, request.label
+        assert not isinstance(source, VideoInput)  # noqa: S101  (for mypy)
         options = dict(request.options)
-        if unknown := sorted(set(options) - model.image_options):
-            raise OptionError(
-                f"unknown image option(s) {', '.join(unknown)}: this model takes "
-                f"{', '.join(sorted(model.image_options)) or 'none'}"
-            )
+        _check_options("image", options, model.image_options)
         options = self._request_options(request.num_images) | options
         file = ""
         if isinstance(source, bytes):
@@ -275,19 +319,50 @@ class ImagePreprocessor:
             if file:
                 self._cache.link(file, key)
             return PreparedImage(label, key, rows=rows)
-        if (known := self._prepared.get(key)) is not None:
-            return replace(known, label=label, file=file)
+        work = partial(model.preprocess, image, **options)
+        return self._preprocess(PreparedImage(label, key, file=file), "preprocess", work)
+
+    def _prepare_video(self, request: ImageRequest, source: VideoInput) -> PreparedImage:
+        model, label = self._model, request.label
+        options = dict(request.options)
+        _check_options("video", options, model.video_options, SAMPLING_OPTIONS)
+        file = ""
+        if isinstance(source, UndecodedVideo):
+            if isinstance(source.source, bytes):
+                sampling = self._sampling(source)
+                file = video_file_key(source.source, sampling, options, model)
+                if (rows := self._cache.get(file)) is not None:
+                    return PreparedImage(label, self._cache.pixel_key(file), rows=rows)
+            video = self._load_video(source, request.video_budget, label)
+        else:
+            video = source
+        label = "{} ({} frames of {} x {})".format(label, len(video.frames), *video.size)
+        key = video_key(video, options, model)
+        if (rows := self._cache.get(key)) is not None:
+            if file:
+                self._cache.link(file, key)
+            return PreparedImage(label, key, rows=rows)
+        work = partial(model.preprocess_frames, video, **options)
+        return self._preprocess(PreparedImage(label, key, file=file), "preprocess_frames", work)
+
+    def _preprocess(
+        self, image: PreparedImage, method: str, work: Callable[[], Any]
+    ) -> PreparedImage:
+        """Call a method of the vision model, unless the same image or video is in use already."""
+        if (known := self._prepared.get(image.key)) is not None:
+            return replace(known, label=image.label, file=image.file)
+        name = f"{type(self._model).__name__}.{method}"
         try:
-            inputs = model.preprocess(image, **options)
+            inputs = work()
         except VlcoreError:
             raise
         except Exception as error:
-            raise ImageError(
-                f"{label}: {type(model).__name__}.preprocess failed: "
-                f"{type(error).__name__}: {error}"
+            error_type = ImageError if method == "preprocess" else VideoError
+            raise error_type(
+                f"{image.label}: {name} failed: {type(error).__name__}: {error}"
             ) from error
-        prepared = PreparedImage(label, key, inputs, self._count_tiles(inputs), file=file)
-        self._prepared[key] = prepared
+        prepared = replace(image, inputs=inputs, num_tiles=_count_tiles(name, inputs))
+        self._prepared[prepared.key] = prepared
         return prepared
 
     def _request_options(self, num_images: int) -> dict[str, Any]:
@@ -308,29 +383,54 @@ class ImagePreprocessor:
                 f"{size[0]} x {size[1]} pixels: {type(error).__name__}: {error}"
             ) from error
 
-    def _count_tiles(self, inputs: Any) -> int:
-        if not isinstance(inputs, ImageInputs):
-            return 1
-        name = f"{type(self._model).__name__}.preprocess"
-        pixels: object = inputs.pixels
-        if not isinstance(pixels, Tensor) or pixels.ndim == 0 or pixels.device.type != "cpu":
-            actual = type(pixels).__name__
-            if isinstance(pixels, Tensor):
-                actual = f"{list(pixels.shape)} on {pixels.device}"
-            raise PluginContractError(
-                f"{name} must return pixels [tiles, 3, H, W] on the CPU; it returned {actual}"
-            )
-        num_tiles: object = count_tiles(inputs)
-        if not isinstance(num_tiles, int) or (num_tiles < 1 and inputs.num_tiles is not None):
-            raise PluginContractError(
-                f"{name} must return num_tiles of at least 1, or None; it returned {num_tiles!r}"
-            )
-        return num_tiles
+
+def _check_options(
+    kind: str,
+    options: Mapping[str, Any],
+    known: frozenset[str],
+    read_before: frozenset[str] = frozenset(),
+) -> None:
+    """Check the names of options, apart from those that were read before."""
+    if unknown := sorted(set(options) - known):
+        raise OptionError(
+            f"unknown {kind} option(s) {', '.join(unknown)}: this model takes "
+            f"{', '.join(sorted(known | read_before)) or 'none'}"
+        )
 
 
-def image_label(source: ImageSource, number: int, total: int) -> str:
-    """Return the label of an image: its number in the request, from 1, and its source."""
-    label = f"image {number} of {total}"
+def _count_tiles(name: str, inputs: Any) -> int:
+    """Return the size of a preprocessed image in a batch.
+
+    Raises:
+        PluginContractError: the method of this name returned something else than it should.
+    """
+    if not isinstance(inputs, ImageInputs):
+        return 1
+    pixels: object = inputs.pixels
+    if not isinstance(pixels, Tensor) or pixels.ndim == 0 or pixels.device.type != "cpu":
+        actual = type(pixels).__name__
+        if isinstance(pixels, Tensor):
+            actual = f"{list(pixels.shape)} on {pixels.device}"
+        raise PluginContractError(
+            f"{name} must return pixels [tiles, 3, H, W] on the CPU; it returned {actual}"
+        )
+    num_tiles: object = count_tiles(inputs)
+    if not isinstance(num_tiles, int) or (num_tiles < 1 and inputs.num_tiles is not None):
+        raise PluginContractError(
+            f"{name} must return num_tiles of at least 1, or None; it returned {num_tiles!r}"
+        )
+    return num_tiles
+
+
+def is_video(source: object) -> bool:
+    """Return whether a source is one of a video."""
+    return isinstance(source, VideoInput)
+
+
+def image_label(source: ImageSource | VideoInput, number: int, total: int) -> str:
+    """Return the label of an image or video: its number in the request, from 1, and its source."""
+    label = f"{'video' if is_video(source) else 'image'} {number} of {total}"
     if isinstance(source, Image.Image):
         return f"{label} ({source.mode}, {source.width} x {source.height})"
-    return label if isinstance(source, bytes) else f"{label}, {describe(source)}"
+    address = source.source if isinstance(source, UndecodedVideo) else source
+    return label if isinstance(address, bytes | tuple | Video) else f"{label}, {describe(address)}"

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 import torch
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers_families.comparison import assert_close, compare_inputs, compare_token_ids
 from transformers_families.conversations import (
     LONG,
     OTHER,
     TALL,
     WIDE,
-    ReferencePrompt,
     reference_prompt,
     unusual_conversations,
 )
@@ -89,7 +89,7 @@ def test_token_ids(
     answers: Callable[[str], dict[str, Answer]],
 ) -> None:
     for label, expected in reference(name).expected.items():
-        _compare_token_ids(answers(name)[label], expected, label)
+        compare_token_ids(answers(name)[label], expected, label)
 
 
 @every_family
@@ -99,7 +99,7 @@ def test_inputs_of_the_language_model(
     answers: Callable[[str], dict[str, Answer]],
 ) -> None:
     for label, expected in reference(name).expected.items():
-        _compare_inputs(answers(name)[label], expected, label)
+        compare_inputs(answers(name)[label], expected, label)
 
 
 @every_family
@@ -134,7 +134,7 @@ def test_embeddings_of_an_image_do_not_depend_on_the_batch(
     together = [_rows(image) for image in model(inputs)]
     for image, rows in zip(inputs, together, strict=True):
         (alone,) = model([image])
-        _assert_close(rows, _rows(alone), name)
+        assert_close(rows, _rows(alone), name)
 
 
 @every_family
@@ -151,8 +151,8 @@ def test_unusual_images_are_read_as_transformers_reads_them_or_refused(
             error = answers[label].error
             assert error is None or (isinstance(error, ImageError) and "image 1 of" in str(error))
         else:
-            _compare_token_ids(answers[label], expected, label)
-            _compare_inputs(answers[label], expected, label)
+            compare_token_ids(answers[label], expected, label)
+            compare_inputs(answers[label], expected, label)
 
 
 @every_family
@@ -197,41 +197,5 @@ def test_a_family_with_another_language_model(text_type: str, tmp_path: Path) ->
     }
 
 
-def _compare_token_ids(answer: Answer, expected: ReferencePrompt, label: str) -> None:
-    assert answer.request is not None, (label, answer.error)
-    prompt = answer.request.prompt
-    filled = {i for span in prompt.spans for i in range(span.start, span.stop)}
-    assert set(expected.image_positions) <= filled, label
-    assert [(i, token) for i, token in enumerate(prompt.token_ids) if i not in filled] == [
-        (i, token) for i, token in enumerate(expected.token_ids) if i not in filled
-    ], label
-
-
-def _compare_inputs(answer: Answer, expected: ReferencePrompt, label: str) -> None:
-    """Compare embeddings of images, what is added after decoder layers, and positions."""
-    request = answer.request
-    assert request is not None, (label, answer.error)
-    for span in request.prompt.spans:
-        rows = request.rows[span.image][span.first_row :][: span.stop - span.start]
-        width = expected.embeddings.shape[-1]
-        _assert_close(rows[:, :width], expected.embeddings[span.start : span.stop], label)
-        if expected.deepstack is not None:
-            first = expected.image_positions.index(span.start)
-            layers = expected.deepstack[:, first : first + len(rows)]
-            _assert_close(rows[:, width:], layers.transpose(0, 1).flatten(1), label)
-    if (position_ids := request.inputs.position_ids) is not None:
-        assert expected.positions is not None
-        reference_ids = expected.positions[-len(position_ids) :].flatten(0, -2)
-        assert torch.equal(position_ids, reference_ids), label
-
-
 def _rows(image: torch.Tensor | vlcore.ImageRows) -> torch.Tensor:
     return image if isinstance(image, torch.Tensor) else image.rows
-
-
-def _assert_close(actual: torch.Tensor, expected: torch.Tensor, label: str) -> None:
-    """Compare with a tolerance that is relative to the largest value."""
-    scale = float(expected.abs().max())
-    torch.testing.assert_close(
-        actual, expected, rtol=0, atol=2e-5 * scale, msg=lambda text: f"{label}: {text}"
-    )

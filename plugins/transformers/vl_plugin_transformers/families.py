@@ -34,6 +34,8 @@ class Family:
     processor does not know it."""
     tiles_single: bool = False
     """Whether an image is divided into tiles only where it is the only one of a prompt."""
+    video: str = ""
+    """The video processor of transformers, where the family takes videos here."""
     template: str = ""
     """The Jinja chat template of checkpoints that have none."""
 
@@ -42,6 +44,9 @@ _TORCHVISION = ("torchvision",)
 _GRIDS = frozenset({"mrope"})
 _GROUPS = frozenset({"attention_groups"})
 _GRIDS_AND_LAYERS = frozenset({"mrope", "deepstack"})
+_INTERNVL_VIDEO = "InternVLVideoProcessor"
+_QWEN2_VIDEO = "Qwen2VLVideoProcessor"
+_QWEN3_VIDEO = "Qwen3VLVideoProcessor"
 _GOT_TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% for c in m['content'] %}"
     "{{ '<img><imgpad></img>\n' if c['type'] == 'image' else c['text'] }}{% endfor %}"
@@ -81,7 +86,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "hyperclovax_vision_v2": Family("HyperCLOVAXVisionV2ForConditionalGeneration"),
     "idefics3": Family("Idefics3ForConditionalGeneration"),
-    "internvl": Family("InternVLForConditionalGeneration"),
+    "internvl": Family("InternVLForConditionalGeneration", video=_INTERNVL_VIDEO),
     "janus": Family(
         "JanusForConditionalGeneration",
         unused=("generation_aligner", "generation_embeddings", "generation_head", "vqmodel"),
@@ -115,12 +120,14 @@ FAMILIES: dict[str, Family] = {
     "paddleocr_vl": Family("PaddleOCRVLForConditionalGeneration", _GRIDS),
     "pp_chart2table": Family("GotOcr2ForConditionalGeneration", has_fixed_rows=True),
     "qianfan_ocr": Family("QianfanOCRForConditionalGeneration"),
-    "qwen2_5_vl": Family("Qwen2_5_VLForConditionalGeneration", _GRIDS),
-    "qwen2_vl": Family("Qwen2VLForConditionalGeneration", _GRIDS),
-    "qwen3_5": Family("Qwen3_5ForConditionalGeneration", _GRIDS),
-    "qwen3_5_moe": Family("Qwen3_5MoeForConditionalGeneration", _GRIDS),
-    "qwen3_vl": Family("Qwen3VLForConditionalGeneration", _GRIDS_AND_LAYERS),
-    "qwen3_vl_moe": Family("Qwen3VLMoeForConditionalGeneration", _GRIDS_AND_LAYERS),
+    "qwen2_5_vl": Family("Qwen2_5_VLForConditionalGeneration", _GRIDS, video=_QWEN2_VIDEO),
+    "qwen2_vl": Family("Qwen2VLForConditionalGeneration", _GRIDS, video=_QWEN2_VIDEO),
+    "qwen3_5": Family("Qwen3_5ForConditionalGeneration", _GRIDS, video=_QWEN3_VIDEO),
+    "qwen3_5_moe": Family("Qwen3_5MoeForConditionalGeneration", _GRIDS, video=_QWEN3_VIDEO),
+    "qwen3_vl": Family("Qwen3VLForConditionalGeneration", _GRIDS_AND_LAYERS, video=_QWEN3_VIDEO),
+    "qwen3_vl_moe": Family(
+        "Qwen3VLMoeForConditionalGeneration", _GRIDS_AND_LAYERS, video=_QWEN3_VIDEO
+    ),
     "smolvlm": Family("SmolVLMForConditionalGeneration", packages=("num2words",)),
     "step3p7": Family("Step3p7ForConditionalGeneration", packages=_TORCHVISION, batches=False),
     "video_llama_3": Family("VideoLlama3ForConditionalGeneration"),

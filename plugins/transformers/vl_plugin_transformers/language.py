@@ -50,7 +50,12 @@ class FamilyLanguageModel(LanguageModel):
     ) -> PromptInputs:
         """Return positions or attention groups of image embeddings, where a family has them."""
         if "mrope" in self.requires:
-            return grid_positions(prompt, [image.layout.grid for image in layouts])
+            return grid_positions(
+                prompt,
+                [image.layout.grid for image in layouts],
+                time_steps=[image.layout.time_step for image in layouts],
+                passes_time=False,
+            )
         if "attention_groups" in self.requires and prompt.spans:
             return PromptInputs(attention_groups=image_groups(prompt))
         return PromptInputs()

@@ -11,7 +11,7 @@ class TransformersTemplate(JinjaTemplate):
     """The Jinja template of a checkpoint."""
 
     def expand(self, layout: Layout, num_rows: int) -> tuple[Control | Rows, ...]:  # noqa: ARG002
-        """Return what the processor writes for an image."""
+        """Return what the processor writes for an image or a video."""
         return tuple(Rows(run) if isinstance(run, int) else Control(run) for run in layout.runs)
 
 
@@ -33,6 +33,7 @@ def load_chat_template(checkpoint: Checkpoint) -> TransformersTemplate:
     return TransformersTemplate(
         source,
         image_token=processor.image_token,
+        video_token=processor.video_token,
         stop=tuple(filter(None, [special_tokens.get("eos_token")])),
         variables=special_tokens,
         adds_prefix=processor.adds_prefix,

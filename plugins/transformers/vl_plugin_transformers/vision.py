@@ -13,16 +13,21 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from vl_plugin_transformers.modeling import EmptyModel
-from vl_plugin_transformers.processor import FamilyProcessor
-from vlcore import Checkpoint, ImageInputs, ImageRows, TensorSource, VisionModel
+from vl_plugin_transformers.processor import FamilyProcessor, Layout
+from vlcore import Checkpoint, ImageInputs, ImageRows, TensorSource, Video, VisionModel
 
+_IMAGE_ARGUMENTS = {"pixel_values_videos": "pixel_values", "video_grid_thw": "image_grid_thw"}
+"""The arguments of ``get_image_features`` that tensors of a video are passed as."""
 _PATCHES_PER_TILE = 1024
 """Patches that count as a tile in a batch: those of a usual tile, 448 x 448 pixels."""
 
 
 @dataclass(frozen=True)
 class FeatureInputs(ImageInputs):
-    """A preprocessed image, with all arguments of ``get_image_features``."""
+    """A preprocessed image or video, with all arguments of ``get_image_features``.
+
+    Where frames of a video are encoded like images, a video has the arguments of an image.
+    """
 
     features: Mapping[str, Any] = field(default_factory=dict)
     num_copies: int = 1
@@ -58,6 +63,8 @@ class TransformersVisionModel(VisionModel):
         self._get_features = model.inner.get_image_features
         self._arguments = inspect.signature(inspect.unwrap(self._get_features)).parameters
         self._placement = device, dtype
+        if (sampling := self._processor.video_sampling) is not None:
+            self.video_sampling = sampling
 
     @property
     def device(self) -> torch.device:
@@ -86,6 +93,24 @@ class TransformersVisionModel(VisionModel):
     ) -> FeatureInputs:
         """Resize, split and normalise an image, as the processor of the family does."""
         tensors, layout = self._processor(image.convert("RGB"), num_copies)
+        return self._inputs(tensors, layout, num_copies)
+
+    @property
+    def takes_video(self) -> bool:
+        """Whether the plugin supports videos of the family."""
+        return self._processor.video_token is not None
+
+    def preprocess_frames(self, video: Video) -> FeatureInputs:  # type: ignore[override]
+        """Resize and normalise the frames of a video, as the processor of the family does."""
+        tensors, layout = self._processor.video(video)
+        as_images = {_IMAGE_ARGUMENTS.get(key, key): value for key, value in tensors.items()}
+        if as_images["pixel_values"].ndim > 4:  # the frames of one video
+            as_images["pixel_values"] = as_images["pixel_values"].flatten(0, 1)
+        return self._inputs(as_images, layout)
+
+    def _inputs(
+        self, tensors: Mapping[str, Any], layout: Layout, num_copies: int = 1
+    ) -> FeatureInputs:
         features = {key: value for key, value in tensors.items() if key in self._arguments}
         pixels = next(value for key, value in features.items() if "pixel_values" in key)
         is_packed = pixels.ndim < 4 or layout.grid is not None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlcore.cli.options import Images, Model, Plugin, Revision, TemplateName
+from vlcore.cli.options import Images, Model, Plugin, Revision, TemplateName, Videos
 from vlcore.cli.terminal import echo
 
 if TYPE_CHECKING:
@@ -20,12 +20,13 @@ def explain(
         str | None, typer.Argument(help="Message to explain. Omitted with --messages.")
     ] = None,
     image: Images = None,
+    video: Videos = None,
     messages: Annotated[
         str | None,
         typer.Option(
             metavar="FILE",
-            help="JSON file with OpenAI-style messages, of several turns and with images, or with "
-            "a request that has messages. - reads standard input.",
+            help="JSON file with OpenAI-style messages, of several turns, with images and videos, "
+            "or with a request that has messages. - reads standard input.",
         ),
     ] = None,
     plugin: Plugin = None,
@@ -36,13 +37,15 @@ def explain(
     """Show the prompt of a message or a conversation token by token, as the model reads it."""
     from vlcore.cli.explain.explanation import explain
     from vlcore.cli.explain.messages_file import read_messages
+    from vlcore.media.undecoded_video import UndecodedVideo
     from vlcore.plugins.stages import ModelStages
 
     if (prompt is None) == (messages is None):
         raise typer.BadParameter("either a message or --messages is needed")
-    if messages is not None and image:
-        raise typer.BadParameter("--messages has its own images: leave out --image")
-    user_prompt: Any = (prompt, image) if image else prompt
+    media = [*(image or ()), *map(UndecodedVideo, video or ())]
+    if messages is not None and media:
+        raise typer.BadParameter("--messages has its own images: leave out --image and --video")
+    user_prompt: Any = (prompt, media) if media else prompt
     if messages is not None:
         user_prompt = read_messages(messages)
     stages = ModelStages(model, plugin=plugin, revision=revision)
@@ -65,6 +68,7 @@ def _as_json(explanation: Explanation) -> dict[str, object]:
                 "source": image.source,
                 "width": image.width,
                 "height": image.height,
+                "num_frames": image.num_frames,
                 "num_rows": image.num_rows,
                 "was_encoded": image.was_encoded,
             }
@@ -116,8 +120,9 @@ def _print(explanation: Explanation) -> None:
     console.print()
     for index, image in enumerate(explanation.images):
         encoded = ", encoded to determine their number" if image.was_encoded else ""
+        frames = "" if image.num_frames is None else f"{image.num_frames} frames of "
         console.print(
-            f"image {index}  {image.source}, {image.width} x {image.height}, "
+            f"{image.kind} {index}  {image.source}, {frames}{image.width} x {image.height}, "
             f"{image.num_rows} embeddings{encoded}"
         )
     ends = [f"{text} ({token_id})" for token_id, text in explanation.stop_token_ids.items()]
@@ -129,7 +134,7 @@ def _print(explanation: Explanation) -> None:
     )
     left = f"{explanation.num_left} left for the response"
     if not explanation.num_left:
-        left = "the prompt is TOO LONG: shorten the text, or remove images"
+        left = "the prompt is TOO LONG: shorten the text, or remove images or videos"
     console.print(f"context  {explanation.context_length}, {left}")
 
 
@@ -154,7 +159,7 @@ def _table(explanation: Explanation) -> Any:
             table.add_row(
                 f"{line.start}–{line.stop - 1}",
                 "",
-                Text(f"image {line.image}", "bold green"),
+                Text(f"{image.kind} {line.image}", "bold green"),
                 Text(f"embeddings {line.first_row}–{line.last_row} of {image.num_rows}", "green"),
             )
     return table

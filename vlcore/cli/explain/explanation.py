@@ -17,6 +17,7 @@ from vlcore.inference.prompt_builder import PromptBuilder
 from vlcore.inference.user_input import parse_prompt
 from vlcore.media.policy import DEFAULT_LIMITS, ImageLimits
 from vlcore.media.source import describe
+from vlcore.media.undecoded_video import UndecodedVideo
 from vlcore.plugins.stages import ModelStages
 from vlcore.prompts.chat_template import ChatTemplate
 from vlcore.prompts.tokenization import TokenizedPrompt
@@ -73,14 +74,21 @@ class RowsLine:
 
 @dataclass(frozen=True)
 class ExplainedImage:
-    """An image as it was loaded."""
+    """An image or video as it was loaded."""
 
     source: str
     width: int
     height: int
+    num_frames: int | None
+    """Number of frames that the model receives; ``None`` for an image."""
     num_rows: int
     was_encoded: bool
     """Whether the image had to be encoded to determine the number of embeddings."""
+
+    @property
+    def kind(self) -> Literal["image", "video"]:
+        """What it is."""
+        return "image" if self.num_frames is None else "video"
 
 
 @dataclass(frozen=True)
@@ -111,7 +119,7 @@ class Explanation:
 
     @property
     def num_image_rows(self) -> int:
-        """Number of embeddings of all images."""
+        """Number of embeddings of all images and videos."""
         return sum(line.num_rows for line in self.lines if isinstance(line, RowsLine))
 
     @property
@@ -136,7 +144,8 @@ def explain(
 
     Args:
         stages: the checkpoint and its plugin.
-        prompt: a text, ``(text, image or images)``, or OpenAI-style messages.
+        prompt: a text, a pair of a text and an image, a video or a list of them, or OpenAI-style
+            messages.
         chat_template: the name of one of the plugin's templates, or a template; ``None`` for the
             checkpoint's own.
         image_limits: limits of each image.
@@ -144,6 +153,7 @@ def explain(
     Raises:
         PromptError: the prompt cannot be read or does not suit the template.
         ImageError: an image cannot be loaded or preprocessed.
+        VideoError: a video cannot be loaded or preprocessed, or the model takes no videos.
         PluginError: the plugin breaks its contract.
     """
     conversation = parse_prompt(prompt)
@@ -161,7 +171,13 @@ def explain(
         template=type(template).__name__,
         lines=tuple(_lines(built, vocabulary)),
         images=tuple(
-            ExplainedImage(_name(source), *image.size, image.layout.num_rows, image.was_encoded)
+            ExplainedImage(
+                _name(source),
+                *image.size,
+                image.num_frames,
+                image.layout.num_rows,
+                image.was_encoded,
+            )
             for source, image in zip(conversation.images, images, strict=True)
         ),
         stop_token_ids=token_stops,
@@ -171,6 +187,7 @@ def explain(
 
 
 def _name(source: Any) -> str:
+    source = source.source if isinstance(source, UndecodedVideo) else source
     return str(source) if isinstance(source, str) and len(source) <= 200 else describe(source)
 
 

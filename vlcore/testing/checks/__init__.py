@@ -13,6 +13,7 @@ from vlcore.testing.checks import (
     package,
     prompts,
     recorded,
+    videos,
 )
 
 CHECKS: tuple[Check, ...] = (
@@ -37,11 +38,15 @@ CHECKS: tuple[Check, ...] = (
     images.threads,
     images.odd_images,
     images.image_unchanged,
+    videos.video_rows,
+    videos.video_batch,
+    videos.video_frames,
     prompts.template_loads,
     prompts.template_name,
     prompts.one_slot_per_image,
     prompts.spans_sum,
     prompts.user_text_is_text,
+    videos.video_prompt,
     prompts.turns_in_order,
     prompts.system_text,
     conversations.continued_answer,

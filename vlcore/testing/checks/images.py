@@ -125,13 +125,13 @@ def batch_equals_singles(subject: Subject) -> None:
     for order in ([*range(count)], [*range(count)][::-1], [2, 0, 2, 3, 1]):
         together = [found.rows for found in encode(model, [images[i] for i in order])]
         for position, i in enumerate(order):
-            difference = _difference(together[position], alone[i])
+            difference = relative_difference(together[position], alone[i])
             if difference > subject.tolerance:
                 _fail_differing(
                     model,
                     f"image {position + 1} of a batch of {len(order)} ({_size(images[i])})",
                     f"the rows it gives alone, to {subject.tolerance:g} of the largest",
-                    _describe_difference(together[position], alone[i], difference),
+                    describe_difference(together[position], alone[i], difference),
                     "return results in the order of the inputs; images must not affect each other: "
                     "masks for padding, no batch statistics, eval()",
                 )
@@ -145,12 +145,12 @@ def rows_repeat(subject: Subject) -> None:
     for image, found in zip(plain_images(), subject.plain_rows, strict=True):
         inputs = [model.preprocess(image)]
         for again in (forward(model, inputs), forward(model, inputs)):
-            if (difference := _difference(again[0].rows, found.rows)) > exact:
+            if (difference := relative_difference(again[0].rows, found.rows)) > exact:
                 _fail_differing(
                     model,
                     _size(image),
                     "the embeddings of the first time",
-                    _describe_difference(again[0].rows, found.rows, difference),
+                    describe_difference(again[0].rows, found.rows, difference),
                     "call eval() (dropout), use no random numbers, and do not modify inputs",
                 )
 
@@ -177,12 +177,12 @@ def threads(subject: Subject) -> None:
     with ThreadPoolExecutor(1) as device:
         for i, inputs in prepared:
             rows = device.submit(forward, model, [inputs]).result()[0].rows
-            if (difference := _difference(rows, alone[i])) > subject.tolerance:
+            if (difference := relative_difference(rows, alone[i])) > subject.tolerance:
                 _fail_differing(
                     model,
                     f"preprocess in {_NUM_THREADS} threads, {_size(images[i])}",
                     "the rows that it gives in one thread",
-                    _describe_difference(rows, alone[i], difference),
+                    describe_difference(rows, alone[i], difference),
                     "preprocess must not write to self: several threads call it at a time",
                 )
 
@@ -241,8 +241,8 @@ def image_unchanged(subject: Subject) -> None:
             )
 
 
-def _difference(rows: Tensor, expected: Tensor) -> float:
-    """The largest difference, as a share of the largest value; NaN equals NaN."""
+def relative_difference(rows: Tensor, expected: Tensor) -> float:
+    """Return the largest difference, as a share of the largest value; NaN equals NaN."""
     if rows.shape != expected.shape or rows.dtype != expected.dtype:
         return float("inf")
     if not torch.equal(rows.isfinite(), expected.isfinite()):
@@ -253,7 +253,8 @@ def _difference(rows: Tensor, expected: Tensor) -> float:
     return float((rows - expected).nan_to_num(nan=0.0).abs().max() / largest)
 
 
-def _describe_difference(rows: Tensor, expected: Tensor, difference: float) -> str:
+def describe_difference(rows: Tensor, expected: Tensor, difference: float) -> str:
+    """Describe embeddings that differ from the expected ones."""
     if rows.shape != expected.shape:
         return f"{list(rows.shape)} where {list(expected.shape)} before"
     return f"rows that differ by {difference:.2g} of the largest"
