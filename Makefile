@@ -173,8 +173,9 @@ build: $(READY)  ## build every wheel into dist
 	$(BIN)/python -m build --no-isolation --outdir dist .
 	for plugin in $(PLUGINS); do $(BIN)/python -m build --no-isolation --outdir dist $$plugin; done
 
-fuzz: $(READY)  ## try 100,000 damaged images: each must end in an image or an error of vlcore
+fuzz: $(READY)  ## try 100,000 damaged images and 10,000 videos: each must be decoded or end in an error of vlcore
 	$(BIN)/python scripts/fuzz_images.py
+	$(BIN)/python scripts/fuzz_videos.py
 
 wheels-check: $(READY)  ## build every wheel into dist and run the demo from them in a new environment (some minutes)
 	$(BIN)/python scripts/check_wheels.py --out dist

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from video_files import SIZE, number_of, sound_file, video_file, video_of_two_si
 
 from vlcore import Video, VideoError, VideoLimitError, VideoLimits, VideoSampling, load_video
 from vlcore.media import video_decoder
+from vlcore.media import video_file as video_file_module
 from vlcore.media.policy import DecodedBudget
 from vlcore.media.video_decoder import decode_video
 
@@ -149,6 +151,48 @@ def test_what_a_header_states_of_the_length_is_not_believed(field: str) -> None:
     assert numbers(video) == [0, 2, 4, 6, 8, 10, 12]
 
 
+def test_frames_that_an_edit_list_hides_are_decoded_but_not_shown() -> None:
+    data = bytearray(video_file(12, max_b_frames=0))
+    times = data.index(b"mdhd") + 16
+    position = data.index(b"elst") + 4 + 8 + 4  # version and flags, count, duration
+    second = int.from_bytes(data[times : times + 4])
+    data[position : position + 4] = (second // 2).to_bytes(4)  # two frames
+    assert numbers(decode(bytes(data), VideoSampling(num_frames=5))) == [2, 4, 6, 8, 10]
+    assert decode(bytes(data)).times[:3] == pytest.approx((0, 0.25, 0.5))
+
+
+def test_frames_before_the_first_keyframe_are_left_out() -> None:
+    data = video_file(12, container="mpegts", max_b_frames=0)
+    packets = [data[start : start + 188] for start in range(0, len(data), 188)]
+    video = decode(b"".join(packets[20:]))
+    assert numbers(video) == list(range(12 - video.total_frames, 12))
+    assert 0 < video.total_frames < 12
+
+
+def test_a_stream_that_is_refreshed_gradually_is_decoded_exactly() -> None:
+    data = video_file(24, options={"x264-params": "intra-refresh=1:keyint=6"})
+    sampled = decode(data, VideoSampling(num_frames=3, position="ends"))
+    assert pixels(sampled) == [pixels(decode(data))[index] for index in (0, 12, 23)]
+
+
+def test_a_recording_without_a_length_is_counted() -> None:
+    options = {"live": "1"}  # as browsers record
+    data = video_file(12, codec="libvpx", container="webm", container_options=options)
+    assert numbers(decode(data)) == list(range(12))
+
+
+def test_other_streams_and_attachments_are_ignored(tmp_path: Path) -> None:
+    path = tmp_path / "video.mkv"
+    with av.open(io.BytesIO(video_file(4))) as source, av.open(str(path), "w") as output:
+        stream = output.add_stream_from_template(source.streams.video[0])
+        output.add_attachment("font.ttf", "application/x-truetype-font", b"a font")
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                output.mux(packet)
+    assert numbers(decode(path.read_bytes())) == [0, 1, 2, 3]
+
+
 # -- what the frames look like
 
 
@@ -268,6 +312,24 @@ def test_without_pyav_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     with pytest.raises(VideoError, match=r"pip install 'vlcore\[video\]'"):
         decode(b"abc")
+
+
+def test_ffmpeg_writes_nothing_to_the_standard_error_stream(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    data = bytearray(video_file(NUM_FRAMES, container="mpegts"))
+    for position in range(1000, len(data), 500):
+        data[position] ^= 0xFF
+    capfd.readouterr()
+    for damaged in (bytes(data), bytes(data[1000:]), b"\0\0\1\xba" + bytes(1000)):
+        with pytest.raises(VideoError):
+            decode(damaged)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_container_cannot_open_other_files() -> None:
+    with pytest.raises(VideoError, match="cannot refer to other files"):
+        video_file_module._refuse_to_open("file:///etc/passwd", 0, {})
 
 
 # -- limits

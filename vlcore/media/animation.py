@@ -97,9 +97,9 @@ def _seek(
     """Decode a frame, and the ones before it on which it depends."""
     deadline.check()
     image.seek(index)
-    image.load()
     if image.size != size:
         raise VideoError(
             f"{name} is damaged: frame {index + 1} is {image.width} x {image.height}, and frame 1 "
             f"is {size[0]} x {size[1]}"
         )
+    image.load()

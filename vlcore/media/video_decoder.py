@@ -125,8 +125,6 @@ class _Decoder:
         decoder = file.decoder
         decoder.thread_count = num_threads
         decoder.thread_type = "AUTO" if num_threads > 1 else "NONE"
-        # Coded frames are padded; the visible size is checked afterwards.
-        decoder.options = {"max_pixels": str(limits.max_pixels * 5 // 4 + 2**16)}
 
     def decode(self) -> DecodedVideo:
         """Return the timeline of the video, the indices of the sampled frames, and the frames."""

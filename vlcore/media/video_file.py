@@ -45,6 +45,8 @@ CODECS = (
 )
 """The allowed codecs, in the names of FFmpeg."""
 _MAX_STREAMS = 64
+_MAX_GROWTH = 4
+"""By which factor frames may be larger than the header states."""
 _PROBE_BYTES = 2**20
 _BUFFER_BYTES = 2**18
 
@@ -141,7 +143,12 @@ def _read(
     container: InputContainer, name: str, limits: VideoLimits, deadline: Deadline
 ) -> VideoFile:
     stream = _video_stream(container, name, limits)
-    codec = stream.codec_context.codec.canonical_name
+    decoder = stream.codec_context
+    codec = decoder.codec.canonical_name
+    # Coded frames are padded, and the size may change; the visible size is checked afterwards.
+    stated_pixels = decoder.width * decoder.height or limits.max_pixels
+    max_pixels = min(limits.max_pixels, _MAX_GROWTH * stated_pixels) * 5 // 4 + 2**16
+    decoder.options = {"max_pixels": str(max_pixels)}
     packets: list[Packet[VideoStream]] = []
     has_keyframe = False
     num_read = 0
@@ -159,7 +166,7 @@ def _read(
                 f"{name} has more frames than max_total_frames={limits.max_total_frames} of "
                 "vlcore.VideoLimits"
             )
-        check_cost(packet, codec, name)
+        check_cost(packet, codec, max_pixels, name)
         packets.append(packet)
     if "mov" in container.format.name and len(stream.index_entries) >= num_read:
         raise VideoError(
@@ -171,7 +178,7 @@ def _read(
         name,
         tuple(packets),
         tuple(not packet.is_discard and is_shown(packet, codec) for packet in packets),
-        stream.codec_context,
+        decoder,
         codec,
         stream.time_base or Fraction(1),
         stream.average_rate or None,

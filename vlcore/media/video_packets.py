@@ -24,19 +24,31 @@ _MAX_UNITS = {
 }
 """Maximum number of coded units in a packet: frames of AV1, NAL units (slices) of H.264 and HEVC,
 scans of JPEG, and slices of MPEG."""
+_MAX_UNIT_PIXELS = 2**31
+_MIN_UNITS = 32
+"""A slice of H.264 or HEVC takes about 1.5 ns for each pixel of the frame. So large frames may have
+fewer, but at least this many."""
 _START_CODE = b"\0\0\1"
 _SCAN = b"\xff\xda"
 _AV1_FRAMES = (3, 6)
 
 
-def check_cost(packet: Packet[Any], codec: str, name: str) -> None:
+def check_cost(packet: Packet[Any], codec: str, max_pixels: int, name: str) -> None:
     """Check that a packet does not hold more coded units than a frame of a real video.
+
+    Args:
+        packet: the packet, which is a frame in most codecs.
+        codec: the name of the codec.
+        max_pixels: the size of the largest frame that will be decoded.
+        name: the name of the video in messages.
 
     Raises:
         VideoError: it holds more.
     """
     if (limit := _MAX_UNITS.get(codec)) is None:
         return  # one frame for each packet, which the decoder decodes once
+    if codec in ("h264", "hevc"):
+        limit = min(limit, max(_MAX_UNIT_PIXELS // max_pixels, _MIN_UNITS))
     data = bytes(packet)
     if codec == "av1":
         count = _count(_av1_frames(data), limit)
