@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
 import transformers
 from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
 
+from vlcore.checkpoint.checkpoint import Checkpoint
 from vlcore.engines.base import EngineRequest
 from vlcore.engines.generation import GenerationConfig
 from vlcore.language.causal_lm import build_causal_lm
+from vlcore.language.model import LanguageModel
 from vlcore.language.prompt_inputs import (
     PromptInputs,
     grid_positions,
@@ -178,6 +182,26 @@ class TinyFamily:
         if "deepstack" in self.requires:
             rows = torch.cat([rows, *(added[0] for added in features.deepstack_features)], dim=1)
         return rows, (1, grid[1] // 2, grid[2] // 2)
+
+
+class BuiltLanguageModel(LanguageModel):
+    """A language model that exists already."""
+
+    def __init__(self, family: TinyFamily) -> None:
+        self.model = family.model
+        self.requires = family.requires
+        self.checkpoint = cast(
+            "Checkpoint", SimpleNamespace(name=family.name, read_json=lambda _: None)
+        )
+        if "deepstack" in family.requires:
+            self.row_width = 3 * self.hidden_size
+
+    @property
+    def transformers_config(self) -> PretrainedConfig:
+        return self.model.config
+
+    def to_transformers(self, *_: Any, **__: Any) -> PreTrainedModel:
+        return self.model
 
 
 @dataclass(frozen=True)

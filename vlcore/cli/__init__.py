@@ -16,6 +16,7 @@ from vlcore._version import __version__
 from vlcore.cli.cache import cache
 from vlcore.cli.chat import chat
 from vlcore.cli.check import check
+from vlcore.cli.cluster import cluster
 from vlcore.cli.doctor import doctor
 from vlcore.cli.encode import encode
 from vlcore.cli.explain import explain
@@ -37,6 +38,7 @@ app = typer.Typer(
 app.command()(cache)
 app.command()(chat)
 app.command()(check)
+app.command()(cluster)
 app.command()(doctor)
 app.command()(encode)
 app.command()(explain)

@@ -24,8 +24,9 @@ class _Encoder(EncoderReplica):
         set_up_log()
         super().__init__(load_encoder(arguments))
 
-    async def __del__(self) -> None:
-        await self.close()
+    async def __del__(self) -> None:  # Serve awaits it, also after a failed start
+        if vars(self):
+            await self.close()
 
 
 class _LanguageModel(EngineReplica):
@@ -33,8 +34,9 @@ class _LanguageModel(EngineReplica):
         set_up_log()
         super().__init__(load_engine(arguments))
 
-    async def __del__(self) -> None:
-        await self.close()
+    async def __del__(self) -> None:  # Serve awaits it, also after a failed start
+        if vars(self):
+            await self.close()
 
 
 class _Ingress:

@@ -63,15 +63,15 @@ class ClusterArguments:
     """Fields of :class:`~vlcore.ImageLimits`."""
     server: Mapping[str, Any] = field(default_factory=dict)
     """Fields of ``vlcore.server.ServerSettings``, such as ``model_name`` and ``max_requests``."""
-    log_level: str = "INFO"
-    """Least level of the log messages of vlcore in each replica."""
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise OptionError(f"engine must be one of {', '.join(ENGINES)}; it is {self.engine!r}")
         if self.engine_config is not None and self.engine == "auto":
             raise OptionError("engine_config needs a named engine, such as engine: transformers")
-        if unknown := sorted(set(self.encoder) - set(_ENCODER_OPTIONS)):
+        for name in ("encoder", "image_access", "image_limits", "server"):
+            _check_mapping(name, getattr(self, name))
+        if unknown := sorted(set(self.encoder) - set(_ENCODER_OPTIONS), key=str):
             raise OptionError(
                 f"encoder has no setting {', '.join(unknown)}; it has {', '.join(_ENCODER_OPTIONS)}"
             )
@@ -113,14 +113,18 @@ class ClusterArguments:
         return Path(self.model).resolve().name if is_path else self.model
 
 
+def _check_mapping(name: str, values: object) -> None:
+    if not isinstance(values, Mapping):
+        raise OptionError(f"{name} must be a mapping of names to values; it is {values!r:.80}")
+
+
 def _make(kind: Callable[..., _T], name: str, values: Mapping[str, Any]) -> _T:
     """Call a dataclass with the values of a mapping.
 
     Raises:
         OptionError: A name is unknown, or a value is out of range or of another type.
     """
-    if not isinstance(values, Mapping):
-        raise OptionError(f"{name} must be a mapping of names to values; it is {values!r:.80}")
+    _check_mapping(name, values)
     known = [item.name for item in fields(kind)]  # type: ignore[arg-type]
     if unknown := sorted(set(values) - set(known), key=str):
         raise OptionError(

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 
 from PIL import Image
 from ray import ObjectRef
+from ray.serve.context import _set_request_context
 from ray.serve.handle import DeploymentHandle
 from torch import Tensor
 
@@ -184,11 +185,10 @@ class RemoteEncoder:
     async def _send(self, message: ImageMessage, digest: str) -> RemoteImage:
         """Have an image preprocessed by the replica that consistent hashing selects."""
         async with self._called("prepare", digest, message) as refs:
-            reply: PreparedReply = await _value(anext(refs))
+            reply: PreparedReply = await _value(refs)
             if reply.ticket is not None:
                 return RemoteImage(message, digest, reply, None)
-            ref = await anext(refs)
-            await _value(anext(refs))
+            ref, _ = await _confirmed(refs)
             self._meter.count("num_cache_hits")
             return RemoteImage(message, digest, reply, ref)
 
@@ -198,8 +198,7 @@ class RemoteEncoder:
     async def _encode_once(self, image: RemoteImage) -> ImageRows:
         while image.ref is None:
             async with self._called("encode", image.digest, image.reply.ticket) as refs:
-                ref = await anext(refs)
-                reply: EncodedReply | UnknownTicket = await _value(anext(refs))
+                ref, reply = await _confirmed(refs)
             if isinstance(reply, EncodedReply):
                 self._meter.count("num_encoded")
                 return _as_rows(ref, reply.layout or image.layout)
@@ -211,6 +210,9 @@ class RemoteEncoder:
         self, method: str, digest: str, argument: object
     ) -> AsyncGenerator[AsyncGenerator[ObjectRef]]:
         """Call a streaming method of a replica, and cancel it if it is left before its end."""
+        # Serve's router finds a waiting call by the id of its request, and would lose all calls but
+        # one of those that a request makes at a time. Each image has a task and a context.
+        _set_request_context(_internal_request_id=uuid.uuid4().hex)
         handle = self._handle.options(method_name=method, session_id=digest)
         with translated("image encoder"):
             response = handle.remote(argument)
@@ -245,12 +247,30 @@ class RemoteEncoder:
             ) from None
 
 
-async def _value(ref: Awaitable[ObjectRef]) -> Any:
-    """Fetch a small reply, and raise it if it is an error."""
-    value = await (await ref)
+async def _value(refs: AsyncGenerator[ObjectRef]) -> Any:
+    """Fetch the next reply, which is small, and raise it if it is an error.
+
+    Raises:
+        ReplicaDiedError: There is none.
+    """
+    try:
+        value = await (await anext(refs))
+    except StopAsyncIteration:
+        raise ReplicaDiedError from None
     if isinstance(value, VlcoreError):
         raise value
     return value
+
+
+async def _confirmed(
+    refs: AsyncGenerator[ObjectRef],
+) -> tuple[ObjectRef, EncodedReply | UnknownTicket]:
+    """Return a reference to embeddings, which are not fetched, and the reply that confirms them.
+
+    Where a replica dies, the reference is to Ray's error, and no reply follows.
+    """
+    ref = await anext(refs)
+    return ref, await _value(refs)
 
 
 def _as_rows(ref: ObjectRef, layout: ImageLayout | None) -> ImageRows:

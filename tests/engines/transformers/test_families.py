@@ -6,46 +6,29 @@ import asyncio
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 from crowds import crowd, keep_company
 from engine_requests import CPU, answer, chunks, run
-from tiny_families import FAMILIES, FamilyRequest, TinyFamily, tiny_family
+from tiny_families import (
+    FAMILIES,
+    BuiltLanguageModel,
+    FamilyRequest,
+    TinyFamily,
+    tiny_family,
+)
 from torch.testing import assert_close
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from vlcore.checkpoint.checkpoint import Checkpoint
 from vlcore.engines.base import EngineRequest
 from vlcore.engines.transformers.engine import TransformersEngine, TransformersEngineConfig
 from vlcore.errors import EngineError
-from vlcore.language.model import LanguageModel
 from vlcore.language.prompt_inputs import PromptInputs
 from vlcore.prompts.tokenization import TokenizedPrompt
 
 _TEXT_ONLY = ("lfm2", "gemma2", "gpt_oss")
-
-
-class BuiltLanguageModel(LanguageModel):
-    """A language model that exists already."""
-
-    def __init__(self, family: TinyFamily) -> None:
-        self.model = family.model
-        self.requires = family.requires
-        self.checkpoint = cast(
-            "Checkpoint", SimpleNamespace(name=family.name, read_json=lambda _: None)
-        )
-        if "deepstack" in family.requires:
-            self.row_width = 3 * self.hidden_size
-
-    @property
-    def transformers_config(self) -> PretrainedConfig:
-        return self.model.config
-
-    def to_transformers(self, *_: Any, **__: Any) -> PreTrainedModel:
-        return self.model
 
 
 _FAST = ("qwen3_vl", "qwen3_5", "gemma3", "gemma2")

@@ -1,0 +1,162 @@
+"""``run_here`` and ``deploy``: a configuration of Ray Serve on this machine, or on a cluster."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from vlcore.cluster.installation import import_ray
+from vlcore.cluster.serve_config import APPLICATION
+from vlcore.errors import EngineUnavailableError
+from vlcore.plugins.stages import ModelStages
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.2
+_OPTIMIZED = {
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+}
+"""Settings of Serve under which a token changes threads less often. The variables of the machine
+take precedence."""
+
+
+def run_here(config: Mapping[str, Any], *, num_cpus: int | None = None) -> None:
+    """Start Ray on this machine, serve until a signal arrives, and stop Ray.
+
+    Args:
+        config: The configuration, as :func:`~vlcore.cluster.serve_config.serve_config` returns it.
+        num_cpus: Number of CPUs that Ray distributes; ``None`` for those of the machine, or as many
+            as the replicas need.
+
+    Raises:
+        EngineUnavailableError: Ray is not installed, or the model cannot be served.
+        CheckpointError: The checkpoint cannot be read.
+        PluginError: No plugin supports the checkpoint, or several do.
+    """
+    ray = import_ray("ray")
+    args = config["applications"][0]["args"]
+    ModelStages(  # what no replica could open is an error before Ray is started
+        args["model"], plugin=args.get("plugin"), revision=args.get("revision")
+    )
+    for name, value in _OPTIMIZED.items():
+        os.environ.setdefault(name, value)
+    with _stop_event() as stopped:
+        ray.init(
+            include_dashboard=False,
+            num_cpus=num_cpus or max(os.cpu_count() or 1, _num_cpus(config)),
+            log_to_driver=True,
+            namespace="serve",
+        )
+        try:
+            _apply(config)
+            if _wait_until_running(stopped):
+                options = config["http_options"]
+                logger.info("served at http://%s:%d", options["host"], options["port"])
+                stopped.wait()
+            logger.info("stopping: running requests are finished first")
+            import_ray("ray.serve").shutdown()
+        finally:
+            ray.shutdown()
+
+
+def deploy(config: Mapping[str, Any], address: str) -> None:
+    """Serve on a running cluster, and return when the model is served.
+
+    Args:
+        config: The configuration.
+        address: The address of the cluster, such as ``auto`` on one of its machines, or
+            ``ray://HEAD:10001``.
+
+    Raises:
+        EngineUnavailableError: Ray is not installed, the cluster cannot be reached, or the model
+            cannot be served.
+    """
+    ray = import_ray("ray")
+    with _stop_event() as stopped:
+        try:
+            ray.init(address=address, namespace="serve", log_to_driver=False)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise EngineUnavailableError(
+                f"no Ray cluster can be reached at {address}: {error}"
+            ) from error
+        try:
+            _apply(config)
+            if _wait_until_running(stopped):
+                logger.info("served on the cluster; `serve shutdown` ends it")
+        finally:
+            ray.shutdown()
+
+
+def _apply(config: Mapping[str, Any]) -> None:
+    """Start Serve if it is not running, and let its controller apply the configuration."""
+    import_ray("ray.serve")
+    from ray.serve._private.api import serve_start
+    from ray.serve.schema import ServeDeploySchema
+
+    schema = ServeDeploySchema.model_validate(dict(config))
+    client = serve_start(
+        http_options=schema.http_options.model_dump(), proxy_location=schema.proxy_location
+    )
+    client.deploy_apps(schema)
+
+
+def _wait_until_running(stopped: threading.Event) -> bool:
+    """Wait until the application runs; return false if it is stopped before.
+
+    Raises:
+        EngineUnavailableError: A deployment cannot start.
+    """
+    serve = import_ray("ray.serve")
+    while not stopped.wait(_POLL_S):
+        application = serve.status().applications.get(APPLICATION)
+        if application is None:
+            continue
+        if application.status == "RUNNING":
+            return True
+        if application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+            raise EngineUnavailableError(f"the model cannot be served: {_reasons(application)}")
+    return False
+
+
+def _reasons(application: Any) -> str:
+    """Return why an application does not run, without tracebacks."""
+    messages = [application.message]
+    messages += [deployment.message for deployment in application.deployments.values()]
+    lines = [message.strip().splitlines()[-1] for message in messages if message.strip()]
+    return "; ".join(dict.fromkeys(line.strip() for line in lines))
+
+
+def _num_cpus(config: Mapping[str, Any]) -> int:
+    """Return how many CPUs the largest number of replicas takes."""
+    total = 0.0
+    for deployment in config["applications"][0]["deployments"]:
+        scaling = deployment.get("autoscaling_config", {})
+        num_replicas = deployment.get("num_replicas") or scaling["max_replicas"]
+        total += num_replicas * deployment["ray_actor_options"]["num_cpus"]
+    return int(total + 0.999)
+
+
+@contextmanager
+def _stop_event() -> Iterator[threading.Event]:
+    """Return an event that SIGINT and SIGTERM set; a second signal interrupts as usual."""
+    stopped = threading.Event()
+
+    def stop(number: int, _: object) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        del number
+        stopped.set()
+
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    handlers = {kind: signal.signal(kind, stop) for kind in kinds}
+    try:
+        yield stopped
+    finally:
+        for kind, handler in handlers.items():
+            signal.signal(kind, handler)
