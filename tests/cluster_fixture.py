@@ -119,7 +119,8 @@ def started() -> Iterator[Cluster]:
     try:
         wait_for(lambda: "served at" in log.read_text() or process.poll() is not None)
         assert process.poll() is None, log.read_text()
-        ray.init(address="auto", namespace="serve", log_to_driver=False)
+        address = (directory / "ray" / "ray_current_cluster").read_text()
+        ray.init(address, namespace="serve", log_to_driver=False)
         yield cluster
     finally:
         ray.shutdown()

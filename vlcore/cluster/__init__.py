@@ -7,6 +7,8 @@ from typing import Any
 
 from vlcore.cluster.installation import import_ray
 
+__all__ = ["build"]
+
 
 def build(args: dict[str, Any]) -> Any:
     """Compose the application of Ray Serve that ``import_path: vlcore.cluster:build`` names.
@@ -16,8 +18,7 @@ def build(args: dict[str, Any]) -> Any:
     how many requests they take, are options of the deployments in Serve's configuration.
 
     Args:
-        args: The fields of :class:`vlcore.cluster.arguments.ClusterArguments`; ``model`` is
-            required.
+        args: The arguments as a configuration states them; ``model`` is required.
 
     Returns:
         A ``ray.serve.Application``.

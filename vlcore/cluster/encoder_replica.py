@@ -26,7 +26,7 @@ from vlcore.vision.preprocessing import ImageRequest, PreparedImage
 from vlcore.vision.stats import EncoderStats
 
 _MAX_TICKETS = 128
-"""Maximum number of preprocessed images that wait for their request to go on."""
+"""Maximum number of preprocessed images whose request has not continued yet."""
 _TICKET_S = 30.0
 """Time for which a preprocessed image is kept."""
 

@@ -116,9 +116,10 @@ class RemoteEncoder:
         options = [NO_OPTIONS] * len(images) if options is None else options
         request = uuid.uuid4().hex
         total = len(images)
+        labels = [image_label(source, number, total) for number, source in enumerate(images, 1)]
         messages = [
-            ImageMessage(source, dict(of_image), image_label(source, number, total), request, total)
-            for number, (source, of_image) in enumerate(zip(images, options, strict=True), 1)
+            ImageMessage(source, dict(image_options), label, request, total)
+            for source, image_options, label in zip(images, options, labels, strict=True)
         ]
         return await gather_or_cancel(
             self._counted(self._prepare(message, budget)) for message in messages

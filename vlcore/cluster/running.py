@@ -48,6 +48,7 @@ def run_here(config: Mapping[str, Any], *, num_cpus: int | None = None) -> None:
         os.environ.setdefault(name, value)
     with _stop_event() as stopped:
         ray.init(
+            "local",  # without it, Ray would connect to any instance that runs on this machine
             include_dashboard=False,
             num_cpus=num_cpus or max(os.cpu_count() or 1, _num_cpus(config)),
             log_to_driver=True,
