@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import gc
 import logging
 import socket
 from collections.abc import Iterator
+from itertools import count
+from weakref import ref
 
 import pytest
 from held_engine import held
@@ -22,6 +25,7 @@ from waits import wait_for
 import vlcore
 from vlcore.inference.pipeline import Pipeline
 from vlcore.server.http_protocol import TimedProtocol
+from vlcore.server.pacing import Pacer
 from vlcore.server.serving import Server
 
 HEADER_TIMEOUT_S = 5000.0
@@ -115,18 +119,46 @@ def test_few_small_chunks_are_accepted(server: Server) -> None:
 def test_many_events_do_not_hold_the_event_loop(server: Server) -> None:
     """No iteration of the event loop handles more than so many of h11's events."""
     counts: list[int] = []
-    handle_events = TimedProtocol.handle_events
+    handle_some = TimedProtocol._handle_some
 
     def counted(self: TimedProtocol) -> None:
-        handle_events(self)
+        handle_some(self)
         counts.append(self.conn.num_events)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TimedProtocol, "handle_events", counted)
+        patch.setattr(TimedProtocol, "_handle_some", counted)
         head = post(b"").replace(b"content-length: 0", b"transfer-encoding: chunked")
         send_and_read(server, head + b"1\r\n \r\n" * 900 + b"0\r\n\r\n")
     assert len(counts) > 3
-    assert max(counts) <= 256
+    assert max(counts) <= 64
+
+
+def test_a_client_whose_turn_comes_later_receives_all_responses(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every event takes all the time of an iteration, so all but the first one wait."""
+    monkeypatch.setattr(server.config.http, "pacer", Pacer(map(float, count()).__next__))
+    with connect(server) as first, connect(server) as second:
+        first.sendall(HEALTH * 20)
+        second.sendall(HEALTH * 19 + closing(HEALTH))
+        first.shutdown(socket.SHUT_WR)
+        assert read_all(second).count(b" 200 OK") == 20
+        assert read_all(first).count(b" 200 OK") == 20
+
+
+def test_a_closed_connection_leaves_nothing_to_the_garbage_collector(server: Server) -> None:
+    wait_for(lambda: not server.server_state.connections)
+    gc.collect()
+    gc.disable()
+    try:
+        with connect(server) as connection:
+            connection.sendall(closing(post(chat_body())))
+            wait_for(lambda: len(server.server_state.connections) == 1)
+            protocol = ref(next(iter(server.server_state.connections)))
+            assert b"HTTP/1.1 " in read_all(connection)
+        wait_for(lambda: protocol() is None)
+    finally:
+        gc.enable()
 
 
 def test_a_damaged_chunk_after_a_response_has_begun_logs_no_traceback(

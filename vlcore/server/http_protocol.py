@@ -9,12 +9,13 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from vlcore.server.connections import Connections
+from vlcore.server.connections import Connections, client_address
 from vlcore.server.errors import ApiError, head_too_large_error, overloaded_error
+from vlcore.server.pacing import Pacer
 
 ABORT = "vlcore.abort"
 """Key of a request's scope: a function that ends the connection without flushing its buffer."""
-_MAX_EVENTS = 256
+_MAX_EVENTS = 64
 """Maximum number of h11's events that are handled without returning to the event loop."""
 _MAX_SMALL_CHUNKS = 1024
 _MIN_MEAN_CHUNK_BYTES = 32
@@ -38,6 +39,7 @@ class TimedProtocol(H11Protocol):
 
     conn: _Connection
     open_connections: Connections
+    pacer: Pacer
     header_timeout_s = 10.0
     write_timeout_s = 30.0
     max_head_bytes = 32 * 1024
@@ -77,7 +79,16 @@ class TimedProtocol(H11Protocol):
         super().data_received(data)
 
     def handle_events(self) -> None:
+        """Handle h11's events when it is the client's turn; nothing more is read until then."""
+        if self.is_interrupted or self.transport.is_closing():
+            return
+        if not self.pacer.call(client_address(self.client), self._handle_some):
+            self.is_interrupted = True
+            self.transport.pause_reading()
+
+    def _handle_some(self) -> None:
         """Handle h11's events, and return to the event loop after so many."""
+        was_interrupted, self.is_interrupted = self.is_interrupted, False
         if self.transport.is_closing():
             return
         self.conn.num_events = 0
@@ -87,31 +98,33 @@ class TimedProtocol(H11Protocol):
             self._stop_head_timer()
         elif self._head_timer is None:
             self._start_head_timer()
-        was_interrupted = self.is_interrupted
         self.is_interrupted = (
             self.conn.num_events >= _MAX_EVENTS and not self.transport.is_closing()
         )
         if self.is_interrupted:
             self.transport.pause_reading()
-            self.loop.call_soon(self.handle_events)
-        elif was_interrupted and not self.flow.read_paused:
+            self.pacer.call_later(client_address(self.client), self._handle_some)
+            return
+        if was_interrupted and not self.flow.read_paused:
             self.transport.resume_reading()
+        self._close_if_half_closed()
 
     def on_response_complete(self) -> None:
         """Wait for the next request."""
         self.waits_since = time.monotonic()
         super().on_response_complete()
-        if self._probe_timer is not None and not self.is_responding:
-            self._close_transport()  # the client sends no further request
+        self._close_if_half_closed()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the timers."""
+        """Stop the timers, and leave nothing to the garbage collector, which stops all threads."""
         timers = (self._head_timer, self._write_timer, self._linger_timer, self._probe_timer)
         for timer in timers:
             if timer is not None:
                 timer.cancel()
         self.open_connections.remove(self)
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()
+        self.transport.detach()  # type: ignore[attr-defined]
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Keep the connection of a client that has closed its sending side and waits.
@@ -196,6 +209,11 @@ class TimedProtocol(H11Protocol):
         for event in (head, h11.Data(data=bytes(response.body)), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
 
+    def _close_if_half_closed(self) -> None:
+        """Close the connection of a client that has all responses and sends no further request."""
+        if self._probe_timer is not None and not self.is_responding and not self.is_interrupted:
+            self._close_transport()
+
     def _close_when_read(self) -> None:
         if self.is_lingering or self.transport.is_closing():
             return
@@ -250,23 +268,29 @@ class _Transport:
 
     def __init__(self, transport: asyncio.Transport, protocol: TimedProtocol) -> None:
         self._transport = transport
-        self._protocol = protocol
+        self._protocol: TimedProtocol | None = protocol
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
+    def detach(self) -> None:
+        """Forget the protocol, which refers to this transport, after the connection is lost."""
+        self._protocol = None
+
     def resume_reading(self) -> None:
-        if not self._protocol.is_interrupted:
+        if self._protocol is not None and not self._protocol.is_interrupted:
             self._transport.resume_reading()
 
     def close(self) -> None:
-        self._protocol.close()
+        if self._protocol is not None:
+            self._protocol.close()
 
     def close_now(self) -> None:
         self._transport.close()
 
     def is_closing(self) -> bool:
-        return self._transport.is_closing() or self._protocol.is_lingering
+        is_lingering = self._protocol is not None and self._protocol.is_lingering
+        return self._transport.is_closing() or is_lingering
 
 
 class _Connection(h11.Connection):

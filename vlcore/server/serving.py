@@ -22,6 +22,7 @@ from vlcore.server.app import create_app
 from vlcore.server.connections import Connections
 from vlcore.server.http_protocol import TimedProtocol
 from vlcore.server.middleware import ADDRESSES
+from vlcore.server.pacing import Pacer
 from vlcore.server.settings import ServerSettings, within_engine_limits
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class Server(uvicorn.Server):
             (TimedProtocol,),
             {
                 "open_connections": Connections(settings),
+                "pacer": Pacer(),
                 "header_timeout_s": settings.header_timeout_s,
                 "write_timeout_s": settings.write_timeout_s,
                 "max_head_bytes": settings.max_head_bytes,
