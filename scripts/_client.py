@@ -22,7 +22,8 @@ class Tally:
     """The results so far."""
 
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
-    latencies: list[float] = field(default_factory=list)
+    latencies: list[tuple[float, str]] = field(default_factory=list)
+    """The time of each good request, in seconds, and its name."""
     faults: list[str] = field(default_factory=list)
 
 
@@ -84,7 +85,7 @@ class Client:
         started = time.monotonic()
         status, body = await self._exchange(_head(_HEADERS, len(good.body)) + good.body)
         if status == 200 and _text(body, good.stream) == good.text:
-            self._tally.latencies.append(time.monotonic() - started)
+            self._tally.latencies.append((time.monotonic() - started, good.name))
             self._tally.counts["good", "200"] += 1
         else:
             self._fault("good", f"{status}: {body[-200:]!r}; expected {good.text!r}")

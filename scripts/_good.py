@@ -32,6 +32,8 @@ _SPECIAL_TEXTS = (
 class Good:
     """A request and the text of its completion."""
 
+    name: str
+    """What the request has, for the report."""
     body: bytes
     text: str
     stream: bool
@@ -47,15 +49,16 @@ def good_requests(model: str, pipe: vlcore.Pipeline, images: Path, url: str) -> 
         url: The URL of one of them for the server; it is not opened here.
     """
     requests = []
-    for content in _contents(sorted(images.glob("*.png"))):
+    for name, content in _contents(sorted(images.glob("*.png"))):
         response = pipe([_message(content)], {"max_new_tokens": MAX_TOKENS})
-        requests += [_request(model, content, response.text, stream) for stream in (True, False)]
+        requests += [
+            _request(name, model, content, response.text, stream) for stream in (True, False)
+        ]
     image = images / url.rpartition("/")[2]
     for text in _PROMPTS:
         response = pipe((text, image), {"max_new_tokens": MAX_TOKENS})
-        requests.append(
-            _request(model, [_image_part(url), _text_part(text)], response.text, stream=True)
-        )
+        content = [_image_part(url), _text_part(text)]
+        requests.append(_request("URL", model, content, response.text, stream=True))
     return requests
 
 
@@ -64,28 +67,35 @@ def full_request(model: str, pipe: vlcore.Pipeline, images: Path) -> Good:
     parts = [_image_part(_data(path.read_bytes())) for path in sorted(images.glob("*.png"))]
     content = [*(parts * 12)[:12], _text_part(_PROMPTS[0])]
     response = pipe([_message(content)], {"max_new_tokens": MAX_TOKENS})
-    return _request(model, content, response.text, stream=True)
+    return _request("full", model, content, response.text, stream=True)
 
 
-def _contents(images: list[Path]) -> Iterator[list[dict[str, Any]]]:
+def _contents(images: list[Path]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     for image in images:
         for text in _PROMPTS:
-            yield [_image_part(_data(image.read_bytes())), _text_part(text)]
+            yield "image", [_image_part(_data(image.read_bytes())), _text_part(text)]
     part = _image_part(_data(images[0].read_bytes()))
     for text in _SPECIAL_TEXTS:
-        yield [part, _text_part(text)]
-        yield [_text_part(text)]
+        yield "image and special text", [part, _text_part(text)]
+        yield "special text", [_text_part(text)]
     for first_path, second_path in pairwise(images[:4]):
         first, second = (
             _image_part(_data(path.read_bytes())) for path in (first_path, second_path)
         )
-        yield [first, _text_part("and"), second, _text_part("?"), first, second]
-    for image_bytes in (_png(1, 1), _png(1, 3000), _png(3000, 2), _deep_grey(), _exif_bomb()):
-        yield [_image_part(_data(image_bytes)), _text_part(_PROMPTS[0])]
-    yield [_image_part(_data(_many_frames(), "gif")), _text_part(_PROMPTS[0])]
+        content = [first, _text_part("and"), second, _text_part("?"), first, second]
+        yield "four images", content
+    for name, image_bytes in (
+        ("1 x 1", _png(1, 1)),
+        ("1 x 3000", _png(1, 3000)),
+        ("3000 x 2", _png(3000, 2)),
+        ("deep grey", _deep_grey()),
+        ("EXIF bomb", _exif_bomb()),
+    ):
+        yield name, [_image_part(_data(image_bytes)), _text_part(_PROMPTS[0])]
+    yield "many frames", [_image_part(_data(_many_frames(), "gif")), _text_part(_PROMPTS[0])]
 
 
-def _request(model: str, content: list[dict[str, Any]], text: str, stream: bool) -> Good:
+def _request(name: str, model: str, content: list[dict[str, Any]], text: str, stream: bool) -> Good:
     body = {
         "model": model,
         "messages": [_message(content)],
@@ -93,7 +103,7 @@ def _request(model: str, content: list[dict[str, Any]], text: str, stream: bool)
         "temperature": 0,
         "stream": stream,
     }
-    return Good(json.dumps(body).encode(), text, stream)
+    return Good(name, json.dumps(body).encode(), text, stream)
 
 
 def _message(content: list[dict[str, Any]]) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def test_the_rest_of_a_body_has_a_maximum_size() -> None:
     assert caught.value.status == 413
 
 
-@pytest.mark.parametrize("values", [b"0," * 262_145, b'"":' * 32_769, b"{" * 32_769, b"[" * 32_769])
+@pytest.mark.parametrize("values", [b"0," * 65_537, b'"":' * 16_385, b"{" * 8_193, b"[" * 8_193])
 def test_the_number_of_values_is_bounded_before_they_are_parsed(values: bytes) -> None:
     with pytest.raises(ApiError, match="too many values") as caught:
         JsonBody(values, 10**7)
@@ -70,7 +70,7 @@ def test_characters_in_texts_are_not_counted(text: str) -> None:
     body = json.dumps({"content": text}).encode()
     assert JsonBody(body, 10**7).text == body
     with pytest.raises(ApiError, match="too many values"):
-        JsonBody(body[:-1] + b",0" * 262_145 + b"}", 10**7)
+        JsonBody(body[:-1] + b",0" * 65_537 + b"}", 10**7)
 
 
 def test_a_text_that_never_ends_hides_no_values() -> None:

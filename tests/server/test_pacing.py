@@ -32,7 +32,7 @@ class Clock:
 
 
 @on_loop
-async def test_calls_share_the_time_of_an_iteration() -> None:
+async def test_calls_share_the_time_of_an_interval() -> None:
     calls: list[int] = []
     pacer = Pacer(Clock())
     assert all(pacer.call("a", lambda: calls.append(1)) for _ in range(100))
@@ -40,7 +40,7 @@ async def test_calls_share_the_time_of_an_iteration() -> None:
 
 
 @on_loop
-async def test_calls_beyond_the_time_of_an_iteration_run_in_later_ones() -> None:
+async def test_calls_beyond_the_time_of_an_interval_run_in_later_ones() -> None:
     calls: list[str] = []
     clock = Clock()
     pacer = Pacer(clock)
@@ -53,15 +53,22 @@ async def test_calls_beyond_the_time_of_an_iteration_run_in_later_ones() -> None
         return pacer.call(name[0], run)
 
     assert [call(name) for name in ("a1", "a2", "a3", "b1")] == [True, False, False, False]
-    seen = [len(calls)]
+    num_calls = [len(calls)]
     while len(calls) < 4:
         await asyncio.sleep(0)
-        seen.append(len(calls))
-    assert seen == sorted(set(seen))  # one in each iteration
+        num_calls.append(len(calls))
+    assert sorted(set(num_calls)) == [1, 2, 3, 4]  # one at a time
     assert calls == ["a1", "a2", "b1", "a3"]  # in turn for each client
-    for _ in range(2):
-        await asyncio.sleep(0)
-    assert call("c1")  # the next iteration has its own time
+
+
+@on_loop
+async def test_the_next_interval_has_its_own_time() -> None:
+    pacer = Pacer(clock := Clock())
+    assert pacer.call("a", clock.pass_time)
+    waiting = asyncio.Event()
+    assert not pacer.call("a", waiting.set)
+    await waiting.wait()
+    assert pacer.call("b", clock.pass_time)
 
 
 @on_loop

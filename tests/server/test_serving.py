@@ -109,11 +109,12 @@ def test_sampling_defaults_are_limited_to_what_the_engine_supports(
     assert "top_k is 2000, and the transformers engine supports at most 1024" in caplog.text
 
 
-def test_the_loaded_model_is_excluded_from_garbage_collection(
+def test_no_collection_of_all_objects_and_no_thread_holds_up_the_event_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A full collection of all that is loaded takes longer than the event loop may wait."""
     num_frozen: list[int] = []
+    intervals_s = [sys.getswitchinterval()]
 
     class Stub(AbstractContextManager[None]):
         def __init__(self, *_: object) -> None:
@@ -122,6 +123,7 @@ def test_the_loaded_model_is_excluded_from_garbage_collection(
 
         def run(self, _: object) -> None:
             num_frozen.append(gc.get_freeze_count())
+            intervals_s.append(sys.getswitchinterval())
 
         sampling_defaults: ClassVar[dict[str, Any]] = {}
 
@@ -134,6 +136,7 @@ def test_the_loaded_model_is_excluded_from_garbage_collection(
         serving.serve(Stub(), settings, bound)  # type: ignore[arg-type]
     assert all(number > 10_000 for number in num_frozen)
     assert gc.get_freeze_count() < 10_000
+    assert intervals_s[1] < intervals_s[0] == sys.getswitchinterval()
 
 
 @pytest.mark.slow

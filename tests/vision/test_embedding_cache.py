@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from vlcore.vision import embedding_cache
 from vlcore.vision.embedding_cache import EmbeddingCache, file_key, image_key
 from vlcore.vision.model import ImageRows, VisionModel
 
@@ -140,6 +141,16 @@ def test_the_same_content_gives_the_same_key() -> None:
     assert image_key(grey(1, 2), {"detail": "low"}, Model()) == KEY
     both = image_key(IMAGE, {"a": 1, "b": 2}, MODEL)
     assert image_key(IMAGE, {"b": 2, "a": 1}, MODEL) == both
+
+
+def test_every_strip_of_an_image_is_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedding_cache, "_STRIP_PIXELS", 4)
+    base = bytes(range(10))
+    keys = {image_key(grey(*base, size=(2, 5)), {}, MODEL)}
+    for position in range(10):
+        changed = [*base[:position], 99, *base[position + 1 :]]
+        keys.add(image_key(grey(*changed, size=(2, 5)), {}, MODEL))
+    assert len(keys) == 11
 
 
 def test_metadata_of_a_file_is_not_part_of_the_key() -> None:

@@ -153,7 +153,8 @@ class PromptTokenizer:
         """
         backend = self._first if first else self._later
         try:
-            ids: list[int] = backend.encode(text, add_special_tokens=False).ids
+            # Unlike encode, this lets other threads run, and computes no offsets.
+            ids: list[int] = backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
         except (TypeError, UnicodeEncodeError) as error:  # lone surrogates
             raise PromptError(f"{text[:80]!r} is not valid Unicode text: {error}") from error
         except BaseException as error:

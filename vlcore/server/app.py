@@ -25,7 +25,7 @@ from vlcore.server.settings import ServerSettings
 from vlcore.server.web_ui import add_web_ui
 
 _NUM_PARSERS = 2
-"""Number of threads that parse large request bodies."""
+"""Number of threads that parse request bodies."""
 
 
 def create_app(

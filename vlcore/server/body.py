@@ -13,7 +13,7 @@ _MIN_URL_BYTES = 16 * 1024
 """Size above which a data URL is taken out of the body."""
 _SLICE_BYTES = 1024 * 1024
 """Bytes that are processed in one step. Between the steps, other threads can run."""
-_MAX_COUNTS = {b",": 262_144, b":": 32_768, b"{": 32_768, b"[": 32_768}
+_MAX_COUNTS = {b",": 65_536, b":": 16_384, b"{": 8_192, b"[": 8_192}
 """Maximum number of JSON values, of keys, and of containers, as characters outside of strings."""
 _MAX_URLS = 4096
 """Maximum number of data URLs that are looked for."""

@@ -1,4 +1,4 @@
-"""``Pacer``: bounds the time that events of connections take in an iteration of the event loop."""
+"""``Pacer``: bounds the time that events of connections take on the event loop."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from collections.abc import Callable, Hashable
 
 from vlcore._utils.fair_queue import FairQueue
 
-_BUDGET_S = 0.003
-"""Time for the events of all connections in one iteration. Requests that begin in an iteration take
-about twice as long again in the next one."""
+_INTERVAL_S = 0.004
+_BUDGET_S = 0.001
+"""Time for the events of all connections in each interval. The requests that begin with them take a
+few times as long."""
 
 
 class Pacer:
-    """Calls functions within a time budget for each iteration of the event loop.
+    """Calls functions within a time budget for each interval of a few milliseconds.
 
-    What exceeds the budget is called in later iterations, in turn for each client. So neither a
+    What exceeds the budget is called in later intervals, in turn for each client. So neither a
     flood of requests nor many that arrive at once delay everything else on the event loop.
 
     Args:
@@ -30,7 +31,7 @@ class Pacer:
         self._is_scheduled = False
 
     def call(self, client: Hashable, function: Callable[[], object]) -> bool:
-        """Call a function now if there is time left, or in a later iteration of the event loop.
+        """Call a function now if there is time left, or in a later interval.
 
         Returns:
             Whether the function has been called.
@@ -43,16 +44,16 @@ class Pacer:
         return True
 
     def call_later(self, client: Hashable, function: Callable[[], object]) -> None:
-        """Call a function in a later iteration of the event loop."""
+        """Call a function in a later interval."""
         self._schedule()
         self._waiting.add(client, function)
 
     def _schedule(self) -> None:
         if not self._is_scheduled:
             self._is_scheduled = True
-            asyncio.get_running_loop().call_soon(self._begin_iteration)
+            asyncio.get_running_loop().call_later(_INTERVAL_S, self._begin_interval)
 
-    def _begin_iteration(self) -> None:
+    def _begin_interval(self) -> None:
         self._is_scheduled = False
         self._left_s = _BUDGET_S
         if self._waiting:

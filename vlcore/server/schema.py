@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -14,6 +15,8 @@ from pydantic import (
 )
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
+
+_T = TypeVar("_T")
 
 MAX_MESSAGES = 4096
 """Maximum number of messages of a request."""
@@ -48,6 +51,15 @@ class _Ignored:
 
 def _as_int(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _let_threads_run(value: _T) -> _T:
+    """Return a value.
+
+    pydantic validates a whole request while other threads wait, and those can run whenever a
+    function of Python is called.
+    """
+    return value
 
 
 Ignored = Annotated[Any, _Ignored]
@@ -120,7 +132,10 @@ class RefusalPart(_Model):
     refusal: str
 
 
-Part = Annotated[TextPart | ImagePart | VideoPart | RefusalPart, Field(discriminator="type")]
+Part = Annotated[
+    Annotated[TextPart | ImagePart | VideoPart | RefusalPart, Field(discriminator="type")],
+    AfterValidator(_let_threads_run),
+]
 Parts = Annotated[list[Part], Field(max_length=MAX_PARTS, fail_fast=True)]
 StopString = Annotated[str, Field()]
 StopStrings = Annotated[list[StopString], Field(max_length=_MAX_STOP_STRINGS, fail_fast=True)]
@@ -263,7 +278,8 @@ class ChatRequest(_Model):
 
     model: str
     messages: Annotated[
-        list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
+        list[Annotated[ChatMessage, AfterValidator(_let_threads_run)]],
+        Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True),
     ]
     stream: bool | None = False
     stream_options: StreamOptions | None = None

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,8 @@ _MAX_ACCEPTED = 64
 """Maximum number of connections that are accepted without returning to the event loop."""
 _LAST_RESPONSE_S = 2.0
 """Time that cancelled requests have to send their error."""
+_SWITCH_INTERVAL_S = 0.001
+"""Time after which a thread lets another one run that waits for Python's lock."""
 _FORCED_EXIT_S = 5.0
 """Time that a second signal leaves to a clean end of the process."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -166,7 +169,7 @@ def serve(pipeline: Pipeline, settings: ServerSettings, bound: socket.socket) ->
         logger.info("sampling options that requests do not set: %s", values)
     bound.listen(_BACKLOG)  # clients can connect as soon as the address is logged
     logger.info("%s is served at http://%s:%d", settings.model_name, name, port)
-    with _stopped_by_signals(server), _frozen_heap(), pipeline:
+    with _stopped_by_signals(server), _frozen_heap(), _short_switch_interval(), pipeline:
         pipeline.run(server.serve([bound]))
     if server.failure is not None:
         raise EngineClosedError(server.failure)
@@ -185,6 +188,17 @@ def _frozen_heap() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
+
+
+@contextmanager
+def _short_switch_interval() -> Iterator[None]:
+    """Let the event loop wait for less time until another thread gives it Python's lock."""
+    before_s = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before_s)
 
 
 @contextmanager

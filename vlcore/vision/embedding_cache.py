@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from PIL import Image
@@ -14,6 +14,8 @@ from vlcore.media.video import Video, VideoSampling
 from vlcore.vision.model import ImageRows, VisionModel
 
 _MAX_FILES = 16384
+_STRIP_PIXELS = 2**20
+"""Images are read in strips of this size at most, so that a large one holds up no other thread."""
 
 
 class EmbeddingCache:
@@ -75,14 +77,16 @@ class EmbeddingCache:
 
 def image_key(image: Image.Image, options: Mapping[str, Any], model: VisionModel) -> str:
     """Return a digest of everything that an image's embeddings depend on."""
-    return _digest(
+    digest = _digest(
         *_settings(options, model),
         b"pixels",
         image.mode.encode(),
         repr(image.size).encode(),
         repr((image.getpalette(), image.info.get("transparency"))).encode(),
-        image.tobytes(),
     )
+    for strip in _strips(image):
+        digest.update(strip.tobytes())
+    return digest.hexdigest()
 
 
 def file_key(
@@ -98,7 +102,8 @@ def file_key(
     The file is not decoded.
     """
     kind = b"file shrunk on load" if shrink_on_load else b"file"
-    return _digest(*_settings(options, model), repr(background).encode(), kind, data)
+    settings = _settings(options, model)
+    return _digest(*settings, repr(background).encode(), kind, data).hexdigest()
 
 
 def video_key(video: Video, options: Mapping[str, Any], model: VisionModel) -> str:
@@ -118,7 +123,7 @@ def video_file_key(
 
 def model_key(model: VisionModel) -> str:
     """Return a digest of everything that embeddings depend on except the image and its options."""
-    return _digest(*_settings({}, model))
+    return _digest(*_settings({}, model)).hexdigest()
 
 
 def _settings(options: Mapping[str, Any], model: VisionModel) -> tuple[bytes, ...]:
@@ -131,10 +136,17 @@ def _settings(options: Mapping[str, Any], model: VisionModel) -> tuple[bytes, ..
     )
 
 
-def _digest(*fields: bytes) -> str:
+def _strips(image: Image.Image) -> Iterator[Image.Image]:
+    """Cut an image into strips of a few rows; between two of them, other threads can run."""
+    height = max(1, _STRIP_PIXELS // max(1, image.width))
+    for top in range(0, image.height, height):
+        yield image.crop((0, top, image.width, min(top + height, image.height)))
+
+
+def _digest(*fields: bytes) -> hashlib._Hash:
     """Return the digest of fields, each preceded by its length so that the input is unambiguous."""
     digest = hashlib.sha256()
     for field in fields:
         digest.update(len(field).to_bytes(8, "little"))
         digest.update(field)
-    return digest.hexdigest()
+    return digest
