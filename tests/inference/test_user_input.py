@@ -8,6 +8,8 @@ from PIL import Image
 
 from vlcore.errors import PromptError
 from vlcore.inference.user_input import is_batch, parse_prompt
+from vlcore.media.undecoded_video import UndecodedVideo
+from vlcore.media.video import Video
 from vlcore.prompts.conversation import Conversation, read_conversation
 from vlcore.prompts.messages import ImageSlot, Message, Text
 
@@ -195,3 +197,77 @@ def test_images_of_an_appended_conversation_are_renumbered() -> None:
     ]
     assert whole.image_options == [{}, {}, {"detail": "low"}]
     assert first.messages[0].content[0] == ImageSlot(0)
+
+
+# -- videos
+
+CLIP = Video((IMAGE,), (0.0,), 1.0, 1.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("media", "expected"),
+    [
+        ("clip.MP4", UndecodedVideo("clip.MP4")),
+        (Path("clip.webm"), UndecodedVideo(Path("clip.webm"))),
+        ("https://example.org/a.mov?x=1", UndecodedVideo("https://example.org/a.mov?x=1")),
+        ("data:video/mp4;base64,AAAA", UndecodedVideo("data:video/mp4;base64,AAAA")),
+        (CLIP, CLIP),
+    ],
+)
+def test_a_video_of_a_pair_is_known_by_its_name(media: Any, expected: Any) -> None:
+    conversation = parse_prompt(("What happens?", [media, "a.png"]))
+    assert conversation.images == (expected, "a.png")
+    assert [slot.kind for slot in conversation.slots] == ["video", "image"]
+    assert parse_prompt((media, "What happens?")).images == (expected,)
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        ({"type": "video", "video": "clip"}, UndecodedVideo("clip")),
+        ({"type": "video", "path": "clip"}, UndecodedVideo("clip")),
+        ({"type": "video_url", "video_url": "clip"}, UndecodedVideo("clip")),
+        ({"type": "video_url", "video_url": {"url": "clip"}}, UndecodedVideo("clip")),
+        (
+            {"type": "video_url", "video_url": {"url": "clip", "fps": 1, "scale": 3}},
+            UndecodedVideo("clip", {"fps": 1}),
+        ),
+        (
+            {"type": "video", "video": b"x", "num_frames": 2},
+            UndecodedVideo(b"x", {"num_frames": 2}),
+        ),
+        (
+            {"type": "video", "video": [IMAGE, "a.png"]},
+            UndecodedVideo((IMAGE, "a.png"), {"fps": 2}),
+        ),
+        ({"type": "video", "video": [IMAGE], "fps": 5}, UndecodedVideo((IMAGE,), {"fps": 5})),
+        ({"type": "video", "video": CLIP}, CLIP),
+    ],
+)
+def test_parts_of_videos(part: dict[str, Any], expected: Any) -> None:
+    conversation = parse_prompt([user(part, text("What happens?"))])
+    assert conversation.images == (expected,)
+    assert getattr(conversation.images[0], "sampling", None) == getattr(expected, "sampling", None)
+    (slot,) = conversation.slots
+    assert (slot.kind, slot.options) == (
+        "video",
+        {"name_of_size": 3} if "name_of_size" in str(part) else {},
+    )
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"type": "video"}, "the video part in message 0 has no video"),
+        ({"type": "video", "video": []}, "the video part in message 0 has no video"),
+        ({"type": "video", "video": IMAGE}, "the video part in message 0 has no video"),
+        ({"type": "video", "video": CLIP, "fps": 1}, "not sampled again: leave out fps"),
+        (
+            {"type": "video", "video": [IMAGE], "num_frames": 1, "position": "middle"},
+            "leave out num_frames, position",
+        ),
+    ],
+)
+def test_a_part_without_a_video_is_refused(part: dict[str, Any], message: str) -> None:
+    with pytest.raises(PromptError, match=message):
+        parse_prompt([user(part)])

@@ -83,6 +83,33 @@ def test_positions_match_those_of_transformers() -> None:
     assert inputs.rope_delta == int(delta)
 
 
+def test_positions_of_videos_match_those_of_transformers() -> None:
+    vision = {"depth": 1, "hidden_size": 8, "num_heads": 1, "intermediate_size": 8}
+    text = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 16}
+    with torch.device("meta"):
+        model: Any = Qwen2_5_VLModel(Qwen2_5_VLConfig(vision_config=vision, text_config=text))
+    grids = [(5, 2, 3), (1, 4, 1), (3, 1, 2)]
+    seconds = torch.tensor([0.7, 1 / 3])
+    prompt = prompt_of(3, (30, 0), 1, (4, 1), 2, (6, 2), 4)
+    kinds = torch.zeros(1, len(prompt.token_ids), dtype=torch.int64)
+    for span in prompt.spans:
+        kinds[0, span.start : span.stop] = 1 if span.image == 1 else 2
+    patches = torch.tensor(grids) * torch.tensor([1, 2, 2])
+    expected, delta = model.get_rope_index(
+        torch.zeros_like(kinds), kinds, patches[1:2], patches[::2], seconds
+    )
+    steps = [model.config.vision_config.tokens_per_second * float(step) for step in seconds]
+    inputs = grid_positions(prompt, grids, time_steps=[steps[0], 1, steps[1]], passes_time=False)
+    assert positions(inputs) == expected[:, 0].tolist()
+    assert inputs.rope_delta == int(delta)
+
+
+def test_text_follows_the_last_frame_of_a_video_in_time_by_default() -> None:
+    inputs = grid_positions(prompt_of(1, (3, 0), 1), [(3, 1, 1)], time_steps=[2.5])
+    assert positions(inputs)[0] == [0, 1, 3, 6, 7]
+    assert inputs.rope_delta == 8 - 5
+
+
 @pytest.mark.parametrize(
     "grids", [[], [(1, 2, 2)], [(1, 2, 3), (1, 1, 1)], [(2, 3)], [(1, 2, 3, 1)]]
 )

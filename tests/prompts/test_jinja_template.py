@@ -402,3 +402,48 @@ def test_a_template_without_the_texts_of_the_user_is_known_before_a_request(sour
 )
 def test_a_template_that_writes_texts_or_rejects_them_is_accepted(source: str) -> None:
     assert not JinjaTemplate(source).omits_user_text
+
+
+READS_VIDEOS = """\
+{% for message in messages %}{% for part in message['content'] %}\
+{% if part['type'] == 'image' %}<image>{% elif part['type'] == 'video' %}<video>\
+{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"""
+VIDEO = {"type": "video"}
+
+
+def test_images_and_videos_keep_their_order_and_options() -> None:
+    template = JinjaTemplate(READS_VIDEOS, video_token="<video>")
+    parts = template.messages2prompt(
+        [user(VIDEO, IMAGE, "or <video>?", VIDEO | {"size": 3}), ANSWER_PARTS, user(IMAGE)]
+    )
+    assert [part for part in parts if isinstance(part, ImageSlot)] == [
+        ImageSlot(0, "video"),
+        ImageSlot(1),
+        ImageSlot(2, "video", {"size": 3}),
+        ImageSlot(3),
+    ]
+    assert Text("or <video>?") in parts
+
+
+ANSWER_PARTS = {"role": "assistant", "content": [{"type": "text", "text": "red"}]}
+
+
+def test_a_template_over_strings_gets_videos_on_lines_of_their_own() -> None:
+    template = JinjaTemplate(READS_TEXT, video_token="<video>", variables={"bos_token": ""})
+    assert joined(template.messages2prompt([user(VIDEO, "red?")]))[:3] == [
+        Control("[INST] "),
+        ImageSlot(0, "video"),
+        Control("\n"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (JinjaTemplate(READS_VIDEOS), "has a video, and the model's chat template has no videos"),
+        (JinjaTemplate(READS_PARTS, video_token="<video>"), "1 video.* wrote '<video>' 0 time"),
+    ],
+)
+def test_a_template_without_videos_refuses_them(template: JinjaTemplate, message: str) -> None:
+    with pytest.raises(PromptError, match=message):
+        template.messages2prompt([user(VIDEO, "what happens?")])

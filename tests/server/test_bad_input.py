@@ -86,9 +86,21 @@ BODIES = [
     ),
     (
         "unknown part",
-        chat({"type": "video_url", "video_url": {}}),
+        chat({"type": "input_audio", "input_audio": {}}),
         "invalid_value",
         "messages.0.content.0: ",
+    ),
+    (
+        "video without url",
+        chat({"type": "video_url", "video_url": {}}),
+        "missing_parameter",
+        "messages.0.content.0.video_url.url: ",
+    ),
+    (
+        "video for a model of images",
+        chat({"type": "video_url", "video_url": {"url": "https://example.org/clip.mp4"}}, TEXT),
+        "invalid_video",
+        "takes images only",
     ),
     ("part without type", chat({"text": "Hi"}), "invalid_value", "messages.0.content.0: "),
     ("text a number", chat(text_part(3)), "invalid_value", "messages.0.content.0.text: "),  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from vlcore.engines.grammar import Grammar
+from vlcore.media.undecoded_video import UndecodedVideo
 from vlcore.prompts.conversation import Conversation
 from vlcore.prompts.messages import ImageSlot, Message, Text
 from vlcore.server.errors import ApiError
@@ -378,3 +379,22 @@ def test_many_unknown_fields_are_named_in_part() -> None:
     (warning,) = parse(**fields).warnings
     assert "'field_7'" in warning
     assert "and 12 others" in warning
+
+
+@pytest.mark.parametrize("url", ["data:video/mp4;base64,AAAA", "https://example.org/clip"])
+def test_videos_and_their_options(url: str) -> None:
+    parts = [
+        {"type": "video_url", "video_url": url},
+        {"type": "video_url", "video_url": {"url": url, "fps": 0.5, "scale": 2, "top": None}},
+    ]
+    parsed = parse(messages=[{"role": "user", "content": parts}])
+    assert parsed.conversation.images == (UndecodedVideo(url), UndecodedVideo(url, {"fps": 0.5}))
+    assert parsed.conversation.slots == (ImageSlot(0, "video"), ImageSlot(1, "video", {"scale": 2}))
+
+
+def test_a_large_data_url_of_a_video_is_restored() -> None:
+    url = "data:video/mp4;base64," + "A" * 40_000
+    parsed = parse(
+        messages=[{"role": "user", "content": [{"type": "video_url", "video_url": url}]}]
+    )
+    assert parsed.conversation.images == (UndecodedVideo(url),)

@@ -135,7 +135,7 @@ class FamilyProcessor:
         if frames is None:
             raise VideoError(f"{self._name} takes images only, and no videos")
         tensors: dict[str, Any] = dict(frames(video.frames))
-        metadata = {"video_metadata": [_metadata(video)]}
+        metadata = {"video_metadata": [describe_video(video)]}
         text = self._processor.replace_video_token(tensors | metadata, 0)
         # Some families have the token of images for the frames of a video too.
         runs, tokens = _read_runs(text, [self._row_tokens[0], str(self.video_token)])
@@ -189,7 +189,7 @@ def _read_runs(text: str, row_tokens: Sequence[str]) -> tuple[tuple[str | int, .
     return tuple(runs), tokens
 
 
-def _metadata(video: Video) -> VideoMetadata:
+def describe_video(video: Video) -> VideoMetadata:
     """Describe a video to transformers, which computes times from indices of frames."""
     fps = video.fps or _sampled_fps(video)
     indices: list[Any] = []
