@@ -249,10 +249,8 @@ def test_parts_of_videos(part: dict[str, Any], expected: Any) -> None:
     assert conversation.images == (expected,)
     assert getattr(conversation.images[0], "sampling", None) == getattr(expected, "sampling", None)
     (slot,) = conversation.slots
-    assert (slot.kind, slot.options) == (
-        "video",
-        {"name_of_size": 3} if "name_of_size" in str(part) else {},
-    )
+    others = {"scale": 3} if "scale" in str(part) else {}
+    assert (slot.kind, slot.options) == ("video", others)
 
 
 @pytest.mark.parametrize(

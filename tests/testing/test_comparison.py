@@ -177,6 +177,7 @@ def test_a_processor_without_lists_of_lists_of_images_is_called_with_the_prompt(
     assert {result.name for result in report.of(Outcome.DOES_NOT_APPLY)} == {
         "transformers-pixels",  # no conversation has a single image
         "transformers-rows",
+        "transformers-videos",
     }
     monkeypatch.setattr(processor, "apply_chat_template", lambda *_, **__: 1 / 0)
     with pytest.raises(ConfigError, match="none of the conversations with an image"):
