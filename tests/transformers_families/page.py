@@ -56,7 +56,7 @@ def _row(name: str, facts: Mapping[str, Any]) -> list[str]:
     return [
         f"`{name}`",
         needs(name),
-        ", ".join([*checked, "answers"]),
+        ", ".join([*checked, "answers", *(["videos"] if family.video else [])]),
         ", ".join(engines),
         architecture,
         _memory(name, family.architecture),
