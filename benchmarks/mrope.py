@@ -86,7 +86,7 @@ class Decoding:
             )
             chunks.append(PromptChunk((sequence,), range(len(ids))))
         longest = max(chunk.first.max_num_tokens for chunk in chunks)
-        self._batch.max_cached_tokens = NUM_PROMPTS * longest
+        self._batch.memory.max_cached_tokens = NUM_PROMPTS * longest
         with torch.inference_mode():
             self._advance(self._batch.prefill(chunks))
 

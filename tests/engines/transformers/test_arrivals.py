@@ -153,8 +153,8 @@ def test_requests_that_do_not_fit_wait_in_order(small: TransformersEngine) -> No
             finished.append(name)
 
         async with asyncio.TaskGroup() as group:
-            # Room for twice the first; the second must wait, and the third does not overtake it.
-            for asked in (("first", 10, 50), ("larger", 20, 90), ("small", 2, 2)):
+            # There is room for the first and the third; the second waits, and is not overtaken.
+            for asked in (("first", 10, 50), ("larger", 20, 90), ("small", 2, 20)):
                 group.create_task(ask(*asked))
                 await asyncio.sleep(0)
         assert finished == ["first", "larger", "small"]
@@ -384,31 +384,28 @@ def test_a_prompt_that_fails_fails_alone(engine: TransformersEngine) -> None:
 
 
 def test_a_cache_that_cannot_grow_fails_the_new_request(
-    small: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def body() -> None:
-        asked = [request(n, seed=n, max_new_tokens=30) for n in (4, 5, 6)]
-        expected = [await answer(small, one) for one in asked]
-        layer = small._batch._cache._layers[1]
-        reserve = layer.reserve
+        asked, large = request(4, max_new_tokens=30), request(200, max_new_tokens=250)
+        expected = await answer(engine, asked)
+        layer = engine._batch._cache._layers[1]
 
-        def refuse(num_slots: int, slot_length: int, num_used: int) -> None:
-            if num_slots > 1:
-                raise MemoryError("no room")
-            reserve(num_slots, slot_length, num_used)
+        def refuse(num_columns: int) -> None:
+            raise MemoryError(f"no room for {num_columns} columns")
 
-        with monkeypatch.context() as patch, held(small, 4) as hold:
-            patch.setattr(layer, "reserve", refuse)
-            small._batch._cache.reserve(1, 64, num_used=0)
-            first = asyncio.create_task(answer(small, asked[0]))
+        with monkeypatch.context() as patch, held(engine, 4) as hold:
+            first = asyncio.create_task(answer(engine, asked))
             await asyncio.to_thread(hold.wait_until_held)
-            second = asyncio.create_task(answer(small, asked[1]))
-            await until(lambda: small.stats().num_waiting == 1)
+            patch.setattr(layer, "reserve", refuse)
+            second = asyncio.create_task(answer(engine, large))
+            await until(lambda: engine.stats().num_waiting == 1)
             hold.release()
             with pytest.raises(EngineError, match="the model failed: MemoryError: no room"):
                 await second
-            assert await first == expected[0]
-        assert await asyncio.gather(*(answer(small, one) for one in asked)) == expected
+            assert await first == expected
+        assert len(await answer(engine, large)) > 1
+        assert await answer(engine, asked) == expected
 
     run(body)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -8,7 +9,9 @@ from engine_requests import CPU
 from tiny_families import config_of
 from transformers import MistralConfig, PretrainedConfig, Qwen2Config
 
-from vlcore.engines.transformers.attention_masks import AttentionMasks
+from vlcore.engines.transformers.attention_masks import FULL, SLIDING, AttentionMasks
+from vlcore.engines.transformers.cache_layer import AttentionCall
+from vlcore.engines.transformers.strided_rows import StridedRows
 from vlcore.errors import EngineUnavailableError
 
 MISTRAL = MistralConfig(num_hidden_layers=2, sliding_window=2)
@@ -22,98 +25,113 @@ def llama(**options: Any) -> PretrainedConfig:
     return config
 
 
-def masks_of(config: PretrainedConfig) -> AttentionMasks:
-    return AttentionMasks(config, torch.float32, CPU)
+def masks_of(config: PretrainedConfig, *, is_eager: bool = False) -> AttentionMasks:
+    return AttentionMasks(config, torch.bfloat16, CPU, is_eager=is_eager)
 
 
-def shown(mask: Any) -> list[str]:
+def shown(calls: Sequence[AttentionCall]) -> list[str]:
     """Return a line for each query, with a mark where it attends to a column."""
-    assert isinstance(mask, torch.Tensor)
-    lines = mask.reshape(-1, mask.shape[-1]).tolist()
+    lines: list[list[bool]] = []
+    for call in calls:
+        assert call.mask is not None
+        assert call.mask.shape[-1] == call.length
+        lines += call.mask.reshape(-1, call.length).tolist()
     return ["".join("x" if is_seen else "." for is_seen in line) for line in lines]
 
 
-def test_a_step_attends_to_the_tokens_of_its_own_sequence() -> None:
-    mask = masks_of(llama()).next_token_masks(torch.tensor([3, 0]), longest=4)
-    assert isinstance(mask, torch.Tensor)
-    assert mask.shape == (2, 1, 1, 4)
-    assert shown(mask) == ["xxxx", "x..."]
+def rows(start: int, num: int, stride: int = 0, first: int = 0) -> StridedRows:
+    return StridedRows(slice(first, first + num), start, stride)
 
 
-def test_a_sliding_window_masks_distant_tokens() -> None:
-    mask = masks_of(MISTRAL).next_token_masks(torch.tensor([3, 1]), longest=4)
-    assert shown(mask) == ["..xx", "xx.."]
+def test_tokens_of_equally_long_sequences_attend_to_all_columns() -> None:
+    groups = [rows(0, 2, 64), rows(300, 1, first=2)]
+    calls = masks_of(llama()).next_tokens(groups, [4, 4, 7])[FULL]
+    assert calls == [
+        AttentionCall(slice(0, 2), 0, 64, 4),
+        AttentionCall(slice(2, 3), 300, 0, 7),
+    ]
 
 
-def test_each_type_of_layers_has_its_mask() -> None:
-    masks = masks_of(SOME_SLIDE).next_token_masks(torch.tensor([2]), longest=3)
-    assert isinstance(masks, dict)
-    assert shown(masks["full_attention"]) == ["xxx"]
-    assert shown(masks["sliding_attention"]) == [".xx"]
+def test_padded_tokens_attend_to_those_of_their_own_sequence() -> None:
+    (call,) = masks_of(llama()).next_tokens([rows(0, 2, 64)], [4, 1])[FULL]
+    assert call.mask is not None
+    assert call.mask.shape == (2, 1, 1, 4)
+    assert shown([call]) == ["xxxx", "x..."]
 
 
-def test_layers_with_states_have_no_mask() -> None:
-    config = llama(layer_types=["conv", "full_attention"])
-    masks = masks_of(config).next_token_masks(torch.tensor([1]), longest=2)
-    assert isinstance(masks, dict)
-    assert masks["conv"] is None
-    assert shown(masks["full_attention"]) == ["xx"]
+def test_a_sliding_window_reads_no_distant_columns() -> None:
+    masks = masks_of(MISTRAL)
+    calls = masks.next_tokens([rows(64, 1), rows(200, 1, first=1)], [9, 1])[SLIDING]
+    assert calls == [
+        AttentionCall(slice(0, 1), 71, 0, 2),
+        AttentionCall(slice(1, 2), 200, 0, 1),
+    ]
+    (call,) = masks.next_tokens([rows(64, 2, 64)], [9, 7])[SLIDING]
+    assert (call.start, call.length) == (69, 4)
+    assert shown([call]) == ["..xx", "xx.."]
 
 
-def test_prompts_without_groups_need_no_mask() -> None:
-    assert masks_of(llama()).prompt_masks([range(3), range(2)], None) is None
+def test_each_type_of_layers_has_its_calls() -> None:
+    calls = masks_of(SOME_SLIDE).next_tokens([rows(0, 2, 64)], [3, 2])
+    assert shown(calls[FULL]) == ["xxx", "xx."]
+    assert shown(calls[SLIDING]) == [".xx", "xx."]
+
+
+def test_layers_with_states_have_no_calls() -> None:
+    masks = masks_of(llama(layer_types=["conv", FULL]))
+    assert list(masks.next_tokens([rows(0, 1)], [2])) == [FULL]
+    assert isinstance(masks.placeholder, dict)
+    assert masks.placeholder["conv"] is None
+
+
+def test_whole_prompts_need_no_mask_unless_they_are_longer_than_a_window() -> None:
+    assert masks_of(llama()).whole_prompts([3, 2], None)[FULL][0].mask is None
+    assert masks_of(MISTRAL).whole_prompts([2, 1], None)[SLIDING][0].mask is None
+    calls = masks_of(SOME_SLIDE).whole_prompts([3, 2], None)
+    assert calls[FULL] == (AttentionCall(slice(0, 2), 0, 0, 3),)
+    # A padded query attends to what the last one does.
+    assert shown(calls[SLIDING]) == ["x..", "xx.", ".xx", "x..", "xx.", "xx."]
 
 
 def test_tokens_of_a_group_attend_to_each_other_within_a_sliding_window() -> None:
     groups = torch.tensor([[-1, 0, 0, 0, -1], [0, 0, -1, 1, 1]])
-    masks = masks_of(SOME_SLIDE).prompt_masks([range(5)] * 2, groups)
-    assert isinstance(masks, dict)
-    assert shown(masks["full_attention"]) == [
+    calls = masks_of(SOME_SLIDE).whole_prompts([5, 5], groups)
+    assert shown(calls[FULL]) == [
         *("x....", "xxxx.", "xxxx.", "xxxx.", "xxxxx"),
         *("xx...", "xx...", "xxx..", "xxxxx", "xxxxx"),
     ]
-    assert shown(masks["sliding_attention"]) == [
+    assert shown(calls[SLIDING]) == [
         *("x....", "xxxx.", ".xxx.", "..xx.", "...xx"),
         *("xx...", "xx...", ".xx..", "..xxx", "...xx"),
     ]
 
 
-def test_a_part_of_a_prompt_attends_to_the_columns_before_it() -> None:
-    masks = masks_of(SOME_SLIDE).prompt_masks([range(2, 5), range(1)], None)
-    assert isinstance(masks, dict)
-    mask = masks["full_attention"]
-    assert isinstance(mask, torch.Tensor)
-    assert mask.shape == (2, 1, 3, 5)
-    assert shown(mask)[:4] == ["xxx..", "xxxx.", "xxxxx", "x...."]
-    assert shown(masks["sliding_attention"])[:4] == [".xx..", "..xx.", "...xx", "x...."]
-    assert all("x" in line for line in shown(masks["sliding_attention"]))  # padding too
+def test_parts_of_prompts_attend_to_the_columns_before_them() -> None:
+    calls = masks_of(SOME_SLIDE).prompt_chunks([64, 128], [range(2, 5), range(1)], None)
+    assert [(one.start, one.length) for one in calls[FULL]] == [(64, 5), (128, 1)]
+    assert shown(calls[FULL][:1]) == ["xxx..", "xxxx.", "xxxxx"]
+    assert shown(calls[FULL][1:]) == ["x", "x", "x"]  # padding too
+    assert [(one.start, one.length) for one in calls[SLIDING]] == [(65, 4), (128, 1)]
+    assert shown(calls[SLIDING][:1]) == ["xx..", ".xx.", "..xx"]
 
 
 def test_a_part_of_a_prompt_attends_to_its_group() -> None:
     groups = torch.tensor([[-1, -1, -1, 0, 0, 0, -1]])
-    masks = masks_of(SOME_SLIDE).prompt_masks([range(2, 7)], groups)
-    assert isinstance(masks, dict)
-    assert shown(masks["full_attention"]) == [
-        *("xxx....", "xxxxxx.", "xxxxxx.", "xxxxxx.", "xxxxxxx")
-    ]
-    assert shown(masks["sliding_attention"]) == [
-        *(".xx....", "..xxxx.", "...xxx.", "....xx.", ".....xx")
-    ]
+    calls = masks_of(SOME_SLIDE).prompt_chunks([0], [range(2, 7)], groups)
+    assert shown(calls[FULL]) == ["xxx....", "xxxxxx.", "xxxxxx.", "xxxxxx.", "xxxxxxx"]
+    assert shown(calls[SLIDING]) == ["xx....", ".xxxx.", "..xxx.", "...xx.", "....xx"]
 
 
 def test_eager_attention_adds_the_lowest_number() -> None:
-    config = llama(attn_implementation="eager")
-    masks = AttentionMasks(config, torch.bfloat16, CPU)
-    mask = masks.next_token_masks(torch.tensor([0]), longest=2)
-    assert isinstance(mask, torch.Tensor)
-    assert mask.dtype == torch.bfloat16
-    assert mask.flatten().tolist() == [0, torch.finfo(torch.bfloat16).min]
-
-
-def test_another_attention_is_refused() -> None:
-    config = llama(attn_implementation="flex_attention")
-    with pytest.raises(EngineUnavailableError, match=r"'sdpa' or 'eager'; .* 'flex_attention'"):
-        masks_of(config)
+    masks = masks_of(llama(), is_eager=True)
+    lowest = torch.finfo(torch.bfloat16).min
+    (call,) = masks.next_tokens([rows(0, 2, 64)], [2, 1])[FULL]
+    assert call.mask is not None
+    assert call.mask.dtype == torch.bfloat16
+    assert call.mask.flatten().tolist() == [0, 0, 0, lowest]
+    (call,) = masks.whole_prompts([2], None)[FULL]
+    assert call.mask is not None
+    assert call.mask.flatten().tolist() == [0, lowest, 0, 0]
 
 
 def test_layers_of_another_type_are_refused() -> None:

@@ -65,7 +65,7 @@ class Run:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.model = model
         self.batch = Batch(model, CPU, max_num_seqs=8)
-        self.batch.max_cached_tokens = 2000
+        self.batch.memory.max_cached_tokens = 2000
         self._tokenizer = tokenizer
 
     def sequence(
@@ -159,43 +159,37 @@ def test_the_size_of_a_cached_token_is_measured(tokenizer: PreTrainedTokenizerBa
         assert run.batch.bytes_per_sequence == 0
 
 
-def test_slots_are_doubled_and_rounded_up_within_the_budget(
-    tokenizer: PreTrainedTokenizerBase,
-) -> None:
+def test_the_cache_is_doubled_within_the_budget(tokenizer: PreTrainedTokenizerBase) -> None:
     run = Run(build("groups of heads"), tokenizer)
     answers: dict[int, list[int]] = {}
 
-    def join(num_tokens: int, num_new: int) -> tuple[int, int]:
+    def join(num_tokens: int, num_new: int) -> int:
         asked = request(num_tokens, max_new_tokens=num_new)
         run.advance([run.sequence(asked, answers, len(answers))])
-        return run.batch._cache.num_slots, run.batch._cache.slot_length
+        return run.batch._cache.num_columns
 
-    assert join(10, 20) == (1, 64)
-    assert join(10, 30) == (2, 64)
-    assert join(10, 50) == (4, 64)
-    assert join(10, 51) == (4, 64)
-    assert join(10, 55) == (8, 128)
-    run.batch.max_cached_tokens = 5 * 128 + 127
-    assert join(100, 20) == (8, 128)  # there is room already
-    assert join(100, 50) == (7, 150)
+    run.batch.memory.max_cached_tokens = 500
+    assert join(10, 20) == 64
+    assert join(10, 30) == 192
+    assert join(10, 50) == 384
+    assert join(10, 50) == 500
+    assert join(100, 20) == 500  # without a margin
+    assert join(100, 20) == 500  # the others are moved together
 
 
-def test_the_needed_room_is_slots_times_the_longest_sequence(
-    tokenizer: PreTrainedTokenizerBase,
-) -> None:
+def test_the_needed_room_is_the_sum_of_maximum_lengths(tokenizer: PreTrainedTokenizerBase) -> None:
     run = Run(build("groups of heads"), tokenizer)
-    run.batch.max_cached_tokens = 100
+    run.batch.memory.max_cached_tokens = 100
     answers: dict[int, list[int]] = {}
 
     def sequence(num_tokens: int, num_new: int) -> TransformersSequence:
         asked = request(num_tokens, max_new_tokens=num_new)
         return run.sequence(asked, answers, len(answers))
 
-    assert run.batch.has_room([sequence(20, 30), sequence(1, 1)])
-    assert not run.batch.has_room([sequence(20, 31), sequence(1, 1)])
+    assert run.batch.has_room([sequence(20, 30), sequence(20, 28), sequence(1, 1)])
+    assert not run.batch.has_room([sequence(20, 30), sequence(20, 28), sequence(1, 2)])
     run.advance([sequence(20, 30)])
-    assert run.batch.has_room([sequence(1, 1)])
-    assert not run.batch.has_room([sequence(1, 1), sequence(1, 1)])
-    assert not run.batch.has_room([sequence(20, 31)])
+    assert run.batch.has_room([sequence(40, 10)])
+    assert not run.batch.has_room([sequence(40, 11)])
     run.batch.max_num_seqs = 1
     assert not run.batch.has_room([sequence(1, 1)])

@@ -200,9 +200,9 @@ def test_nan_in_a_chunk_is_neither_reused_nor_left_behind(
                 assert isinstance(result, EngineError)
             await until(lambda: not engine._is_busy())
         assert engine.stats().num_kept_tokens == 0
-        for slot in range(engine._batch._cache.num_slots):
-            states = engine._batch._cache.read(slot, 0, 64)
-            assert not any(one.isnan().any() for one in states)
+        for layer in engine._batch._cache.key_value_layers:
+            assert not layer.keys.isnan().any()
+            assert not layer.values.isnan().any()
         other = request(30, seed=2)
         assert await answer(engine, other) == await answer(whole, other)
 

@@ -1,128 +1,166 @@
-"""The tree of kept keys and values, with numbers in their place."""
+"""The tree of kept tokens, whose columns hold the elements in place of keys and values."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 
-import torch
-
 from vlcore.engines.transformers.prefix_cache import PrefixCache
 from vlcore.engines.transformers.prefix_key import common_length
+from vlcore.engines.transformers.regions import Region, RegionAllocator
 
 
-def keep(cache: PrefixCache, elements: Sequence[int], max_tokens: int = 1000) -> list[range]:
-    """Keep a sequence whose states are its elements; return the columns that were read."""
-    read: list[range] = []
+class Columns:
+    """A cache of columns that hold one number each."""
 
-    def states(start: int, stop: int) -> tuple[torch.Tensor, ...]:
-        read.append(range(start, stop))
-        return (torch.tensor(elements[start:stop])[None, :, None].clone(),)
+    def __init__(self, capacity: int = 1000) -> None:
+        self.regions = RegionAllocator()
+        self.regions.capacity = capacity
+        self.kept = PrefixCache(self.regions)
+        self.values = [-1] * capacity
 
-    cache.keep(list(elements), max_tokens, states)
-    return read
+    def region(self, elements: Sequence[int], num_free: int = 0) -> Region:
+        region = self.regions.allocate(len(elements) + num_free, is_spaced=False)
+        assert region is not None
+        self.values[region.start : region.start + len(elements)] = elements
+        return region
 
+    def keep(self, elements: Sequence[int], num_free: int = 0) -> None:
+        self.kept.keep(list(elements), self.region(elements, num_free))
 
-def found(cache: PrefixCache, elements: Sequence[int]) -> list[int]:
-    """Return the kept states of the longest beginning."""
-    prefix = cache.find(list(elements))
-    states = torch.cat([part[0] for part in prefix.parts], dim=1) if prefix.parts else None
-    return [] if states is None else states[0, : prefix.length, 0].tolist()
+    def compact(self) -> None:
+        for source, region in self.regions.compact():
+            self.values[region.start : region.stop] = self.values[source : source + region.length]
+
+    def found(self, elements: Sequence[int]) -> list[int]:
+        """Return what is in the columns of the longest kept beginning."""
+        prefix = self.kept.find(list(elements))
+        found: list[int] = []
+        for node in prefix.kept:
+            found += self.values[node.region.start : node.region.stop]
+        return found[: prefix.length]
 
 
 def test_the_longest_beginning_is_found() -> None:
-    cache = PrefixCache()
-    keep(cache, [1, 2, 3, 4])
-    keep(cache, [1, 2, 5, 6, 7])
-    assert found(cache, [1, 2, 3, 9]) == [1, 2, 3]
-    assert found(cache, [1, 2, 5, 6, 7, 8]) == [1, 2, 5, 6, 7]
-    assert found(cache, [1, 2]) == [1, 2]
-    assert found(cache, [2]) == found(cache, []) == []
+    columns = Columns()
+    columns.keep([1, 2, 3, 4])
+    columns.keep([1, 2, 5, 6, 7])
+    assert columns.found([1, 2, 3, 9]) == [1, 2, 3]
+    assert columns.found([1, 2, 5, 6, 7, 8]) == [1, 2, 5, 6, 7]
+    assert columns.found([1, 2]) == [1, 2]
+    assert columns.found([2]) == columns.found([]) == []
 
 
 def test_what_sequences_share_is_kept_once() -> None:
-    cache = PrefixCache()
-    assert keep(cache, [1, 2, 3, 4]) == [range(4)]
-    assert keep(cache, [1, 2, 3, 5, 6]) == [range(3, 5)]
-    assert keep(cache, [1, 2, 3]) == keep(cache, [1, 2, 3, 5, 6]) == []
-    assert keep(cache, [1, 2, 3, 5, 6, 7]) == [range(5, 6)]
-    assert cache.num_tokens == 7
+    columns = Columns()
+    columns.keep([1, 2, 3, 4], num_free=10)
+    assert columns.regions.num_used == columns.kept.num_tokens == 4
+    columns.keep([1, 2, 3, 5, 6])
+    assert columns.regions.num_used == 6
+    columns.keep([1, 2, 3])
+    columns.keep([1, 2, 3, 5, 6])
+    assert columns.regions.num_used == 6
+    columns.keep([1, 2, 3, 5, 6, 7])
+    assert columns.regions.num_used == columns.kept.num_tokens == 7
 
 
 def test_the_least_recently_used_sequence_is_dropped_first() -> None:
-    cache = PrefixCache()
+    columns = Columns()
     for start in (10, 20, 30):
-        keep(cache, range(start, start + 5), 15)
-    cache.touch(list(range(10, 15)))
-    keep(cache, range(40, 45), 15)
-    assert found(cache, range(20, 25)) == []
-    assert found(cache, range(10, 15)) == list(range(10, 15))
-    assert cache.num_tokens == 15
+        columns.keep(range(start, start + 5))
+    columns.kept.touch(columns.kept.find(list(range(10, 15))).kept)
+    assert columns.kept.drop_oldest()
+    assert columns.found(range(20, 25)) == []
+    assert columns.found(range(10, 15)) == list(range(10, 15))
+    assert columns.regions.num_used == columns.kept.num_tokens == 10
 
 
 def test_sequences_are_dropped_from_their_ends() -> None:
-    cache = PrefixCache()
-    keep(cache, [1, 2, 3, 4])
-    keep(cache, [1, 2, 5, 6])
-    cache.touch([1, 2, 3, 4])
-    cache.shrink(5)
-    assert found(cache, [1, 2, 5, 6]) == [1, 2]
-    cache.shrink(3)
-    assert found(cache, [1, 2, 3, 4]) == [1, 2]
-    cache.shrink(-1)
-    assert cache.num_tokens == 0
-    assert found(cache, [1]) == []
+    columns = Columns()
+    columns.keep([1, 2, 3, 4])
+    columns.keep([1, 2, 5, 6])
+    columns.kept.touch(columns.kept.find([1, 2, 3, 4]).kept)
+    columns.kept.drop_oldest()
+    assert columns.found([1, 2, 5, 6]) == [1, 2]
+    columns.kept.drop_oldest()
+    assert columns.found([1, 2, 3, 4]) == [1, 2]
+    columns.kept.drop_oldest()
+    assert columns.found([1]) == []
+    assert not columns.kept.drop_oldest()
+    assert columns.regions.num_used == columns.kept.num_tokens == 0
 
 
-def test_the_beginning_of_a_sequence_that_is_too_long_is_kept() -> None:
-    cache = PrefixCache()
-    keep(cache, [7, 8])
-    assert keep(cache, range(20), 6) == [range(6)]
-    assert found(cache, range(20)) == list(range(6))
-    assert keep(cache, range(20), 4) == []
-    assert cache.num_tokens <= 6
-    assert keep(cache, [5], 0) == []
+def test_a_sequence_is_taken_over_with_the_columns_after_it() -> None:
+    columns = Columns(20)
+    columns.keep([1, 2, 3, 4], num_free=10)
+    path = columns.kept.find([1, 2, 3, 4, 5]).kept
+    assert columns.kept.take(path, 21) is None
+    region = columns.kept.take(path, 9)
+    assert region is not None
+    assert (region.start, region.length) == (0, 9)
+    assert columns.found([1]) == []
+    assert columns.kept.num_tokens == 0
+    assert columns.regions.num_used == 9
 
 
-def test_a_prefix_stays_valid_when_it_is_dropped() -> None:
-    cache = PrefixCache()
-    keep(cache, [1, 2, 3])
-    prefix = cache.find([1, 2, 3])
-    cache.shrink(0)
-    keep(cache, [4, 5, 6])
-    assert prefix.parts[0][0][0, :, 0].tolist() == [1, 2, 3]
+def test_a_sequence_with_which_others_begin_is_not_taken_over() -> None:
+    columns = Columns()
+    columns.keep([1, 2, 3])
+    columns.keep([1, 2, 4])
+    assert columns.kept.take(columns.kept.find([1, 2]).kept, 10) is None
+    assert columns.kept.take(columns.kept.find([1, 2, 4]).kept, 10) is None
+    assert columns.found([1, 2, 3]) == [1, 2, 3]
 
 
-def test_memory_of_a_dropped_part_is_freed() -> None:
-    cache = PrefixCache()
-    keep(cache, [1, 2, 3, 4])
-    keep(cache, [1, 5])
-    for node in cache._nodes:
-        (states,) = node.states
-        assert states.untyped_storage().nbytes() == states.nbytes
+def test_parts_of_one_sequence_are_taken_over_together() -> None:
+    columns = Columns()
+    columns.keep([1, 2, 3])
+    columns.keep([1, 9])  # divides the first one
+    columns.kept.touch(columns.kept.find([1, 2, 3]).kept)
+    columns.kept.drop_oldest()
+    path = columns.kept.find([1, 2, 3]).kept
+    assert len(path) == 2
+    region = columns.kept.take(path, 5)
+    assert region is not None
+    assert columns.values[region.start : region.start + 3] == [1, 2, 3]
 
 
-def test_any_sequences_within_any_budget() -> None:
+def test_parts_in_different_regions_are_not_taken_over() -> None:
+    columns = Columns()
+    columns.keep([1, 2])
+    other = columns.region([7] * 4)
+    columns.keep([1, 2, 3])
+    columns.regions.free(other)
+    assert columns.kept.take(columns.kept.find([1, 2, 3]).kept, 5) is None
+
+
+def test_any_sequences_within_any_capacity() -> None:
     rng = random.Random(0)
-    cache = PrefixCache()
+    columns = Columns(60)
     kept: list[list[int]] = []
-    for _ in range(500):
-        elements = [rng.randrange(3) for _ in range(rng.randrange(12))]
-        if rng.random() < 0.5:
-            budget = rng.randrange(40)
-            cache.shrink(budget)
-            keep(cache, elements, budget)
-            assert cache.num_tokens <= budget
+    for _ in range(800):
+        elements = [rng.randrange(3) for _ in range(rng.randrange(1, 12))]
+        action = rng.random()
+        if action < 0.5:
+            while columns.regions.capacity - columns.regions.num_used < 20:
+                assert columns.kept.drop_oldest()
+            columns.compact()
+            columns.keep(elements, num_free=rng.randrange(8))
             kept.append(elements)
-        elif rng.random() < 0.5:
-            cache.touch(elements)
-        states = found(cache, elements)
-        assert states == elements[: len(states)]
-        assert len(states) <= max([common_length(one, elements) for one in kept], default=0)
-        assert sum(len(node.elements) for node in cache._nodes) == cache.num_tokens
-        order = {id(node): index for index, node in enumerate(cache._nodes)}
+        elif action < 0.7:
+            columns.kept.touch(columns.kept.find(list(elements)).kept)
+        elif action < 0.8:
+            taken = columns.kept.take(columns.kept.find(list(elements)).kept, 12)
+            if taken is not None:
+                columns.regions.free(taken)
+        found = columns.found(elements)
+        assert found == elements[: len(found)]
+        assert len(found) <= max([common_length(one, elements) for one in kept], default=0)
+        nodes = list(columns.kept._nodes)
+        assert sum(len(node.elements) for node in nodes) == columns.kept.num_tokens
+        assert columns.regions.num_used == columns.kept.num_tokens
+        assert all(len(node.elements) == node.region.length for node in nodes)
+        order = {id(node): index for index, node in enumerate(nodes)}
         assert all(
-            order[id(child)] < order[id(node)]
-            for node in cache._nodes
-            for child in node.children.values()
+            order[id(child)] < order[id(node)] for node in nodes for child in node.children.values()
         )

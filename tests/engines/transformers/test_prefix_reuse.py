@@ -311,9 +311,7 @@ def test_kept_tokens_make_room_for_requests(make_engine: MakeEngine) -> None:
         used: list[int] = []
 
         def record(*_: Any) -> None:
-            batch = engine._batch
-            allocated = batch._cache.num_slots * batch._cache.slot_length
-            used.append(allocated + batch.kept.num_tokens)
+            used.append(engine._batch._cache.num_columns)
 
         engine._model.register_forward_pre_hook(record)
         for seed in range(8):
@@ -372,8 +370,7 @@ def test_a_request_is_cancelled_while_another_copies_its_prefix(
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
 
-            name = "copy" if is_running else "write"
-            copy = getattr(engine._batch._cache, name)
+            copy = engine._batch._cache.copy
             cancelled: list[bool] = []
 
             def copy_and_cancel(*args: Any) -> None:
@@ -382,7 +379,7 @@ def test_a_request_is_cancelled_while_another_copies_its_prefix(
                     asyncio.run_coroutine_threadsafe(cancel(), loop).result(TIMEOUT_S)
                 copy(*args)
 
-            monkeypatch.setattr(engine._batch._cache, name, copy_and_cancel)
+            monkeypatch.setattr(engine._batch._cache, "copy", copy_and_cancel)
             waiting = asyncio.create_task(cached_and_tokens(engine, late))
             if is_running:
                 await until(lambda: engine.stats().num_waiting == 1)
@@ -399,19 +396,19 @@ def test_the_engine_is_closed_during_a_copy(
     async def body(engine: TransformersEngine) -> None:
         loop = asyncio.get_running_loop()
         prompt = asked(tokens(30, 1), max_new_tokens=LONG)
-        await answer(engine, replace(prompt, config=asked((1,)).config))
-        write = engine._batch._cache.write
+        await answer(engine, asked((*tokens(30, 1)[:20], *tokens(20, 2))))
+        copy = engine._batch._cache.copy
         closing: list[asyncio.Task[None]] = []
 
         async def close() -> None:
             closing.append(asyncio.create_task(engine.close()))
             await until(lambda: engine._waiting._closed)
 
-        def write_and_close(*args: Any) -> None:
+        def copy_and_close(*args: Any) -> None:
             asyncio.run_coroutine_threadsafe(close(), loop).result(TIMEOUT_S)
-            write(*args)
+            copy(*args)
 
-        monkeypatch.setattr(engine._batch._cache, "write", write_and_close)
+        monkeypatch.setattr(engine._batch._cache, "copy", copy_and_close)
         with pytest.raises(EngineClosedError):
             await chunks(engine, prompt)
         await closing[0]

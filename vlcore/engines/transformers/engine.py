@@ -68,8 +68,8 @@ class TransformersEngineConfig:
     """Maximum length of prompt and answer together, in tokens; ``None`` for the context length of
     the model."""
     max_cached_tokens: int | None = None
-    """Size of the KV cache, in tokens. The answers that run at the same time need their number
-    times the maximum length of the longest one. ``None`` uses half of the free memory."""
+    """Size of the KV cache, in tokens. The answers that run at the same time need the sum of their
+    maximum lengths. ``None`` uses half of the free memory."""
     max_prefill_tokens: int = 2048
     """Maximum number of prompt tokens, including padding, that are computed in one forward pass. A
     longer prompt is computed in chunks. While answers are running, chunks are so small that each
@@ -253,7 +253,7 @@ class TransformersEngine(Engine):
                 )
         max_cached_tokens = min(max_cached_tokens, self._config.max_num_seqs * self.context_length)
         self.context_length = min(self.context_length, max_cached_tokens)
-        self._max_cached_tokens = self._batch.max_cached_tokens = max_cached_tokens
+        self._max_cached_tokens = self._batch.memory.max_cached_tokens = max_cached_tokens
 
     def _make_group(
         self, request: EngineRequest, grammar: GrammarMatcher | None, emit: Emit
@@ -303,8 +303,9 @@ class TransformersEngine(Engine):
                 except Exception as error:
                     _fail(self._batch.clear(), "the model failed", error)
                 self._counts["partial"] = len(self._batch.partial or ())
-                self._counts["kept"] = self._batch.kept.num_tokens
-        for sequence in [*self._batch.clear(), *chain(*self._waiting.take(lambda _: True))]:
+                self._counts["kept"] = self._batch.memory.kept.num_tokens
+            unfinished = [*self._batch.clear(), *chain(*self._waiting.take(lambda _: True))]
+        for sequence in unfinished:
             sequence.fail(EngineClosedError("the engine was closed while it served the request"))
 
     def _is_busy(self) -> bool:
@@ -339,8 +340,7 @@ class TransformersEngine(Engine):
                     self._counts["cached"] += chunk.first.num_cached
             return
         if len(chunks) == 1:
-            if chunks[0].group is self._batch.partial:
-                self._batch.drop_partial()
+            self._batch.drop(chunks[0].group, is_damaged=True)
             _fail(chunks[0].group, "the model failed", failure)
             return
         for chunk in chunks:
@@ -361,7 +361,7 @@ class TransformersEngine(Engine):
         all_accepted = True
         for sequence, token_id, logits in zip(step.sequences, token_ids, step.logits, strict=True):
             if token_id == INVALID_TOKEN_ID:
-                self._batch.clear_slot(sequence)
+                sequence.num_reusable = 0
                 sequence.accept_none(logits)
             else:
                 sequence.num_reusable = sequence.num_computed

@@ -1,32 +1,40 @@
-"""``SlotKVCache``: the keys and values of the running sequences, one slot for each.
+"""``KVCache``: the keys and values of all sequences, in the columns of one tensor for each layer.
 
-A token's position in its sequence is its column in the slot. Sequences of any lengths can
-therefore be added, grow and be removed without shifting the others, and a step writes only its own
-keys and values. Layers without attention keep a state in each slot.
+The keys of a layer are a tensor [heads, columns, head_dim], and so are its values. A sequence has a
+region of consecutive columns, in the order of its tokens, which is as long as the sequence can
+become. Nothing is padded: sequences of any lengths are stored one after another, and added, grow
+and are removed without shifting the others. Layers without attention keep a state for each running
+sequence instead.
+
+A forward pass receives the cache as ``past_key_values``. Each layer of the model calls
+:meth:`KVCache.update` with its new keys and values, [sequences, heads, tokens, head_dim], which
+stores them in the columns that :meth:`KVCache.begin` was called with. It then calls the function
+of ``attention``, which reads the columns of each sequence, or of several sequences at once if they
+have about the same length and their regions are at equal distances. In a decoding step the model
+sees ``input_ids`` [sequences, 1], ``position_ids`` [sequences, 1] and a mask of one element;
+columns, lengths and masks do not pass through it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from vlcore.engines.transformers.attention_masks import STATES, layer_types
-from vlcore.engines.transformers.slot_layer import Decode, Prefill, SlotLayer
+from vlcore.engines.transformers.cache_layer import AttentionCall, CacheLayer, Decode, Prefill
 from vlcore.engines.transformers.state_layer import make_state_layer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
-class SlotKVCache(Cache):
+class KVCache(Cache):
     """The cache that a transformers model writes and reads.
 
-    Call :meth:`prefill` or :meth:`decode` before each forward pass.
+    Call :meth:`begin` before each forward pass.
 
     Args:
         config: configuration of the language model.
@@ -36,20 +44,23 @@ class SlotKVCache(Cache):
     """
 
     def __init__(self, config: PretrainedConfig) -> None:
-        self._layers: list[SlotLayer] = [
-            make_state_layer() if kind in STATES else _KeyValueLayer()
+        self._layers: list[CacheLayer] = [
+            make_state_layer() if kind in STATES else KeyValueLayer(kind)
             for kind in layer_types(config)
         ]
-        self.num_slots = 0
-        """Number of allocated slots."""
-        self.slot_length = 0
-        """Capacity of each slot, in tokens."""
+        self.num_columns = 0
+        """Number of allocated columns."""
         super().__init__(layers=cast("Any", list(self._layers)))
+
+    @property
+    def key_value_layers(self) -> list[KeyValueLayer]:
+        """The layers with attention."""
+        return [layer for layer in self._layers if isinstance(layer, KeyValueLayer)]
 
     @property
     def has_states(self) -> bool:
         """Whether some layers keep a state of all earlier tokens, which padding would change."""
-        return any(not isinstance(layer, _KeyValueLayer) for layer in self._layers)
+        return len(self.key_value_layers) < len(self._layers)
 
     @property
     def bytes_per_token(self) -> int:
@@ -57,153 +68,153 @@ class SlotKVCache(Cache):
         return sum(layer.bytes_per_token for layer in self._layers)
 
     @property
-    def bytes_per_slot(self) -> int:
+    def bytes_per_sequence(self) -> int:
         """Size of one sequence's states in all layers; 0 before the first forward pass."""
-        return sum(layer.bytes_per_slot for layer in self._layers)
+        return sum(layer.bytes_per_sequence for layer in self._layers)
 
-    def reserve(self, num_slots: int, slot_length: int, num_used: int) -> None:
-        """Allocate slots, and keep the contents of the first ``num_used`` ones."""
-        self.num_slots = self.slot_length = 0  # stays so if the allocation of a layer fails
+    def reserve(self, num_columns: int) -> None:
+        """Enlarge the cache to a number of columns, and keep its contents."""
         for layer in self._layers:
-            layer.reserve(num_slots, slot_length, num_used)
-        self.num_slots, self.slot_length = num_slots, slot_length
+            layer.reserve(num_columns)
+        self.num_columns = num_columns
 
-    def prefill(self, first_slot: int, columns: Sequence[range] = ()) -> None:
-        """Let the next forward pass compute prompts, or some columns of them.
-
-        Args:
-            first_slot: the slot of the first prompt; the others follow.
-            columns: the columns of each prompt; empty for whole prompts.
-        """
-        step = Prefill(first_slot, tuple(columns))
-        for layer in self._layers:
-            layer.begin(step)
-
-    def decode(self, positions: Tensor, longest: int) -> None:
-        """Let the next forward pass compute one token for each running sequence.
-
-        Args:
-            positions: position of each token in its sequence, by slot.
-            longest: the highest position plus one.
-
-        Shapes:
-            positions: [sequences] int64.
-        """
-        step = Decode(torch.arange(len(positions), device=positions.device), positions, longest)
+    def begin(self, step: Prefill | Decode) -> None:
+        """Let the next forward pass compute parts of prompts, or one token of each sequence."""
         for layer in self._layers:
             layer.begin(step)
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Copy the first ``length`` tokens of one slot into another."""
+        """Copy ``length`` columns from one column on to another one; they may overlap."""
         for layer in self._layers:
             layer.copy(source, target, length)
 
-    def read(self, slot: int, start: int, stop: int) -> tuple[Tensor, ...]:
-        """Return copies of the keys and values of some columns, of all layers.
-
-        Shapes:
-            result: [heads, stop - start, head_dim] each.
-        """
-        return tuple(chain.from_iterable(layer.read(slot, start, stop) for layer in self._layers))
-
-    def write(self, slot: int, start: int, states: Sequence[Tensor]) -> None:
-        """Write what :meth:`read` returned, from a column on."""
-        pairs = zip(states[::2], states[1::2], strict=True)
-        for layer, pair in zip(self._layers, pairs, strict=True):
-            layer.write(slot, start, pair)
-
-    def clear(self, slot: int) -> None:
-        """Set a slot that holds NaN to zero, because no mask would hide NaN from its next user."""
+    def clear(self, start: int, length: int) -> None:
+        """Set columns that may hold NaN to zero, because no mask hides NaN."""
         for layer in self._layers:
-            layer.clear(slot)
+            layer.clear(start, length)
+
+    def arrange(self, rows: Sequence[int]) -> None:
+        """Set the order of the running sequences.
+
+        Args:
+            rows: the former index of each of them; those of the prompts that were computed last
+                follow those of the sequences that were running.
+        """
+        for layer in self._layers:
+            layer.arrange(rows)
 
 
-class _KeyValueLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
-    """The keys and values of one layer, [slots, heads, columns, head_dim] each."""
+class KeyValueLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+    """The keys and values of one layer, [heads, columns, head_dim] each.
+
+    Args:
+        kind: the type of the layer.
+    """
 
     is_sliding = False
     is_compileable = False
+    bytes_per_sequence = 0
     keys: Tensor
     values: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.kind = kind
         self.bytes_per_token = 0
-        self.bytes_per_slot = 0
-        self._step: Prefill | Decode = Prefill(0, ())
-        self._shape = (0, 0)
+        self.calls: Sequence[AttentionCall] = ()
+        """How the attention of the current forward pass is computed."""
+        self.is_read = False
+        """Whether ``attention`` has read the layer in the current forward pass."""
+        self._step: Prefill | Decode
+        self._num_columns = 0
+        self._new: tuple[Tensor, Tensor] | None = None
+        """The keys and values of prompts that attend to nothing else."""
 
     def begin(self, step: Prefill | Decode) -> None:
+        """Prepare for the next forward pass."""
         self._step = step
+        self.calls = step.calls[self.kind]
+        self.is_read = False
 
-    def reserve(self, num_slots: int, slot_length: int, num_used: int) -> None:
-        self._shape = (num_slots, slot_length)
+    def reserve(self, num_columns: int) -> None:
+        """Enlarge the layer to a number of columns, and keep its contents."""
+        self._num_columns = num_columns
         if self.is_initialized:
-            self.keys = _resized(self.keys, num_slots, slot_length, num_used)
-            self.values = _resized(self.values, num_slots, slot_length, num_used)
+            self._set(*(_enlarged(states, num_columns) for states in (self.keys, self.values)))
 
     def copy(self, source: int, target: int, length: int) -> None:
+        """Copy columns, which may overlap."""
+        overlaps = abs(target - source) < length
         for states in (self.keys, self.values):
-            states[target, :, :length] = states[source, :, :length]
+            copied = states[:, source : source + length]
+            states[:, target : target + length] = copied.clone() if overlaps else copied
 
-    def clear(self, slot: int) -> None:
+    def clear(self, start: int, length: int) -> None:
+        """Set columns to zero."""
         for states in (self.keys, self.values):
-            states[slot].zero_()
+            states[:, start : start + length].zero_()
 
-    def read(self, slot: int, start: int, stop: int) -> tuple[Tensor, ...]:
-        return tuple(states[slot, :, start:stop].clone() for states in (self.keys, self.values))
-
-    def write(self, slot: int, start: int, states: tuple[Tensor, ...]) -> None:
-        for target, source in zip((self.keys, self.values), states, strict=True):
-            target[slot, :, start : start + source.shape[1]] = source
+    def arrange(self, rows: Sequence[int]) -> None:
+        """Do nothing, because keys and values stay where they are."""
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        num_slots, slot_length = self._shape
-        self.bytes_per_token = 0
-        for name, states in (("keys", key_states), ("values", value_states)):
-            _, num_heads, _, head_dim = states.shape
-            setattr(self, name, states.new_zeros(num_slots, num_heads, slot_length, head_dim))
-            self.bytes_per_token += num_heads * head_dim * states.element_size()
+        """Allocate the columns, for keys and values like the given ones."""
+        both = (key_states, value_states)
+        shapes = [(states.shape[1], self._num_columns, states.shape[3]) for states in both]
+        self._set(*(s.new_zeros(shape) for s, shape in zip(both, shapes, strict=True)))
+        self.bytes_per_token = sum(states[:, 0].nbytes for states in self._both)
         self.is_initialized = True
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        """Store the keys and values of a step, and return those that its queries attend to."""
+        """Store the keys and values of a forward pass.
+
+        Returns:
+            Tensors that stand for all that is attended to; only ``attention`` can read them.
+        """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         step = self._step
-        if isinstance(step, Prefill):
-            return self._update_prompts(step, key_states, value_states)
-        self.keys[step.slots, :, step.positions] = key_states[:, :, 0]
-        self.values[step.slots, :, step.positions] = value_states[:, :, 0]
-        used_slots, columns = slice(len(step.slots)), slice(step.longest)
-        return self.keys[used_slots, :, columns], self.values[used_slots, :, columns]
+        self._new = None
+        for states, new in ((self.keys, key_states), (self.values, value_states)):
+            if isinstance(step, Decode):
+                states.index_copy_(1, step.columns, new[:, :, 0].transpose(0, 1))
+                continue
+            for columns, one in zip(step.columns, new, strict=True):
+                states[:, columns.start : columns.stop] = one[:, : len(columns)]
+        if isinstance(step, Prefill) and step.begins:
+            self._new = key_states, value_states
+        return self._handles
 
-    def _update_prompts(
-        self, step: Prefill, key_states: Tensor, value_states: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        slots = slice(step.first_slot, step.first_slot + len(key_states))
-        if step.begins:
-            longest = key_states.shape[2]
-            self.keys[slots, :, :longest] = key_states
-            self.values[slots, :, :longest] = value_states
-            return key_states, value_states
-        # Padding is not stored, because it could be beyond the end of a slot.
-        for index, columns in enumerate(step.columns):
-            slot, used = step.first_slot + index, slice(columns.start, columns.stop)
-            self.keys[slot, :, used] = key_states[index, :, : len(columns)]
-            self.values[slot, :, used] = value_states[index, :, : len(columns)]
-        longest = max(columns.stop for columns in step.columns)
-        return self.keys[slots, :, :longest], self.values[slots, :, :longest]
+    def attended(self, call: AttentionCall) -> tuple[Tensor, Tensor]:
+        """Return the keys and values that the sequences of a call attend to.
+
+        Shapes:
+            results: [sequences, heads, columns, head_dim].
+        """
+        if self._new is not None:
+            return self._new
+        num_rows = call.rows.stop - call.rows.start
+        keys, values = (_strided(states, num_rows, call) for states in self._both)
+        return keys, values
+
+    @property
+    def _both(self) -> tuple[Tensor, Tensor]:
+        return self.keys, self.values
+
+    def _set(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values = keys, values
+        self._handles = keys[None], values[None]
+        self._handles[0].cache_layer = self  # type: ignore[attr-defined]
 
     def get_mask_sizes(self, query_length: int | Tensor) -> tuple[int, int]:
-        """Return the size of a prefill's mask; a decoding step passes its own mask."""
+        """Return the size of the mask that the model is given in place of a real one."""
         # The first releases of transformers 5 pass the positions of the queries.
         return len(query_length) if isinstance(query_length, Tensor) else query_length, 0
 
     def get_seq_length(self) -> int:
-        """Return 0, because prompts begin at the first column."""
+        """Return 0, because a forward pass states the positions of its tokens."""
         return 0
 
     def get_max_length(self) -> int:
@@ -215,10 +226,19 @@ class _KeyValueLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         return -1
 
 
-def _resized(states: Tensor, num_slots: int, slot_length: int, num_used: int) -> Tensor:
-    """Copy the used slots to a tensor of another size, whose remaining elements are zero."""
-    _, num_heads, old_columns, head_dim = states.shape
-    resized = states.new_zeros(num_slots, num_heads, slot_length, head_dim)
-    kept = min(old_columns, slot_length)
-    resized[:num_used, :, :kept] = states[:num_used, :, :kept]
-    return resized
+def _strided(states: Tensor, num_rows: int, call: AttentionCall) -> Tensor:
+    """Read equally distant columns of all heads as [sequences, heads, columns, head_dim]."""
+    by_head, by_column, by_element = states.stride()
+    return states.as_strided(
+        (num_rows, states.shape[0], call.length, states.shape[2]),
+        (call.stride * by_column, by_head, by_column, by_element),
+        call.start * by_column,
+    )
+
+
+def _enlarged(states: Tensor, num_columns: int) -> Tensor:
+    """Copy columns to a tensor with more of them, whose others are zero."""
+    num_heads, num_old, head_dim = states.shape
+    enlarged = states.new_zeros(num_heads, num_columns, head_dim)
+    enlarged[:, :num_old] = states
+    return enlarged

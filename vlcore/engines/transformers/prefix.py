@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Self
 
 from vlcore.engines.transformers.cuts import last_cut
 from vlcore.engines.transformers.sequence import TransformersSequence
 
-States = tuple[Tensor, ...]
-"""The keys and values of consecutive tokens in all layers, [heads, tokens, head_dim] each."""
+if TYPE_CHECKING:
+    from vlcore.engines.transformers.prefix_cache import KeptTokens
 
-_MIN_LENGTH = 8
+MIN_LENGTH = 8
 _MIN_SHARE = 1 / 16
 """Minimum length of a reused prefix, and its minimum share in the prompt. Attention to an empty
 cache is faster, so that less would not pay."""
@@ -26,9 +24,9 @@ class Prefix:
     length: int = 0
     """Number of tokens."""
     sequence: TransformersSequence | None = None
-    """The running sequence that begins with it; ``None`` if :attr:`parts` hold it."""
-    parts: tuple[States, ...] = ()
-    """Kept states of consecutive tokens, the last of which may not belong to the prefix."""
+    """The running sequence that begins with it; ``None`` if it is kept."""
+    kept: tuple[KeptTokens, ...] = ()
+    """Kept tokens in their order, the last of which may not belong to the prefix."""
 
     def for_prompt(self, sequence: TransformersSequence) -> Self:
         """Return what a prompt can reuse.
@@ -37,6 +35,6 @@ class Prefix:
         """
         num_tokens = sequence.num_prompt_tokens
         length = last_cut(sequence.attention_groups, min(self.length, num_tokens - 1))
-        if length < max(_MIN_LENGTH, _MIN_SHARE * num_tokens):
+        if length < max(MIN_LENGTH, _MIN_SHARE * num_tokens):
             return type(self)()
         return replace(self, length=length)

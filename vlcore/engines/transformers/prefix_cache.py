@@ -1,100 +1,128 @@
-"""``PrefixCache``: keys and values of earlier prompts and answers, which later prompts begin with.
+"""``PrefixCache``: tokens of earlier prompts and answers, which later prompts begin with.
 
 It is a radix tree: what several sequences begin with is kept once. The least recently used
-sequences are dropped from their ends, so that what is kept always begins at the first token.
+sequences are dropped from their ends, so that what is kept always begins at the first token. Keys
+and values stay in the columns of the cache where they were computed.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
-from vlcore.engines.transformers.prefix import Prefix, States
+from vlcore.engines.transformers.prefix import Prefix
 from vlcore.engines.transformers.prefix_key import common_length
+from vlcore.engines.transformers.regions import Region, RegionAllocator
 
 
 @dataclass(eq=False)
-class _Node:
-    """Tokens that follow those of the parent."""
+class KeptTokens:
+    """A node of the tree: tokens that follow those of the parent."""
 
-    parent: _Node | None
+    parent: KeptTokens | None
     """``None`` for the first tokens."""
     elements: list[Hashable]
-    states: States
-    children: dict[Hashable, _Node] = field(default_factory=dict)
+    region: Region
+    """The columns of their keys and values."""
+    children: dict[Hashable, KeptTokens] = field(default_factory=dict)
     """The nodes that follow, by their first elements."""
 
 
 class PrefixCache:
-    """Keys and values by the elements of a ``PrefixKey``, limited in tokens.
+    """Regions by the elements of a ``PrefixKey``.
 
     Not thread-safe: it belongs to the engine's thread.
+
+    Args:
+        regions: the allocator of the regions.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, regions: RegionAllocator) -> None:
         self.num_tokens = 0
         """Number of tokens whose keys and values are kept."""
-        self._root = _Node(None, [], ())
-        self._nodes: OrderedDict[_Node, None] = OrderedDict()
+        self._regions = regions
+        self._root = KeptTokens(None, [], Region(0, 0))
+        self._nodes: OrderedDict[KeptTokens, None] = OrderedDict()
         """All nodes except the root, the most recently used ones last. A node is always more
         recent than its children, so that the first one has none."""
 
     def find(self, elements: Sequence[Hashable]) -> Prefix:
         """Return the longest kept beginning of a sequence.
 
-        It remains valid if it is dropped afterwards.
+        It remains valid until the next call of :meth:`keep`, :meth:`take` or :meth:`drop_oldest`.
         """
         path, num_last = self._walk(elements)
         length = sum(len(node.elements) for node in path[:-1]) + num_last
-        return Prefix(length, parts=tuple(node.states for node in path))
+        return Prefix(length, kept=tuple(path))
 
-    def touch(self, elements: Sequence[Hashable]) -> None:
-        """Mark what is kept of a sequence as used."""
-        path, _ = self._walk(elements)
+    def touch(self, path: Sequence[KeptTokens]) -> None:
+        """Mark the nodes of a path from the root as used."""
         for node in reversed(path):
             self._nodes.move_to_end(node)
 
-    def keep(
-        self, elements: Sequence[Hashable], max_tokens: int, read: Callable[[int, int], States]
-    ) -> None:
-        """Keep a sequence, or as much of its beginning as there is room for.
+    def keep(self, elements: Sequence[Hashable], region: Region) -> None:
+        """Keep a sequence; free the columns of its region that hold nothing new.
 
         Args:
-            elements: those of the sequence.
-            max_tokens: how many tokens may be kept in all. Others are dropped to make room.
-            read: returns a copy of the keys and values from one column up to another.
+            elements: those of the sequence, of the first columns of the region.
+            region: the region of the sequence, which belongs to the cache from now on.
         """
         path, num_last = self._walk(elements)
+        num_known = sum(len(node.elements) for node in path[:-1]) + num_last
+        if num_known == len(elements):  # all of it is kept already
+            self.touch(path)
+            self._regions.free(region)
+            return
         if path and num_last < len(path[-1].elements):
-            if sum(len(node.elements) for node in path[:-1]) + num_last == len(elements):
-                self.touch(elements)  # all of it is kept already
-                return
             path[-1] = self._split(path[-1], num_last)
+        self._regions.trim(region, len(elements))
+        if num_known:
+            known, region = region, self._regions.split(region, num_known)
+            self._regions.free(known)
+        self._insert(KeptTokens(path[-1] if path else None, list(elements[num_known:]), region))
+        self.touch(path)
+        self.num_tokens += region.length
+
+    def take(self, path: Sequence[KeptTokens], length: int) -> Region | None:
+        """Give up a sequence, if nothing else that is kept begins with it.
+
+        Args:
+            path: its nodes, from the root on.
+            length: length of the region in tokens, at least as long as the sequence.
+
+        Returns:
+            A region that begins with the sequence's columns, if they are consecutive and the
+            columns that follow are free.
+        """
+        if not path:
+            return None
+        for node, after in zip(path, [*path[1:], None], strict=True):
+            if set(node.children.values()) != ({after} if after else set()):
+                return None
+            if after is not None and node.region.stop != after.region.start:
+                return None
+        num_kept = sum(node.region.length for node in path)
+        if self._regions.free_after(path[-1].region) < length - num_kept:
+            return None
         for node in reversed(path):
-            self._nodes.move_to_end(node)
-        start = sum(len(node.elements) for node in path)
-        while self._nodes and self.num_tokens + len(elements) - start > max_tokens:
-            oldest = next(iter(self._nodes))
-            if oldest in path:
-                break
-            self._drop(oldest)
-        stop = min(len(elements), start + max(0, max_tokens - self.num_tokens))
-        if stop > start:
-            node = _Node(path[-1] if path else None, list(elements[start:stop]), read(start, stop))
-            self._insert(node)
-            for ancestor in reversed(path):
-                self._nodes.move_to_end(ancestor)
-            self.num_tokens += stop - start
+            self._drop(node)
+        return self._regions.allocate_at(path[0].region.start, length)
 
-    def shrink(self, max_tokens: int) -> None:
-        """Drop the least recently used sequences until at most ``max_tokens`` tokens are kept."""
-        while self.num_tokens > max(0, max_tokens):
+    def drop_oldest(self) -> bool:
+        """Drop the end of the least recently used sequence.
+
+        Returns:
+            Whether there was something to drop.
+        """
+        if self._nodes:
             self._drop(next(iter(self._nodes)))
+            return True
+        return False
 
-    def _walk(self, elements: Sequence[Hashable]) -> tuple[list[_Node], int]:
+    def _walk(self, elements: Sequence[Hashable]) -> tuple[list[KeptTokens], int]:
         """Return the nodes that a sequence begins with, and how much of the last one it has."""
-        path: list[_Node] = []
+        path: list[KeptTokens] = []
         node, start, num_last = self._root, 0, 0
         while start < len(elements):
             child = node.children.get(elements[start])
@@ -108,25 +136,20 @@ class PrefixCache:
             node, start = child, stop
         return path, num_last
 
-    def _split(self, node: _Node, num_first: int) -> _Node:
+    def _split(self, node: KeptTokens, num_first: int) -> KeptTokens:
         """Split a node in two, and return the first one."""
-        # Both are copied, because a part of a tensor would keep the memory of all of it.
-        first = _Node(node.parent, node.elements[:num_first], _slice(node.states, 0, num_first))
-        node.states = _slice(node.states, num_first, len(node.elements))
-        node.elements = node.elements[num_first:]
-        node.parent = first
+        rest = self._regions.split(node.region, num_first)
+        first = KeptTokens(node.parent, node.elements[:num_first], node.region)
+        node.region, node.elements, node.parent = rest, node.elements[num_first:], first
         first.children[node.elements[0]] = node
         self._insert(first)
         return first
 
-    def _insert(self, node: _Node) -> None:
+    def _insert(self, node: KeptTokens) -> None:
         (node.parent or self._root).children[node.elements[0]] = node
         self._nodes[node] = None
 
-    def _drop(self, node: _Node) -> None:
+    def _drop(self, node: KeptTokens) -> None:
         del (node.parent or self._root).children[node.elements[0]], self._nodes[node]
+        self._regions.free(node.region)
         self.num_tokens -= len(node.elements)
-
-
-def _slice(states: States, start: int, stop: int) -> States:
-    return tuple(one[:, start:stop].clone() for one in states)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from vlcore.engines.transformers.prefix import Prefix
@@ -30,10 +29,3 @@ class PromptChunk:
     def is_last(self) -> bool:
         """Whether the prompt is complete after the forward pass."""
         return self.columns.stop == self.first.num_prompt_tokens
-
-
-def all_sequences(chunks: Iterable[PromptChunk]) -> list[TransformersSequence]:
-    """Return the answers to all prompts: first the first one of each prompt, then the others."""
-    chunks = list(chunks)
-    others = (sequence for chunk in chunks for sequence in chunk.group[1:])
-    return [*(chunk.first for chunk in chunks), *others]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -14,7 +14,8 @@ from vlcore.engines.sequence import Emit, RunningSequence
 from vlcore.engines.stop_conditions import StopConditions
 from vlcore.engines.transformers.cuts import group_columns
 from vlcore.engines.transformers.grammars.matcher import GrammarMatcher
-from vlcore.engines.transformers.prefix_key import PrefixKey
+from vlcore.engines.transformers.prefix_key import PrefixKey, common_length
+from vlcore.engines.transformers.regions import Region
 from vlcore.engines.transformers.sampler import Sampler
 from vlcore.errors import EngineError, OptionError
 
@@ -86,6 +87,8 @@ class TransformersSequence(RunningSequence):
         """Number of tokens whose keys and values are in the cache."""
         self.num_reusable = 0
         """Number of these tokens after which the logits were finite."""
+        self.region: Region | None = None
+        """The columns of the cache that belong to the sequence."""
         end_token_ids = {token_id for token_id in self.end_token_ids if token_id < vocab_size}
         if config.min_new_tokens and len(end_token_ids | set(config.bad_token_ids)) == vocab_size:
             raise OptionError(
@@ -115,6 +118,15 @@ class TransformersSequence(RunningSequence):
         if self.prefix_key is None:
             return []
         return self.prefix_key.with_answer(self.token_ids)[: self.num_reusable]
+
+    def num_common(self, elements: Sequence[Hashable]) -> int:
+        """Return how many reusable tokens a prompt of the given elements begins with."""
+        if self.prefix_key is None:
+            return 0
+        length = common_length(self.prefix_key.elements, elements)
+        if length == self.num_prompt_tokens:
+            length = common_length(self.reusable_elements, elements)
+        return min(length, self.num_reusable)
 
     def accept(self, token_id: int, logits: Tensor, prompt_logits: Tensor | None = None) -> None:
         """Add a sampled token, or another one where it would complete a banned string.

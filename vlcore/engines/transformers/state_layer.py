@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import cache_utils
 
-from vlcore.engines.transformers.slot_layer import Decode, Prefill, SlotLayer
+from vlcore.engines.transformers.cache_layer import CacheLayer, Decode, Prefill
 from vlcore.errors import EngineUnavailableError
 
 _Base: Any = getattr(cache_utils, "LinearAttentionCacheLayerMixin", object)
 
 
-def make_state_layer() -> SlotLayer:
+def make_state_layer() -> CacheLayer:
     """Create a layer.
 
     Raises:
@@ -30,7 +32,7 @@ def make_state_layer() -> SlotLayer:
 
 
 class StateLayer(_Base):  # type: ignore[misc]
-    """The states of one layer, [slots, …] each: of a convolution, of a recurrence, or both.
+    """The states of one layer, [sequences, …] each: of a convolution, of a recurrence, or both.
 
     transformers reads and writes ``conv_states`` and ``recurrent_states``. A prompt begins without
     them; in a decoding step, they are those of the running sequences, which it changes in place.
@@ -39,56 +41,42 @@ class StateLayer(_Base):  # type: ignore[misc]
     """
 
     bytes_per_token = 0
+    bytes_per_sequence = 0
 
     def __init__(self) -> None:
         super().__init__()
-        self._num_slots = 0
-        self._step: Prefill | Decode = Prefill(0, ())
-        self._slots: dict[str, Tensor] = {}
-        """The states of all slots, by kind."""
-
-    @property
-    def bytes_per_slot(self) -> int:
-        """Size of the states of a sequence; 0 before the first forward pass."""
-        return sum(states[0].nbytes for states in self._slots.values())
+        self._is_decoding = False
+        self._running: dict[str, Tensor] = {}
+        """The states of the running sequences, by kind."""
+        self._prompts: dict[str, Tensor] = {}
+        """The states after the prompts that were computed last, by kind."""
 
     def begin(self, step: Prefill | Decode) -> None:
         """Prepare for the next forward pass."""
-        self._step = step
+        self._is_decoding = isinstance(step, Decode)
         for kind, states in (("conv", self.conv_states), ("recurrent", self.recurrent_states)):
-            states[0] = None
-            if isinstance(step, Decode) and kind in self._slots:
-                states[0] = self._slots[kind][: len(step.slots)]
-        self.has_previous_state[0] = isinstance(step, Decode)
+            states[0] = self._running.get(kind) if self._is_decoding else None
+        self.has_previous_state[0] = self._is_decoding
 
-    def reserve(self, num_slots: int, slot_length: int, num_used: int) -> None:  # noqa: ARG002
-        """Allocate slots, and keep the contents of the first ``num_used`` ones."""
-        self._num_slots = num_slots
-        for kind, states in self._slots.items():
-            resized = states.new_zeros(num_slots, *states.shape[1:])
-            resized[:num_used] = states[:num_used]
-            self._slots[kind] = resized
+    def arrange(self, rows: Sequence[int]) -> None:
+        """Set the order of the running sequences, and add prompts to them."""
+        prompts, self._prompts = self._prompts, {}
+        for kind in self._running.keys() | prompts.keys():
+            parts = [parts[kind] for parts in (self._running, prompts) if kind in parts]
+            index = torch.tensor(rows, dtype=torch.long, device=parts[0].device)
+            self._running[kind] = torch.cat(parts).index_select(0, index)
 
-    def copy(self, source: int, target: int, length: int) -> None:  # noqa: ARG002
-        """Copy the state of one slot into another."""
-        for states in self._slots.values():
-            states[target] = states[source]
+    def reserve(self, num_columns: int) -> None:
+        """Do nothing, because states have no columns."""
 
-    def clear(self, slot: int) -> None:
-        """Set a slot to zero."""
-        for states in self._slots.values():
-            states[slot].zero_()
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Do nothing, like :meth:`reserve`."""
 
-    def read(self, slot: int, start: int, stop: int) -> tuple[Tensor, ...]:
-        """Raise, because the state of a part of a sequence is not kept."""
-        raise NotImplementedError(f"no state of slot {slot} is kept for columns {start}..{stop}")
-
-    def write(self, slot: int, start: int, states: tuple[Tensor, ...]) -> None:
-        """Raise, like :meth:`read`."""
-        raise NotImplementedError(f"no state of slot {slot} is kept for column {start}: {states}")
+    def clear(self, start: int, length: int) -> None:
+        """Do nothing, like :meth:`reserve`."""
 
     def lazy_initialization(self, *_: Any, **__: Any) -> None:
-        """Do nothing, because states are allocated when the first prompt is computed."""
+        """Do nothing, because states are stored when the first prompt is computed."""
 
     def update_conv_state(
         self,
@@ -118,10 +106,11 @@ class StateLayer(_Base):  # type: ignore[misc]
         return recurrent_states
 
     def _store(self, kind: str, states: Tensor) -> None:
-        if kind not in self._slots:
-            self._slots[kind] = states.new_zeros(self._num_slots, *states.shape[1:])
-        first_slot = self._step.first_slot if isinstance(self._step, Prefill) else 0
-        self._slots[kind][first_slot : first_slot + len(states)] = states
+        if self._is_decoding:
+            self._running[kind].copy_(states)
+            return
+        self._prompts[kind] = states
+        self.bytes_per_sequence = sum(one[0].nbytes for one in self._prompts.values())
 
     def _check_index(self, state_idx: int) -> None:
         if state_idx:

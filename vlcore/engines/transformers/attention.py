@@ -1,0 +1,122 @@
+"""``use_ragged_attention``: lets a model attend to the columns of a ``KVCache``.
+
+transformers looks up the attention of a model by name. The functions registered here compute the
+attention of each sequence, or of several that can be read as one tensor, with the function that the
+model would have used otherwise. With any other cache, they are that function.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask, sdpa_mask
+
+from vlcore.engines.transformers.kv_cache import KeyValueLayer
+from vlcore.errors import EngineUnavailableError
+
+Attention: TypeAlias = Callable[..., tuple[Tensor, Tensor | None]]
+
+_PREFIX = "vlcore_"
+
+
+def attention_name(config: PretrainedConfig) -> str:
+    """Return ``"sdpa"`` or ``"eager"``, whichever a model uses.
+
+    Raises:
+        EngineUnavailableError: it uses another attention.
+    """
+    name = getattr(config, "_attn_implementation", None) or "sdpa"
+    name = str(name).removeprefix(_PREFIX)
+    if name not in ("sdpa", "eager"):
+        raise EngineUnavailableError(
+            "the transformers engine needs a model whose attention is 'sdpa' or 'eager'; that of "
+            f"this one is {name!r}"
+        )
+    return name
+
+
+def use_ragged_attention(model: PreTrainedModel) -> None:
+    """Let a model attend to a ``KVCache``, with the attention that it uses already.
+
+    Raises:
+        EngineUnavailableError: it uses another attention than ``"sdpa"`` or ``"eager"``.
+    """
+    name = attention_name(model.config.get_text_config())
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if getattr(config, "_attn_implementation", None) == name:
+            cast("Any", config)._attn_implementation = _PREFIX + name
+
+
+def _sdpa(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    return _attend(sdpa_attention_forward, module, query, key, value, attention_mask, options)
+
+
+def _eager(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    # Each model of transformers has its own, in the module of its attention.
+    defined_in = sys.modules[type(module).__module__]
+    attention: Attention = cast("Any", defined_in).eager_attention_forward
+    return _attend(attention, module, query, key, value, attention_mask, options)
+
+
+def _attend(
+    attention: Attention,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    options: dict[str, Any],
+) -> tuple[Tensor, Tensor | None]:
+    """Compute attention call by call, if the keys stand for those of a ``KVCache``.
+
+    Shapes:
+        query: [sequences, heads, tokens, head_dim].
+        result: [sequences, tokens, heads, head_dim].
+    """
+    layer: KeyValueLayer | None = getattr(key, "cache_layer", None)
+    if layer is None:
+        return attention(module, query, key, value, attention_mask, **options)
+    if attention_mask is None or attention_mask.numel() > 1:
+        raise EngineUnavailableError(
+            f"the transformers engine cannot run {type(module).__name__}, because it masks tokens "
+            "in a way of its own"
+        )
+    layer.is_read = True
+    outputs = []
+    for call in layer.calls:
+        keys, values = layer.attended(call)
+        output, _ = attention(module, query[call.rows], keys, values, call.mask, **options)
+        outputs.append(output)
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)), None
+
+
+AttentionInterface.register(_PREFIX + "sdpa", _sdpa)
+AttentionInterface.register(_PREFIX + "eager", _eager)
+AttentionMaskInterface.register(_PREFIX + "sdpa", sdpa_mask)
+AttentionMaskInterface.register(_PREFIX + "eager", eager_mask)
