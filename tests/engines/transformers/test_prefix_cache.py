@@ -36,7 +36,7 @@ class Columns:
         """Return what is in the columns of the longest kept beginning."""
         prefix = self.kept.find(list(elements))
         found: list[int] = []
-        for node in prefix.kept:
+        for node in prefix.path:
             found += self.values[node.region.start : node.region.stop]
         return found[: prefix.length]
 
@@ -68,7 +68,7 @@ def test_the_least_recently_used_sequence_is_dropped_first() -> None:
     columns = Columns()
     for start in (10, 20, 30):
         columns.keep(range(start, start + 5))
-    columns.kept.touch(columns.kept.find(list(range(10, 15))).kept)
+    columns.kept.touch(columns.kept.find(list(range(10, 15))).path)
     assert columns.kept.drop_oldest()
     assert columns.found(range(20, 25)) == []
     assert columns.found(range(10, 15)) == list(range(10, 15))
@@ -79,7 +79,7 @@ def test_sequences_are_dropped_from_their_ends() -> None:
     columns = Columns()
     columns.keep([1, 2, 3, 4])
     columns.keep([1, 2, 5, 6])
-    columns.kept.touch(columns.kept.find([1, 2, 3, 4]).kept)
+    columns.kept.touch(columns.kept.find([1, 2, 3, 4]).path)
     columns.kept.drop_oldest()
     assert columns.found([1, 2, 5, 6]) == [1, 2]
     columns.kept.drop_oldest()
@@ -93,7 +93,7 @@ def test_sequences_are_dropped_from_their_ends() -> None:
 def test_a_sequence_is_taken_over_with_the_columns_after_it() -> None:
     columns = Columns(20)
     columns.keep([1, 2, 3, 4], num_free=10)
-    path = columns.kept.find([1, 2, 3, 4, 5]).kept
+    path = columns.kept.find([1, 2, 3, 4, 5]).path
     assert columns.kept.take(path, 21) is None
     region = columns.kept.take(path, 9)
     assert region is not None
@@ -107,8 +107,8 @@ def test_a_sequence_with_which_others_begin_is_not_taken_over() -> None:
     columns = Columns()
     columns.keep([1, 2, 3])
     columns.keep([1, 2, 4])
-    assert columns.kept.take(columns.kept.find([1, 2]).kept, 10) is None
-    assert columns.kept.take(columns.kept.find([1, 2, 4]).kept, 10) is None
+    assert columns.kept.take(columns.kept.find([1, 2]).path, 10) is None
+    assert columns.kept.take(columns.kept.find([1, 2, 4]).path, 10) is None
     assert columns.found([1, 2, 3]) == [1, 2, 3]
 
 
@@ -116,9 +116,9 @@ def test_parts_of_one_sequence_are_taken_over_together() -> None:
     columns = Columns()
     columns.keep([1, 2, 3])
     columns.keep([1, 9])  # divides the first one
-    columns.kept.touch(columns.kept.find([1, 2, 3]).kept)
+    columns.kept.touch(columns.kept.find([1, 2, 3]).path)
     columns.kept.drop_oldest()
-    path = columns.kept.find([1, 2, 3]).kept
+    path = columns.kept.find([1, 2, 3]).path
     assert len(path) == 2
     region = columns.kept.take(path, 5)
     assert region is not None
@@ -131,7 +131,7 @@ def test_parts_in_different_regions_are_not_taken_over() -> None:
     other = columns.region([7] * 4)
     columns.keep([1, 2, 3])
     columns.regions.free(other)
-    assert columns.kept.take(columns.kept.find([1, 2, 3]).kept, 5) is None
+    assert columns.kept.take(columns.kept.find([1, 2, 3]).path, 5) is None
 
 
 def test_any_sequences_within_any_capacity() -> None:
@@ -148,9 +148,9 @@ def test_any_sequences_within_any_capacity() -> None:
             columns.keep(elements, num_free=rng.randrange(8))
             kept.append(elements)
         elif action < 0.7:
-            columns.kept.touch(columns.kept.find(list(elements)).kept)
+            columns.kept.touch(columns.kept.find(list(elements)).path)
         elif action < 0.8:
-            taken = columns.kept.take(columns.kept.find(list(elements)).kept, 12)
+            taken = columns.kept.take(columns.kept.find(list(elements)).path, 12)
             if taken is not None:
                 columns.regions.free(taken)
         found = columns.found(elements)

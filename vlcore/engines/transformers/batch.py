@@ -161,7 +161,7 @@ class Batch:
         is_last, is_partial = chunks[0].is_last, chunks[0].group is self.partial
         for chunk in chunks:
             self._rows = None
-            self.memory.place(chunk)
+            self.memory.assign(chunk)
         requests = [chunk.first.request for chunk in chunks]
         columns = [range(chunk.first.num_computed, chunk.columns.stop) for chunk in chunks]
         prompts = PromptBatch(requests, columns, self._embedding, self._device)

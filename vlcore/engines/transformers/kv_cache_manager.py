@@ -56,14 +56,14 @@ class KVCacheManager:
         if sequence.prefix_key is None or sequence.wants_prompt_logits:
             return Prefix()
         elements = sequence.prefix_key.elements
-        longest = self.kept.find(elements)
+        longest = Prefix(self.kept.find(elements).length)
         for other in running:
             length = other.num_common(elements)
             if length > longest.length:
                 longest = Prefix(length, other)
         return longest.for_prompt(sequence)
 
-    def place(self, chunk: PromptChunk) -> None:
+    def assign(self, chunk: PromptChunk) -> None:
         """Give columns to the sequences of a prompt, unless they have them.
 
         The columns of the prompt's prefix are taken over or copied. Where there is no room for both
@@ -71,7 +71,7 @@ class KVCacheManager:
         """
         first = chunk.first
         if first.region is None:
-            first.num_computed = first.num_reusable = self._place_first(first, chunk.prefix)
+            first.num_computed = first.num_reusable = self._assign_first(first, chunk.prefix)
             for sequence in chunk.group:
                 sequence.num_cached = first.num_computed
         for sequence in chunk.group[1:]:
@@ -124,7 +124,7 @@ class KVCacheManager:
             for one, region in regions
         ]
 
-    def _place_first(self, sequence: TransformersSequence, prefix: Prefix) -> int:
+    def _assign_first(self, sequence: TransformersSequence, prefix: Prefix) -> int:
         """Give columns to a sequence, and return the length of the prefix that they hold."""
         max_length, key = sequence.max_num_tokens, sequence.prefix_key
         if key is None or not prefix.length:
@@ -138,13 +138,16 @@ class KVCacheManager:
             self._cache.copy(source.start, sequence.region.start, prefix.length)
             return prefix.length
         elements = key.elements[: prefix.length]
-        path = self.kept.find(elements).kept
+        path = self.kept.find(elements).path
         self.kept.touch(path)
         sequence.region = self._take_over(path, prefix.length, max_length)
         if sequence.region is not None:
             return prefix.length
         sequence.region = self._allocate(max_length)
-        return self._copy_kept(self.kept.find(elements).for_prompt(sequence), sequence.region)
+        kept = self.kept.find(elements)  # it may have given way to the sequence
+        length = Prefix(kept.length).for_prompt(sequence).length
+        self._copy_kept(kept.path, length, sequence.region)
+        return length
 
     def _take_over(
         self, path: tuple[KeptTokens, ...], prefix_length: int, max_length: int
@@ -159,13 +162,12 @@ class KVCacheManager:
             self._grow(missing)
         return self.kept.take(path, max_length)
 
-    def _copy_kept(self, prefix: Prefix, region: Region) -> int:
-        column = 0
-        for node in prefix.kept:
-            length = min(node.region.length, prefix.length - column)
-            self._cache.copy(node.region.start, region.start + column, length)
+    def _copy_kept(self, path: tuple[KeptTokens, ...], num_tokens: int, region: Region) -> None:
+        column = region.start
+        for node in path:
+            length = min(node.region.length, num_tokens - (column - region.start))
+            self._cache.copy(node.region.start, column, length)
             column += length
-        return prefix.length
 
     def _allocate(self, length: int) -> Region:
         """Return a region, for which kept tokens are dropped if necessary."""

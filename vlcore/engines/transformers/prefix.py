@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from vlcore.engines.transformers.cuts import last_cut
 from vlcore.engines.transformers.sequence import TransformersSequence
-
-if TYPE_CHECKING:
-    from vlcore.engines.transformers.prefix_cache import KeptTokens
 
 MIN_LENGTH = 8
 _MIN_SHARE = 1 / 16
@@ -25,8 +22,6 @@ class Prefix:
     """Number of tokens."""
     sequence: TransformersSequence | None = None
     """The running sequence that begins with it; ``None`` if it is kept."""
-    kept: tuple[KeptTokens, ...] = ()
-    """Kept tokens in their order, the last of which may not belong to the prefix."""
 
     def for_prompt(self, sequence: TransformersSequence) -> Self:
         """Return what a prompt can reuse.

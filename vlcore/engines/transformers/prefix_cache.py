@@ -11,7 +11,6 @@ from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
-from vlcore.engines.transformers.prefix import Prefix
 from vlcore.engines.transformers.prefix_key import common_length
 from vlcore.engines.transformers.regions import Region, RegionAllocator
 
@@ -27,6 +26,16 @@ class KeptTokens:
     """The columns of their keys and values."""
     children: dict[Hashable, KeptTokens] = field(default_factory=dict)
     """The nodes that follow, by their first elements."""
+
+
+@dataclass(frozen=True)
+class KeptPrefix:
+    """What is kept of the beginning of a sequence."""
+
+    length: int
+    """Number of tokens."""
+    path: tuple[KeptTokens, ...]
+    """Their nodes from the root on; the last tokens of the last one may not belong to them."""
 
 
 class PrefixCache:
@@ -47,14 +56,14 @@ class PrefixCache:
         """All nodes except the root, the most recently used ones last. A node is always more
         recent than its children, so that the first one has none."""
 
-    def find(self, elements: Sequence[Hashable]) -> Prefix:
+    def find(self, elements: Sequence[Hashable]) -> KeptPrefix:
         """Return the longest kept beginning of a sequence.
 
         It remains valid until the next call of :meth:`keep`, :meth:`take` or :meth:`drop_oldest`.
         """
         path, num_last = self._walk(elements)
         length = sum(len(node.elements) for node in path[:-1]) + num_last
-        return Prefix(length, kept=tuple(path))
+        return KeptPrefix(length, tuple(path))
 
     def touch(self, path: Sequence[KeptTokens]) -> None:
         """Mark the nodes of a path from the root as used."""
