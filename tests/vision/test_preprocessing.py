@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import threading
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 from grey_model import FakeModel, image, run
 from PIL import Image
-from waits import until
+from waits import TIMEOUT_S, until
 
 from vlcore._utils.fair_queue import current_client
 from vlcore.errors import (
@@ -53,12 +54,13 @@ def preparation_of(
     model: VisionModel,
     cache: EmbeddingCache | None = None,
     meter: Meter | None = None,
+    max_pending: int = 4,
     **options: Any,
 ) -> ImagePreprocessor:
     return ImagePreprocessor(
         model,
         cache or EmbeddingCache(1000),
-        max_pending=4,
+        max_pending=max_pending,
         meter=meter or Meter(),
         **{"limits": ImageLimits(max_pixels=100)} | options,
     )
@@ -335,10 +337,41 @@ def test_a_background_that_is_no_colour_is_refused() -> None:
         ImageEncoder(FakeModel(), image_background="no colour")
 
 
-# -- clients
+# -- requests and clients
 
 
-def test_no_client_takes_more_than_its_share_of_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_take_turns_in_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images of a request with many do not delay those of others by more than one each."""
+    monkeypatch.setattr("vlcore.vision.preprocessing.num_cpus", lambda: 1)
+    order: list[str] = []
+    is_open = threading.Event()
+
+    class Recording(FakeModel):
+        def preprocess(self, image: Image.Image, **options: Any) -> Any:
+            assert is_open.wait(TIMEOUT_S)
+            order.append("many" if image.width > 1 else "one")
+            return super().preprocess(image, **options)
+
+    async def body() -> None:
+        preprocessor = preparation_of(Recording(), max_pending=100)
+        images = [(Image.new("RGB", (2 + width, 1)), "many") for width in range(10)]
+        images.append((Image.new("RGB", (1, 1)), "one"))
+        tasks = [
+            asyncio.create_task(preprocessor.prepare(replace(request(image), owner=owner)))
+            for image, owner in images
+        ]
+        await until(lambda: len(preprocessor._threads._waiting) == 10)
+        is_open.set()
+        await asyncio.gather(*tasks)
+        assert order == ["many", "many", "one", *["many"] * 8]
+        await preprocessor.close()
+
+    run(body)
+
+
+def test_every_request_has_a_download_and_no_client_more_than_its_share_of_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     started: list[str] = []
 
     async def body() -> None:
@@ -352,23 +385,25 @@ def test_no_client_takes_more_than_its_share_of_downloads(monkeypatch: pytest.Mo
         monkeypatch.setattr("vlcore.media.fetcher.download", hang)
         preprocessor = preparation_of(FakeModel())
 
-        def send(client: str, num_requests: int) -> list[asyncio.Task[Any]]:
+        def send(client: str, name: str, num_images: int) -> list[asyncio.Task[Any]]:
             token = current_client.set(client)
-            tasks = [
-                asyncio.create_task(preprocessor.prepare(request(f"http://{client}/{number}")))
-                for number in range(num_requests)
+            images = [
+                replace(request(f"http://{name}/{number}"), owner=name)
+                for number in range(num_images)
             ]
+            tasks = [asyncio.create_task(preprocessor.prepare(image)) for image in images]
             current_client.reset(token)
             return tasks
 
-        tasks = send("greedy", 200)
-        await until(lambda: len(started) == 32)
-        tasks += send("other", 3)
-        await until(lambda: len(started) == 35)
-        assert sum("other" in url for url in started) == 3
+        tasks = send("greedy", "greedy", 200)
+        await until(lambda: len(started) == 33)
+        tasks += send("greedy", "another", 3) + send("other", "other", 3)
+        await until(lambda: len(started) == 37)
+        assert sum("another" in url for url in started) == 1
+        assert sum("other" in url for url in started) == 4
         is_over.set()
         await asyncio.gather(*tasks)
-        assert len(started) == 203
+        assert len(started) == 206
         await preprocessor.close()
 
     run(body)

@@ -6,12 +6,13 @@ An owner with many items does not delay the others.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Generic, TypeVar
 
+_Owner = TypeVar("_Owner", bound=Hashable)
 _T = TypeVar("_T")
 
 current_client: ContextVar[Hashable] = ContextVar("current_client")
@@ -19,11 +20,11 @@ current_client: ContextVar[Hashable] = ContextVar("current_client")
 each request, so that no client takes more than its share by sending many requests."""
 
 
-class FairQueue(Generic[_T]):
+class FairQueue(Generic[_Owner, _T]):
     """A queue that returns one item of each owner in turn."""
 
     def __init__(self) -> None:
-        self._items: OrderedDict[Hashable, deque[_T]] = OrderedDict()
+        self._items: OrderedDict[_Owner, deque[_T]] = OrderedDict()
         """The items by owner; the first owner is the next one."""
 
     def __bool__(self) -> bool:
@@ -32,7 +33,7 @@ class FairQueue(Generic[_T]):
     def __len__(self) -> int:
         return sum(map(len, self._items.values()))
 
-    def add(self, owner: Hashable, item: _T) -> None:
+    def add(self, owner: _Owner, item: _T) -> None:
         """Append an item to those of its owner."""
         self._items.setdefault(owner, deque()).append(item)
 
@@ -48,7 +49,7 @@ class FairQueue(Generic[_T]):
             self._items[owner] = items
         return item
 
-    def pop_if(self, is_allowed: Callable[[Hashable], bool]) -> tuple[Hashable, _T] | None:
+    def pop_if(self, is_allowed: Callable[[_Owner], bool]) -> tuple[_Owner, _T] | None:
         """Remove and return the next owner and item whose owner is allowed, if there is one."""
         owner = next(filter(is_allowed, self._items), None)
         if owner is None:
@@ -56,7 +57,7 @@ class FairQueue(Generic[_T]):
         self._items.move_to_end(owner, last=False)
         return owner, self.pop()
 
-    def discard(self, owner: Hashable, item: _T) -> None:
+    def discard(self, owner: _Owner, item: _T) -> None:
         """Remove an item, if it is in the queue."""
         items = self._items.get(owner, ())
         if isinstance(items, deque) and item in items:
@@ -70,14 +71,11 @@ class FairSemaphore:
 
     Args:
         size: number of permits.
-        max_per_owner: number of permits that an owner may hold; ``None`` for all of them.
     """
 
-    def __init__(self, size: int, max_per_owner: int | None = None) -> None:
+    def __init__(self, size: int) -> None:
         self._num_free = size
-        self._max_per_owner = size if max_per_owner is None else max_per_owner
-        self._num_held: Counter[Hashable] = Counter()
-        self._waiting: FairQueue[asyncio.Future[None]] = FairQueue()
+        self._waiting: FairQueue[Hashable, asyncio.Future[None]] = FairQueue()
 
     @asynccontextmanager
     async def hold(self, owner: Hashable) -> AsyncIterator[None]:
@@ -90,27 +88,20 @@ class FairSemaphore:
         except asyncio.CancelledError:
             self._waiting.discard(owner, permit)
             if not permit.cancelled():  # the permit was granted before the cancellation
-                self._release(owner)
+                self._release()
             raise
         try:
             yield
         finally:
-            self._release(owner)
+            self._release()
 
-    def _release(self, owner: Hashable) -> None:
+    def _release(self) -> None:
         self._num_free += 1
-        self._num_held[owner] -= 1
-        if not self._num_held[owner]:
-            del self._num_held[owner]
         self._grant()
 
     def _grant(self) -> None:
-        while self._num_free and (granted := self._waiting.pop_if(self._may_hold)) is not None:
-            owner, permit = granted
+        while self._num_free and self._waiting:
+            permit = self._waiting.pop()
             if not permit.done():
                 self._num_free -= 1
-                self._num_held[owner] += 1
                 permit.set_result(None)
-
-    def _may_hold(self, owner: Hashable) -> bool:
-        return self._num_held[owner] < self._max_per_owner

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from vlcore._utils.executor import DaemonExecutor
-from vlcore._utils.fair_queue import FairSemaphore, current_client
+from vlcore._utils.fair_queue import current_client
 from vlcore.media.download import download
+from vlcore.media.download_slots import DownloadSlots
 from vlcore.media.kind import FileLimits
 from vlcore.media.policy import ImageAccess, ImageLimits
 from vlcore.media.source import ImageSource, describe, is_web_url, read_file, read_image
@@ -29,12 +30,6 @@ _T = TypeVar("_T")
 
 _MAX_READS = 32
 """Maximum number of files that are read at the same time."""
-
-_MAX_DOWNLOADS = 128
-"""Maximum number of downloads, including complete ones whose bytes are still needed."""
-
-_MAX_DOWNLOADS_OF_CLIENT = 32
-"""Maximum number of these for one client."""
 
 
 class ImageFetcher:
@@ -55,18 +50,18 @@ class ImageFetcher:
         self._limits = limits
         self._video_limits = video_limits
         self._access = access
-        self._downloads = FairSemaphore(_MAX_DOWNLOADS, _MAX_DOWNLOADS_OF_CLIENT)
+        self._downloads = DownloadSlots()
         self._readers = DaemonExecutor(_MAX_READS, "vlcore-fetch")
 
     @asynccontextmanager
     async def downloaded(self, source: _S, owner: Hashable) -> AsyncIterator[_S | bytes]:
         """Download an image or video if its source is a URL; other sources are not touched.
 
-        The number of downloads, of all clients and of each of them, is limited within this context.
+        The number of downloads is limited within this context, and every request has one.
 
         Args:
             source: The source of the image or video.
-            owner: The request that the image belongs to, if its client is not known.
+            owner: The request that the image belongs to.
 
         Yields:
             The downloaded bytes, or the source itself.
@@ -80,7 +75,7 @@ class ImageFetcher:
             yield source
             return
         limits: FileLimits = self._video_limits if is_file else self._limits
-        async with self._downloads.hold(current_client.get(owner)):
+        async with self._downloads.hold(current_client.get(owner), owner):
             data = await download(str(url), describe(url, limits.kind), limits, self._access)
             yield replace(source, source=data) if isinstance(source, UndecodedVideo) else data
 

@@ -64,6 +64,11 @@ def is_web_url(source: object) -> bool:
     return isinstance(source, str) and _scheme(source) in ("http", "https")
 
 
+def is_data_url(source: object) -> bool:
+    """Return whether a source is a ``data:`` URL."""
+    return isinstance(source, str) and _scheme(source) == "data"
+
+
 def describe(source: Any, kind: MediaKind = IMAGE) -> str:
     """Return a short description of a source for messages."""
     if isinstance(source, Image.Image):

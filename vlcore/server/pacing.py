@@ -26,7 +26,7 @@ class Pacer:
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
-        self._waiting: FairQueue[Callable[[], object]] = FairQueue()
+        self._waiting: FairQueue[Hashable, Callable[[], object]] = FairQueue()
         self._left_s = _BUDGET_S
         self._is_scheduled = False
 

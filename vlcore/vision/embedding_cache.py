@@ -77,7 +77,7 @@ class EmbeddingCache:
 
 def image_key(image: Image.Image, options: Mapping[str, Any], model: VisionModel) -> str:
     """Return a digest of everything that an image's embeddings depend on."""
-    digest = _digest(
+    digest = _hash(
         *_settings(options, model),
         b"pixels",
         image.mode.encode(),
@@ -103,7 +103,7 @@ def file_key(
     """
     kind = b"file shrunk on load" if shrink_on_load else b"file"
     settings = _settings(options, model)
-    return _digest(*settings, repr(background).encode(), kind, data).hexdigest()
+    return _digest(*settings, repr(background).encode(), kind, data)
 
 
 def video_key(video: Video, options: Mapping[str, Any], model: VisionModel) -> str:
@@ -123,7 +123,7 @@ def video_file_key(
 
 def model_key(model: VisionModel) -> str:
     """Return a digest of everything that embeddings depend on except the image and its options."""
-    return _digest(*_settings({}, model)).hexdigest()
+    return _digest(*_settings({}, model))
 
 
 def _settings(options: Mapping[str, Any], model: VisionModel) -> tuple[bytes, ...]:
@@ -143,8 +143,12 @@ def _strips(image: Image.Image) -> Iterator[Image.Image]:
         yield image.crop((0, top, image.width, min(top + height, image.height)))
 
 
-def _digest(*fields: bytes) -> hashlib._Hash:
-    """Return the digest of fields, each preceded by its length so that the input is unambiguous."""
+def _digest(*fields: bytes) -> str:
+    return _hash(*fields).hexdigest()
+
+
+def _hash(*fields: bytes) -> hashlib._Hash:
+    """Hash fields, each preceded by its length so that the input is unambiguous."""
     digest = hashlib.sha256()
     for field in fields:
         digest.update(len(field).to_bytes(8, "little"))

@@ -38,7 +38,7 @@ from vlcore.media.conversion import parse_background
 from vlcore.media.fetcher import ImageFetcher
 from vlcore.media.image import decode_image, load_image
 from vlcore.media.policy import TRUSTING, DecodedBudget, ImageAccess, ImageLimits
-from vlcore.media.source import ImageSource, describe
+from vlcore.media.source import ImageSource, describe, is_data_url, read_image
 from vlcore.media.undecoded_video import SAMPLING_OPTIONS, UndecodedVideo, VideoInput
 from vlcore.media.video import Video, VideoLimits, VideoSampling
 from vlcore.media.video_decoder import decode_video
@@ -144,7 +144,10 @@ class ImagePreprocessor:
         self._pending = FairSemaphore(max_pending)
         self._meter = meter
         self._fetcher = ImageFetcher(limits, access, video_limits)
-        self._pool = DaemonExecutor(num_cpus(), "vlcore-preprocess")
+        num_threads = num_cpus()
+        self._pool = DaemonExecutor(num_threads, "vlcore-preprocess")
+        self._threads = FairSemaphore(num_threads)
+        """The threads of the pool, for which requests wait in turn."""
         self._prepared: WeakValueDictionary[str, PreparedImage] = WeakValueDictionary()
         """Preprocessed images that are in use, by key; equal images share their inputs."""
         self._closed = False
@@ -200,12 +203,15 @@ class ImagePreprocessor:
 
     async def prepare_admitted(self, image: ImageRequest) -> PreparedImage:
         """Prepare an image like :meth:`prepare`, within the context of :meth:`admitted`."""
-        if not isinstance(image.source, Image.Image | bytes | Video):
+        source = image.source
+        if not (isinstance(source, Image.Image | bytes | Video) or is_data_url(source)):
             self.check_open()
             with self._counting_failures():
-                image = replace(image, source=await self._read(image.source))
+                image = replace(image, source=await self._read(source))
+        loop = asyncio.get_running_loop()
+        async with self._threads.hold(image.owner):
             self.check_open()
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._work, image)
+            return await loop.run_in_executor(self._pool, self._work, image)
 
     async def _read(self, source: str | Path | UndecodedVideo) -> bytes | UndecodedVideo:
         if isinstance(source, UndecodedVideo):
@@ -292,6 +298,8 @@ class ImagePreprocessor:
         _check_options("image", options, model.image_options)
         options = self._request_options(request.num_images) | options
         file = ""
+        if isinstance(source, str):  # a data URL: files were read before
+            source = read_image(source, self._limits, self._access)
         if isinstance(source, bytes):
             file = file_key(
                 source,

@@ -51,7 +51,7 @@ class ImageQueue:
         self._meter = meter
         self._jobs: dict[str, ImageJob] = {}
         """The jobs that wait or are being encoded, by the key of the image."""
-        self._waiting: FairQueue[ImageJob] = FairQueue()
+        self._waiting: FairQueue[Hashable, ImageJob] = FairQueue()
 
     def __len__(self) -> int:
         """Return the number of images that wait."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Hashable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,7 @@ class GrammarCompiler:
         self._eos_token_ids = sorted(i for i in eos_token_ids if i < vocab_size)
         self._compiled: OrderedDict[Grammar, GrammarMatcher | str] = OrderedDict()
         """A matcher in its first state, or why there is none; the last used one at the end."""
-        self._jobs: FairQueue[_Job] = FairQueue()
+        self._jobs: FairQueue[Hashable, _Job] = FairQueue()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._fork_guard = ForkGuard("engine")
