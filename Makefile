@@ -21,7 +21,7 @@ TURBOMIND_LISTS := constraints-turbomind.txt tests/turbomind/requirements.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help check-python setup demo browser test test-all coverage soak test-turbomind test-vllm test-ray gpu-dry-run test-cuda lint types words format \
-	test-torchvision fuzz bench bench-lmdeploy bench-vllm train-demo evaluate-demo docs build wheels-check clean
+	test-torchvision fuzz bench bench-lmdeploy bench-vllm bench-ray train-demo evaluate-demo docs build wheels-check clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -155,6 +155,9 @@ bench-lmdeploy: $(TURBOMIND)/ready  ## measure lmdeploy's image encoder next to 
 
 bench-vllm: $(VLLM)/ready  ## measure vLLM next to the embedded engine, into the same file
 	$(VLLM)/bin/python benchmarks/run.py --only vllm_engine
+
+bench-ray: $(RAY)/ready  ## measure a cluster on this machine next to the server, into the same file (some six minutes)
+	$(RAY)/bin/python benchmarks/run.py --only cluster
 
 train-demo: $(READY)  ## train the demo model again (an hour and a half on two cores)
 	$(BIN)/python demo/train.py

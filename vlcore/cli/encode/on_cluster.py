@@ -20,7 +20,12 @@ from vlcore.cluster.offline.job import EncodingJob
 from vlcore.cluster.offline.resources import Replicas
 from vlcore.cluster.offline.settings import EncoderSettings
 from vlcore.cluster.offline.shards import FORMATS, ShardDirectory
-from vlcore.cluster.offline.sources import find_sources, is_uri, open_filesystem
+from vlcore.cluster.offline.sources import (
+    find_sources,
+    is_uri,
+    open_filesystem,
+    without_credentials,
+)
 from vlcore.errors import OptionError
 from vlcore.vision.embedding_cache import model_key
 
@@ -81,7 +86,7 @@ def encode_on_cluster(
             len(sources.files), description="encoding", unit="image", shown=sys.stderr.isatty()
         ) as advance:
             report = job.run(sources, advance)
-    echo(f"{out} contains the embeddings of {report.num_total} image(s)")
+    echo(f"{without_credentials(out)} contains the embeddings of {report.num_total} image(s)")
     echo(f"[{report}]", err=True)
     for name, error in report.failures.items():
         echo(f"not encoded: {name}: {error}", err=True)
@@ -102,7 +107,9 @@ def _open_output(out: str) -> tuple[Any, str]:
         if not Path(path).parent.is_dir():
             raise OptionError(f"--out expects a directory in an existing one; received {out!r}")
     if filesystem.get_file_info(path).type == FileType.File:
-        raise OptionError(f"--out expects a directory with --ray; {out!r} is a file")
+        raise OptionError(
+            f"--out expects a directory with --ray; {without_credentials(out)!r} is a file"
+        )
     return filesystem, path
 
 

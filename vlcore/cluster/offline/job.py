@@ -132,17 +132,14 @@ class EncodingJob:
         for attempt, size in enumerate(sizes, 1):
             if not pending:
                 return
-            groups = [
-                list(pending.values())[start : start + size]
-                for start in range(0, len(pending), size)
-            ]
+            files = list(pending.values())
+            groups = [files[start : start + size] for start in range(0, len(files), size)]
             is_alone = attempt == len(sizes)
-            num_pending = len(pending)
             for outcome in self._encode(groups, sources.filesystems, is_alone=is_alone):
                 self._record(outcome)
                 del pending[outcome.name]
                 advance()
-            if len(pending) == num_pending and len(groups) >= _MIN_GROUPS_TO_GIVE_UP:
+            if len(pending) == len(files) and len(groups) >= _MIN_GROUPS_TO_GIVE_UP:
                 raise EngineError(
                     f"every process that encoded images died, in {len(groups)} group(s) of images "
                     f"({self._reason}): if memory ran out, use a smaller --max-batch-size or fewer "
