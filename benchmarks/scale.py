@@ -337,7 +337,7 @@ def images_rows(costs: Costs, num_images: int) -> list[list[str]]:
 
 
 def chats_row(costs: Costs, load: Load, plan: Plan, seconds: float) -> list[str]:
-    """Simulate chats, and write what came of it."""
+    """Simulate chats, and return the results."""
     progress(f"{load} {plan}")
     simulation = Simulation(costs, load, plan)
     simulation.run(seconds / 2, seconds)
