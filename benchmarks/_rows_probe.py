@@ -15,6 +15,7 @@ from ray import serve
 from vlcore.cluster.encoder_replica import EncoderReplica
 from vlcore.cluster.engine_replica import EngineReplica
 from vlcore.cluster.messages import EncoderFacts, EngineFacts
+from vlcore.cluster.packing import PackedRows
 from vlcore.cluster.remote_encoder import RemoteEncoder
 from vlcore.cluster.remote_engine import RemoteEngine
 from vlcore.engines.base import Engine, EngineOutput, EngineRequest, EngineStats
@@ -25,6 +26,8 @@ from vlcore.vision.model import VisionModel
 
 SHAPE = (576, 4096)
 _BASE = 1000  # float16 holds integers up to 2048
+_COMPUTED, _SENT = slice(3), slice(3, 6)
+"""Where embeddings state the times."""
 
 
 class StampedModel(VisionModel):
@@ -33,12 +36,10 @@ class StampedModel(VisionModel):
     hidden_size = SHAPE[1]
 
     def forward(self, inputs: Sequence[Any]) -> Sequence[torch.Tensor]:
-        """Return rows of the shape of LLaVA 1.5, with the time in the first three numbers."""
+        """Return rows of the shape of LLaVA 1.5, with the time in the first numbers."""
         rows = [torch.zeros(SHAPE, dtype=torch.float16) for _ in inputs]
         for row in rows:
-            now = _now_us()
-            for position in range(3):
-                row[0, position] = now // _BASE**position % _BASE
+            row[0, _COMPUTED] = torch.tensor(_digits(), dtype=torch.float16)
         return rows
 
 
@@ -51,14 +52,14 @@ class ArrivalEngine(Engine):
     context_length = 4096
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput]:
-        """Read the time at which the embeddings were computed."""
+        """Read when the embeddings were computed, and when they left the encoder."""
         arrived = _now_us()
         (rows,) = request.rows
         if tuple(rows.shape) != SHAPE or rows.dtype is not torch.float16:
             raise RuntimeError(f"embeddings of another shape arrived: {rows.shape}, {rows.dtype}")
-        digits = [int(value) for value in rows[0, :3]]
-        computed = sum(digit * _BASE**position for position, digit in enumerate(digits))
-        yield EngineOutput(str((arrived - computed) % _BASE**3), (0,), "length")
+        starts = rows[0, _COMPUTED].tolist(), rows[0, _SENT].view(torch.int16).tolist()
+        times_us = [(arrived - _number(digits)) % _BASE**3 for digits in starts]
+        yield EngineOutput(" ".join(map(str, times_us)), (0,), "length")
 
     def stats(self) -> EngineStats:
         """Count nothing."""
@@ -73,6 +74,13 @@ class RowsEncoder(EncoderReplica):
 
     def __init__(self) -> None:
         super().__init__(ImageEncoder(StampedModel(), rows_device="cpu", cache_bytes=0))
+
+    async def encode(self, ticket: str) -> AsyncGenerator[Any]:
+        """Encode an image, and write into its embeddings when they leave the replica."""
+        async for reply in super().encode(ticket):
+            if isinstance(reply, PackedRows):
+                reply.bits[0, _SENT] = _digits()
+            yield reply
 
 
 class RowsLanguageModel(EngineReplica):
@@ -90,8 +98,11 @@ class RowsProbe:
         self._encoder = RemoteEncoder(encoder, facts, ImageLimits(), ImageAccess())
         self._engine = RemoteEngine(language_model, EngineFacts.of(ArrivalEngine()))
 
-    async def measure(self, num_images: int) -> tuple[list[float], float]:
-        """Return milliseconds for each image, and MiB by which this process has grown."""
+    async def measure(self, num_images: int) -> tuple[list[tuple[float, float]], float]:
+        """Return two times in milliseconds for each image, and by how many MiB this process grew.
+
+        The times are those from the end of the forward pass, and from the encoder's reply.
+        """
         times_ms = []
         before = psutil.Process().memory_info().rss
         for number in range(num_images):
@@ -102,7 +113,8 @@ class RowsProbe:
             prompt = TokenizedPrompt((0,) * SHAPE[0], (Span(0, SHAPE[0], 0, 0),))
             request = EngineRequest(prompt, (image.rows,))
             outputs = [output async for output in self._engine.generate(request)]
-            times_ms.append(int(outputs[0].text) / 1000)
+            computed_us, sent_us = map(int, outputs[0].text.split())
+            times_ms.append((computed_us / 1000, sent_us / 1000))
         return times_ms, (psutil.Process().memory_info().rss - before) / 2**20
 
 
@@ -116,3 +128,12 @@ def application() -> Any:
 
 def _now_us() -> int:
     return time.monotonic_ns() // 1000
+
+
+def _digits() -> list[int]:
+    now = _now_us()
+    return [now // _BASE**position % _BASE for position in range(3)]
+
+
+def _number(digits: Sequence[float]) -> int:
+    return sum(int(digit) * _BASE**position for position, digit in enumerate(digits))

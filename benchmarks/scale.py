@@ -56,8 +56,9 @@ class Costs:
     image_bytes: int = 575 * 1024
     transfer_s: float = 0.01
     """Embeddings from the encoder to the language model ("A cluster on one machine": the limit)."""
-    token_cpu_s: float = 0.001
-    """CPU time of a token in the ingress and the two processes that it passes; assumed."""
+    token_cpu_s: float = 0.0015
+    """CPU time that a token takes in Ray and the ingress, beyond that of a single process ("A
+    cluster on one machine", on a busy machine)."""
 
     def prefill_s(self) -> float:
         """Time to prefill a prompt of 624 tokens with an image.
