@@ -90,7 +90,7 @@ class MakesImages(Template):
         )
 
 
-class PlacesTooMany(Template):
+class WritesTooManyRows(Template):
     def expand(self, layout: Any, num_rows: int) -> Any:
         return (Rows(num_rows), Rows(1))
 
@@ -114,7 +114,7 @@ def failing(model: VisionModel, template: ChatTemplate) -> set[str]:
         (Swaps, Template, {"video-batch"}),
         (FrameModel, DropsVideos, {"video-prompt"}),
         (FrameModel, MakesImages, {"video-prompt"}),
-        (FrameModel, PlacesTooMany, {"video-prompt"}),
+        (FrameModel, WritesTooManyRows, {"video-prompt"}),
     ],
 )
 def test_each_fault_is_found_by_its_check(

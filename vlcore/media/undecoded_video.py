@@ -1,4 +1,4 @@
-"""``UndecodedVideo``: the source of a video, and which of its frames a request wants."""
+"""``UndecodedVideo``: the source of a video, and which of its frames a request asks for."""
 
 from __future__ import annotations
 

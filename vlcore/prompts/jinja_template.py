@@ -253,10 +253,10 @@ class JinjaTemplate(ChatTemplate):
                 "the checkpoint's chat template changes the texts of the conversation (such as "
                 "their letter case), which is not supported: choose another template"
             )
-        for kind, of_kind in waiting.items():
-            if num_written[kind] != len(of_kind):
+        for kind, expected in waiting.items():
+            if num_written[kind] != len(expected):
                 raise PromptError(
-                    f"the conversation has {len(of_kind)} {kind}(s), and the checkpoint's chat "
+                    f"the conversation has {len(expected)} {kind}(s), and the checkpoint's chat "
                     f"template wrote {tokens[kind]!r} {num_written[kind]} time(s)"
                 )
         if omitted:

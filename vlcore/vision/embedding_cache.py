@@ -108,7 +108,7 @@ def file_key(
 
 def video_key(video: Video, options: Mapping[str, Any], model: VisionModel) -> str:
     """Return a digest of everything that a video's embeddings depend on."""
-    return _digest(*_settings(options, model), b"video", video.key.encode())
+    return _digest(*_settings(options, model), b"video", video.key.encode()).hexdigest()
 
 
 def video_file_key(
@@ -118,7 +118,8 @@ def video_file_key(
 
     The file is not decoded.
     """
-    return _digest(*_settings(options, model), b"video file", repr(sampling).encode(), data)
+    settings = _settings(options, model)
+    return _digest(*settings, b"video file", repr(sampling).encode(), data).hexdigest()
 
 
 def model_key(model: VisionModel) -> str:
