@@ -20,6 +20,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from operator import sub
 from typing import Any
 from weakref import WeakSet
 
@@ -30,6 +31,7 @@ from vlcore.cli import main
 from vlcore.server import serving
 
 _INTERVAL_S = 0.005
+_IGNORED_S = 0.002
 _REPORTED_S = 0.05
 _HOLDERS = ("MainThread", "vlcore-parse", "vlcore-fetch", "vlcore-pipeline", "vlcore-resolve")
 
@@ -71,23 +73,77 @@ class Heartbeat:
 
     async def run(self) -> None:
         """Measure until the task is cancelled."""
-        while True:
-            started, own_s, queued_s = time.perf_counter(), time.thread_time(), _queued_s()
-            others_s = _processor_times()
-            await asyncio.sleep(_INTERVAL_S)
-            late_s = time.perf_counter() - started - _INTERVAL_S
-            queued_s = min(late_s, _queued_s() - queued_s)
-            own_s = min(late_s - queued_s, time.thread_time() - own_s)
-            if queued_s > _REPORTED_S:
-                self.num_queued += 1
-            elif late_s - queued_s > self.longest.server_s:
-                # The thread that holds the lock runs: time in which none ran is not its doing.
-                held_s = max(_since(others_s), default=0.0)
-                lock_s = min(late_s - queued_s - own_s, held_s)
-                stall = Stall(own_s, lock_s, late_s - own_s - lock_s)
-                self.longest = max(self.longest, stall, key=lambda one: one.server_s)
-            self.latest_s = max(self.latest_s, late_s)
-            self.num_late += late_s > _REPORTED_S
+        clocks = _Clocks()
+        try:
+            while True:
+                clocks.refresh()
+                started = time.perf_counter()
+                own_s, queued_s, others_s = time.thread_time(), clocks.queued_s(), clocks.others_s()
+                await asyncio.sleep(_INTERVAL_S)
+                late_s = time.perf_counter() - started - _INTERVAL_S
+                if late_s > _IGNORED_S:
+                    queued_s = clocks.queued_s() - queued_s
+                    held_s = max(map(sub, clocks.others_s(), others_s), default=0.0)
+                    self._record(late_s, time.thread_time() - own_s, queued_s, held_s)
+        finally:
+            clocks.close()
+
+    def _record(self, late_s: float, own_s: float, queued_s: float, held_s: float) -> None:
+        """Record a late heartbeat.
+
+        Args:
+            late_s: How late it was.
+            own_s: Time in which the event loop's thread ran.
+            queued_s: Time in which it waited for a processor.
+            held_s: The longest time that another thread ran which may have held the lock. The
+                thread that holds it runs: time in which none ran is not its doing.
+        """
+        queued_s = min(late_s, queued_s)
+        own_s = min(late_s - queued_s, own_s)
+        lock_s = min(late_s - queued_s - own_s, held_s)
+        stall = Stall(own_s, lock_s, late_s - own_s - lock_s)
+        if queued_s > _REPORTED_S:
+            self.num_queued += 1
+        else:
+            self.longest = max(self.longest, stall, key=lambda one: one.server_s)
+        self.latest_s = max(self.latest_s, late_s)
+        self.num_late += late_s > _REPORTED_S
+
+
+class _Clocks:
+    """The clocks that a heartbeat reads. It must be cheap, because it runs on the event loop."""
+
+    def __init__(self) -> None:
+        self._schedstat = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+        self._others: list[int] = []
+        self._num_threads = 0
+
+    def close(self) -> None:
+        os.close(self._schedstat)
+
+    def refresh(self) -> None:
+        """Look for new threads that may hold the lock for long.
+
+        Those that encode images and generate tokens are not among them: they compute without it.
+        """
+        if threading.active_count() == self._num_threads:
+            return
+        self._num_threads = threading.active_count()
+        self._others = [
+            time.pthread_getcpuclockid(thread.ident)
+            for thread in threading.enumerate()
+            if thread.name.startswith(_HOLDERS)
+            and thread is not threading.current_thread()
+            and thread.ident is not None
+        ]
+
+    def others_s(self) -> list[float]:
+        """Return the processor times of these threads, which live as long as the server."""
+        return list(map(time.clock_gettime, self._others))
+
+    def queued_s(self) -> float:
+        """Return for how long this thread has waited for a processor, in seconds."""
+        return int(os.pread(self._schedstat, 100, 0).split()[1]) / 1e9
 
 
 class CollectionTimer:
@@ -175,37 +231,6 @@ class Server(serving.Server):
         self._heartbeat.cancel()
         _print("threads at the end", json.dumps(_THREADS.count()))
         await super().shutdown(sockets)
-
-
-def _processor_times() -> dict[threading.Thread, float]:
-    """Return the processor times of the other threads that may hold the lock for long.
-
-    Those that encode images and generate tokens are not among them: they compute without it.
-    """
-    return {
-        thread: _processor_time(thread)
-        for thread in threading.enumerate()
-        if thread.name.startswith(_HOLDERS) and thread is not threading.current_thread()
-    }
-
-
-def _since(earlier: dict[threading.Thread, float]) -> list[float]:
-    return [
-        _processor_time(thread) - before_s
-        for thread, before_s in earlier.items()
-        if thread.is_alive()
-    ]
-
-
-def _processor_time(thread: threading.Thread) -> float:
-    assert thread.ident is not None
-    return time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
-
-
-def _queued_s() -> float:
-    """Return for how long this thread has waited for a processor, in seconds."""
-    with open("/proc/thread-self/schedstat", "rb", buffering=0) as file:
-        return int(file.read().split()[1]) / 1e9
 
 
 def _print(name: str, value: str) -> None:
