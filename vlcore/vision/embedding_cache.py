@@ -108,7 +108,7 @@ def file_key(
 
 def video_key(video: Video, options: Mapping[str, Any], model: VisionModel) -> str:
     """Return a digest of everything that a video's embeddings depend on."""
-    return _digest(*_settings(options, model), b"video", video.key.encode()).hexdigest()
+    return _digest(*_settings(options, model), b"video", video.key.encode())
 
 
 def video_file_key(
@@ -119,7 +119,7 @@ def video_file_key(
     The file is not decoded.
     """
     settings = _settings(options, model)
-    return _digest(*settings, b"video file", repr(sampling).encode(), data).hexdigest()
+    return _digest(*settings, b"video file", repr(sampling).encode(), data)
 
 
 def model_key(model: VisionModel) -> str:
