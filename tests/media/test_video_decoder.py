@@ -361,6 +361,12 @@ def test_a_frame_that_is_larger_than_the_header_states_is_not_decoded() -> None:
         decode(data, limits=VideoLimits(max_pixels=640))
 
 
+def test_packets_that_are_inflated_count_against_the_limit_of_bytes() -> None:
+    data = video_file(4)
+    with pytest.raises(VideoLimitError, match="the packets of 'it' are larger than max_bytes=100"):
+        decode(data, limits=VideoLimits(max_bytes=100))  # of packets, whatever the file's size is
+
+
 def test_the_budget_of_a_request_counts_its_videos() -> None:
     data = video_file(4)
     one = DecodedBudget(VideoLimits())

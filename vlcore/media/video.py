@@ -110,9 +110,8 @@ class VideoSampling:
     multiple_of: int = 1
     """The number of frames that a vision model merges in time."""
     position: FramePosition = "start"
-    """Each frame is the first (``"start"``) or the middle one (``"middle"``) of an equal part of
-    the video; or the parts lie between frames, the first and last of which are those of the video
-    (``"ends"``)."""
+    """The first (``"start"``) or middle frames (``"middle"``) of equal parts of the video; or its
+    first and last frames, and evenly distributed ones between them (``"ends"``)."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

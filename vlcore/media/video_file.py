@@ -151,7 +151,7 @@ def _read(
     decoder.options = {"max_pixels": str(max_pixels)}
     packets: list[Packet[VideoStream]] = []
     has_keyframe = False
-    num_read = 0
+    num_read = num_bytes = 0
     for packet in container.demux(stream):
         deadline.check()
         num_read += 1
@@ -164,6 +164,12 @@ def _read(
         if len(packets) == limits.max_total_frames:
             raise VideoLimitError(
                 f"{name} has more frames than max_total_frames={limits.max_total_frames} of "
+                "vlcore.VideoLimits"
+            )
+        num_bytes += packet.size
+        if num_bytes > limits.max_bytes:  # Matroska may compress packets
+            raise VideoLimitError(
+                f"the packets of {name} are larger than max_bytes={limits.max_bytes} of "
                 "vlcore.VideoLimits"
             )
         check_cost(packet, codec, max_pixels, name)
