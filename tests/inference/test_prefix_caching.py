@@ -74,7 +74,8 @@ def test_files_with_one_name_that_differ_in_one_pixel_share_nothing_of_the_image
 def test_one_image_under_two_options_shares_nothing_of_the_image(
     pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kind: Any = type(pipe._runner.encoder.vision_model)
+    encoder: Any = pipe._runner.encoder
+    kind = type(encoder.vision_model)
     preprocess = kind.preprocess
 
     def with_shade(self: Any, image: Image.Image, shade: int = 0) -> Any:

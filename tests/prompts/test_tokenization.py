@@ -1,143 +1,32 @@
 from __future__ import annotations
 
-import json
-import random
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizer_kinds import (
+    CONTROL,
+    FILLER,
+    bpe,
+    byte_level,
+    fast,
+    ids,
+    wrap,
+)
 from tokenizers import (
     AddedToken,
     Regex,
     Tokenizer,
-    decoders,
     models,
     pre_tokenizers,
     processors,
 )
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from waits import cpu_seconds
 
-from vlcore.errors import PluginContractError, PromptError
-from vlcore.prompts.chat_template import ChatTemplate, RoleTemplate
-from vlcore.prompts.messages import Control, ImageSlot, PromptPart, Rows, Text
-from vlcore.prompts.tokenization import ImageLayout, PromptTokenizer, Span
-
-GOLDEN = Path(__file__).parents[1] / "golden"
-CONTROL = ("<s>", "</s>", "<|im_end|>", "<image>", "[INST]")
-FILLER = PromptTokenizer.filler_id
-
-
-def sentencepiece(name: str) -> PreTrainedTokenizerBase:
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(GOLDEN / name)
-    return tokenizer
-
-
-def wrap(backend: Tokenizer) -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast(tokenizer_object=backend)  # type: ignore[no-untyped-call]
-
-
-def fast(backend: Tokenizer) -> PreTrainedTokenizerFast:
-    """Wrap a backend, with special tokens and one that only looks like one."""
-    special = [AddedToken(text, special=True, normalized=False) for text in CONTROL[:4]]
-    backend.add_special_tokens(special)
-    backend.add_tokens([AddedToken("[INST]", special=False, normalized=False)])
-    backend.add_tokens([AddedToken("ordinary", special=False, normalized=False)])
-    return wrap(backend)
-
-
-def byte_level(*, merges: Sequence[tuple[str, str]] = (), **options: Any) -> Tokenizer:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = [*CONTROL, *alphabet]
-    words += [left + right for left, right in merges if left + right not in words]
-    vocabulary = {word: token_id for token_id, word in enumerate(dict.fromkeys(words))}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges), **options))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    return backend
-
-
-def bpe() -> PreTrainedTokenizerFast:
-    return fast(byte_level(merges=[("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o")]))
-
-
-def bpe_that_merges_control_text() -> PreTrainedTokenizerFast:
-    merges = [("<", "/"), ("s", ">"), ("</", "s>"), ("</s>", "x"), ("<", "s>"), ("h", "e")]
-    return fast(byte_level(merges=merges))
-
-
-def bpe_that_looks_words_up_first() -> PreTrainedTokenizerFast:
-    backend = byte_level(ignore_merges=True)
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(False, use_regex=False)]
-    )
-    return fast(backend)
-
-
-def unigram() -> PreTrainedTokenizerFast:
-    entries = [("<unk>", 0.0), *((text, -1.0) for text in CONTROL)]
-    entries += [(character, -3.0) for character in "abcdehilmnorsx ▁<>/|_[]INST"]
-    backend = Tokenizer(models.Unigram(entries, unk_id=0))
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-    return fast(backend)
-
-
-def unigram_without_brackets() -> PreTrainedTokenizerFast:
-    entries = [("<unk>", 0.0), *((text, -1.0) for text in CONTROL)]
-    entries += [(character, -3.0) for character in "abcdehilmnorsx▁"]
-    return fast(Tokenizer(models.Unigram(entries, unk_id=0)))
-
-
-def word_level() -> PreTrainedTokenizerFast:
-    words = ["[UNK]", *CONTROL, "hello", "x"]
-    vocabulary = {word: token_id for token_id, word in enumerate(words)}
-    backend = Tokenizer(models.WordLevel(vocab=vocabulary, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return fast(backend)
-
-
-def word_piece() -> PreTrainedTokenizerFast:
-    words = ["[UNK]", *CONTROL, "hello", "x", *"<>/s|", *(f"##{letter}" for letter in "<>/s|")]
-    vocabulary = {word: token_id for token_id, word in enumerate(words)}
-    backend = Tokenizer(models.WordPiece(vocab=vocabulary, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return fast(backend)
-
-
-KINDS = {
-    "llava": lambda: sentencepiece("tokenization_llava"),
-    "nobos": lambda: sentencepiece("tokenization_nobos"),
-    "bpe": bpe,
-    "bpe_that_merges_control_text": bpe_that_merges_control_text,
-    "bpe_that_looks_words_up_first": bpe_that_looks_words_up_first,
-    "unigram": unigram,
-    "unigram_without_brackets": unigram_without_brackets,
-    "word_level": word_level,
-    "word_piece": word_piece,
-}
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
-    made: PreTrainedTokenizerBase = KINDS[request.param]()
-    return made
-
-
-@pytest.fixture(scope="module")
-def llava() -> PreTrainedTokenizerBase:
-    return sentencepiece("tokenization_llava")
-
-
-@pytest.fixture(scope="module")
-def nobos() -> PreTrainedTokenizerBase:
-    return sentencepiece("tokenization_nobos")
-
-
-def ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The tokenizer's own ids, without what it puts before every text."""
-    encoded: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return encoded
+from vlcore.errors import PromptError
+from vlcore.prompts.chat_template import ChatTemplate
+from vlcore.prompts.messages import Control, ImageSlot, PromptPart, Text
+from vlcore.prompts.tokenization import ImageLayout, PromptTokenizer
 
 
 def build(tokenizer: PreTrainedTokenizerBase, *parts: PromptPart) -> list[int]:
@@ -365,160 +254,3 @@ def test_the_space_before_a_text_follows_the_scheme(scheme: str) -> None:
         [Text("a"), ImageSlot(0), Text("b")], [ImageLayout(1)]
     )
     assert prompt.token_ids == (*begun, a, FILLER, *begun, b)
-
-
-# -- images
-
-
-def test_images_fill_their_spans(nobos: PreTrainedTokenizerBase) -> None:
-    prompt = PromptTokenizer(nobos).build(
-        [ImageSlot(1), Text("hello"), ImageSlot(0), ImageSlot(2)],
-        [ImageLayout(3), ImageLayout(2), ImageLayout(1)],
-    )
-    hello = tuple(ids(nobos, "hello"))
-    end = 2 + len(hello)
-    assert prompt.token_ids == (FILLER, FILLER, *hello, *[FILLER] * 4)
-    assert prompt.spans == (
-        Span(0, 2, 1, 0),
-        Span(end, end + 3, 0, 0),
-        Span(end + 3, end + 4, 2, 0),
-    )
-
-
-def test_spans_are_shifted_by_bos(llava: PreTrainedTokenizerBase) -> None:
-    prompt = PromptTokenizer(llava).build([ImageSlot(0)], [ImageLayout(2)])
-    assert prompt.token_ids == (llava.bos_token_id, FILLER, FILLER)
-    assert prompt.spans == (Span(1, 3, 0, 0),)
-    written = PromptTokenizer(llava).build([Control("<s>"), ImageSlot(0)], [ImageLayout(2)])
-    assert written == prompt
-
-
-class RowByRow(ChatTemplate):
-    """Ends every line of a grid with a special token, and adds text at the end."""
-
-    def expand(self, layout: Any, num_rows: int) -> tuple[Text | Control | Rows, ...]:
-        parts: list[Text | Control | Rows] = []
-        for _ in range(layout):
-            parts += (Rows(num_rows // layout), Control("</s>"))
-        return (*parts, Text("hello"))
-
-
-def test_an_expansion_adds_tokens_between_embeddings(nobos: PreTrainedTokenizerBase) -> None:
-    prompt = PromptTokenizer(nobos).build([ImageSlot(0)], [ImageLayout(6, 2)], RowByRow())
-    end = nobos.eos_token_id
-    rows = [FILLER] * 3
-    assert prompt.token_ids == (*rows, end, *rows, end, *ids(nobos, "hello"))
-    assert prompt.spans == (Span(0, 3, 0, 0), Span(4, 7, 0, 3))
-
-
-def test_text_of_an_expansion_is_joined_with_the_text_after_it(
-    nobos: PreTrainedTokenizerBase,
-) -> None:
-    parts: list[PromptPart] = [ImageSlot(0), Text(", you there")]
-    prompt = PromptTokenizer(nobos).build(parts, [ImageLayout(1, 1)], RowByRow())
-    assert prompt.token_ids == (FILLER, nobos.eos_token_id, *ids(nobos, "hello, you there"))
-
-
-def test_an_expansion_may_depend_on_the_index_of_the_image(nobos: PreTrainedTokenizerBase) -> None:
-    class Numbered(ChatTemplate):
-        def expand(
-            self, layout: Any, num_rows: int, index: int = 0
-        ) -> tuple[Text | Control | Rows, ...]:
-            return (Text(str(index)), Rows(num_rows))
-
-    parts: list[PromptPart] = [ImageSlot(1), ImageSlot(0)]
-    prompt = PromptTokenizer(nobos).build(parts, [ImageLayout(1), ImageLayout(2)], Numbered())
-    second, first = ids(nobos, "1"), ids(nobos, "0")
-    assert prompt.token_ids == (*second, FILLER, FILLER, *first, FILLER)
-
-
-@pytest.mark.parametrize("num_rows", [3, 5])
-def test_an_expansion_with_another_number_of_embeddings_is_rejected(
-    nobos: PreTrainedTokenizerBase, num_rows: int
-) -> None:
-    class Wrong(ChatTemplate):
-        def expand(self, layout: Any, num_rows: int) -> tuple[Text | Control | Rows, ...]:
-            return (Rows(2), Rows(2))
-
-    with pytest.raises(PluginContractError, match=f"image 0, which has {num_rows}"):
-        PromptTokenizer(nobos).build([ImageSlot(0)], [ImageLayout(num_rows)], Wrong())
-
-
-@pytest.mark.parametrize(
-    ("slots", "num_images"), [([], 1), ([0], 0), ([0, 0], 2), ([0, 0], 1), ([1], 1), ([0, 2], 2)]
-)
-def test_slots_and_images_must_correspond(
-    nobos: PreTrainedTokenizerBase, slots: list[int], num_images: int
-) -> None:
-    with pytest.raises(PromptError, match=rf"{len(slots)} image slot\(s\).*{num_images} image"):
-        PromptTokenizer(nobos).build(
-            [ImageSlot(index) for index in slots], [ImageLayout(1)] * num_images
-        )
-
-
-# -- against the tokenizer itself
-
-
-WORDS = ["hello", " x", "\n", "  ", "a", "é", "猫", "🙂", "mall", ".", "1", "\t", "in", " one"]
-
-
-def test_random_parts_give_the_ids_of_their_text(tokenizer: PreTrainedTokenizerBase) -> None:
-    draw = random.Random(0)
-    prompt = PromptTokenizer(tokenizer)
-    for _ in range(60):
-        parts = [
-            Text(word) if draw.random() < 0.5 else Control(word)
-            for word in draw.choices(WORDS, k=draw.randint(1, 8))
-        ]
-        whole = "".join(part.text for part in parts)
-        assert list(prompt.build(parts).token_ids) == tokenizer(whole)["input_ids"], whole
-
-
-def test_random_parts_with_special_tokens_give_the_ids_of_their_text(
-    tokenizer: PreTrainedTokenizerBase,
-) -> None:
-    draw = random.Random(1)
-    prompt = PromptTokenizer(tokenizer)
-    known = [text for text in CONTROL[1:] if text in prompt.special_tokens]
-    for _ in range(60):
-        parts: list[Text | Control] = [
-            Control(draw.choice(known)) if draw.random() < 0.4 else Text(draw.choice(WORDS))
-            for _ in range(draw.randint(1, 8))
-        ]
-        whole = "".join(part.text for part in parts)
-        assert list(prompt.build(parts).token_ids) == tokenizer(whole)["input_ids"], whole
-
-
-@pytest.mark.parametrize("name", ["llava", "nobos"])
-def test_prompts_of_the_reference_implementation_give_its_ids(name: str) -> None:
-    tokenizer = PromptTokenizer(sentencepiece(f"tokenization_{name}"))
-    cases = (GOLDEN / f"tokenization_{name}" / "cases.jsonl").read_text().splitlines()
-    assert len(cases) > 10
-    for case in map(json.loads, cases):
-        if "special_text_is_plain" in case["id"]:  # vlcore keeps typed special tokens text
-            continue
-        chunks = case["prompt"].split("<image>")
-        parts: list[PromptPart] = [Control(chunks[0])]
-        for index, chunk in enumerate(chunks[1:]):
-            parts += (ImageSlot(index), Control(chunk))
-        prompt = tokenizer.build(parts, [ImageLayout(1)] * (len(chunks) - 1))
-        image_positions = {span.start for span in prompt.spans}
-        actual = [-200 if i in image_positions else t for i, t in enumerate(prompt.token_ids)]
-        assert actual == case["ids"], case["id"]
-
-
-@pytest.mark.parametrize("restarts", [True, False])
-def test_text_after_an_image_is_tokenized_like_a_beginning_or_a_continuation(
-    restarts: bool,
-) -> None:
-    tokenizer = sentencepiece("tokenization_llava")
-    backend = tokenizer.backend_tokenizer
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    prompt_tokenizer = PromptTokenizer(wrap(backend))
-    template = RoleTemplate("", "", "", restarts_after_image=restarts)
-    prompt = prompt_tokenizer.build([ImageSlot(0), Text("this")], [ImageLayout(1)], template)
-    ids = list(prompt.token_ids[prompt.spans[0].stop :])
-    assert ids == prompt_tokenizer.encode_plain("this", first=restarts)
-    assert prompt_tokenizer.encode_plain("this", first=True) != prompt_tokenizer.encode_plain(
-        "this", first=False
-    )

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from engine_requests import request, run, text, token_ids
+from engine_requests import request, run, token_ids
 from waits import TIMEOUT_S, until
 
-from vlcore.engines.base import EngineOutput, EngineRequest, EngineStats
-from vlcore.engines.detokenizer import Detokenizer
+from vlcore.engines.base import EngineRequest, EngineStats
 from vlcore.engines.generation import GenerationConfig
 from vlcore.engines.turbomind.engine import TurbomindEngine
 from vlcore.errors import (
@@ -28,28 +27,11 @@ from vlcore.prompts.tokenization import Span, TokenizedPrompt
 
 if importlib.util.find_spec("lmdeploy") is None:
     pytest.skip("lmdeploy is not installed: make test-turbomind", allow_module_level=True)
-
 if TYPE_CHECKING:
-    from turbomind_stand_in import Asked, Communicator
+    from turbomind_stand_in import Communicator
+from turbomind_requests import ask, chunks
 
 WIDTH = 128
-EOS = 2
-
-
-async def chunks(engine: TurbomindEngine, asked: EngineRequest) -> list[EngineOutput]:
-    async with aclosing(engine.generate(asked)) as generated:
-        return [chunk async for chunk in generated]
-
-
-def ask(engine: TurbomindEngine, asked: EngineRequest) -> list[EngineOutput]:
-    return asyncio.run(asyncio.wait_for(chunks(engine, asked), 60))
-
-
-def arrived(engine: TurbomindEngine, communicator: Communicator, **options: Any) -> Asked:
-    """Ask with options, and give the one request that arrived."""
-    ask(engine, request(5, **options))
-    (asked,) = communicator.asked
-    return asked
 
 
 def with_rows(
@@ -168,258 +150,6 @@ def test_invalid_requests_are_not_sent(
     assert communicator.asked == []
 
 
-# -- options
-
-
-def test_greedy_answers_sample_from_one_token(
-    engine: TurbomindEngine, communicator: Communicator
-) -> None:
-    options = arrived(engine, communicator, max_new_tokens=3).options
-    assert options["top_k"] == 1
-    assert options["temperature"] == options["top_p"] == options["repetition_penalty"] == 1
-    assert options["max_new_tokens"] == 3
-    assert options["min_new_tokens"] == 0
-
-
-def test_every_sampling_option_is_sent(engine: TurbomindEngine, communicator: Communicator) -> None:
-    options = arrived(
-        engine,
-        communicator,
-        do_sample=True,
-        temperature=0.5,
-        top_k=7,
-        top_p=0.75,
-        min_p=0.25,
-        repetition_penalty=1.5,
-        random_seed=2**64 - 1,
-        bad_token_ids=(5, 3),
-    ).options
-    assert options["temperature"] == 0.5
-    assert options["top_k"] == 7
-    assert options["top_p"] == 0.75
-    assert options["min_p"] == 0.25
-    assert options["repetition_penalty"] == 1.5
-    assert options["random_seed"] == 2**64 - 1
-    assert options["bad_ids"] == [[3, 5], [1, 2]]
-
-
-def test_end_tokens_arrive_as_stop_tokens(
-    engine: TurbomindEngine, communicator: Communicator
-) -> None:
-    options = arrived(
-        engine,
-        communicator,
-        ignore_eos=False,
-        min_new_tokens=2,
-        stop_token_ids=(9,),
-        stop_words=("<unk>",),
-    ).options
-    assert options["stop_ids"] == [[0, EOS, 9], [1, 2, 3]]
-    assert options["eos_ids"] == [0, EOS, 9]
-    assert options["min_new_tokens"] == 2
-
-
-def test_with_ignore_eos_only_stop_token_ids_end_an_answer(
-    engine: TurbomindEngine, communicator: Communicator
-) -> None:
-    options = arrived(engine, communicator, ignore_eos=True, stop_token_ids=(9,)).options
-    assert options["stop_ids"] == [[9], [1]]
-
-
-def test_a_request_without_end_tokens_sends_some_and_ignores_them(
-    engine: TurbomindEngine, communicator: Communicator
-) -> None:
-    options = arrived(engine, communicator, ignore_eos=True, min_new_tokens=4).options
-    assert options["stop_ids"] == [[], []]
-    assert options["eos_ids"] == [EOS]
-    assert options["min_new_tokens"] == 0
-
-
-def test_end_tokens_outside_the_vocabulary_are_kept_away(
-    engine: TurbomindEngine, communicator: Communicator
-) -> None:
-    asked = arrived(engine, communicator, stop_token_ids=(9, 700), min_new_tokens=1)
-    assert asked.options["eos_ids"] == [9]
-
-
-def test_an_answer_ends_where_the_context_does(
-    engine: TurbomindEngine, communicator: Communicator
-) -> None:
-    outputs = ask(engine, request(508, max_new_tokens=100))
-    assert len(token_ids(outputs)) == 4
-    assert outputs[-1].finish_reason == "length"
-    assert communicator.asked[0].options["max_new_tokens"] == 4
-
-
-def test_each_of_n_answers_is_a_request_with_its_own_seed(
-    engine: TurbomindEngine, communicator: Communicator
-) -> None:
-    asked: dict[str, Any] = {"do_sample": True, "temperature": 1.9, "max_new_tokens": 4}
-    outputs = ask(engine, request(5, n=3, random_seed=2**64 - 2, **asked))
-    seeds = [one.options["random_seed"] for one in communicator.asked]
-    assert sorted(seeds) == [0, 2**64 - 2, 2**64 - 1]
-    assert len({one.session_id for one in communicator.asked}) == 3
-    alone = ask(engine, request(5, random_seed=2**64 - 1, **asked))
-    second = [output for output in outputs if output.choice == 1]
-    assert token_ids(second) == token_ids(alone)
-
-
-def test_greedy_answers_are_generated_once_and_repeated(
-    engine: TurbomindEngine, communicator: Communicator
-) -> None:
-    alone = ask(engine, request(5, max_new_tokens=4))
-    num_before = len(communicator.asked)
-    outputs = ask(engine, request(5, n=3, do_sample=True, temperature=0, max_new_tokens=4))
-    assert len(communicator.asked) == num_before + 1
-    for choice in range(3):
-        assert token_ids([o for o in outputs if o.choice == choice]) == token_ids(alone)
-
-
-def test_answers_without_a_seed_have_different_seeds(
-    engine: TurbomindEngine, communicator: Communicator
-) -> None:
-    for _ in range(2):
-        ask(engine, request(5, do_sample=True))
-    seeds = {one.options["random_seed"] for one in communicator.asked}
-    assert len(seeds) == 2
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"do_sample": True, "temperature": 2.5}, "at most 2 with TurboMind; it is 2.5"),
-        ({"do_sample": True, "top_k": 1025}, "at most 1024 with TurboMind"),
-        ({"bad_token_ids": tuple(range(33))}, "at most 32 tokens with TurboMind; there are 33"),
-        (
-            {"min_new_tokens": 1, "stop_token_ids": tuple(range(33))},
-            "at most 32 end tokens with TurboMind; there are 33",
-        ),
-        ({"logprobs": 701}, "at most 700, the size of the vocabulary"),
-    ],
-)
-def test_options_that_turbomind_would_change_are_refused(
-    engine: TurbomindEngine, communicator: Communicator, options: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(OptionError, match=message):
-        ask(engine, request(5, **options))
-    assert communicator.asked == []
-
-
-# -- answers
-
-
-def test_more_end_tokens_than_turbomind_supports_also_end_an_answer(
-    engine: TurbomindEngine, communicator: Communicator
-) -> None:
-    first, *_ = token_ids(ask(engine, request(5)))
-    others = [i for i in range(100, 200) if i != first][:40]
-    outputs = ask(engine, request(5, stop_token_ids=(*others, first)))
-    assert [(output.token_ids, output.finish_reason) for output in outputs] == [((), "stop")]
-    assert len(communicator.asked[-1].options["stop_ids"][0]) == 32
-
-
-def test_a_stop_string_over_several_tokens_ends_the_answer_and_cancels_the_request(
-    engine: TurbomindEngine, communicator: Communicator
-) -> None:
-    whole = text(ask(engine, request(6, max_new_tokens=30)))
-    stop = whole[4:9]
-    outputs = ask(engine, request(6, max_new_tokens=400, stop_words=(stop,)))
-    assert text(outputs) == whole[: whole.index(stop)]
-    assert outputs[-1].finish_reason == "stop"
-    assert len(token_ids(outputs)) < 30
-
-
-def test_banned_strings_never_appear(engine: TurbomindEngine, communicator: Communicator) -> None:
-    plain = ask(engine, request(6, max_new_tokens=20))
-    bad = text(plain)[3:6]
-    outputs = ask(engine, request(6, max_new_tokens=20, bad_words=(bad,)))
-    assert bad not in text(outputs)
-    assert len(token_ids(outputs)) == 20
-    pairs = zip(token_ids(plain), token_ids(outputs), strict=True)
-    kept = next(index for index, (before, after) in enumerate(pairs) if before != after)
-    asked_again = communicator.asked[2]
-    assert asked_again.token_ids == [*communicator.asked[1].token_ids, *token_ids(plain)[:kept]]
-    assert asked_again.options["max_new_tokens"] == 1
-    assert asked_again.options["bad_ids"][0] == [token_ids(plain)[kept]]
-
-
-def test_banned_strings_that_leave_no_token_are_an_error(
-    engine: TurbomindEngine, communicator: Communicator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Detokenizer, "allows", lambda *_: False)
-    with pytest.raises(EngineError, match="bad_words exclude all of the 33 most likely"):
-        ask(engine, request(6, bad_words=("any",)))
-
-
-def test_logprobs_are_of_the_models_own_distribution(
-    engine: TurbomindEngine, communicator: Communicator
-) -> None:
-    outputs = ask(engine, request(6, logprobs=3, max_new_tokens=3, repetition_penalty=2.0))
-    (asked,) = communicator.asked
-    assert asked.options["output_logits"] == 2
-    assert asked.options["output_logprobs"] == 0
-    generated = [*asked.token_ids, *token_ids(outputs)]
-    with torch.inference_mode():
-        logits = communicator.model(torch.tensor([generated])).logits[0].float()
-    for index, output in enumerate(outputs, start=len(asked.token_ids) - 1):
-        (logprobs,) = output.logprobs
-        expected = logits[index].log_softmax(-1)
-        assert next(iter(logprobs)) == output.token_ids[0]
-        for token_id, value in logprobs.items():
-            assert value == pytest.approx(float(expected[token_id]), abs=1e-4)
-        assert set(expected.topk(3).indices.tolist()) <= set(logprobs)
-
-
-def test_logits_of_prompt_and_answer_are_returned(
-    engine: TurbomindEngine, communicator: Communicator
-) -> None:
-    outputs = ask(engine, request(6, output_logits="all", max_new_tokens=3))
-    (asked,) = communicator.asked
-    with torch.inference_mode():
-        generated = torch.tensor([[*asked.token_ids, *token_ids(outputs)]])
-        expected = communicator.model(generated).logits[0].float()
-    first, *others = outputs
-    assert first.prompt_logits is not None
-    torch.testing.assert_close(first.prompt_logits, expected[:6], atol=1e-4, rtol=1e-4)
-    assert all(output.prompt_logits is None for output in others)
-    for index, output in enumerate(outputs, start=5):
-        assert output.logits is not None
-        torch.testing.assert_close(output.logits[0], expected[index], atol=1e-4, rtol=1e-4)
-
-
-def test_logits_of_the_prompt_are_refused_with_a_prefix_cache(
-    engine: TurbomindEngine, communicator: Communicator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine._settings, "enable_prefix_caching", True)
-    with pytest.raises(OptionError, match="with enable_prefix_caching"):
-        ask(engine, request(6, output_logits="all"))
-
-
-def test_text_is_streamed_token_by_token(
-    engine: TurbomindEngine, communicator: Communicator
-) -> None:
-    seen = threading.Event()
-
-    def wait(num_tokens: int) -> None:
-        if num_tokens == 3:
-            assert seen.wait(TIMEOUT_S)
-
-    communicator.step = wait
-
-    async def body() -> None:
-        async with aclosing(engine.generate(request(6, max_new_tokens=5))) as generated:
-            first = [await anext(generated) for _ in range(3)]
-            seen.set()
-            rest = [chunk async for chunk in generated]
-        assert len(token_ids(first)) == 3
-        assert len(token_ids(rest)) == 2
-
-    run(body)
-
-
-# -- instances and cancellation
-
-
 def hold_after_the_first_token(
     communicator: Communicator,
 ) -> tuple[threading.Event, threading.Event]:
@@ -433,6 +163,9 @@ def hold_after_the_first_token(
 
     communicator.step = step
     return first, go_on
+
+
+# -- instances and cancellation
 
 
 def test_a_cancelled_request_frees_its_instance(
