@@ -169,7 +169,7 @@ TEXTS = st.one_of(
 CONTENTS = st.lists(st.one_of(TEXTS, st.none()), min_size=1, max_size=6)
 """Texts, and ``None`` where an image goes."""
 FAST = settings(
-    max_examples=100,
+    max_examples=60,
     derandomize=True,
     deadline=None,
     database=None,
