@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -159,9 +160,10 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("elsewhere")
     for repo_id, write in STAND_INS.items():
         write(directory / repo_id)
-        options = directory / repo_id / "generation_config.json"
-        if not options.exists():  # answers of random weights would fill the context
-            write_json(options, {"eos_token_id": list(range(0, 1000, 16))})
+        file = directory / repo_id / "generation_config.json"
+        options = json.loads(file.read_text("utf-8")) if file.exists() else {}
+        if "chat_format" not in options:  # answers of random weights would fill the context
+            write_json(file, options | {"eos_token_id": list(range(0, 1000, 16))})
     for filename in ("table.png", "street.jpg"):
         Image.new("RGB", (60, 40), "green").save(directory / filename)
     return directory
