@@ -260,3 +260,32 @@ def test_a_file_that_is_no_safetensors_file_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"nothing")
     with pytest.raises(OptionError, match="cannot be read"):
         Reference.read(path)
+
+
+def test_a_video_of_a_conversation_is_recorded_as_its_frames(tmp_path: Path) -> None:
+    frames = [IMAGES[0], IMAGES[0].transpose(0), IMAGES[0].transpose(1)]
+    part = {"type": "video", "video": [2, 0], "fps": 2}
+    received = []
+
+    def ids_of(messages: list[dict[str, Any]]) -> list[int]:
+        received.append(messages[0]["content"][0])
+        return [1, -1]
+
+    path = record_reference(
+        tmp_path / "values.safetensors",
+        frames,
+        lambda _: torch.zeros(1, 2),
+        conversations=[[{"role": "user", "content": [part]}]],
+        token_ids=ids_of,
+    )
+    (conversation,) = Reference.read(path).conversations
+    for read in (received[0], conversation.messages[0]["content"][0]):
+        assert read == {"type": "video", "video": [frames[2], frames[0]], "fps": 2}
+    with pytest.raises(OptionError, match="image 3 of 3"):
+        record_reference(
+            tmp_path / "other.safetensors",
+            frames,
+            lambda _: torch.zeros(1, 2),
+            conversations=[[{"role": "user", "content": [part | {"video": [3]}]}]],
+            token_ids=ids_of,
+        )

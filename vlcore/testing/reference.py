@@ -13,7 +13,8 @@ One self-contained safetensors file. Images and prompts are numbered from 0:
 Its metadata contains ``format`` (``"vlcore-reference-1"``), ``source`` (the origin of the values),
 ``rows_tolerance`` and ``logits_tolerance`` (the largest difference that passes, as a share of the
 largest absolute value), and ``conversations``: the messages of each conversation as JSON, in which
-``{"type": "image", "image": N}`` is image N.
+``{"type": "image", "image": N}`` is image N, and ``{"type": "video", "video": [N, M, …]}`` a video
+with these images as its frames.
 """
 
 from __future__ import annotations
@@ -152,10 +153,11 @@ def record_reference(
         prompts: token ids; ``-1 - N`` is all embeddings of image N.
         logits: returns the logits of one of the prompts, at least of its last position.
         conversations: OpenAI-style messages, in which ``{"type": "image", "image": N}`` is image N
-            of ``pictures``.
+            of ``pictures``, and ``{"type": "video", "video": [N, M, …], "fps": …}`` a video whose
+            frames are such images.
         token_ids: returns the token ids of the prompt for one of the conversations, with -1
-            instead of each image embedding. In the messages that it receives, ``image`` of a part
-            is the RGB image.
+            instead of each embedding of an image or video. In the messages that it receives,
+            ``image`` of a part is the RGB image, and ``video`` the list of frames.
         source: the origin of the values, such as a repository and its revision.
         rows_tolerance: the largest difference of embeddings that passes, as a share of the largest
             absolute value.
@@ -219,13 +221,17 @@ def _with_images(
         IndexError, KeyError, TypeError: a part of a message is invalid, or has no such image.
     """
 
-    def resolve(part: Mapping[str, Any]) -> dict[str, Any]:
-        if part["type"] != "image":
-            return dict(part)
-        number = part["image"]
+    def image(number: int) -> Image.Image:
         if not 0 <= number < len(images):
             raise IndexError(f"image {number} of {len(images)}, which are numbered from 0")
-        return {**part, "image": images[number]}
+        return images[number]
+
+    def resolve(part: Mapping[str, Any]) -> dict[str, Any]:
+        if part["type"] == "image":
+            return {**part, "image": image(part["image"])}
+        if part["type"] == "video":
+            return {**part, "video": [image(number) for number in part["video"]]}
+        return dict(part)
 
     return [
         {
@@ -246,7 +252,8 @@ def _with_images_of(
     except (IndexError, KeyError, TypeError) as error:
         raise OptionError(
             f"{where} must be a list of messages, in which each image is "
-            '{"type": "image", "image": N} for image N of pictures: '
+            '{"type": "image", "image": N} for image N of pictures, and each video '
+            '{"type": "video", "video": [N, M]}: '
             f"{type(error).__name__}: {error}"
         ) from error
 

@@ -186,7 +186,6 @@ class ImagePreprocessor:
         """Read and decode the images and videos of a request, without preprocessing them."""
         self.check_open()
         owner = object()
-
         video_budget = DecodedBudget(self._video_limits)
 
         async def load(source: ImageSource | VideoInput) -> Image.Image | Video:
@@ -207,16 +206,21 @@ class ImagePreprocessor:
         if not (isinstance(source, Image.Image | bytes | Video) or is_data_url(source)):
             self.check_open()
             with self._counting_failures():
-                image = replace(image, source=await self._read(source))
+                image = replace(image, source=await self._read(source, image.video_budget))
         loop = asyncio.get_running_loop()
         async with self._threads.hold(image.owner):
             self.check_open()
             return await loop.run_in_executor(self._pool, self._work, image)
 
-    async def _read(self, source: str | Path | UndecodedVideo) -> bytes | UndecodedVideo:
-        if isinstance(source, UndecodedVideo):
-            return await self._fetcher.read_video(source)
-        return await self._fetcher.read(source)
+    async def _read(
+        self, source: str | Path | UndecodedVideo, budget: DecodedBudget | None
+    ) -> bytes | UndecodedVideo | Video:
+        """Read a file, or all frames of a video that has a file for each of them."""
+        if not isinstance(source, UndecodedVideo):
+            return await self._fetcher.read(source)
+        if isinstance(source.source, tuple):
+            return await self._fetcher.run(partial(self._load_video, source, budget))
+        return await self._fetcher.read_video(source)
 
     async def _enter_download(
         self, stack: AsyncExitStack, source: ImageSource | VideoInput, owner: Hashable
