@@ -54,8 +54,8 @@ class Pipeline:
         """Generate the response to a prompt, or to each prompt of a list.
 
         Args:
-            prompts: A text, a pair ``(text, image or images)`` in either order, OpenAI-style
-                messages, or a list of such prompts.
+            prompts: A text, a pair of a text and an image, a video or a list of them in either
+                order, OpenAI-style messages, or a list of such prompts.
             gen_config: Generation options; ``None`` for the defaults of :class:`GenerationConfig`.
             use_tqdm: Whether to show a progress bar for a list.
 
