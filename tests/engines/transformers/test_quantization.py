@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import subprocess
 import sys
@@ -12,9 +13,18 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from vlcore.engines.transformers.quantization import quantize_weights
+from vlcore.engines.transformers import quantization
+from vlcore.engines.transformers.cpu_linear import CpuLinear, can_use_int8
+from vlcore.engines.transformers.quantization import (
+    convert_by_torchao,
+    convert_for_cpu,
+    quantize_weights,
+)
 from vlcore.errors import EngineUnavailableError, OptionError
 
+needs_int8_products = pytest.mark.skipif(
+    not can_use_int8(), reason="torch has no exact products of 8-bit integers for this CPU"
+)
 IDS = torch.arange(2, 34).reshape(2, 16)
 
 
@@ -51,32 +61,77 @@ def logits(model: Any) -> Tensor:
     return result
 
 
-def rounded(weight: Tensor) -> Tensor:
+def rounded(weight: Tensor, highest: float) -> Tensor:
     """What 8 bits and one scale a row keep of a weight."""
     wide = weight.float()
-    # torchao spreads the largest magnitude over half of -128..127.
-    scale = wide.abs().amax(dim=1, keepdim=True) / 127.5
+    scale = wide.abs().amax(dim=1, keepdim=True) / highest
     return (wide * (1 / scale)).round().clamp(-128, 127) * scale
 
 
 @pytest.mark.parametrize("is_tied", [False, True], ids=["own output layer", "tied"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_logits_are_those_of_the_rounded_weights(is_tied: bool, dtype: torch.dtype) -> None:
+def test_torchaos_logits_are_those_of_the_rounded_weights(
+    is_tied: bool, dtype: torch.dtype
+) -> None:
     model = make_model(is_tied=is_tied, dtype=dtype)
     expected: nn.Module = copy.deepcopy(model)
     expected.float()
     for layer in layers(expected).values():
-        layer.weight.data = rounded(layer.weight)
-    quantize_weights(model, "int8")
+        # torchao spreads the largest magnitude over half of -128..127.
+        layer.weight.data = rounded(layer.weight, 127.5)
+    convert_by_torchao(model)
     tolerance = 1e-5 if dtype is torch.float32 else 0.02
     torch.testing.assert_close(logits(model).float(), logits(expected), atol=tolerance, rtol=0)
     assert not torch.equal(logits(model).float(), logits(make_model(is_tied=is_tied)))
 
 
-def test_every_linear_layer_but_the_output_is_in_8_bits() -> None:
+@needs_int8_products
+@pytest.mark.parametrize("is_tied", [False, True], ids=["own output layer", "tied"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_cpus_logits_are_those_of_the_rounded_weights(
+    is_tied: bool, dtype: torch.dtype
+) -> None:
+    model = make_model(is_tied=is_tied, dtype=dtype)
+    embedding = model.get_input_embeddings().weight
+    expected: Any = copy.deepcopy(model)
+    expected.float()
+    expected.lm_head.weight = nn.Parameter(expected.lm_head.weight.detach().clone())
+    for layer in [*layers(expected).values(), expected.lm_head]:
+        layer.weight.data = rounded(layer.weight, 127)
+    convert_for_cpu(model)
+    assert not any(isinstance(module, nn.Linear) for module in model.modules())
+    assert model.get_input_embeddings().weight is embedding
+    tolerance = 1e-4 if dtype is torch.float32 else 0.02
+    torch.testing.assert_close(logits(model).float(), logits(expected), atol=tolerance, rtol=0)
+    assert not torch.equal(logits(model).float(), logits(make_model(is_tied=is_tied)))
+
+
+@needs_int8_products
+def test_weights_are_converted_for_the_cpu_where_it_multiplies_8_bit_integers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    model = make_model()
+    quantize_weights(model, "int8")
+    assert isinstance(model.lm_head, CpuLinear)
+
+
+def test_torchao_converts_where_the_cpu_does_not_multiply_8_bit_integers(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(quantization, "_can_use_int8", lambda: False)
+    model = make_model()
+    with caplog.at_level(logging.INFO, "vlcore"):
+        quantize_weights(model, "int8")
+    assert "torchao converts the weights" in caplog.text
+    weight: Any = layers(model)["model.layers.0.self_attn.q_proj"].weight
+    assert weight.qdata.dtype is torch.int8
+
+
+def test_torchao_converts_every_linear_layer_but_the_output() -> None:
     model = make_model()
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
-    quantize_weights(model, "int8")
+    convert_by_torchao(model)
     converted = {f"{name}.weight" for name in layers(model)}
     assert len(converted) == 2 * 7
     parameters: dict[str, Any] = dict(model.named_parameters())
@@ -91,9 +146,9 @@ def test_every_linear_layer_but_the_output_is_in_8_bits() -> None:
     assert type(model.lm_head.weight) is nn.Parameter
 
 
-def test_a_tied_output_layer_stays_the_embedding() -> None:
+def test_with_torchao_a_tied_output_layer_stays_the_embedding() -> None:
     model = make_model(is_tied=True)
-    quantize_weights(model, "int8")
+    convert_by_torchao(model)
     assert model.lm_head.weight is model.get_input_embeddings().weight
     assert type(model.lm_head.weight) is nn.Parameter
 
@@ -111,7 +166,7 @@ def test_each_weight_is_freed_before_the_next_is_converted(monkeypatch: pytest.M
         return convert(cls, *arguments, **options)
 
     monkeypatch.setattr(Int8Tensor, "from_hp", classmethod(counting))
-    quantize_weights(model, "int8")
+    convert_by_torchao(model)
     assert num_alive == list(range(14, 0, -1))
 
 
@@ -125,6 +180,7 @@ def test_anything_else_than_int8_is_refused(weights: Any) -> None:
 
 def test_without_torchao_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    monkeypatch.setattr(quantization, "_can_use_int8", lambda: False)
     model = make_model()
     before = logits(model)
     with pytest.raises(EngineUnavailableError, match=r"pip install 'vlcore\[int8\]'"):

@@ -24,6 +24,7 @@ from vlcore.engines.selection import unsupported_reasons
 from vlcore.engines.transformers.batch import Batch
 from vlcore.engines.transformers.engine import CACHE_SHARE
 from vlcore.engines.transformers.meta_device import META, measure_cache
+from vlcore.engines.transformers.weight_packing import num_copied_bytes
 from vlcore.errors import VlcoreError
 from vlcore.plugins.stages import ModelStages
 
@@ -180,7 +181,8 @@ class _Stages:
             "num_bytes": num_bytes,
             "context_length": language_model.context_length,
         }
-        return num_bytes, batch, Finding("language model", Verdict.FINE, text, facts)
+        num_copied = num_copied_bytes(model) if self._device.type == "cpu" else 0
+        return num_bytes + num_copied, batch, Finding("language model", Verdict.FINE, text, facts)
 
     def _count(self) -> int:
         """Size of the tensors that were requested since the last call."""

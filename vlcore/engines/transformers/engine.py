@@ -38,6 +38,7 @@ from vlcore.engines.transformers.quantization import WEIGHTS, quantize_weights
 from vlcore.engines.transformers.sampler import INVALID_TOKEN_ID, choose_tokens
 from vlcore.engines.transformers.sequence import SequenceGroup, TransformersSequence
 from vlcore.engines.transformers.waiting_queue import WaitingQueue
+from vlcore.engines.transformers.weight_packing import pack_weights
 from vlcore.errors import EngineClosedError, EngineError, EngineUnavailableError, OptionError
 from vlcore.language.features import FEATURES
 
@@ -78,8 +79,13 @@ class TransformersEngineConfig:
     """Keep the keys and values of answers that have ended, and reuse those of the longest beginning
     that a prompt shares with any of them, or with a running one."""
     weights: str | None = None
-    """``"int8"`` converts the weights of linear layers to 8 bits, and requires the extra
-    ``vlcore[int8]``. ``None`` does not convert them."""
+    """``"int8"`` converts the weights of linear layers to 8 bits, which requires the extra
+    ``vlcore[int8]`` on CUDA and on CPUs without products of 8-bit integers. ``None`` does not
+    convert them."""
+    pack_weights: bool = True
+    """On a CPU, bring the weights into the order in which matrix products read them, and compute
+    linear layers that have the same input together. A copy of the embedding is kept if the output
+    layer shares its weight. ``False`` leaves the model as transformers computes it."""
 
     def __post_init__(self) -> None:
         for name, least, is_optional in (
@@ -93,10 +99,10 @@ class TransformersEngineConfig:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise OptionError(f"{name} must be an integer of at least {least}; it is {value!r}")
-        if not isinstance(self.prefix_caching, bool):
-            raise OptionError(
-                f"prefix_caching must be True or False; it is {self.prefix_caching!r}"
-            )
+        for name in ("prefix_caching", "pack_weights"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise OptionError(f"{name} must be True or False; it is {value!r}")
         if self.weights is not None and self.weights not in WEIGHTS:
             known = ", ".join(map(repr, WEIGHTS))
             raise OptionError(f"weights must be {known} or None; it is {self.weights!r}")
@@ -145,6 +151,8 @@ class TransformersEngine(Engine):
         )
         if config.weights is not None:
             quantize_weights(self._model, config.weights)
+        if config.pack_weights and device.type == "cpu":
+            pack_weights(self._model)
         self._batch = Batch(self._model, device, config.max_num_seqs)
         self._has_prefix_caching = config.prefix_caching and not self._batch.needs_whole_prompts
         self._running: Sized = self._batch.sequences  # remains readable after the batch is freed

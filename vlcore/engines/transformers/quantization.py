@@ -1,21 +1,29 @@
-"""8-bit weights: the linear layers of a loaded model, converted in place by torchao.
+"""8-bit weights: the linear layers of a loaded model, converted in place.
 
-Each row of a layer's weight is stored as 8-bit integers with one float32 scale. Activations,
-embeddings, norms and the output layer are not changed. On a CPU this saves memory rather than time,
-because the integers are converted back for every matrix product. ``benchmarks/int8.py`` measures
-memory, time and the effect of rounding on the logits.
+Each row of a layer's weight is stored as 8-bit integers with one scale. On a CPU, oneDNN multiplies
+integers. Otherwise torchao converts the layers, and converts the integers back for every matrix
+product, which saves memory rather than time. Embeddings and norms are not changed.
+``benchmarks/int8.py`` measures memory, time and the effect of rounding on the logits.
 """
 
 from __future__ import annotations
 
+import logging
+from functools import cache
 from typing import TYPE_CHECKING
 
 from torch import nn
 
+from vlcore.engines.transformers.cpu_linear import Int8Weight, can_use_int8
+from vlcore.engines.transformers.linear_usage import find_linear_groups
+from vlcore.engines.transformers.weight_packing import replace_layers
 from vlcore.errors import EngineUnavailableError, OptionError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+_can_use_int8 = cache(can_use_int8)
 
 WEIGHTS = ("int8",)
 """The formats that weights can be converted to."""
@@ -24,9 +32,7 @@ WEIGHTS = ("int8",)
 def quantize_weights(model: PreTrainedModel, weights: str) -> None:
     """Convert the linear layers of a model in place, one after another to limit peak memory.
 
-    The output layer (``lm_head``) is not converted, because its rounding errors would go directly
-    into the logits, and because its weight is often shared with the embedding. Weights outside of
-    ``nn.Linear`` modules, such as stacked experts, are not converted either.
+    Weights outside of ``nn.Linear`` modules, such as stacked experts, are not converted.
 
     Args:
         model: a loaded transformers model, on its final device and in its final dtype.
@@ -34,16 +40,61 @@ def quantize_weights(model: PreTrainedModel, weights: str) -> None:
 
     Raises:
         OptionError: ``weights`` is not a known format.
-        EngineUnavailableError: torchao is not installed, or the model has no linear layers that
-            could be converted.
+        EngineUnavailableError: torchao is needed and not installed, or the model has no linear
+            layers that could be converted.
     """
     if weights not in WEIGHTS:
         raise OptionError(f"weights must be one of {', '.join(WEIGHTS)}; it is {weights!r}")
+    output_layer: object = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    inner = (one for one in model.modules() if isinstance(one, nn.Linear))
+    if not any(module is not output_layer for module in inner):
+        raise EngineUnavailableError(
+            f"weights={weights!r} converts linear layers, and {type(model).__name__} has none "
+            "except its output layer"
+        )
+    if model.device.type == "cpu":
+        if _can_use_int8():
+            convert_for_cpu(model)
+            return
+        logger.info(
+            "torchao converts the weights, because torch has no exact products of 8-bit integers "
+            "for this CPU; they save memory rather than time"
+        )
+    convert_by_torchao(model)
+
+
+def convert_for_cpu(model: PreTrainedModel) -> None:
+    """Convert the linear layers that a forward pass calls, the output layer included.
+
+    A copy of the output layer is converted if its weight is shared with the embedding.
+
+    Raises:
+        EngineUnavailableError: a forward pass over three tokens failed.
+    """
+    try:
+        groups = find_linear_groups(model)
+    except Exception as error:
+        raise EngineUnavailableError(
+            f"the weights of {type(model).__name__} cannot be converted, because a forward pass "
+            f"over three tokens failed: {type(error).__name__}: {error}"
+        ) from error
+    replace_layers(groups, Int8Weight)
+
+
+def convert_by_torchao(model: PreTrainedModel) -> None:
+    """Convert all linear layers but the output layer.
+
+    The output layer (``lm_head``) is not converted, because its weight is often shared with the
+    embedding.
+
+    Raises:
+        EngineUnavailableError: torchao is not installed.
+    """
     try:
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
     except ImportError as error:
         raise EngineUnavailableError(
-            f"weights={weights!r} needs torchao, which cannot be imported ({error}): "
+            f"weights='int8' needs torchao, which cannot be imported ({error}): "
             "pip install 'vlcore[int8]'"
         ) from error
     output_layer: object = model.get_output_embeddings()  # type: ignore[no-untyped-call]
@@ -51,10 +102,5 @@ def quantize_weights(model: PreTrainedModel, weights: str) -> None:
     def is_converted(module: nn.Module, name: str) -> bool:  # noqa: ARG001
         return isinstance(module, nn.Linear) and module is not output_layer
 
-    if not any(is_converted(module, "") for module in model.modules()):
-        raise EngineUnavailableError(
-            f"weights={weights!r} converts linear layers, and {type(model).__name__} has none "
-            "except its output layer"
-        )
     # This setting would change the global configuration of torch.compile.
     quantize_(model, Int8WeightOnlyConfig(set_inductor_config=False), filter_fn=is_converted)

@@ -1,0 +1,169 @@
+"""Linear layers as torch computes them fastest on a CPU, for few tokens at a time.
+
+``nn.Linear`` keeps its weight as it is stored. oneDNN has an order of its own, into which it would
+bring the weight in each call. Here that is done once. ``benchmarks/engine.py`` measures the effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+
+_TYPICAL_BATCH = 64
+"""oneDNN chooses the order of a packed weight by a number of tokens. The order for 64 is also good
+for all others."""
+_HIGH, _LOW = 127, 254
+"""An activation is ``scale * (high + low / _LOW)``, where both are integers up to _HIGH."""
+_LEAST = torch.finfo(torch.float32).tiny
+
+Product: TypeAlias = Callable[[Tensor], Tensor]
+"""Multiplies activations [..., in_features] with a weight, and adds a bias."""
+
+
+class PackedWeight:
+    """A weight in float32 or bfloat16, in the order in which oneDNN reads it.
+
+    Shapes:
+        weight: [out_features, in_features].
+        bias: [out_features].
+        result of a call: [..., out_features], in the dtype of the input.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, _TYPICAL_BATCH)
+        self._bias = bias
+
+    def __call__(self, activations: Tensor) -> Tensor:  # noqa: D102
+        product: Any = torch.ops.mkldnn._linear_pointwise
+        return cast("Tensor", product(activations, self._weight, self._bias, "none", [], ""))
+
+
+class Int8Weight:
+    """A weight in 8-bit integers with one scale per row, multiplied in integers.
+
+    Activations are rounded as well, to 16 bits: each token's are two 8-bit integers times a scale.
+    The integers of both are multiplied in one product, which reads the weight once.
+
+    Shapes:
+        weight: [out_features, in_features].
+        bias: [out_features].
+        result of a call: [..., out_features], in the dtype of the input.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        scale = weight.abs().amax(dim=1).float() / _HIGH
+        rounded = (weight / scale.clamp(min=_LEAST)[:, None]).round_().to(torch.int8)
+        self._weight = torch.ops.onednn.qlinear_prepack(rounded, [_TYPICAL_BATCH, weight.shape[1]])
+        self._scale = scale
+        self._zero_point = torch.zeros(len(weight), dtype=torch.int32)
+        self._bias = None if bias is None else bias.float()
+
+    def __call__(self, activations: Tensor) -> Tensor:  # noqa: D102
+        tokens = activations.reshape(-1, activations.shape[-1]).float()
+        # NaN and infinity remain in the scale, and make all of the token's results NaN or infinite.
+        scale = torch.linalg.vector_norm(tokens, torch.inf, 1, True).clamp_(min=_LEAST).div_(_HIGH)
+        scaled = tokens / scale
+        high = scaled.round()
+        low = scaled.sub_(high).mul_(_LOW).round_()
+        both = self._multiply(torch.cat([high, low]).to(torch.int8)).view(2, *scale.shape[:1], -1)
+        result = torch.add(both[0], both[1], alpha=1 / _LOW).mul_(scale)
+        if self._bias is not None:
+            result += self._bias
+        return result.to(activations.dtype).view(*activations.shape[:-1], -1)
+
+    def _multiply(self, integers: Tensor) -> Tensor:
+        """Multiply [tokens, in_features] int8; return [tokens, out_features] float32."""
+        weight = (self._weight, self._scale, self._zero_point)
+        product: Any = torch.ops.onednn.qlinear_pointwise
+        result = product(integers, 1.0, 0, *weight, None, 1.0, 0, torch.float32, "none", [], "")
+        return cast("Tensor", result)
+
+
+def can_pack(dtype: torch.dtype) -> bool:
+    """Return whether this CPU and this build of torch have oneDNN's products of a dtype."""
+    if dtype not in (torch.float32, torch.bfloat16):
+        return False
+    activations = torch.eye(3, 16, dtype=dtype)
+    weight = torch.arange(256.0).view(16, 16).to(dtype)
+    return _gives(lambda: PackedWeight(weight, None)(activations), weight.T[:3])
+
+
+def can_use_int8() -> bool:
+    """Return whether this CPU and this build of torch have oneDNN's products of 8-bit integers.
+
+    Without instructions for them (VNNI, AMX), sums of two large products may overflow.
+    """
+    weight = torch.full((16, 64), 1.0)
+    activations = torch.full((3, 64), 127.0)
+    expected = torch.full((3, 16), 64 * 127.0)
+    return _gives(lambda: Int8Weight(weight, None)(activations), expected)
+
+
+def _gives(compute: Callable[[], Tensor], expected: Tensor) -> bool:
+    try:
+        with torch.inference_mode():
+            return torch.allclose(compute(), expected, rtol=1e-4)
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False
+
+
+class SharedProduct:
+    """One matrix product for several layers that are given the same input.
+
+    Args:
+        product: multiplies with the weights of all layers, one below the other.
+        sizes: the number of output features of each layer.
+    """
+
+    def __init__(self, product: Product, sizes: Sequence[int]) -> None:
+        self._product = product
+        self._sizes = list(sizes)
+        self._input: Tensor | None = None
+        self._results: list[Tensor | None] = []
+
+    def result(self, index: int, activations: Tensor) -> Tensor:
+        """Return the result of one layer, and compute those of all if the input is a new one."""
+        # Kept until each layer was called, so that another tensor cannot have its identity.
+        if activations is not self._input or self._results[index] is None:
+            self._results = list(torch.split(self._product(activations), self._sizes, dim=-1))
+            self._input = activations
+        result, self._results[index] = cast("Tensor", self._results[index]), None
+        if not any(one is not None for one in self._results):
+            self._input = None
+        return result.contiguous()
+
+
+class CpuLinear(nn.Module):
+    """Takes the place of ``nn.Linear``, one of those with a common product.
+
+    Args:
+        shared: the product.
+        index: the layer's index among those of the product.
+        in_features: number of input features.
+        out_features: number of output features.
+    """
+
+    def __init__(
+        self, shared: SharedProduct, index: int, in_features: int, out_features: int
+    ) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self._shared = shared
+        self._index = index
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """Multiply with the weight, and add the bias.
+
+        Shapes:
+            input: [..., in_features].
+            result: [..., out_features].
+        """
+        return self._shared.result(self._index, input)
+
+    def extra_repr(self) -> str:
+        """Describe the layer as ``nn.Linear`` does."""
+        return f"in_features={self.in_features}, out_features={self.out_features}"
