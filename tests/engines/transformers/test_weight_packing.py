@@ -11,7 +11,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from vlcore.engines.transformers import weight_packing
 from vlcore.engines.transformers.cpu_linear import CpuLinear
 from vlcore.engines.transformers.linear_usage import find_linear_groups
-from vlcore.engines.transformers.weight_packing import pack_weights, replace_layers
+from vlcore.engines.transformers.weight_packing import (
+    num_copied_bytes,
+    pack_weights,
+    replace_layers,
+)
 
 IDS = torch.arange(2, 34).reshape(2, 16)
 
@@ -33,6 +37,11 @@ def make_model(*, has_bias: bool = False) -> Any:
         for parameter in model.parameters():
             nn.init.normal_(parameter, std=0.1)
     return model
+
+
+def as_embedding(model: Any) -> Tensor:
+    weight: Tensor = model.get_input_embeddings().weight
+    return weight
 
 
 def names(model: Any) -> set[tuple[str, ...]]:
@@ -89,7 +98,8 @@ def test_an_input_that_is_changed_between_two_layers_is_not_shared() -> None:
 
         def forward(self, states: Tensor) -> Tensor:
             own = states.clone()
-            return self.first(own) + self.second(own.mul_(2))
+            result: Tensor = self.first(own) + self.second(own.mul_(2))
+            return result
 
     model = make_model()
     model.model.layers[0].mlp = Changing()
@@ -98,12 +108,14 @@ def test_an_input_that_is_changed_between_two_layers_is_not_shared() -> None:
 
 def test_packed_weights_give_the_same_logits() -> None:
     model = make_model()
-    embedding = model.get_input_embeddings().weight
+    embedding = as_embedding(model)
+    is_possible = weight_packing._can_pack(torch.float32)
+    assert num_copied_bytes(model) == is_possible * embedding.nbytes
     expected = logits(model)
     pack_weights(model)
     torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=0)
-    assert model.get_input_embeddings().weight is embedding
-    assert isinstance(model.lm_head, CpuLinear) == weight_packing._can_pack(torch.float32)
+    assert as_embedding(model) is embedding
+    assert isinstance(model.lm_head, CpuLinear) == is_possible
 
 
 def test_without_packed_products_the_model_stays_as_loaded(

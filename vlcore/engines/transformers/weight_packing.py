@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Sequence
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -70,9 +70,9 @@ def num_copied_bytes(model: PreTrainedModel) -> int:
     That is the output layer, where its weight is also the embedding.
     """
     output_layer: object = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    weight = getattr(output_layer, "weight", None)
-    is_tied = weight is not None and weight is model.get_input_embeddings().weight
-    return int(weight.nbytes) if is_tied and _can_pack(model.dtype) else 0
+    weight = cast("Tensor", model.get_input_embeddings().weight)
+    is_tied = getattr(output_layer, "weight", None) is weight
+    return weight.nbytes if is_tied and _can_pack(model.dtype) else 0
 
 
 def replace_layers(
