@@ -6,24 +6,22 @@ import asyncio
 import uuid
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
+from typing import TypeAlias
 
 from vlcore._utils.device import as_device, choose_dtype
 from vlcore.cluster.arguments import ClusterArguments
-from vlcore.cluster.messages import (
-    EncodedReply,
-    EncoderFacts,
-    ImageMessage,
-    PreparedReply,
-    UnknownTicket,
-)
+from vlcore.cluster.messages import EncoderFacts, ImageMessage, ImageReply, UnknownTicket
 from vlcore.cluster.packing import PackedRows, pack
 from vlcore.errors import VlcoreError
 from vlcore.media.policy import ImageAccess
 from vlcore.plugins.stages import ModelStages
+from vlcore.prompts.tokenization import ImageLayout
 from vlcore.vision.encoder import ImageEncoder
-from vlcore.vision.model import ImageRows, image_layout
+from vlcore.vision.model import image_layout
 from vlcore.vision.preprocessing import ImageRequest, PreparedImage
 from vlcore.vision.stats import EncoderStats
+
+_Value: TypeAlias = PackedRows | ImageReply | UnknownTicket | VlcoreError | None
 
 _MAX_TICKETS = 128
 """Maximum number of preprocessed images whose request has not continued yet."""
@@ -34,8 +32,8 @@ _TICKET_S = 30.0
 class EncoderReplica:
     """Encodes images that an ingress has fetched.
 
-    An image takes two calls, so that a prompt that turns out to be too long is refused between
-    them. Both calls of an image reach the replica that consistent hashing selects.
+    An image takes two calls if its prompt may turn out to be too long: the prompt is then refused
+    between them. Both calls of an image reach the replica that consistent hashing selects.
 
     Args:
         encoder: The image encoder. Nothing is opened by name here: its image access should allow
@@ -55,53 +53,57 @@ class EncoderReplica:
         """Take a snapshot of the statistics."""
         return self._encoder.stats()
 
-    async def prepare(
-        self, image: ImageMessage
-    ) -> AsyncGenerator[PreparedReply | EncodedReply | VlcoreError | PackedRows]:
-        """Decode and preprocess an image.
+    async def prepare(self, image: ImageMessage) -> AsyncGenerator[_Value]:
+        """Decode and preprocess an image, and encode it if its request has room in any case.
 
         Yields:
-            The reply, or an error. If the embeddings were cached, they follow, and then a reply
-            that confirms them.
+            The embeddings, or ``None`` if there are none yet; then the reply, or an error. The
+            ingress reads the second value alone, and knows by it that the first is complete.
         """
         request = ImageRequest(
             image.source, image.options, image.label, image.request, num_images=image.num_images
         )
+        rows: PackedRows | None = None
+        reply: ImageReply | VlcoreError
         try:
             prepared = await self._encoder.prepare_one(request)
+            if prepared.rows is not None or _has_room(prepared.layout, image.max_rows):
+                rows, reply = await self._encode(prepared, image.request)
+            else:
+                ticket = self._keep(prepared, image.request)
+                reply = ImageReply(prepared.key, prepared.layout, ticket)
         except VlcoreError as error:
-            yield error
-            return
-        if prepared.rows is not None:
-            yield PreparedReply(prepared.key, prepared.layout, ticket=None)
-            (encoded,) = await self._encoder.encode_prepared([prepared])  # counts the cache hit
-            yield pack(encoded.rows)
-            yield EncodedReply(None)
-        else:
-            yield PreparedReply(prepared.key, prepared.layout, self._keep(prepared, image.request))
+            reply = error
+        yield rows
+        yield reply
 
-    async def encode(
-        self, ticket: str
-    ) -> AsyncGenerator[PackedRows | EncodedReply | UnknownTicket | VlcoreError | None]:
+    async def encode(self, ticket: str) -> AsyncGenerator[_Value]:
         """Encode a preprocessed image.
 
         Yields:
-            The embeddings, or ``None``; then a reply that confirms them, or why there are none.
-            The ingress reads the second value alone, and knows by it that the first is complete.
+            The embeddings, or ``None``; then the reply, or why there are none.
         """
-        if (kept := self._prepared.pop(ticket, None)) is None:
-            yield None
-            yield UnknownTicket()
-            return
-        prepared, request = kept
-        try:
-            (encoded,) = await self._encoder.encode_prepared([prepared], owner=request)
-        except VlcoreError as error:
-            yield None
-            yield error
-            return
-        yield pack(encoded.rows)
-        yield EncodedReply(None if _is_known(prepared, encoded) else image_layout(encoded))
+        rows: PackedRows | None = None
+        reply: ImageReply | UnknownTicket | VlcoreError = UnknownTicket()
+        if (kept := self._prepared.pop(ticket, None)) is not None:
+            try:
+                rows, reply = await self._encode(*kept)
+            except VlcoreError as error:
+                reply = error
+        yield rows
+        yield reply
+
+    async def _encode(self, prepared: PreparedImage, request: str) -> tuple[PackedRows, ImageReply]:
+        (encoded,) = await self._encoder.encode_prepared([prepared], owner=request)
+        layout, known = image_layout(encoded), prepared.layout
+        return pack(encoded.rows), ImageReply(
+            prepared.key,
+            layout,
+            was_cached=prepared.rows is not None,
+            is_as_stated=known is not None
+            and known.num_rows == layout.num_rows
+            and known.layout is layout.layout,
+        )
 
     async def close(self) -> None:
         """Fail the waiting images, and stop the threads."""
@@ -130,9 +132,5 @@ def load_encoder(arguments: ClusterArguments) -> ImageEncoder:
     )
 
 
-def _is_known(prepared: PreparedImage, encoded: ImageRows) -> bool:
-    """Return whether the layout is the one that was known before the image was encoded."""
-    known, actual = prepared.layout, image_layout(encoded)
-    if known is None:
-        return False
-    return known.num_rows == actual.num_rows and known.layout is actual.layout
+def _has_room(layout: ImageLayout | None, max_rows: int | None) -> bool:
+    return max_rows is None or (layout is not None and layout.num_rows <= max_rows)

@@ -58,25 +58,23 @@ class ImageMessage:
     """Identifies the request. Requests take turns."""
     num_images: int
     """Number of images of the request."""
+    max_rows: int | None = 0
+    """Maximum number of embeddings, if it is known, with which the image is encoded at once; for an
+    image with more, the encoder waits for a second call. ``None`` for any number."""
 
 
 @dataclass(frozen=True)
-class PreparedReply:
-    """A preprocessed image that an encoder keeps for a while."""
+class ImageReply:
+    """An image that an encoder has preprocessed, or encoded."""
 
     key: str
     layout: ImageLayout | None
-    ticket: str | None
-    """Names the preprocessed image in its replica; ``None`` where the embeddings were cached, and
-    follow at once."""
-
-
-@dataclass(frozen=True)
-class EncodedReply:
-    """An image whose embeddings follow."""
-
-    layout: ImageLayout | None
-    """``None`` if it is the one that the :class:`PreparedReply` stated."""
+    """Layout of the embeddings; ``None`` if it is not known before the image is encoded."""
+    ticket: str | None = None
+    """Names the preprocessed image in its replica; ``None`` if the image is encoded."""
+    was_cached: bool = False
+    is_as_stated: bool = False
+    """Whether the layout is the one that was known before the image was encoded."""
 
 
 @dataclass(frozen=True)

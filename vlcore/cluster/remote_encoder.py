@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -19,13 +18,7 @@ from torch import Tensor
 
 from vlcore._utils.gather import gather_or_cancel
 from vlcore.cluster.failures import ReplicaDiedError, translated, unavailable
-from vlcore.cluster.messages import (
-    EncodedReply,
-    EncoderFacts,
-    ImageMessage,
-    PreparedReply,
-    UnknownTicket,
-)
+from vlcore.cluster.messages import EncoderFacts, ImageMessage, ImageReply, UnknownTicket
 from vlcore.errors import ImageLimitError, VlcoreError
 from vlcore.media.fetcher import ImageFetcher
 from vlcore.media.image import check_image, load_image
@@ -63,9 +56,9 @@ class RemoteImage:
     message: ImageMessage
     digest: str
     """Digest of the file, by which all requests with the image reach one replica."""
-    reply: PreparedReply
+    reply: ImageReply
     ref: ObjectRef | None
-    """The embeddings, if they were cached."""
+    """The embeddings, if the image is encoded already."""
 
     @property
     def key(self) -> str:
@@ -108,17 +101,23 @@ class RemoteEncoder:
         self,
         images: Sequence[ImageSource | VideoInput],
         options: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        room: int = 0,
     ) -> list[RemoteImage]:
-        """Fetch the images of one request, check them, and have them preprocessed."""
+        """Fetch the images of one request, check them, and have them preprocessed.
+
+        Those that certainly fit into the prompt are encoded in the same call.
+        """
         images = self._without_videos(images)
         budget = self._budget(images)
         self._meter.count("num_images", len(images))
         options = [NO_OPTIONS] * len(images) if options is None else options
         request = uuid.uuid4().hex
         total = len(images)
+        max_rows = room // max(total, 1)
         labels = [image_label(source, number, total) for number, source in enumerate(images, 1)]
         messages = [
-            ImageMessage(source, dict(image_options), label, request, total)
+            ImageMessage(source, dict(image_options), label, request, total, max_rows)
             for source, image_options, label in zip(images, options, labels, strict=True)
         ]
         return await gather_or_cancel(
@@ -185,32 +184,34 @@ class RemoteEncoder:
 
     async def _send(self, message: ImageMessage, digest: str) -> RemoteImage:
         """Have an image preprocessed by the replica that consistent hashing selects."""
-        async with self._called("prepare", digest, message) as refs:
-            reply: PreparedReply = await _value(refs)
-            if reply.ticket is not None:
-                return RemoteImage(message, digest, reply, None)
-            ref, _ = await _confirmed(refs)
-            self._meter.count("num_cache_hits")
-            return RemoteImage(message, digest, reply, ref)
+        ref, reply = await self._call("prepare", digest, message)
+        if reply.ticket is None:
+            self._meter.count("num_cache_hits" if reply.was_cached else "num_encoded")
+        return RemoteImage(message, digest, reply, None if reply.ticket is not None else ref)
 
     async def _encode(self, image: RemoteImage) -> ImageRows:
         return await self._with_retries(partial(self._encode_once, image))
 
     async def _encode_once(self, image: RemoteImage) -> ImageRows:
-        while image.ref is None:
-            async with self._called("encode", image.digest, image.reply.ticket) as refs:
-                ref, reply = await _confirmed(refs)
-            if isinstance(reply, EncodedReply):
-                self._meter.count("num_encoded")
-                return _as_rows(ref, reply.layout or image.layout)
-            image = await self._send(image.message, image.digest)
-        return _as_rows(image.ref, image.layout)
+        if image.ref is not None:
+            return _as_rows(image.ref, image.layout)
+        ref, reply = await self._call("encode", image.digest, image.reply.ticket)
+        if isinstance(reply, UnknownTicket):
+            message = replace(image.message, max_rows=None)  # the prompt is not too long
+            return await self._encode_once(await self._send(message, image.digest))
+        self._meter.count("num_encoded")
+        return _as_rows(ref, image.layout if reply.is_as_stated else reply.layout)
 
-    @asynccontextmanager
-    async def _called(
-        self, method: str, digest: str, argument: object
-    ) -> AsyncGenerator[AsyncGenerator[ObjectRef]]:
-        """Call a streaming method of a replica, and cancel it if it is left before its end."""
+    async def _call(self, method: str, digest: str, argument: object) -> tuple[ObjectRef, Any]:
+        """Call a replica that sends embeddings, and a reply that confirms them.
+
+        Returns:
+            A reference to the embeddings, which are not fetched, and the reply.
+
+        Raises:
+            ReplicaDiedError: The replica died. The reference was then one to Ray's error.
+            VlcoreError: The reply is an error.
+        """
         # Serve's router finds a waiting call by the id of its request, and would lose all calls but
         # one of those that a request makes at a time. Each image has a task and a context.
         _set_request_context(_internal_request_id=uuid.uuid4().hex)
@@ -218,10 +219,17 @@ class RemoteEncoder:
         with translated("image encoder"):
             response = handle.remote(argument)
             try:
-                yield await response._to_object_ref_gen()
+                refs = await response._to_object_ref_gen()
+                ref = await anext(refs)
+                reply = await (await anext(refs))
+            except StopAsyncIteration:
+                raise ReplicaDiedError from None
             except BaseException:
                 response.cancel()
                 raise
+        if isinstance(reply, VlcoreError):
+            raise reply
+        return ref, reply
 
     async def _counted(self, work: Awaitable[_T]) -> _T:
         """Count an image that fails, or whose request is cancelled."""
@@ -246,32 +254,6 @@ class RemoteEncoder:
             raise unavailable(
                 f"{_MAX_ATTEMPTS} replicas of the image encoder have died on the image"
             ) from None
-
-
-async def _value(refs: AsyncGenerator[ObjectRef]) -> Any:
-    """Fetch the next reply, which is small, and raise it if it is an error.
-
-    Raises:
-        ReplicaDiedError: There is none.
-    """
-    try:
-        value = await (await anext(refs))
-    except StopAsyncIteration:
-        raise ReplicaDiedError from None
-    if isinstance(value, VlcoreError):
-        raise value
-    return value
-
-
-async def _confirmed(
-    refs: AsyncGenerator[ObjectRef],
-) -> tuple[ObjectRef, EncodedReply | UnknownTicket]:
-    """Return a reference to embeddings, which are not fetched, and the reply that confirms them.
-
-    Where a replica dies, the reference is to Ray's error, and no reply follows.
-    """
-    ref = await anext(refs)
-    return ref, await _value(refs)
 
 
 def _as_rows(ref: ObjectRef, layout: ImageLayout | None) -> ImageRows:

@@ -21,7 +21,7 @@ from vlcore.language.prompt_inputs import USUAL_INPUTS
 from vlcore.prompts.chat_template import ChatTemplate, write_prompt
 from vlcore.prompts.conversation import Conversation
 from vlcore.prompts.limits import PromptLimits
-from vlcore.prompts.messages import PromptPart
+from vlcore.prompts.messages import Control, PromptPart, Text
 from vlcore.prompts.tokenization import ImageLayout, PromptTokenizer, TokenizedPrompt
 from vlcore.vision.interface import Encoder, check_videos
 from vlcore.vision.model import image_layout
@@ -87,7 +87,9 @@ class RequestRunner:
         self.limits.check_chars(conversation)
         check_videos(self.encoder, conversation.images)
         parts = await asyncio.to_thread(write_prompt, self.template, conversation)
-        prepared = await self.encoder.prepare(conversation.images, conversation.image_options)
+        prepared = await self.encoder.prepare(
+            conversation.images, conversation.image_options, room=self._room(parts)
+        )
         known = [image.layout for image in prepared if image.layout is not None]
         are_known = len(known) == len(prepared)
         if are_known:  # a prompt that is too long is rejected before its images are encoded
@@ -111,6 +113,19 @@ class RequestRunner:
             inputs,
             tuple(image.key for image in prepared),
         )
+
+    def _room(self, parts: Sequence[PromptPart]) -> int:
+        """Return how many embeddings a prompt certainly has room for.
+
+        A token has at least a byte of text. Half of what remains is left to the texts that a
+        template puts around images, which depend on their layouts.
+        """
+        limit = self.engine.context_length - 1
+        if self.limits.max_prompt_tokens is not None:
+            limit = min(limit, self.limits.max_prompt_tokens)
+        texts = [part.text for part in parts if isinstance(part, Text | Control)]
+        num_bytes = sum(len(text.encode("utf-8", "replace")) for text in texts)
+        return max(0, limit - num_bytes) // 2
 
     def _check_length(self, prompt: TokenizedPrompt) -> None:
         self.limits.check_tokens(len(prompt.token_ids))

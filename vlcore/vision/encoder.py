@@ -241,6 +241,8 @@ class ImageEncoder:
         self,
         images: Sequence[ImageSource | VideoInput],
         options: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        room: int = 0,  # noqa: ARG002  (here, the second step costs no time)
     ) -> list[PreparedImage]:
         """Read, decode and preprocess images and videos, the first step of :meth:`encode`."""
         requests = self._requests(images, options, self._budget(images))

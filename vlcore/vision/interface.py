@@ -53,8 +53,16 @@ class Encoder(Protocol[_P]):
         self,
         images: Sequence[ImageSource | VideoInput],
         options: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        room: int = 0,
     ) -> list[_P]:
         """Read, decode and preprocess the images of one request, in order.
+
+        Args:
+            images: the images and videos.
+            options: options for each of them.
+            room: number of embeddings, of all images together, that certainly fit into the prompt.
+                Images that are known to have no more may be encoded in this step.
 
         Raises:
             OptionError: an image option is unknown.

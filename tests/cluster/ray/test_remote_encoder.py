@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import torch
 from grey_model import FakeModel
 from local_handle import LocalHandle, Replica
 from PIL import Image
@@ -17,9 +18,10 @@ from vlcore.cluster.packing import unpack
 from vlcore.cluster.remote_encoder import RemoteEncoder, RemoteImage, RemoteRows
 from vlcore.errors import ImageError, ImageLimitError, OptionError
 from vlcore.media.policy import ImageAccess, ImageLimits
+from vlcore.prompts.tokenization import ImageLayout
 from vlcore.server.errors import ApiError
 from vlcore.vision.encoder import ImageEncoder
-from vlcore.vision.model import ImageRows
+from vlcore.vision.model import ImageInputs, ImageRows
 
 
 def png(value: int, size: int = 2) -> bytes:
@@ -36,10 +38,11 @@ class GreyModel(FakeModel):
 
 
 def remote(
-    num_replicas: int = 1, limits: ImageLimits | None = None
+    num_replicas: int = 1, limits: ImageLimits | None = None, model: GreyModel | None = None
 ) -> tuple[RemoteEncoder, list[Replica]]:
+    access = ImageAccess(urls=False)
     replicas = [
-        Replica(EncoderReplica(ImageEncoder(GreyModel(), image_access=ImageAccess(urls=False))))
+        Replica(EncoderReplica(ImageEncoder(model or GreyModel(), image_access=access)))
         for _ in range(num_replicas)
     ]
     handle: Any = LocalHandle(replicas)
@@ -74,6 +77,27 @@ def test_images_are_encoded_in_order_and_a_second_time_from_the_cache() -> None:
         assert replica.calls == {"prepare": 4, "encode": 3}
         stats = encoder.stats()
         assert (stats.num_images, stats.num_encoded, stats.num_cache_hits) == (4, 3, 1)
+        await close(encoder, [replica])
+
+    asyncio.run(body())
+
+
+def test_an_image_that_certainly_fits_takes_one_call() -> None:
+    class Measured(GreyModel):
+        def preprocess(self, image: Image.Image, **options: Any) -> Any:
+            return ImageInputs(torch.full((1, 3, 1, 1), 5.0), num_rows=1)
+
+        def forward(self, inputs: Sequence[Any]) -> Sequence[Any]:
+            return [image.pixels.reshape(1, 3) for image in inputs]
+
+    async def body() -> None:
+        encoder, (replica,) = remote(model=Measured())
+        for room, calls in ((3, {"prepare": 2}), (1, {"prepare": 4, "encode": 2})):
+            prepared = await encoder.prepare([png(room), png(room + 10)], room=room)
+            assert [image.layout for image in prepared] == [ImageLayout(1)] * 2
+            assert values(await encoder.encode_prepared(prepared)) == [5, 5]
+            assert replica.calls == calls
+        assert encoder.stats().num_encoded == 4
         await close(encoder, [replica])
 
     asyncio.run(body())
@@ -157,7 +181,7 @@ def test_an_image_that_was_kept_for_too_long_is_sent_again() -> None:
         prepared: list[RemoteImage] = await encoder.prepare([png(4)])
         replica.served._prepared.clear()
         assert values(await encoder.encode_prepared(prepared)) == [4]
-        assert replica.calls == {"prepare": 2, "encode": 2}
+        assert replica.calls == {"prepare": 2, "encode": 1}
         await close(encoder, [replica])
 
     asyncio.run(body())
