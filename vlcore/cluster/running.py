@@ -18,12 +18,12 @@ from vlcore.plugins.stages import ModelStages
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.2
-_OPTIMIZED = {
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+_ENVIRONMENT = {
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",  # a token changes threads less often
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_worker_niceness": "0",  # Ray's 15 puts replicas behind all other programs
 }
-"""Settings of Serve under which a token changes threads less often. The variables of the machine
-take precedence."""
+"""Settings of Ray for a cluster of one machine. Variables that are set take precedence."""
 
 
 def run_here(config: Mapping[str, Any], *, num_cpus: int | None = None) -> None:
@@ -44,9 +44,9 @@ def run_here(config: Mapping[str, Any], *, num_cpus: int | None = None) -> None:
     ModelStages(  # what no replica could open is an error before Ray is started
         args["model"], plugin=args.get("plugin"), revision=args.get("revision")
     )
-    for name, value in _OPTIMIZED.items():
+    for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    with _stop_event() as stopped:
+    try:
         ray.init(
             "local",  # without it, Ray would connect to any instance that runs on this machine
             include_dashboard=False,
@@ -54,16 +54,21 @@ def run_here(config: Mapping[str, Any], *, num_cpus: int | None = None) -> None:
             log_to_driver=True,
             namespace="serve",
         )
-        try:
+    except Exception as error:  # Ray raises bare ones
+        raise EngineUnavailableError(f"Ray does not start here: {error}") from error
+    try:
+        with _stop_event() as stopped:
             _apply(config)
             if _wait_until_running(stopped):
                 options = config["http_options"]
+                address = ray.get_runtime_context().gcs_address
+                logger.info("the address of Ray is %s", address)
                 logger.info("served at http://%s:%d", options["host"], options["port"])
                 stopped.wait()
             logger.info("stopping: running requests are finished first")
             import_ray("ray.serve").shutdown()
-        finally:
-            ray.shutdown()
+    finally:
+        ray.shutdown()
 
 
 def deploy(config: Mapping[str, Any], address: str) -> None:
@@ -79,19 +84,19 @@ def deploy(config: Mapping[str, Any], address: str) -> None:
             cannot be served.
     """
     ray = import_ray("ray")
-    with _stop_event() as stopped:
-        try:
-            ray.init(address=address, namespace="serve", log_to_driver=False)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise EngineUnavailableError(
-                f"no Ray cluster can be reached at {address}: {error}"
-            ) from error
-        try:
+    try:
+        ray.init(address=address, namespace="serve", log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise EngineUnavailableError(
+            f"no Ray cluster can be reached at {address}: {error}"
+        ) from error
+    try:
+        with _stop_event() as stopped:
             _apply(config)
             if _wait_until_running(stopped):
                 logger.info("served on the cluster; `serve shutdown` ends it")
-        finally:
-            ray.shutdown()
+    finally:
+        ray.shutdown()
 
 
 def _apply(config: Mapping[str, Any]) -> None:
@@ -120,7 +125,7 @@ def _wait_until_running(stopped: threading.Event) -> bool:
             continue
         if application.status == "RUNNING":
             return True
-        if application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+        if application.status == "DEPLOY_FAILED":  # others are temporary
             raise EngineUnavailableError(f"the model cannot be served: {_reasons(application)}")
     return False
 
@@ -145,19 +150,20 @@ def _num_cpus(config: Mapping[str, Any]) -> int:
 
 @contextmanager
 def _stop_event() -> Iterator[threading.Event]:
-    """Return an event that SIGINT and SIGTERM set; a second signal interrupts as usual."""
+    """Return an event that SIGINT and SIGTERM set; a second signal ends the process at once.
+
+    Ray installs handlers of its own when it starts, and so this comes after it.
+    """
     stopped = threading.Event()
 
     def stop(number: int, _: object) -> None:
-        if stopped.is_set():
-            raise KeyboardInterrupt
-        del number
+        signal.signal(number, signal.SIG_DFL)
         stopped.set()
 
-    kinds = (signal.SIGINT, signal.SIGTERM)
-    handlers = {kind: signal.signal(kind, stop) for kind in kinds}
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, stop)
     try:
         yield stopped
     finally:
-        for kind, handler in handlers.items():
-            signal.signal(kind, handler)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
