@@ -104,6 +104,8 @@ def serve_config(
     return {
         "proxy_location": "EveryNode",
         "http_options": {"host": settings.host, "port": settings.port},
+        # Otherwise each of the four calls of a request writes a line.
+        "logging_config": {"enable_access_log": False},
         "applications": [
             {
                 "name": APPLICATION,
