@@ -180,3 +180,27 @@ def test_finished_images_are_kept_after_an_interrupt(
         assert encode(checkpoint, out, folder).exit_code != 0
     assert len(load_file(out)) == 1
     assert "[2 image(s)" in encode(checkpoint, out, folder).stderr
+
+
+def test_patterns_find_images(checkpoint: Path, folder: Path) -> None:
+    out = folder / "rows.safetensors"
+    result = encode(checkpoint, out, folder / "r*.png", folder / "absent*.png")
+    assert list(load_file(out)) == [str(folder / "red.png")]
+    assert result.stderr.splitlines()[-1].startswith(f"not encoded: {folder}/absent*.png: there is")
+
+
+def test_options_of_a_cluster_are_not_ignored_without_one(checkpoint: Path, folder: Path) -> None:
+    out = folder / "rows"
+    result = encode(checkpoint, out, folder, "--encoders", "2", "--format", "parquet")
+    assert "--format, --encoders can only be used with --ray" in str(result.exception)
+    result = encode(checkpoint, out, folder, "--ray", "--device", "cpu", "--device", "cuda")
+    assert "--device can only be stated once with --ray" in str(result.exception)
+
+
+def test_without_ray_the_error_names_the_extra(
+    checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    result = encode(checkpoint, folder / "rows", folder, "--ray")
+    assert isinstance(result.exception, vlcore.EngineUnavailableError)
+    assert "pip install 'vlcore[ray]'" in str(result.exception)

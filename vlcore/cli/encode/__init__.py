@@ -70,8 +70,9 @@ def encode(
     address: Annotated[
         str | None,
         typer.Option(
-            help="Address of the Ray cluster, such as auto or ray://host:10001. Default: that in"
-            " RAY_ADDRESS, or a cluster on this machine, which is started if there is none."
+            help="Address of the Ray cluster, from one of its machines: auto, or host:port."
+            " Default: that in RAY_ADDRESS, or a cluster on this machine, which is started if there"
+            " is none."
         ),
     ] = None,
     shard_format: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from vlcore.cluster.offline.sources import (
     open_filesystem,
     without_credentials,
 )
-from vlcore.errors import OptionError
+from vlcore.errors import EngineUnavailableError, OptionError
 from vlcore.vision.embedding_cache import model_key
 
 
@@ -120,7 +121,18 @@ def _connection(address: str | None) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    ray.init(address=address, logging_level="ERROR", log_to_driver=False, include_dashboard=False)
+    if (address or os.environ.get("RAY_ADDRESS", "")).startswith("ray://"):
+        raise OptionError(
+            "Ray Data runs on the machines of a cluster, and not through ray://: submit the command"
+            " with `ray job submit`, or run it on one of the machines with --address auto"
+        )
+    try:
+        ray.init(
+            address=address, logging_level="ERROR", log_to_driver=False, include_dashboard=False
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = "on this machine" if address is None else f"at {address}"
+        raise EngineUnavailableError(f"no Ray cluster can be used {where}: {error}") from error
     try:
         yield ray
     finally:
