@@ -51,3 +51,10 @@ def test_what_is_not_chosen_follows_from_the_nodes(
 def test_what_cannot_be_is_an_error(options: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         Replicas.choose([CPU_NODE], **options)
+
+
+def test_an_encoder_fits_on_a_node_that_has_what_it_takes() -> None:
+    replicas = Replicas(8, "cuda", 8, 0.5)
+    assert replicas.fit_on([CPU_NODE, GPU_NODE])
+    assert not replicas.fit_on([CPU_NODE])
+    assert not replicas.fit_on([{"CPU": 4.0, "GPU": 8.0}])

@@ -69,13 +69,20 @@ def encode_on_cluster(
         settings = replace(settings, model=str(Path(settings.model).absolute()))
     config = settings.stages().checkpoint.config
     with _connection(options.address) as ray:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         replicas = Replicas.choose(
-            [node["Resources"] for node in ray.nodes() if node["Alive"]],
+            nodes,
             device=settings.device,
             number=options.encoders,
             num_cpus=options.encoder_cpus,
             num_gpus=options.encoder_gpus,
         )
+        if not replicas.fit_on(nodes):
+            echo(
+                f"no machine of the cluster has {replicas.num_cpus:g} CPU(s) and "
+                f"{replicas.num_gpus:g} GPU(s): waiting for one",
+                err=True,
+            )
         dtype = choose_dtype(settings.dtype, torch.device(replicas.device), config)
         settings = replace(settings, device=replicas.device, dtype=str(dtype))
         model = settings.vision_model(torch.device("meta"))

@@ -31,8 +31,9 @@ _SHRINK_GROUPS_BY = 8
 _NUM_RETRIES = 1
 """Number of times that a group of any size is tried again after its process has died."""
 _MIN_GROUPS_TO_GIVE_UP = 8
-_LOGGERS_OF_ERRORS = (
+_SILENCED_LOGGERS = (
     "ray.data.exceptions",
+    "ray.data._internal.progress",
     "ray.data._internal.execution.streaming_executor_state",
     "ray.data._internal.execution.operators.actor_pool_map_operator",
 )
@@ -302,7 +303,7 @@ def _ray_data_settings(deaths: _Deaths) -> Iterator[None]:
         "print_on_execution_start": False,
     }
     before = {name: getattr(context, name) for name in changed}
-    loggers = [logging.getLogger(name) for name in _LOGGERS_OF_ERRORS]
+    loggers = [logging.getLogger(name) for name in _SILENCED_LOGGERS]
     levels = [(one, one.level) for one in (logging.getLogger("ray.data"), *loggers)]
     for one, _ in levels:
         one.setLevel(logging.WARNING)

@@ -77,6 +77,13 @@ class Replicas:
             num_cpus = math.floor(min(shares)) or max(min(shares), 0.1)
         return cls(number, device, num_cpus, num_gpus)
 
+    def fit_on(self, nodes: Sequence[Mapping[str, float]]) -> bool:
+        """Return whether one of the nodes has what an encoder takes."""
+        return any(
+            node.get("CPU", 0) >= self.num_cpus and node.get("GPU", 0) >= self.num_gpus
+            for node in nodes
+        )
+
 
 def _check(device: str, number: int | None, num_cpus: float | None, num_gpus: float | None) -> None:
     if device not in ("auto", "cpu", "cuda"):
