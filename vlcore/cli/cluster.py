@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vlcore.cli.options import Dtype, EngineName, Model, Plugin, Revision, TemplateName
+from vlcore.cli.options import Dtype, EngineName, Model, ModelName, Plugin, Revision, TemplateName
 from vlcore.cli.terminal import echo
 
 _REPLICAS = "Number of replicas, such as 2, or a range for autoscaling, such as 1:4"
@@ -32,13 +32,7 @@ def cluster(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on, on each machine.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 23333,
-    model_name: Annotated[
-        str | None,
-        typer.Option(
-            help="Name of the model in the API. Default: the Hub repo id, or the name of"
-            " the directory."
-        ),
-    ] = None,
+    model_name: ModelName = None,
     ingresses: Annotated[str, typer.Option(help=f"{_REPLICAS}, of the HTTP server.")] = "1",
     encoders: Annotated[str, typer.Option(help=f"{_REPLICAS}, of the image encoder.")] = "1",
     language_models: Annotated[

@@ -7,6 +7,12 @@ from typing import Annotated, TypeAlias
 import typer
 
 Model: TypeAlias = Annotated[str, typer.Argument(help="Checkpoint directory or Hub repo id.")]
+ModelName: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="Name of the model in the API. Default: the Hub repo id, or the name of the directory."
+    ),
+]
 Images: TypeAlias = Annotated[
     list[str] | None,
     typer.Option("--image", "-i", help="Image file or URL. May be repeated for several images."),

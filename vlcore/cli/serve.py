@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from vlcore.cli.engine_options import engine_config
 from vlcore.cli.options import (
     Device,
     Dtype,
     EngineName,
     ImageBackground,
     Model,
+    ModelName,
     Plugin,
     Revision,
     ShrinkOnLoad,
     TemplateName,
     Weights,
 )
-
-if TYPE_CHECKING:
-    from vlcore.engines.transformers.engine import TransformersEngineConfig
+from vlcore.cli.signals import exit_on_sigterm
 
 _KEY_VARIABLE = "VLCORE_API_KEY"
 _FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "PNG", "WEBP")
@@ -50,13 +45,7 @@ def serve(
             f"command line: prefer the variable {_KEY_VARIABLE}, a comma-separated list.",
         ),
     ] = None,
-    model_name: Annotated[
-        str | None,
-        typer.Option(
-            help="Name of the model in the API. Default: the Hub repo id, or the name of"
-            " the directory."
-        ),
-    ] = None,
+    model_name: ModelName = None,
     engine: EngineName = "auto",
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -282,7 +271,7 @@ def serve(
     with bind(settings) as bound:
         if generation_config:
             settings = replace(settings, sampling_defaults=_sampling_defaults(model, revision))
-        with _exit_on_sigterm():
+        with exit_on_sigterm():
             pipe = pipeline(
                 model,
                 engine=engine,
@@ -291,7 +280,7 @@ def serve(
                 plugin=plugin,
                 chat_template=chat_template,
                 revision=revision,
-                engine_config=_engine_config(
+                engine_config=engine_config(
                     engine,
                     weights=weights,
                     max_num_seqs=max_num_seqs,
@@ -312,23 +301,6 @@ def serve(
         serve_pipeline(pipe, settings, bound)
 
 
-@contextmanager
-def _exit_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM raise SystemExit, so that processes that an engine has started are ended too."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread can handle signals
-        return
-
-    def leave(number: int, _: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    previous = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
 def _sampling_defaults(model: str, revision: str | None) -> dict[str, Any]:
     """Read the model's own sampling options.
 
@@ -346,37 +318,6 @@ def _sampling_defaults(model: str, revision: str | None) -> dict[str, Any]:
         raise ConfigError(
             f"{error}. Correct it, or ignore it with --no-generation-config"
         ) from error
-
-
-_VLLM_FIELDS = {
-    "max_num_seqs": "max_num_seqs",
-    "session_len": "max_model_len",
-    "prefix_caching": "enable_prefix_caching",
-    "tensor_parallel_size": "tensor_parallel_size",
-    "memory_share": "gpu_memory_utilization",
-}
-"""The fields of vLLM's ``AsyncEngineArgs`` for the options of this command."""
-
-
-def _engine_config(engine: str, **options: Any) -> TransformersEngineConfig | dict[str, Any] | None:
-    """The settings of the engine, or None if no option names one.
-
-    Raises:
-        BadParameter: An option belongs to another engine.
-    """
-    from vlcore.engines.transformers.engine import TransformersEngineConfig
-
-    given = {name: value for name, value in options.items() if value is not None}
-    if not given:
-        return None
-    allowed = _VLLM_FIELDS if engine == "vllm" else TransformersEngineConfig.__annotations__
-    for name in given:
-        if name not in allowed:
-            required = "--engine transformers" if engine == "vllm" else "--engine vllm"
-            raise typer.BadParameter(f"--{name.replace('_', '-')} requires {required}")
-    if engine == "vllm":
-        return {_VLLM_FIELDS[name]: value for name, value in given.items()}
-    return TransformersEngineConfig(**given)
 
 
 def _name(model: str) -> str:
