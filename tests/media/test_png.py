@@ -48,6 +48,24 @@ def test_large_text_and_profiles_are_left_out(kind: bytes, body: bytes, at_end: 
     assert image.tobytes() == load_image(encoded()).tobytes()
 
 
+@pytest.mark.parametrize("checksum", [b"", b"bad!"])
+@pytest.mark.parametrize("kind", [b"pHYs", b"gAMA", b"cHRM", b"sRGB", b"eXIf", b"tRNS", b"abCd"])
+def test_damaged_chunks_that_pixels_do_not_depend_on_are_left_out(
+    kind: bytes, checksum: bytes
+) -> None:
+    data = with_chunk(kind, b"1")
+    damaged = data[:42] + checksum + data[42 + len(checksum) :]
+    assert load_image(damaged).tobytes() == load_image(encoded()).tobytes()
+
+
+@pytest.mark.parametrize(("mode", "clear"), [("L", 3), ("RGB", (3, 3, 3))])
+def test_transparency_is_kept(mode: str, clear: int | tuple[int, ...]) -> None:
+    buffer = io.BytesIO()
+    Image.new(mode, (2, 2), clear).save(buffer, "PNG", transparency=clear)
+    image = load_image(buffer.getvalue(), background="#010203")
+    assert image.getpixel((0, 0)) == (1, 2, 3)
+
+
 def test_metadata_is_removed_without_being_inflated(monkeypatch: pytest.MonkeyPatch) -> None:
     info = PngImagePlugin.PngInfo()
     info.add_text("Comment", LONG, zip=True)

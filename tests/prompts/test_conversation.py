@@ -151,6 +151,19 @@ def test_image_parts_of_all_kinds_are_read(part: dict[str, Any], image: str) -> 
     assert conversation.image_options == [{}]
 
 
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (" data:image/png;base64,AA==\n", "data:image/png;base64,AA=="),
+        ("\ufeff\tHTTPS://a/b.png ", "HTTPS://a/b.png"),
+        (" a file.png ", " a file.png "),
+    ],
+)
+def test_white_space_around_a_url_is_ignored(source: str, expected: str) -> None:
+    part = {"type": "image_url", "image_url": {"url": source}}
+    assert read_conversation([user(part)]).images == (expected,)
+
+
 @pytest.mark.parametrize("kind", ["text", "input_text", "output_text"])
 def test_text_parts_of_all_kinds_are_read(kind: str) -> None:
     part = {"type": kind, "text": "a", "cache_control": {"type": "ephemeral"}, "annotations": []}

@@ -1,4 +1,4 @@
-"""PNG files without their text and colour profiles, which are not needed and can be very large."""
+"""PNG files without the chunks that pixels do not depend on, which can be damaged or very large."""
 
 from __future__ import annotations
 
@@ -10,12 +10,21 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _MAX_CHUNKS = 65_536
 _MAX_TEXT_BYTES = 2**20
 """Of metadata that is kept, after it is inflated."""
-_METADATA = frozenset({b"iCCP", b"tEXt", b"zTXt", b"iTXt"})
+_ANCILLARY_BIT = 0x20
+_KEPT = frozenset({b"acTL", b"fcTL", b"fdAT"})
+"""Ancillary chunks of animations."""
+_TEXT = frozenset({b"tEXt", b"zTXt", b"iTXt"})
+_TRANSPARENCY_BYTES = {0: 2, 2: 6, 3: 0}
+"""Minimum size of the transparency for each type of colour."""
+_COLOUR_TYPE = 25
+"""Position of the type of colour in a file."""
 _ORIENTATION_KEYWORDS = frozenset({b"Raw profile type exif", b"XML:com.adobe.xmp"})
 
 
 def without_metadata(data: bytes, name: str) -> bytes:
-    """Remove text and colour profiles from a PNG file, except text with the orientation.
+    """Remove the ancillary chunks of a PNG file, except its transparency and its orientation.
+
+    As in browsers, what is removed may be damaged.
 
     Args:
         data: the file, which begins with :data:`SIGNATURE`.
@@ -37,7 +46,8 @@ def without_metadata(data: bytes, name: str) -> bytes:
         length = int.from_bytes(view[position : position + 4])
         kind = bytes(view[position + 4 : position + 8])
         end = position + 12 + length
-        if kind in _METADATA and not _has_orientation(kind, view[position + 8 : end - 4], keywords):
+        is_ancillary = kind.isalpha() and kind[0] & _ANCILLARY_BIT
+        if is_ancillary and not _is_needed(kind, view[position:end], data, keywords):
             kept.append(view[start:position])
             start = end
         position = end
@@ -47,6 +57,18 @@ def without_metadata(data: bytes, name: str) -> bytes:
         return data
     kept.append(view[start:])
     return b"".join(kept)
+
+
+def _is_needed(kind: bytes, chunk: memoryview, data: bytes, keywords: set[bytes]) -> bool:
+    """Return whether an ancillary chunk is intact, and the image depends on it."""
+    body = chunk[8:-4]
+    if kind in _KEPT:
+        return True
+    if kind == b"tRNS":
+        is_needed = len(body) >= _TRANSPARENCY_BYTES.get(data[_COLOUR_TYPE], 0)
+    else:
+        is_needed = kind == b"eXIf" or (kind in _TEXT and _has_orientation(kind, body, keywords))
+    return is_needed and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:])
 
 
 def _has_orientation(kind: bytes, body: memoryview, keywords: set[bytes]) -> bool:

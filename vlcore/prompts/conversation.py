@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, overload
@@ -11,6 +12,8 @@ from vlcore.errors import PromptError
 from vlcore.prompts.messages import ROLES, ImageSlot, Message, Text, ToolCall
 
 _TEXT_TYPES = ("text", "input_text", "output_text")
+_URL_SPACE = "".join(map(chr, range(0x21))) + "\ufeff"
+_URL = re.compile(rf"[{re.escape(_URL_SPACE)}]*(data|https?|file):", re.IGNORECASE)
 _IMAGE_TYPES = ("image", "image_url", "input_image")
 _VIDEO_TYPES = ("video", "video_url", "input_video")
 _SOURCE_KEYS: Mapping[str, tuple[str, ...]] = {
@@ -290,9 +293,13 @@ def _read_part(part: Any, position: int, images: list[Any]) -> Text | ImageSlot:
 
 
 def _part_source(part: Mapping[str, Any], kind: str) -> Any:
-    """Return the image or video of a part, or ``None``."""
+    """Return the image or video of a part, or ``None``.
+
+    White space around a URL is not part of it. A path may begin or end with a space.
+    """
     source = next((part[key] for key in _SOURCE_KEYS[kind] if part.get(key) is not None), None)
-    return source.get("url") if isinstance(source, Mapping) else source
+    source = source.get("url") if isinstance(source, Mapping) else source
+    return source.strip(_URL_SPACE) if isinstance(source, str) and _URL.match(source) else source
 
 
 def _part_options(part: Mapping[str, Any], kind: str) -> dict[str, Any]:

@@ -96,7 +96,11 @@ def parse_request(
     wants_logprobs = bool(request.logprobs)
     if request.top_logprobs and not wants_logprobs:
         raise _invalid("top_logprobs", "it requires logprobs: true")
-    if request.stream_options is not None and not request.stream:
+    if (
+        request.stream_options is not None
+        and request.stream_options.has_effect
+        and not request.stream
+    ):
         raise _invalid("stream_options", "it requires stream: true")
     tool_use = parse_tools(request, template)
     call_grammar = None if tool_use is None else tool_use.make_grammar

@@ -197,6 +197,11 @@ class StreamOptions(_Model):
     include_obfuscation: bool | None = Field(None, description=_NO_EFFECT)
     continuous_usage_stats: Literal[False] | None = Field(None, description=_UNSUPPORTED)
 
+    @property
+    def has_effect(self) -> bool:
+        """Whether an option has another value than its default."""
+        return bool(self.include_usage)
+
 
 class ToolFunction(_Model):
     """A function that the model may call."""
@@ -317,10 +322,15 @@ class ChatRequest(_Model):
         "or start a new message after it.",
     )
 
+    add_special_tokens: Literal[False] | None = Field(None, description=_UNSUPPORTED)
+    allowed_token_ids: EmptyList | None = Field(None, description=_UNSUPPORTED)
     audio: None = Field(None, description=_UNSUPPORTED)
+    bad_words: EmptyList | None = Field(None, description=_UNSUPPORTED)
     best_of: Literal[1] | None = Field(None, description=_UNSUPPORTED)
     chat_template: None = Field(None, description=_UNSUPPORTED)
     chat_template_kwargs: EmptyDict | None = Field(None, description=_UNSUPPORTED)
+    documents: EmptyList | None = Field(None, description=_UNSUPPORTED)
+    early_stopping: Literal[False] | None = Field(None, description=_UNSUPPORTED)
     echo: Literal[False] | None = Field(None, description=_UNSUPPORTED)
     function_call: Literal["none", "auto"] | None = Field(None, description=_UNSUPPORTED)
     functions: EmptyList | None = Field(None, description=_UNSUPPORTED)
@@ -330,9 +340,12 @@ class ChatRequest(_Model):
     guided_regex: Annotated[str, Field(min_length=1)] | None = Field(None, description=_EXTENSION)
     include_stop_str_in_output: Literal[False] | None = Field(None, description=_UNSUPPORTED)
     length_penalty: float | None = Field(None, ge=1, le=1, description=_UNSUPPORTED)
+    logits_processors: EmptyList | None = Field(None, description=_UNSUPPORTED)
+    mm_processor_kwargs: EmptyDict | None = Field(None, description=_UNSUPPORTED)
     modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] | None = Field(
         None, description=_UNSUPPORTED
     )
+    prompt_logprobs: None = Field(None, description=_UNSUPPORTED)
     reasoning_effort: Literal["none"] | None = Field(None, description=_UNSUPPORTED)
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = Field(None, description=_EXTENSION)
@@ -343,6 +356,7 @@ class ChatRequest(_Model):
         None, description="Functions that the model may call, if its chat template supports them."
     )
     truncate_prompt_tokens: None = Field(None, description=_UNSUPPORTED)
+    typical_p: float | None = Field(None, ge=1, le=1, description=_UNSUPPORTED)
     use_beam_search: Literal[False] | None = Field(None, description=_UNSUPPORTED)
     verbosity: Literal["medium"] | None = Field(None, description=_UNSUPPORTED)
     web_search_options: None = Field(None, description=_UNSUPPORTED)
@@ -431,6 +445,8 @@ class PromptDetails(BaseModel):
 
     image_tokens: int
     """Number of image embeddings in the prompt."""
+    video_tokens: int = 0
+    """Number of embeddings of videos in the prompt."""
     cached_tokens: int = 0
     """Number of tokens that were not computed, because the engine had kept them."""
 
