@@ -6,14 +6,17 @@ import importlib.util
 import shutil
 from collections.abc import Callable, Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from transformers_families.checkpoints import write_checkpoint
 from transformers_families.comparison import compare_inputs, compare_token_ids
-from transformers_families.conversations import sample_video, video_conversations
+from transformers_families.conversations import CLIP, OTHER, sample_video, video_conversations
 from transformers_families.runs import (
+    PLUGIN,
     Answer,
     FamilyReference,
     answer_concurrently,
@@ -23,18 +26,11 @@ from vl_plugin_transformers.families import FAMILIES
 from vl_plugin_transformers.frames import FrameProcessor
 from vl_plugin_transformers.processor import describe_video
 
+import vlcore
 from vlcore import ConfigError, Video, VideoError, VideoSampling
 
-FAST = ("qwen2_5_vl",)
-"""M-RoPE with times."""
-
 every_family = pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow])
-        for name, family in sorted(FAMILIES.items())
-        if family.video
-    ],
+    "name", sorted(name for name, family in FAMILIES.items() if family.video)
 )
 
 
@@ -55,6 +51,7 @@ def answers(reference: Callable[[str], FamilyReference]) -> Callable[[str], dict
 
 
 @every_family
+@pytest.mark.slow
 def test_videos_equal_those_of_transformers(
     name: str,
     reference: Callable[[str], FamilyReference],
@@ -117,3 +114,21 @@ def test_the_sampling_of_a_checkpoint_is_that_of_its_settings() -> None:
     assert processor.sampling == VideoSampling(
         fps=1.5, min_frames=4, max_frames=20, position="ends"
     )
+
+
+@pytest.mark.slow
+def test_settings_of_videos_that_are_not_supported_leave_images_alone(tmp_path: Path) -> None:
+    directory = tmp_path / "model"
+    write_checkpoint(directory, "qwen2_vl")
+    settings = directory / "video_preprocessor_config.json"
+    settings.write_text('{"resample": 0}')
+    model = vlcore.load_vision_model(directory)
+    assert isinstance(model.preprocess(OTHER), vlcore.ImageInputs)
+    with pytest.raises(VideoError, match="takes no videos: the settings of Qwen2VLVideoProcessor"):
+        model.preprocess_frames(CLIP)
+
+
+@pytest.mark.slow
+def test_other_families_take_no_videos(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "model", "llava")
+    assert not vlcore.load_vision_model(tmp_path / "model", plugin=PLUGIN).takes_video

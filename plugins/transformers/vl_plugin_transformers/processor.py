@@ -16,7 +16,15 @@ from transformers.video_utils import VideoMetadata
 from vl_plugin_transformers.families import FAMILIES, Family
 from vl_plugin_transformers.frames import FrameProcessor, read_video_settings
 from vl_plugin_transformers.modeling import read_config
-from vlcore import Checkpoint, ConfigError, PluginError, Video, VideoError, VideoSampling
+from vlcore import (
+    Checkpoint,
+    ConfigError,
+    OptionError,
+    PluginError,
+    Video,
+    VideoError,
+    VideoSampling,
+)
 from vlcore.processors import load_processor
 
 _GOT_DOWNSAMPLING = 4
@@ -76,9 +84,14 @@ class FamilyProcessor:
             key: value for key, value in self._settings.items() if key in own
         }
         self._frames: FrameProcessor | None = None
+        self._has_video = bool(family.video)
         self._tokens_per_second: float | None = None
+        self._video_refusal = f"{self._name} takes images only, and no videos"
         if family.video:
-            self._frames = FrameProcessor(family.video, read_video_settings(checkpoint))
+            try:
+                self._frames = FrameProcessor(family.video, read_video_settings(checkpoint))
+            except (ConfigError, OptionError) as error:  # images need no such settings
+                self._video_refusal = f"{self._name} takes no videos: {error}"
             self._processor.video_processor = self._frames
             self._tokens_per_second = getattr(config.vision_config, "tokens_per_second", None)
         self._fixed_expansion = ""
@@ -105,7 +118,12 @@ class FamilyProcessor:
     @property
     def video_token(self) -> str | None:
         """The text that a chat template writes for a video, where the family takes videos."""
-        return None if self._frames is None else str(self._processor.video_token)
+        return str(self._processor.video_token) if self.takes_video else None
+
+    @property
+    def takes_video(self) -> bool:
+        """Whether the plugin supports videos of the family."""
+        return self._has_video
 
     @property
     def video_sampling(self) -> VideoSampling | None:
@@ -133,7 +151,7 @@ class FamilyProcessor:
         """Preprocess a video: the tensors of the model, and the video's layout."""
         frames = self._frames
         if frames is None:
-            raise VideoError(f"{self._name} takes images only, and no videos")
+            raise VideoError(self._video_refusal)
         tensors: dict[str, Any] = dict(frames(video.frames))
         metadata = {"video_metadata": [describe_video(video)]}
         text = self._processor.replace_video_token(tensors | metadata, 0)

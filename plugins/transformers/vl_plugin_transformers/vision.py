@@ -98,7 +98,7 @@ class TransformersVisionModel(VisionModel):
     @property
     def takes_video(self) -> bool:
         """Whether the plugin supports videos of the family."""
-        return self._processor.video_token is not None
+        return self._processor.takes_video
 
     def preprocess_frames(self, video: Video) -> FeatureInputs:  # type: ignore[override]
         """Resize and normalise the frames of a video, as the processor of the family does."""
