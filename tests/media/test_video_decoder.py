@@ -361,6 +361,14 @@ def test_a_frame_that_is_larger_than_the_header_states_is_not_decoded() -> None:
         decode(data, limits=VideoLimits(max_pixels=640))
 
 
+def test_the_memory_of_the_decoder_is_counted_before_it_decodes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(video_decoder._Decoder, "_frames", None)
+    with pytest.raises(VideoLimitError, match="max_decoded_bytes=1000"):
+        decode(video_file(4), limits=VideoLimits(max_decoded_bytes=1000))
+
+
 def test_packets_that_are_inflated_count_against_the_limit_of_bytes() -> None:
     data = video_file(4)
     with pytest.raises(VideoLimitError, match="the packets of 'it' are larger than max_bytes=100"):

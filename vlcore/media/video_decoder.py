@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 _MAX_THREADS = 16
 _MAX_REFERENCES = 17
 """The number of frames that a decoder keeps, in addition to one for each thread."""
+_USUAL_BITS = 12
+"""Bits of a pixel whose format is not known yet: 8 for brightness, and 4 for colour."""
 _SKIPPABLE = ("h264", "mpeg1video", "mpeg2video", "mpeg4")
 """Codecs that state reliably which frames no other frame refers to."""
 _ORIENTATIONS = {
@@ -125,6 +127,8 @@ class _Decoder:
         decoder = file.decoder
         decoder.thread_count = num_threads
         decoder.thread_type = "AUTO" if num_threads > 1 else "NONE"
+        size = (decoder.width, decoder.height)
+        budget.take(0, self._working_bytes(size, _USUAL_BITS), size, file.name)
 
     def decode(self) -> DecodedVideo:
         """Return the timeline of the video, the indices of the sampled frames, and the frames."""
@@ -218,9 +222,13 @@ class _Decoder:
 
     def _take_budget(self, frame: VideoFrame, num_frames: int) -> None:
         size = (frame.width, frame.height)
-        frame_bytes = frame.width * frame.height * frame.format.padded_bits_per_pixel // 8
-        working = frame_bytes * (_MAX_REFERENCES + self._num_threads) + stored_bytes("RGB", size)
+        working = self._working_bytes(size, frame.format.padded_bits_per_pixel)
         self._budget.take(num_frames * stored_bytes("RGB", size), working, size, self._file.name)
+
+    def _working_bytes(self, size: tuple[int, int], bits_per_pixel: int) -> int:
+        """Return the memory of the decoder's frames, and of one that is converted."""
+        frame_bytes = size[0] * size[1] * bits_per_pixel // 8
+        return frame_bytes * (_MAX_REFERENCES + self._num_threads) + stored_bytes("RGB", size)
 
 
 def _orientation(frame: VideoFrame) -> int:
