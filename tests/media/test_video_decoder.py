@@ -387,12 +387,15 @@ def test_the_budget_of_a_request_counts_its_videos() -> None:
 
 @pytest.mark.parametrize("num_checks", [0, 3, 12, 20])
 def test_decoding_ends_when_its_time_is_over(
-    num_checks: int, monkeypatch: pytest.MonkeyPatch
+    num_checks: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    data = video_file(NUM_FRAMES)
+    capfd.readouterr()
     clock = iter([*[0.0] * (num_checks + 1), *[10.0] * 1000])
     monkeypatch.setattr("vlcore.media.deadline.monotonic", lambda: next(clock))
     with pytest.raises(VideoLimitError, match="decode_timeout_s=9"):
-        decode(video_file(NUM_FRAMES), limits=VideoLimits(decode_timeout_s=9))
+        decode(data, limits=VideoLimits(decode_timeout_s=9))
+    assert capfd.readouterr().err == ""
 
 
 def test_loading_without_a_sampling_takes_all_frames() -> None:

@@ -23,13 +23,17 @@ class Deadline:
         self._timeout_s = timeout_s
         self._end = monotonic() + timeout_s
 
+    def is_over(self) -> bool:
+        """Return whether the time is over."""
+        return monotonic() > self._end
+
     def check(self) -> None:
         """Check the time.
 
         Raises:
             VideoLimitError: the time is over.
         """
-        if monotonic() > self._end:
+        if self.is_over():
             raise VideoLimitError(
                 f"{self._name} takes longer to decode than "
                 f"decode_timeout_s={self._timeout_s:g} of vlcore.VideoLimits"
@@ -37,11 +41,14 @@ class Deadline:
 
 
 class TimedFile(io.BytesIO):
-    """A file in memory that can be read until a deadline.
+    """A file in memory that ends when the time is over.
+
+    FFmpeg writes errors of files to the standard error stream, so none is raised: the reader checks
+    the time afterwards.
 
     Args:
         data: the content of the file.
-        deadline: ends the reading.
+        deadline: the end of the time.
     """
 
     def __init__(self, data: bytes, deadline: Deadline) -> None:
@@ -49,19 +56,5 @@ class TimedFile(io.BytesIO):
         self._deadline = deadline
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read bytes.
-
-        Raises:
-            VideoLimitError: the time is over.
-        """
-        self._deadline.check()
-        return super().read(size)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        """Change the position.
-
-        Raises:
-            VideoLimitError: the time is over.
-        """
-        self._deadline.check()
-        return super().seek(offset, whence)
+        """Read bytes; none if the time is over."""
+        return b"" if self._deadline.is_over() else super().read(size)

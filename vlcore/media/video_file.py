@@ -174,6 +174,7 @@ def _read(
             )
         check_cost(packet, codec, max_pixels, name)
         packets.append(packet)
+    deadline.check()
     if "mov" in container.format.name and len(stream.index_entries) >= num_read:
         raise VideoError(
             f"{name} is truncated: it has {num_read - 1} of {len(stream.index_entries)} frames"
