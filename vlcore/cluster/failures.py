@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledError
+from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from vlcore.server.errors import ApiError
@@ -36,7 +36,7 @@ def translated(deployment: str) -> Iterator[None]:
         yield
     except RayTaskError as error:
         logger.error("a replica of the %s failed: %s", deployment, error)
-        if isinstance(error.cause, RayActorError):  # the replica waited for another one
+        if isinstance(error.cause, RayError):  # what another one had made is lost
             raise ReplicaDiedError from None
         raise _cause(error) from None
     except BackPressureError:
