@@ -27,6 +27,14 @@ def test_no_weights(tmp_path: Path) -> None:
         Checkpoint.open(tmp_path).tensor_names  # noqa: B018
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_pointer_of_git_lfs_is_called_one(tmp_path: Path, name: str) -> None:
+    write_json(tmp_path / "config.json", {})
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(TensorError, match="It is a pointer of Git LFS: run git lfs pull"):
+        Checkpoint.open(tmp_path).tensor_names  # noqa: B018
+
+
 @pytest.mark.parametrize("write", [sharded_safetensors, sharded_bin])
 def test_a_missing_shard_is_named(tmp_path: Path, write: Writer) -> None:
     checkpoint = Checkpoint.open(write_checkpoint(tmp_path, write))

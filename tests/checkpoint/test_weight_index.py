@@ -40,6 +40,16 @@ def test_a_single_file_takes_precedence_over_a_left_over_index(directory: Path) 
     assert files_of(directory) == {"model.safetensors"}
 
 
+@pytest.mark.parametrize("damaged", ["", "{", "[]", '{"metadata": {}}'])
+def test_a_damaged_index_next_to_a_single_file_is_ignored(
+    directory: Path, damaged: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    single_safetensors(directory, TENSORS)
+    (directory / "model.safetensors.index.json").write_text(damaged, "utf-8")
+    assert files_of(directory) == {"model.safetensors"}
+    assert "it is ignored, because model.safetensors is there" in caplog.text
+
+
 @pytest.mark.parametrize("removes", [False, True])
 def test_a_file_and_an_index_of_different_tensors_are_an_error(
     directory: Path, removes: bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from vlcore.checkpoint.files import CheckpointFiles
 from vlcore.checkpoint.weights import open_weights
 from vlcore.errors import ConfigError, TensorError
+
+logger = logging.getLogger(__name__)
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """Names of a checkpoint's only weight file, the preferred one first. Sharded weights have an
@@ -62,8 +65,15 @@ def adapter_hint(adapter: Mapping[str, Any] | None) -> str:
 
 
 def _read_index(files: CheckpointFiles, directory: Path, filename: str) -> dict[str, Path] | None:
-    index = files.read_json(f"{filename}.index.json")
-    return None if index is None else _indexed_files(index, directory / f"{filename}.index.json")
+    try:
+        index = files.read_json(f"{filename}.index.json")
+        if index is not None:
+            return _indexed_files(index, directory / f"{filename}.index.json")
+    except ConfigError as error:
+        if not (directory / filename).exists():
+            raise
+        logger.warning("%s: it is ignored, because %s is there", error, filename)
+    return None
 
 
 def _single_file(path: Path, index: Mapping[str, Path] | None) -> dict[str, Path]:

@@ -85,6 +85,10 @@ def move_buffers(
         setattr(module.get_submodule(owner), attribute, buffer.to(device))
 
 
+_LFS_POINTER = b"version https://git-lfs"
+"""Beginning of the file that Git stores instead of a large one."""
+
+
 @dataclass(frozen=True)
 class TensorInfo:
     """The dtype and shape of a tensor, known before it is read."""
@@ -177,7 +181,7 @@ def open_weights(path: Path) -> Iterator[TensorReader]:
     except (SafetensorError, OSError) as error:
         raise TensorError(
             f"{path} is damaged or truncated ({path.stat().st_size} bytes): {error}. "
-            "Download it again"
+            f"{_what_to_do(path)}"
         ) from error
     with file as opened:
         names = list(opened.offset_keys())
@@ -217,6 +221,14 @@ def read_header(path: Path) -> bytes:
         return file.read(min(length, path.stat().st_size, _MAX_HEADER_BYTES))
 
 
+def _what_to_do(path: Path) -> str:
+    """Return how to replace a weight file that cannot be read."""
+    with path.open("rb") as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            return "It is a pointer of Git LFS: run git lfs pull in its repository"
+    return "Download it again"
+
+
 def _load_pickle(path: Path) -> dict[str, Any]:
     """Read a ``.bin`` shard; ``weights_only`` prevents a pickle from running code."""
     try:
@@ -227,7 +239,7 @@ def _load_pickle(path: Path) -> dict[str, Any]:
     except Exception as error:
         raise TensorError(
             f"{path} is damaged, or holds more than plain tensors ({path.stat().st_size} bytes): "
-            f"{type(error).__name__}: {error}. Download it again, or convert it to safetensors"
+            f"{type(error).__name__}: {error}. {_what_to_do(path)}, or convert it to safetensors"
         ) from error
     if not isinstance(state, dict):
         raise TensorError(f"{path} must hold a dictionary of tensors, not {type(state).__name__}")
