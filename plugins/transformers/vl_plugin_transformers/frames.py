@@ -187,61 +187,55 @@ def _factor(values: Values) -> int:
 
 
 def _resized_by_area(
-    sides: tuple[int, int], num_pixels: float, limits: tuple[float, float], factor: int, scale: int
+    sides: tuple[int, int], num_pixels: int, limits: tuple[int, int], factor: int, num_frames: int
 ) -> tuple[int, int]:
-    """Scale two sides so that they are multiples of a factor, and a number of pixels in limits.
+    """Scale the sides of frames to multiples of a factor, with a number of pixels within limits.
 
     Args:
         sides: height and width of a frame.
-        num_pixels: the number of pixels of what is limited, before it is scaled.
-        limits: the least and largest number of pixels.
-        factor: what the sides must be multiples of.
-        scale: the number of frames in what is limited.
+        num_pixels: the number of pixels that is limited, before the frames are scaled.
+        limits: the smallest and the largest number of pixels.
+        factor: the sides are multiples of it.
+        num_frames: the number of frames that have the pixels.
 
     Source:
         ``smart_resize`` of Qwen2-VL and Qwen3-VL in transformers.
     """
-    low, high = limits
-
-    def scaled(rounding: Callable[[float], int], ratio: float) -> list[int]:
-        return [rounding(side / ratio / factor) * factor for side in sides]
-
-    height, width = scaled(round, 1)
-    if scale * height * width > high:
-        height, width = (
-            max(factor, side) for side in scaled(math.floor, math.sqrt(num_pixels / high))
-        )
-    elif scale * height * width < low:
-        ratio = math.sqrt(low / num_pixels)
+    smallest, largest = limits
+    height, width = (round(side / factor) * factor for side in sides)
+    if num_frames * height * width > largest:
+        ratio = math.sqrt(num_pixels / largest)
+        height, width = (max(factor, math.floor(side / ratio / factor) * factor) for side in sides)
+    elif num_frames * height * width < smallest:
+        ratio = math.sqrt(smallest / num_pixels)
         height, width = (math.ceil(side * ratio / factor) * factor for side in sides)
     return height, width
 
 
 def _size_by_frame(num_frames: int, height: int, width: int, values: Values) -> tuple[int, int]:
     """Return the size where each frame has limits of its own."""
-    low, high, factor = values["size"]["shortest_edge"], values["size"]["longest_edge"], None
+    smallest, largest = values["size"]["shortest_edge"], values["size"]["longest_edge"]
     factor = _factor(values)
     if values.get("cap_pixels_per_frame"):
         total = int(values["max_video_tokens"] * factor * factor * 0.9)
         share = total * values["temporal_patch_size"] // num_frames
-        high = max(min(high, share), int(low * 1.05))
-    return _resized_by_area((height, width), height * width, (low, high), factor, 1)
+        largest = max(min(largest, share), int(smallest * 1.05))
+    return _resized_by_area((height, width), height * width, (smallest, largest), factor, 1)
 
 
 def _size_by_video(num_frames: int, height: int, width: int, values: Values) -> tuple[int, int]:
     """Return the size where all frames of a video together have limits."""
-    low, high = values["size"]["shortest_edge"], values["size"]["longest_edge"]
+    smallest, largest = values["size"]["shortest_edge"], values["size"]["longest_edge"]
     factor, step = _factor(values), values["temporal_patch_size"]
     if values.get("cap_pixels_per_frame"):
-        most = min(values["max_video_tokens"] * factor * factor, high // num_frames)
-        high = max(most, int(low * 1.05)) * num_frames
+        share = min(values["max_video_tokens"] * factor * factor, largest // num_frames)
+        largest = max(share, int(smallest * 1.05)) * num_frames
     if height < factor or width < factor:
         scale = max(factor / height, factor / width)
         height, width = int(height * scale), int(width * scale)
+    num_pixels = num_frames * height * width
     num_counted = round(num_frames / step) * step
-    return _resized_by_area(
-        (height, width), num_frames * height * width, (low, high), factor, num_counted
-    )
+    return _resized_by_area((height, width), num_pixels, (smallest, largest), factor, num_counted)
 
 
 def _fixed_size(num_frames: int, height: int, width: int, values: Values) -> tuple[int, int]:  # noqa: ARG001
