@@ -13,6 +13,7 @@ from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -28,6 +29,8 @@ from vlcore.errors import EngineUnavailableError
 Attention: TypeAlias = Callable[..., tuple[Tensor, Tensor | None]]
 
 _PREFIX = "vlcore_"
+_CHANGES = frozenset({"position_bias", "softcap"})
+"""Options of attention that torch's own does not have."""
 
 
 def attention_name(config: PretrainedConfig) -> str:
@@ -108,12 +111,40 @@ def _attend(
             "in a way of its own"
         )
     layer.is_read = True
+    is_usual = attention is sdpa_attention_forward and not _CHANGES.intersection(options)
+    if is_usual and query.shape[2] == 1:
+        attention = _one_token_sdpa
     outputs = []
     for call in layer.calls:
         keys, values = layer.attended(call)
         output, _ = attention(module, query[call.rows], keys, values, call.mask, **options)
         outputs.append(output)
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)), None
+
+
+def _one_token_sdpa(
+    module: nn.Module,  # noqa: ARG001
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Compute the attention of one token of each sequence.
+
+    The query heads that share a key are its queries, which reads each key once.
+
+    Shapes:
+        query: [sequences, heads, 1, head_dim].
+        key, value: [sequences, key heads, columns, head_dim].
+        result: [sequences, 1, heads, head_dim].
+    """
+    num_sequences, num_heads, _one, head_dim = query.shape
+    num_keys = key.shape[1]
+    packed = query.reshape(num_sequences, num_keys, num_heads // num_keys, head_dim)
+    output = scaled_dot_product_attention(packed, key, value, attention_mask, scale=scaling)
+    return output.reshape(num_sequences, 1, num_heads, value.shape[3]), None
 
 
 AttentionInterface.register(_PREFIX + "sdpa", _sdpa)
