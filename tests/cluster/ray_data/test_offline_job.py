@@ -34,6 +34,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.con
 def cluster() -> Iterator[None]:
     imports = {"env_vars": {"PYTHONPATH": str(Path(__file__).parents[2])}}
     ray.init(
+        address="local",  # another one may run on this machine
         num_cpus=2,
         include_dashboard=False,
         logging_level="ERROR",

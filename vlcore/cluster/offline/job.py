@@ -36,6 +36,7 @@ _SILENCED_LOGGERS = (
     "ray.data._internal.progress",
     "ray.data._internal.execution.streaming_executor_state",
     "ray.data._internal.execution.operators.actor_pool_map_operator",
+    "ray.data._internal.execution.operators.map_operator",
 )
 _NUM_WRITERS = 8
 

@@ -88,10 +88,11 @@ class GroupEncoder:
             images = [item for item in encoded if isinstance(item, ImageEmbeddings)]
             shard = self._directory.write(images) if images else ""
         except VlcoreError as error:
-            return [Outcome(str(group[0]["name"]), fatal=str(error))]
+            return [Outcome(str(group[0]["name"]), fatal=_as_valid_text(str(error)))]
         except Exception as error:
             logger.exception("a group of images could not be encoded")
-            return [Outcome(str(group[0]["name"]), fatal=f"{type(error).__name__}: {error}")]
+            text = _as_valid_text(f"{type(error).__name__}: {error}")
+            return [Outcome(str(group[0]["name"]), fatal=text)]
         return [
             Outcome(item.name, item.key, shard) if isinstance(item, ImageEmbeddings) else item
             for item in encoded
@@ -112,7 +113,7 @@ class GroupEncoder:
                     return Outcome(name, key)
                 (image,) = await self._encoder.encode([data])
             except VlcoreError as error:
-                return Outcome(name, error=str(error))
+                return Outcome(name, error=_as_valid_text(str(error)))
         # A copy: images of equal content share their rows, and a shard has those of each.
         return ImageEmbeddings(name, key, image.rows.to("cpu", copy=True))
 
@@ -123,3 +124,8 @@ def as_table(outcomes: Sequence[Outcome]) -> Any:
 
     schema = pyarrow.schema([(one.name, pyarrow.string()) for one in fields(Outcome)])
     return pyarrow.Table.from_pylist([asdict(outcome) for outcome in outcomes], schema)
+
+
+def _as_valid_text(message: str) -> str:
+    """Escape lone surrogates, which a message may quote and Arrow cannot store."""
+    return message.encode("utf-8", "backslashreplace").decode()
