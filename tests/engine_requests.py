@@ -18,6 +18,24 @@ from vlcore.prompts.tokenization import Span, TokenizedPrompt
 CPU = torch.device("cpu")
 LONG = 400
 """Tokens that a test never waits for: it cancels the request, with the engine held."""
+SAMPLED: dict[str, Any] = {"do_sample": True, "temperature": 2.0, "random_seed": 5}
+MIXED_OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"do_sample": True, "random_seed": 1, "top_k": 3},
+    {"do_sample": True, "random_seed": 1, "top_p": 0.5, "temperature": 2.0},
+    {"do_sample": True, "random_seed": 1, "min_p": 0.5},
+    {"repetition_penalty": 1.8},
+    {"repetition_penalty": 0.5},
+    {"frequency_penalty": 2.0},
+    {"presence_penalty": -2.0},
+    {"logit_bias": dict.fromkeys(range(300, 320), 50)},
+    {"bad_token_ids": list(range(300, 500))},
+    {"min_new_tokens": 12, "stop_token_ids": list(range(300, 690))},
+    {"bad_words": ["a", "e", "o"]},
+    {"logprobs": 2},
+    {**SAMPLED, "n": 3},
+]
+"""Options of requests that share a batch."""
 
 
 def run(body: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -63,6 +81,22 @@ def token_ids(outputs: Sequence[EngineOutput]) -> tuple[int, ...]:
 
 def text(outputs: Sequence[EngineOutput]) -> str:
     return "".join(output.text for output in outputs)
+
+
+def chunks_of_choice(outputs: Sequence[EngineOutput], choice: int) -> list[EngineOutput]:
+    return [output for output in outputs if output.choice == choice]
+
+
+async def check_own_options(engine: Engine, options: Sequence[dict[str, Any]]) -> None:
+    """Check that the answers to one prompt under several options are the same in any company."""
+    asked = [request(6, seed=4, **{"max_new_tokens": 12} | one) for one in options]
+    alone = [await chunks(engine, one) for one in asked]
+    together = await asyncio.gather(*(chunks(engine, one) for one in asked))
+    for before, after in zip(alone, together, strict=True):
+        for choice in range(3):
+            one, other = chunks_of_choice(before, choice), chunks_of_choice(after, choice)
+            assert (token_ids(one), text(one)) == (token_ids(other), text(other))
+    assert len({token_ids(chunks_of_choice(outputs, 0)) for outputs in alone}) >= 8
 
 
 def watch_batches(engine: TransformersEngine) -> list[int]:

@@ -10,20 +10,26 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from engine_requests import LONG, answer, chunks, request, run, text, token_ids
+from engine_requests import (
+    LONG,
+    MIXED_OPTIONS,
+    SAMPLED,
+    answer,
+    check_own_options,
+    chunks,
+    chunks_of_choice,
+    request,
+    run,
+    text,
+    token_ids,
+)
 from transformers import PreTrainedTokenizerBase
 
-from vlcore.engines.base import Engine, EngineOutput, EngineRequest
+from vlcore.engines.base import Engine, EngineRequest
 from vlcore.engines.detokenizer import Detokenizer
 from vlcore.engines.generation import GenerationConfig
 from vlcore.errors import ContextLengthError, EngineError, OptionError
 from vlcore.prompts.tokenization import TokenizedPrompt
-
-SAMPLED: dict[str, Any] = {"do_sample": True, "temperature": 2.0, "random_seed": 5}
-
-
-def chunks_of_choice(outputs: list[EngineOutput], choice: int) -> list[EngineOutput]:
-    return [output for output in outputs if output.choice == choice]
 
 
 def test_image_embeddings_change_the_answer(engine: Engine) -> None:
@@ -225,33 +231,7 @@ def test_concurrent_requests_of_different_lengths_have_the_results_of_single_one
 
 
 def test_concurrent_requests_keep_their_own_options(engine: Engine) -> None:
-    async def body() -> None:
-        options: list[dict[str, Any]] = [
-            {},
-            {"do_sample": True, "random_seed": 1, "top_k": 3},
-            {"do_sample": True, "random_seed": 1, "top_p": 0.5, "temperature": 2.0},
-            {"do_sample": True, "random_seed": 1, "min_p": 0.5},
-            {"repetition_penalty": 1.8},
-            {"repetition_penalty": 0.5},
-            {"frequency_penalty": 2.0},
-            {"presence_penalty": -2.0},
-            {"logit_bias": dict.fromkeys(range(300, 320), 50)},
-            {"bad_token_ids": list(range(300, 500))},
-            {"min_new_tokens": 12, "stop_token_ids": list(range(300, 690))},
-            {"bad_words": ["a", "e", "o"]},
-            {"logprobs": 2},
-            {**SAMPLED, "n": 3},
-        ]
-        asked = [request(6, seed=4, **{"max_new_tokens": 12} | one) for one in options]
-        alone = [await chunks(engine, one) for one in asked]
-        together = await asyncio.gather(*(chunks(engine, one) for one in asked))
-        for before, after in zip(alone, together, strict=True):
-            for choice in range(3):
-                one, other = chunks_of_choice(before, choice), chunks_of_choice(after, choice)
-                assert (token_ids(one), text(one)) == (token_ids(other), text(other))
-        assert len({token_ids(chunks_of_choice(outputs, 0)) for outputs in alone}) >= 8
-
-    run(body)
+    run(lambda: check_own_options(engine, MIXED_OPTIONS))
 
 
 def test_the_answers_of_a_request_are_those_of_single_requests(engine: Engine) -> None:
