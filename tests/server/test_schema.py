@@ -6,7 +6,10 @@ import pytest
 from pydantic import ValidationError
 from server_client import GOOD, post, send
 
-from vlcore.server.schema import ChatCompletion, ChatRequest, ErrorResponse, ModelList
+from vlcore.server.schema.completion import ChatCompletion
+from vlcore.server.schema.errors import ErrorResponse
+from vlcore.server.schema.models import ModelList
+from vlcore.server.schema.request import ChatRequest
 
 MESSAGE = {"role": "user", "content": "Hi"}
 

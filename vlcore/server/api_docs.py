@@ -12,7 +12,8 @@ from fastapi import FastAPI
 from jinja2 import Environment
 from starlette.responses import HTMLResponse, Response
 
-from vlcore.server.schema import ChatRequest, ErrorResponse
+from vlcore.server.schema.errors import ErrorResponse
+from vlcore.server.schema.request import ChatRequest
 from vlcore.server.settings import ServerSettings
 
 _TEMPLATE = Path(__file__).with_name("openapi.html")

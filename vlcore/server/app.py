@@ -19,7 +19,8 @@ from vlcore.server.connections import Uploads
 from vlcore.server.errors import ApiError, as_api_error, stopping_error
 from vlcore.server.metrics import Metrics
 from vlcore.server.middleware import RequestGuardMiddleware
-from vlcore.server.schema import ChatCompletion, Model, ModelList
+from vlcore.server.schema.completion import ChatCompletion
+from vlcore.server.schema.models import Model, ModelList
 from vlcore.server.served_model import ServedModel
 from vlcore.server.settings import ServerSettings
 from vlcore.server.web_ui import add_web_ui

@@ -8,7 +8,8 @@ from typing import Any
 from vlcore.engines.grammar import Grammar
 from vlcore.errors import GrammarError
 from vlcore.server.errors import ApiError
-from vlcore.server.schema import ChatRequest, JsonObjectFormat, JsonSchemaFormat
+from vlcore.server.schema.output_format import JsonObjectFormat, JsonSchemaFormat
+from vlcore.server.schema.request import ChatRequest
 
 
 def parse_grammar(

@@ -16,9 +16,8 @@ from vlcore.prompts.conversation import Conversation
 from vlcore.server.body import JsonBody
 from vlcore.server.errors import ApiError, release_frames
 from vlcore.server.grammar_parsing import parse_grammar
-from vlcore.server.schema import (
+from vlcore.server.schema.messages import (
     ChatMessage,
-    ChatRequest,
     ImagePart,
     ImageUrl,
     Part,
@@ -26,6 +25,7 @@ from vlcore.server.schema import (
     TextPart,
     VideoPart,
 )
+from vlcore.server.schema.request import ChatRequest
 from vlcore.server.settings import ServerSettings
 from vlcore.server.tools import ToolUse, parse_tools
 

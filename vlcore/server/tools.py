@@ -13,7 +13,8 @@ from vlcore.prompts.chat_template import ChatTemplate
 from vlcore.prompts.messages import ToolCall
 from vlcore.prompts.tools import ToolCallParser, ToolDelta
 from vlcore.server.errors import ApiError
-from vlcore.server.schema import ChatRequest, ChosenTool, ToolFunction
+from vlcore.server.schema.request import ChatRequest
+from vlcore.server.schema.tools import ChosenTool, ToolFunction
 
 
 class CallReader(Protocol):

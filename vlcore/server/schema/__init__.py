@@ -1,0 +1,1 @@
+"""The supported subset of OpenAI's chat API: requests, responses and errors."""
