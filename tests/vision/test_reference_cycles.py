@@ -34,6 +34,15 @@ class Body(bytes):
         Body.num_alive -= 1
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _without_earlier_objects() -> Iterator[None]:
+    """Leave the objects of libraries and earlier tests out of collections, which take long."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def _without_garbage_collection() -> Iterator[None]:
     gc.collect()
