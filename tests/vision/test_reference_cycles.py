@@ -35,12 +35,10 @@ class Body(bytes):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _without_earlier_objects() -> Iterator[None]:
-    """Leave the objects of libraries and earlier tests out of collections, which take long."""
+def _without_earlier_objects() -> None:
+    """Leave what libraries and earlier tests keep out of collections, which would take long."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
