@@ -343,6 +343,62 @@ def test_the_slots_of_a_burst_are_given_up_for_kept_tokens(make_engine: MakeEngi
         run(lambda: body(engine))
 
 
+def record_copies(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Record how many columns every copy within the cache has."""
+    lengths: list[int] = []
+    copy = engine._batch._cache.copy
+
+    def record(source: int, target: int, length: int) -> None:
+        lengths.append(length)
+        copy(source, target, length)
+
+    monkeypatch.setattr(engine._batch._cache, "copy", record)
+    return lengths
+
+
+def test_the_next_turn_copies_nothing(
+    engine: TransformersEngine, uncached: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body() -> None:
+        copies = record_copies(engine, monkeypatch)
+        answered = await answer(engine, asked(tokens(30, 1)))
+        turn = asked((*tokens(30, 1), *answered, *tokens(9, 2)), max_new_tokens=40)
+        assert await cached_and_tokens(engine, turn) == (35, await answer(uncached, turn))
+        assert copies == []
+        other = asked((*tokens(30, 1), *tokens(9, 3)))
+        assert await cached_and_tokens(engine, other) == (30, await answer(uncached, other))
+        assert copies == [30]
+
+    run(body)
+
+
+def test_a_prefix_gives_way_where_there_is_no_room_for_both(
+    make_engine: MakeEngine, uncached: TransformersEngine
+) -> None:
+    async def body(engine: TransformersEngine) -> None:
+        await answer(engine, asked(tokens(70, 1)))
+        other = asked((*tokens(40, 1), *tokens(20, 2)), max_new_tokens=60)
+        assert await cached_and_tokens(engine, other) == (0, await answer(uncached, other))
+
+    with make_engine(max_cached_tokens=130) as engine:
+        run(lambda: body(engine))
+
+
+def test_sequences_are_moved_together_where_no_free_columns_are_consecutive(
+    make_engine: MakeEngine, uncached: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body(engine: TransformersEngine) -> None:
+        copies = record_copies(engine, monkeypatch)
+        lengths = [30, 100, 30, 75]  # the last one waits until the first and the third have ended
+        crowd = [asked(tokens(10, n), max_new_tokens=new) for n, new in enumerate(lengths)]
+        answers = await asyncio.gather(*(answer(engine, one) for one in crowd))
+        assert copies == [110]
+        assert answers == [await answer(uncached, one) for one in crowd]
+
+    with make_engine(max_cached_tokens=200, prefix_caching=False) as engine:
+        run(lambda: body(engine))
+
+
 # -- others meanwhile
 
 
