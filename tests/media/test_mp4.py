@@ -7,6 +7,8 @@ from vlcore import VideoLimitError, load_video
 from vlcore.media import mp4
 from vlcore.media.mp4 import check_sample_counts
 
+pytest.importorskip("av")
+
 MANY = (2**31 - 1).to_bytes(4)
 
 

@@ -22,6 +22,8 @@ from vlcore import (
 )
 from vlcore.media import source
 
+pytest.importorskip("av")
+
 TWO = VideoSampling(num_frames=2)
 DATA_URL = "data:video/mp4;base64," + base64.b64encode(video_file(4)).decode()
 

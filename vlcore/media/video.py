@@ -180,7 +180,8 @@ class VideoLimits:
     max_decoded_bytes: int = 4 * 1024**3
     """Memory of the sampled frames as RGB images and of the decoder, in bytes."""
     decode_timeout_s: float = 60.0
-    """Time for decoding, in seconds. It is checked between frames."""
+    """Elapsed time for decoding, in seconds. It is checked between frames, and a file is read no
+    further when it is over."""
     connect_timeout_s: float = 10.0
     """Time to resolve the host of an http(s) URL, to connect, and between two chunks of a response,
     in seconds."""

@@ -149,6 +149,30 @@ def _read(
     stated_pixels = decoder.width * decoder.height or limits.max_pixels
     max_pixels = min(limits.max_pixels, _MAX_GROWTH * stated_pixels) * 5 // 4 + 2**16
     decoder.options = {"max_pixels": str(max_pixels)}
+    packets = _read_packets(container, stream, name, limits, deadline)
+    for packet in packets:
+        check_cost(packet, codec, max_pixels, name)
+    if not packets:
+        raise VideoError(f"{name} has no video frame that can be decoded: it has no keyframe")
+    return VideoFile(
+        name,
+        tuple(packets),
+        tuple(not packet.is_discard and is_shown(packet, codec) for packet in packets),
+        decoder,
+        codec,
+        stream.time_base or Fraction(1),
+        stream.average_rate or None,
+    )
+
+
+def _read_packets(
+    container: InputContainer,
+    stream: VideoStream,
+    name: str,
+    limits: VideoLimits,
+    deadline: Deadline,
+) -> list[Packet[VideoStream]]:
+    """Read the packets of a stream from its first keyframe."""
     packets: list[Packet[VideoStream]] = []
     has_keyframe = False
     num_read = num_bytes = 0
@@ -172,24 +196,13 @@ def _read(
                 f"the packets of {name} are larger than max_bytes={limits.max_bytes} of "
                 "vlcore.VideoLimits"
             )
-        check_cost(packet, codec, max_pixels, name)
         packets.append(packet)
     deadline.check()
     if "mov" in container.format.name and len(stream.index_entries) >= num_read:
         raise VideoError(
             f"{name} is truncated: it has {num_read - 1} of {len(stream.index_entries)} frames"
         )
-    if not packets:
-        raise VideoError(f"{name} has no video frame that can be decoded: it has no keyframe")
-    return VideoFile(
-        name,
-        tuple(packets),
-        tuple(not packet.is_discard and is_shown(packet, codec) for packet in packets),
-        decoder,
-        codec,
-        stream.time_base or Fraction(1),
-        stream.average_rate or None,
-    )
+    return packets
 
 
 def _video_stream(container: InputContainer, name: str, limits: VideoLimits) -> VideoStream:
