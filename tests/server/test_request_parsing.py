@@ -9,7 +9,7 @@ import pytest
 from vlcore.engines.grammar import Grammar
 from vlcore.media.undecoded_video import UndecodedVideo
 from vlcore.prompts.conversation import Conversation
-from vlcore.prompts.messages import ImageSlot, Message, Text
+from vlcore.prompts.messages import ImageSlot, Message, Text, ToolCall
 from vlcore.server.errors import ApiError
 from vlcore.server.request_parsing import ParsedRequest, parse_request
 from vlcore.server.settings import ServerSettings
@@ -407,3 +407,16 @@ def test_a_large_data_url_of_a_video_is_restored() -> None:
         messages=[{"role": "user", "content": [{"type": "video_url", "video_url": url}]}]
     )
     assert parsed.conversation.images == (UndecodedVideo(url),)
+
+
+def test_unknown_fields_of_calls_are_left_out() -> None:
+    function = {"name": "f", "arguments": "{}", "more": {"x": 1}}
+    call = {"id": "1", "type": "function", "function": function, "index": 0}
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "x"},
+    ]
+    assert parse(messages=messages).conversation.messages[1].tool_calls == (
+        ToolCall("f", "{}", "1"),
+    )

@@ -263,7 +263,7 @@ def test_a_file_that_is_no_safetensors_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_video_of_a_conversation_is_recorded_as_its_frames(tmp_path: Path) -> None:
-    frames = [IMAGES[0], IMAGES[0].transpose(0), IMAGES[0].transpose(1)]
+    frames = [IMAGES[0], IMAGES[0].rotate(90), IMAGES[0].rotate(180)]
     part = {"type": "video", "video": [2, 0], "fps": 2}
     received = []
 

@@ -23,6 +23,7 @@ from vlcore.server.schema.messages import (
     Part,
     RefusalPart,
     TextPart,
+    ToolCallItem,
     VideoPart,
 )
 from vlcore.server.schema.request import ChatRequest
@@ -189,7 +190,11 @@ class _MessageParser:
         else:
             parsed["content"] = [self._part(part) for part in content]
         if message.tool_calls:
-            parsed["tool_calls"] = [call.model_dump() for call in message.tool_calls]
+            # Not dumped as a whole: fields that are not part of the API would be, too.
+            parsed["tool_calls"] = [
+                {"id": call.id, "type": call.type, "function": _called_function(call)}
+                for call in message.tool_calls
+            ]
         if message.tool_call_id is not None:
             parsed["tool_call_id"] = message.tool_call_id
         return parsed
@@ -225,6 +230,10 @@ class _MessageParser:
                     "detail has no effect: this model encodes every image in the same way"
                 )
         return {**options, "url": self._body.restore(image.url)}
+
+
+def _called_function(call: ToolCallItem) -> dict[str, str]:
+    return {"name": call.function.name, "arguments": call.function.arguments}
 
 
 def _continue_final_message(request: ChatRequest) -> bool | None:
