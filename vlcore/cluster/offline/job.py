@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from vlcore.cluster.offline.ray_data import DeathLog, ray_data_settings
 from vlcore.cluster.offline.resources import Replicas
 from vlcore.cluster.offline.settings import EncoderSettings
 from vlcore.cluster.offline.shards import ShardDirectory
@@ -28,17 +27,13 @@ FAILURES = "failures.jsonl"
 _CONCURRENT_GROUPS = 2
 """Number of groups in one encoder, so that it encodes one while it reads or writes the other."""
 _SHRINK_GROUPS_BY = 8
+"""How many times smaller groups are at the next attempt, if processes died."""
 _NUM_RETRIES = 1
 """Number of times that a group of any size is tried again after its process has died."""
 _MIN_GROUPS_TO_GIVE_UP = 8
-_SILENCED_LOGGERS = (
-    "ray.data.exceptions",
-    "ray.data._internal.progress",
-    "ray.data._internal.execution.streaming_executor_state",
-    "ray.data._internal.execution.operators.actor_pool_map_operator",
-    "ray.data._internal.execution.operators.map_operator",
-)
+"""If at least so many groups are lost and none is encoded, the images are not at fault."""
 _NUM_WRITERS = 8
+"""Number of shards that are replaced at the same time."""
 
 
 @dataclass
@@ -90,7 +85,7 @@ class EncodingJob:
         self._current: dict[str, str] = {}
         """The content keys of the images that this job has read."""
         self._report = Report()
-        self._deaths = _Deaths()
+        self._deaths = DeathLog()
 
     def run(self, sources: Sources, advance: Callable[[], object]) -> Report:
         """Encode what the directory does not contain yet.
@@ -186,7 +181,7 @@ class EncodingJob:
             enable_true_multi_threading=True,
         )
         num_threads = max(1, int(self._replicas.num_cpus))
-        with _ray_data_settings(self._deaths):
+        with ray_data_settings(self._deaths):
             encoded = ray.data.from_blocks(list(self._tables(groups))).map_batches(
                 GroupEncoder,
                 batch_size=len(groups[0]),
@@ -276,54 +271,6 @@ def superseded_names(
             elif name in current:
                 seen.add(name)
     return superseded
-
-
-class _Deaths(logging.Filter):
-    """Keeps the reason why a process died, which Ray Data logs, out of the output."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.last: BaseException | None = None
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Note the error of a record; no record is written."""
-        if record.exc_info and record.exc_info[1]:
-            self.last = record.exc_info[1]
-        return False
-
-
-@contextmanager
-def _ray_data_settings(deaths: _Deaths) -> Iterator[None]:
-    """Let Ray Data lose the groups whose process dies, and leave the output to this program."""
-    from ray.data import DataContext
-
-    context = DataContext.get_current()
-    changed = {
-        "max_errored_blocks": -1,
-        "enable_progress_bars": False,
-        "print_on_execution_start": False,
-    }
-    before = {name: getattr(context, name) for name in changed}
-    loggers = [logging.getLogger(name) for name in _SILENCED_LOGGERS]
-    levels = [(one, one.level) for one in (logging.getLogger("ray.data"), *loggers)]
-    for one, _ in levels:
-        one.setLevel(logging.WARNING)
-    for one in loggers:
-        one.addFilter(deaths)
-    for name, value in changed.items():
-        setattr(context, name, value)
-    try:
-        with warnings.catch_warnings():
-            # Nothing else sets max_task_retries, which is endless by default.
-            warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
-            yield
-    finally:
-        for one in loggers:
-            one.removeFilter(deaths)
-        for one, level in levels:
-            one.setLevel(level)
-        for name, value in before.items():
-            setattr(context, name, value)
 
 
 def is_valid_text(text: str) -> bool:
