@@ -231,8 +231,8 @@ def test_a_language_model_that_is_killed_ends_its_streams_with_an_error(cluster:
     assert replica.pid != killed.pid
 
 
+@pytest.mark.ends_cluster
 def test_the_cluster_ends_with_its_command_and_leaves_nothing(started: Cluster) -> None:
-    """Runs last: the cluster is gone then."""
     import ray
 
     processes = started.processes()
