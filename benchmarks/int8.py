@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from vlcore._utils.device import as_dtype
+from vlcore.engines.transformers.cpu_linear import CpuLinear
 from vlcore.engines.transformers.quantization import quantize_weights
 from vlcore.media.image import load_image
 from vlcore.plugins.stages import ModelStages
@@ -41,7 +42,13 @@ def num_bytes(tensor: Any) -> int:
 
 def mebibytes(model: nn.Module) -> float:
     """Return the size of a model's weights in MiB, shared ones counted once."""
-    return sum(map(num_bytes, model.parameters())) / 2**20
+    # Each row has a scale and a zero point in addition to its 8-bit integers.
+    converted = sum(
+        (layer.in_features + 8) * layer.out_features
+        for layer in model.modules()
+        if isinstance(layer, CpuLinear)
+    )
+    return (converted + sum(map(num_bytes, model.parameters()))) / 2**20
 
 
 def quantized(model: Any) -> Any:
@@ -209,8 +216,8 @@ def main() -> None:
     print("## 8-bit weights\n")
     print(
         '`quantize_weights(model, "int8")` next to the weights as stored, on the CPU with '
-        f"{torch.get_num_threads()} thread(s). Embedding and output layer, here one weight, stay "
-        f"as stored. Costs are those of a random Llama of {shape_name} "
+        f"{torch.get_num_threads()} thread(s). The embedding stays as stored, and a copy of it is "
+        f"converted as the output layer. Costs are those of a random Llama of {shape_name} "
         f"shape: its weights in MiB, and the time of a decoding step after {PROMPT_LENGTH} tokens "
         f"as a ratio to the stored weights' in the same of {rounds} interleaved rounds, as median "
         "(lowest..highest); above 1 is slower. Logits are compared at every position of random "

@@ -105,6 +105,12 @@ def test_unknown_formats_of_weights_are_refused(weights: Any) -> None:
         TransformersEngineConfig(weights=weights)
 
 
+def test_packing_is_true_or_false() -> None:
+    value: Any = "yes"
+    with pytest.raises(OptionError, match="pack_weights must be True or False; it is 'yes'"):
+        TransformersEngineConfig(pack_weights=value)
+
+
 # -- how answers end
 
 

@@ -59,8 +59,8 @@ def find_linear_groups(model: PreTrainedModel) -> list[tuple[LinearLayer, ...]]:
 
     A short forward pass shows it, so that the names of layers do not matter. The layers of a group
     belong to one module, and were always given the same unchanged tensor. Not returned are layers
-    with hooks, of derived classes, in several places, or whose weight is read other than by calling
-    the layer, and those that the forward pass did not call, such as most experts.
+    with hooks, of derived classes, under several names, or whose weight is read other than by
+    calling the layer, and those that the forward pass did not call, such as most experts.
 
     Args:
         model: a loaded transformers model.
@@ -95,9 +95,9 @@ def _plain_layers(model: nn.Module) -> Iterator[LinearLayer]:
     ]
     for layer in found:
         module = layer.module
-        num_places = sum(other.module is module for other in found)
+        num_uses = sum(other.module is module for other in found)
         hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
-        if num_places == 1 and not any(hooks) and "forward" not in vars(module):
+        if num_uses == 1 and not any(hooks) and "forward" not in vars(module):
             yield layer
 
 
