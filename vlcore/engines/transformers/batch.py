@@ -113,7 +113,8 @@ class Batch:
         self._cache.reserve(1)
         probe = EngineRequest(TokenizedPrompt((0,)))
         self._compute_prompts(PromptBatch([probe], [range(1)], self._embedding, self._device), [0])
-        is_read = all(layer.is_read for layer in self._cache.key_value_layers)
+        layers = self._cache.key_value_layers
+        is_read = all(layer.is_read for layer in layers if layer.is_initialized)
         if not is_read or not self.bytes_per_token + self.bytes_per_sequence:
             raise EngineUnavailableError(
                 f"the transformers engine cannot run {type(self._model).__name__}, because it does "

@@ -145,13 +145,13 @@ class KeyValueLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     def copy(self, source: int, target: int, length: int) -> None:
         """Copy columns, which may overlap."""
         overlaps = abs(target - source) < length
-        for states in (self.keys, self.values):
+        for states in self._both:
             copied = states[:, source : source + length]
             states[:, target : target + length] = copied.clone() if overlaps else copied
 
     def clear(self, start: int, length: int) -> None:
         """Set columns to zero."""
-        for states in (self.keys, self.values):
+        for states in self._both:
             states[:, start : start + length].zero_()
 
     def arrange(self, rows: Sequence[int]) -> None:
@@ -162,8 +162,8 @@ class KeyValueLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         both = (key_states, value_states)
         shapes = [(states.shape[1], self._num_columns, states.shape[3]) for states in both]
         self._set(*(s.new_zeros(shape) for s, shape in zip(both, shapes, strict=True)))
-        self.bytes_per_token = sum(states[:, 0].nbytes for states in self._both)
         self.is_initialized = True
+        self.bytes_per_token = sum(states[:, 0].nbytes for states in self._both)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
@@ -200,8 +200,9 @@ class KeyValueLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         return keys, values
 
     @property
-    def _both(self) -> tuple[Tensor, Tensor]:
-        return self.keys, self.values
+    def _both(self) -> tuple[Tensor, ...]:
+        """The keys and the values; nothing where the model's layer has those of another one."""
+        return (self.keys, self.values) if self.is_initialized else ()
 
     def _set(self, keys: Tensor, values: Tensor) -> None:
         self.keys, self.values = keys, values
