@@ -44,11 +44,13 @@ class Stall:
         own_s: Time in which the event loop's thread ran.
         lock_s: Time in which it waited for another thread.
         queued_s: Time in which it could run, and other programs had the processors.
+        holder: The thread that it waited for, probably.
     """
 
     own_s: float = 0.0
     lock_s: float = 0.0
     queued_s: float = 0.0
+    holder: str = ""
 
     @property
     def server_s(self) -> float:
@@ -59,7 +61,7 @@ class Stall:
         own, lock, queued = (
             round(seconds * 1000) for seconds in (self.own_s, self.lock_s, self.queued_s)
         )
-        return f"own {own} ms, lock {lock} ms, queued {queued} ms"
+        return f"own {own} ms, lock {lock} ms of {self.holder}, queued {queued} ms"
 
 
 class Heartbeat:
@@ -83,12 +85,15 @@ class Heartbeat:
                 late_s = time.perf_counter() - started - _INTERVAL_S
                 if late_s > _IGNORED_S:
                     queued_s = clocks.queued_s() - queued_s
-                    held_s = max(map(sub, clocks.others_s(), others_s), default=0.0)
-                    self._record(late_s, time.thread_time() - own_s, queued_s, held_s)
+                    times_s = map(sub, clocks.others_s(), others_s)
+                    held = max(zip(times_s, clocks.names, strict=True), default=(0.0, ""))
+                    self._record(late_s, time.thread_time() - own_s, queued_s, *held)
         finally:
             clocks.close()
 
-    def _record(self, late_s: float, own_s: float, queued_s: float, held_s: float) -> None:
+    def _record(
+        self, late_s: float, own_s: float, queued_s: float, held_s: float, holder: str
+    ) -> None:
         """Record a late heartbeat.
 
         Args:
@@ -97,11 +102,12 @@ class Heartbeat:
             queued_s: Time in which it waited for a processor.
             held_s: The longest time that another thread ran which may have held the lock. The
                 thread that holds it runs: time in which none ran is not its doing.
+            holder: The name of this thread.
         """
         queued_s = min(late_s, queued_s)
         own_s = min(late_s - queued_s, own_s)
         lock_s = min(late_s - queued_s - own_s, held_s)
-        stall = Stall(own_s, lock_s, late_s - own_s - lock_s)
+        stall = Stall(own_s, lock_s, late_s - own_s - lock_s, holder)
         if queued_s > _REPORTED_S:
             self.num_queued += 1
         else:
@@ -116,6 +122,7 @@ class _Clocks:
     def __init__(self) -> None:
         self._schedstat = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
         self._others: list[int] = []
+        self.names: list[str] = []
         self._num_threads = 0
 
     def close(self) -> None:
@@ -129,13 +136,15 @@ class _Clocks:
         if threading.active_count() == self._num_threads:
             return
         self._num_threads = threading.active_count()
-        self._others = [
-            time.pthread_getcpuclockid(thread.ident)
+        others = [
+            thread
             for thread in threading.enumerate()
             if thread.name.startswith(_HOLDERS)
             and thread is not threading.current_thread()
             and thread.ident is not None
         ]
+        self.names = [thread.name for thread in others]
+        self._others = [time.pthread_getcpuclockid(thread.ident or 0) for thread in others]
 
     def others_s(self) -> list[float]:
         """Return the processor times of these threads, which live as long as the server."""
