@@ -44,10 +44,10 @@ def video_file(size: tuple[int, int], num_frames: int) -> bytes:
             stream.codec_context.max_b_frames = 3
             for number in range(num_frames):
                 x, y = (int(256 + 250 * wave(number / 60)) for wave in (np.sin, np.cos))
-                picture = scene[y : y + height, x : x + width].copy()
+                image = scene[y : y + height, x : x + width].copy()
                 bar = number * 8 % (width - 64)
-                picture[height // 4 : height // 2, bar : bar + 64] = 255
-                output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+                image[height // 4 : height // 2, bar : bar + 64] = 255
+                output.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
             output.mux(stream.encode(None))
         return path.read_bytes()
 

@@ -44,7 +44,7 @@ NUM_REQUESTS = 1000
 NUM_PASSES = 4
 CACHE_BLOCKS = 64
 """So few that vLLM's cache is full, and its memory touched, after the first pass."""
-VISION_TOWER = (24, 1024)
+VISION_ENCODER = (24, 1024)
 """Layers and width of CLIP ViT-L/14, whose tensors share the files of LLaVA's language model."""
 QUIET = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # binding suits a machine without other programs
@@ -299,8 +299,8 @@ def leftovers(pipe: vlcore.Pipeline, asked: Sequence[Any], num: int) -> list[lis
     has_work = engine._loop.run(works())
     in_vllm = engine._llm.get_num_unfinished_requests() + has_work
 
-    def column(who: str, place: int) -> str:
-        return ", ".join(f"{grown[place]:+.1f}" for grown in growth[who][1:])
+    def column(who: str, index: int) -> str:
+        return ", ".join(f"{grown[index]:+.1f}" for grown in growth[who][1:])
 
     return [
         [f"requests left in vLLM after {NUM_PASSES * num}, a third cancelled", str(int(in_vllm))],
@@ -317,10 +317,10 @@ def resident_mib() -> tuple[float, float]:
     return here.memory_info().rss / 2**20, others / 2**20
 
 
-def loading(shape: dict[str, Any], tower: tuple[int, int], rounds: int) -> str:
-    """Read a checkpoint whose files hold a vision tower as well: by the index, and whole."""
+def loading(shape: dict[str, Any], vision: tuple[int, int], rounds: int) -> str:
+    """Read a checkpoint whose files hold a vision encoder as well: by the index, and whole."""
     from safetensors import safe_open
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load, save_file
 
     from vlcore.engines.vllm.loader import read_weights
 
@@ -343,12 +343,12 @@ def loading(shape: dict[str, Any], tower: tuple[int, int], rounds: int) -> str:
         view = Path(name)
         write_model(view, shape)
         path = next(view.glob("*.safetensors"))
-        layers, width = tower
-        vision = {
+        layers, width = vision
+        tensors = {
             f"vision_tower.{number}": torch.zeros(12 * width, width, dtype=torch.float16)
             for number in range(layers)
         }
-        save_file(load_file(path) | vision, path, {"format": "pt"})
+        save_file(load(path.read_bytes()) | tensors, path, {"format": "pt"})
         measured = interleave(
             rounds, {"by the index": partial(read, by_index), "whole": partial(read, whole)}
         )
@@ -356,7 +356,7 @@ def loading(shape: dict[str, Any], tower: tuple[int, int], rounds: int) -> str:
         [who, f"{samples[0][0] / 2**20:.0f}", spread([seconds for _, seconds in samples])]
         for who, samples in measured.items()
     ]
-    return markdown_table(["files with a vision tower, read", "MiB", "s"], rows)
+    return markdown_table(["files with a vision encoder, read", "MiB", "s"], rows)
 
 
 def main() -> None:
@@ -373,7 +373,7 @@ def main() -> None:
         tables = [loading(TINY, (2, 64), 1), throughput(TINY, (2,), 1, 4), agreement(4, 12)]
     else:
         tables = [
-            loading(SHAPE, VISION_TOWER, 5),
+            loading(SHAPE, VISION_ENCODER, 5),
             throughput(SHAPE, PARTIES, 5, 32),
             agreement(NUM_QUESTIONS, NUM_REQUESTS),
         ]
