@@ -68,10 +68,10 @@ def _as_json(explanation: Explanation) -> dict[str, object]:
                 "source": image.source,
                 "width": image.width,
                 "height": image.height,
-                "num_frames": image.num_frames,
                 "num_rows": image.num_rows,
                 "was_encoded": image.was_encoded,
             }
+            | ({} if image.num_frames is None else {"num_frames": image.num_frames})
             for image in explanation.images
         ],
         "stop": {
