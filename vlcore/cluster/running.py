@@ -105,11 +105,28 @@ def _apply(config: Mapping[str, Any]) -> None:
     from ray.serve._private.api import serve_start
     from ray.serve.schema import ServeDeploySchema
 
+    warn_of_unused_gpus(config, import_ray("ray").cluster_resources().get("GPU", 0.0))
     schema = ServeDeploySchema.model_validate(dict(config))
     client = serve_start(
         http_options=schema.http_options.model_dump(), proxy_location=schema.proxy_location
     )
     client.deploy_apps(schema)
+
+
+def warn_of_unused_gpus(config: Mapping[str, Any], num_gpus: float) -> None:
+    """Warn if a cluster has GPUs and all replicas run on CPUs.
+
+    Args:
+        config: The configuration.
+        num_gpus: Number of GPUs of the cluster.
+    """
+    deployments = config["applications"][0]["deployments"]
+    if num_gpus and not any("num_gpus" in one["ray_actor_options"] for one in deployments):
+        logger.warning(
+            "the cluster has %g GPUs, and the model runs on CPUs: state the GPUs of each replica, "
+            "such as --language-model-gpus 1 --encoder-gpus 0.5",
+            num_gpus,
+        )
 
 
 def _wait_until_running(stopped: threading.Event) -> bool:
