@@ -100,6 +100,21 @@ _GROUP_FAMILIES = ("gemma3", "paligemma")
 _TEXT_FAMILIES: dict[str, dict[str, Any]] = {
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"], "conv_L_cache": 3},
     "gemma2": {"sliding_window": 8},
+    "deepseek_v3": {  # caches keys and values compressed, and expands them
+        "num_key_value_heads": 4,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 8,
+        "head_dim": 4,
+        "qk_rope_head_dim": 4,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 6,
+        "first_k_dense_replace": 3,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+        "moe_intermediate_size": 16,
+    },
     "gpt_oss": {
         "sliding_window": 8,
         "num_local_experts": 4,

@@ -6,7 +6,7 @@ from tiny_families import config_of
 
 from vlcore.engines.transformers.attention_masks import FULL
 from vlcore.engines.transformers.cache_layer import AttentionCall, Decode, Prefill
-from vlcore.engines.transformers.kv_cache import KVCache
+from vlcore.engines.transformers.kv_cache import KVCache, LayerStates
 from vlcore.errors import EngineUnavailableError
 
 
@@ -30,8 +30,8 @@ def write_prompt(cache: KVCache, start: int, length: int, value: float) -> None:
     cache.begin(Prefill((range(start, start + length),), {FULL: [whole]}, begins=True))
     for index, layer in enumerate(cache.key_value_layers):
         given = states(1, length, value), states(1, length, -value)
-        cache.update(*given, index)
-        assert layer.attended(whole) == given
+        for attended, one in zip(cache.update(*given, index), given, strict=True):
+            assert torch.equal(layer.attended(whole, attended), one) or one.isnan().any()
 
 
 def keys_of(cache: KVCache, layer: int = 0) -> list[float]:
@@ -48,8 +48,7 @@ def test_tokens_of_a_step_are_stored_in_their_columns_and_attend_to_earlier_ones
     cache.begin(Decode(torch.tensor([5, 15]), {FULL: [both]}))
     new = torch.cat([states(1, 1, 5.0), states(1, 1, 6.0)])
     for index, layer in enumerate(cache.key_value_layers):
-        cache.update(new, -new, index)
-        keys, values = layer.attended(both)
+        keys, values = (layer.attended(both, of) for of in cache.update(new, -new, index))
         assert keys.shape == values.shape == (2, 2, 4, 4)
         assert keys[0, 0, :, 0].tolist() == [1, 1, 1, 5]
         assert keys[1, 1, :, 3].tolist() == [2, 2, 2, 6]
@@ -62,11 +61,29 @@ def test_a_part_of_a_prompt_is_stored_without_its_padding() -> None:
     calls = [call(0, 5), call(14, 1)]
     cache.begin(Prefill((range(3, 5), range(14, 15)), {FULL: calls}, begins=False))
     for index in range(2):
-        cache.update(states(2, 2, 5.0), states(2, 2, -5.0), index)
+        columns = cache.update(states(2, 2, 5.0), states(2, 2, -5.0), index)
     assert keys_of(cache) == [1, 1, 1, 5, 5, *[0] * 9, 5, 0]
-    keys, values = cache.key_value_layers[0].attended(calls[0])
+    keys, values = (cache.key_value_layers[1].attended(calls[0], of) for of in columns)
     assert keys[0, 1, :, 2].tolist() == [1, 1, 1, 5, 5]
     assert torch.equal(values, -keys)
+
+
+def test_what_is_computed_from_columns_is_attended_to_in_their_place() -> None:
+    cache = make_cache()
+    write_prompt(cache, 2, 3, 1.0)
+    write_prompt(cache, 12, 3, 2.0)
+    both = call(2, 4, stride=10, num_rows=2)
+    cache.begin(Decode(torch.tensor([5, 15]), {FULL: [both]}))
+    new = torch.cat([states(2, 1, 5.0)])
+    compressed, _ = cache.update(new, -new, 1)
+    expanded = torch.cat([compressed, compressed * 3], dim=3).transpose(1, 2)
+    keys = torch.split(expanded, [4, 4], dim=3)[1].transpose(1, 2)
+    assert isinstance(keys, LayerStates)
+    layer = keys.cache_layer
+    assert layer is cache.key_value_layers[1]
+    attended = layer.attended(both, keys)
+    assert attended.shape == (2, 2, 4, 4)
+    assert attended[1, 1, :, 3].tolist() == [6, 6, 6, 15]
 
 
 def test_a_larger_cache_keeps_its_columns() -> None:

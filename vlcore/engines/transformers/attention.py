@@ -96,7 +96,7 @@ def _attend(
     attention_mask: Tensor | None,
     options: dict[str, Any],
 ) -> tuple[Tensor, Tensor | None]:
-    """Compute attention call by call, if the keys stand for those of a ``KVCache``.
+    """Compute attention call by call, if the keys are those of a ``KVCache``.
 
     Shapes:
         query: [sequences, heads, tokens, head_dim].
@@ -111,12 +111,13 @@ def _attend(
             "in a way of its own"
         )
     layer.is_read = True
+    key, value = key.as_subclass(Tensor), value.as_subclass(Tensor)
     is_usual = attention is sdpa_attention_forward and not _CHANGES.intersection(options)
     if is_usual and query.shape[2] == 1:
         attention = _one_token_sdpa
     outputs = []
     for call in layer.calls:
-        keys, values = layer.attended(call)
+        keys, values = layer.attended(call, key), layer.attended(call, value)
         output, _ = attention(module, query[call.rows], keys, values, call.mask, **options)
         outputs.append(output)
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)), None

@@ -127,8 +127,6 @@ class KeyValueLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         """Whether ``attention`` has read the layer in the current forward pass."""
         self._step: Prefill | Decode
         self._num_columns = 0
-        self._new: tuple[Tensor, Tensor] | None = None
-        """The keys and values of prompts that attend to nothing else."""
 
     def begin(self, step: Prefill | Decode) -> None:
         """Prepare for the next forward pass."""
@@ -171,33 +169,40 @@ class KeyValueLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         """Store the keys and values of a forward pass.
 
         Returns:
-            Tensors that stand for all that is attended to; only ``attention`` can read them.
+            What is attended to: the given tensors, or the columns of the cache, [1, heads,
+            columns, head_dim], of which ``attention`` reads those of each sequence. A model may
+            compute the keys and values of its attention from them, column by column.
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         step = self._step
-        self._new = None
         for states, new in ((self.keys, key_states), (self.values, value_states)):
             if isinstance(step, Decode):
                 states.index_copy_(1, step.columns, new[:, :, 0].transpose(0, 1))
                 continue
             for columns, one in zip(step.columns, new, strict=True):
                 states[:, columns.start : columns.stop] = one[:, : len(columns)]
-        if isinstance(step, Prefill) and step.begins:
-            self._new = key_states, value_states
-        return self._handles
+        if self._attends_to_new:
+            return LayerStates.of(self, key_states), LayerStates.of(self, value_states)
+        return self._columns
 
-    def attended(self, call: AttentionCall) -> tuple[Tensor, Tensor]:
-        """Return the keys and values that the sequences of a call attend to.
+    def attended(self, call: AttentionCall, states: Tensor) -> Tensor:
+        """Return the keys or the values that the sequences of a call attend to.
+
+        Args:
+            call: the call.
+            states: what :meth:`update` returned, or what the model computed from it.
 
         Shapes:
-            results: [sequences, heads, columns, head_dim].
+            result: [sequences, heads, columns, head_dim].
         """
-        if self._new is not None:
-            return self._new
-        num_rows = call.rows.stop - call.rows.start
-        keys, values = (_strided(states, num_rows, call) for states in self._both)
-        return keys, values
+        if self._attends_to_new:
+            return states
+        return _strided(states[0], call.rows.stop - call.rows.start, call)
+
+    @property
+    def _attends_to_new(self) -> bool:
+        return isinstance(self._step, Prefill) and self._step.begins
 
     @property
     def _both(self) -> tuple[Tensor, ...]:
@@ -206,8 +211,7 @@ class KeyValueLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
     def _set(self, keys: Tensor, values: Tensor) -> None:
         self.keys, self.values = keys, values
-        self._handles = keys[None], values[None]
-        self._handles[0].cache_layer = self  # type: ignore[attr-defined]
+        self._columns = LayerStates.of(self, keys[None]), LayerStates.of(self, values[None])
 
     def get_mask_sizes(self, query_length: int | Tensor) -> tuple[int, int]:
         """Return the size of the mask that the model is given in place of a real one."""
@@ -227,13 +231,50 @@ class KeyValueLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         return -1
 
 
+class LayerStates(Tensor):
+    """Keys or values of a layer.
+
+    What a model computes from them belongs to the layer as well: some models keep compressed keys
+    and values, and expand them before attention.
+    """
+
+    cache_layer: KeyValueLayer
+
+    @classmethod
+    def of(cls, layer: KeyValueLayer, states: Tensor) -> LayerStates:
+        """Return a view of keys or values of a layer."""
+        view = states.as_subclass(cls)
+        view.cache_layer = layer
+        return view
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Compute what an operation computes of tensors, and name the layer of its results."""
+        result = super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
+        sources = (
+            source for arg in args for source in (arg if isinstance(arg, tuple | list) else [arg])
+        )
+        layer = next((source.cache_layer for source in sources if isinstance(source, cls)), None)
+        if layer is not None:
+            for one in result if isinstance(result, tuple | list) else [result]:
+                if isinstance(one, cls):
+                    one.cache_layer = layer
+        return result
+
+
 def _strided(states: Tensor, num_rows: int, call: AttentionCall) -> Tensor:
     """Read equally distant columns of all heads as [sequences, heads, columns, head_dim]."""
     by_head, by_column, by_element = states.stride()
     return states.as_strided(
         (num_rows, states.shape[0], call.length, states.shape[2]),
         (call.stride * by_column, by_head, by_column, by_element),
-        call.start * by_column,
+        states.storage_offset() + call.start * by_column,
     )
 
 
