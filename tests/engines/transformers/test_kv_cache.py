@@ -68,7 +68,7 @@ def test_a_part_of_a_prompt_is_stored_without_its_padding() -> None:
     assert torch.equal(values, -keys)
 
 
-def test_what_is_computed_from_columns_is_attended_to_in_their_place() -> None:
+def test_what_is_computed_from_columns_is_attended_to_instead() -> None:
     cache = make_cache()
     write_prompt(cache, 2, 3, 1.0)
     write_prompt(cache, 12, 3, 2.0)
