@@ -7,7 +7,7 @@ from vlcore import VideoLimitError, load_video
 from vlcore.media import mp4
 from vlcore.media.mp4 import check_sample_counts
 
-pytest.importorskip("av")
+pytest.importorskip("av", reason="the extra vlcore[video] is not installed")
 
 MANY = (2**31 - 1).to_bytes(4)
 

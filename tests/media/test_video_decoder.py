@@ -15,7 +15,7 @@ from vlcore.media import video_file as video_file_module
 from vlcore.media.policy import DecodedBudget
 from vlcore.media.video_decoder import decode_video
 
-av = pytest.importorskip("av")
+av = pytest.importorskip("av", reason="the extra vlcore[video] is not installed")
 
 QUIET = {"x265-params": "log-level=none"}
 FILES: dict[str, dict[str, Any]] = {

@@ -22,7 +22,7 @@ from vlcore import (
 )
 from vlcore.media import source
 
-pytest.importorskip("av")
+pytest.importorskip("av", reason="the extra vlcore[video] is not installed")
 
 TWO = VideoSampling(num_frames=2)
 DATA_URL = "data:video/mp4;base64," + base64.b64encode(video_file(4)).decode()

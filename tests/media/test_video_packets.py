@@ -9,7 +9,7 @@ from video_files import video_file
 from vlcore import VideoError
 from vlcore.media.video_packets import check_cost, is_shown
 
-av = pytest.importorskip("av")
+av = pytest.importorskip("av", reason="the extra vlcore[video] is not installed")
 
 FULL_HD, SMALL = 1920 * 1080, 64 * 64
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("av")
+pytest.importorskip("av", reason="the extra vlcore[video] is not installed")
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
