@@ -198,7 +198,7 @@ def test_nan_in_a_chunk_is_neither_reused_nor_left_behind(
                 (result,) = await asyncio.gather(task, return_exceptions=True)
             if num_chunks == 10:
                 assert isinstance(result, EngineError)
-            await until(lambda: not engine._is_busy())
+            await until(lambda: not engine._batch.memory._regions.num_used)
         assert engine.stats().num_kept_tokens == 0
         for layer in engine._batch._cache.key_value_layers:
             assert not layer.keys.isnan().any()
