@@ -26,7 +26,8 @@ from vlcore.checkpoint.checkpoint import Checkpoint
 from vlcore.checkpoint.renaming import renamed
 from vlcore.engines.base import EngineRequest
 from vlcore.engines.generation import GenerationConfig
-from vlcore.engines.transformers.engine import TransformersEngine, TransformersEngineConfig
+from vlcore.engines.transformers.config import TransformersEngineConfig
+from vlcore.engines.transformers.engine import TransformersEngine
 from vlcore.language.model import LanguageModel
 from vlcore.prompts.tokenization import TokenizedPrompt
 

@@ -14,7 +14,8 @@ from _llama import LLAMA_7B, NUM_ROWS, NUM_TEXT, SMALL, requests, seconds_for, w
 from engine import Bare
 from measure import interleave, markdown_table, progress, ratios, spread
 
-from vlcore.engines.transformers.engine import TransformersEngine, TransformersEngineConfig
+from vlcore.engines.transformers.config import TransformersEngineConfig
+from vlcore.engines.transformers.engine import TransformersEngine
 
 BATCH_SIZES = (1, 8, 32, 128)
 PREFILLS = (1, 8)

@@ -22,7 +22,8 @@ from transformers import PreTrainedTokenizerFast
 from vlcore.engines.base import EngineRequest
 from vlcore.engines.generation import GenerationConfig
 from vlcore.engines.grammar import Grammar
-from vlcore.engines.transformers.engine import TransformersEngine, TransformersEngineConfig
+from vlcore.engines.transformers.config import TransformersEngineConfig
+from vlcore.engines.transformers.engine import TransformersEngine
 from vlcore.prompts.tokenization import TokenizedPrompt
 
 GRAMMAR = Grammar.json_schema(

@@ -18,7 +18,8 @@ from measure import interleave, markdown_table, ratios, spread
 
 from vlcore.engines.base import EngineRequest
 from vlcore.engines.generation import GenerationConfig
-from vlcore.engines.transformers.engine import TransformersEngine, TransformersEngineConfig
+from vlcore.engines.transformers.config import TransformersEngineConfig
+from vlcore.engines.transformers.engine import TransformersEngine
 from vlcore.prompts.tokenization import Span, TokenizedPrompt
 
 SYSTEM_TOKENS = 12

@@ -20,8 +20,9 @@ from torch import nn
 
 from vlcore.engines.base import EngineRequest
 from vlcore.engines.generation import GenerationConfig
+from vlcore.engines.transformers.config import TransformersEngineConfig
 from vlcore.engines.transformers.cpu_linear import CpuLinear
-from vlcore.engines.transformers.engine import TransformersEngine, TransformersEngineConfig
+from vlcore.engines.transformers.engine import TransformersEngine
 from vlcore.prompts.tokenization import TokenizedPrompt
 
 HALF_A_BILLION: dict[str, Any] = {

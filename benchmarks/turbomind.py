@@ -32,7 +32,8 @@ from transformers import LlamaConfig
 
 from vlcore.checkpoint.checkpoint import Checkpoint
 from vlcore.engines.base import EngineRequest
-from vlcore.engines.transformers.engine import TransformersEngine, TransformersEngineConfig
+from vlcore.engines.transformers.config import TransformersEngineConfig
+from vlcore.engines.transformers.engine import TransformersEngine
 from vlcore.engines.turbomind.engine import TurbomindEngine
 from vlcore.engines.turbomind.support import lmdeploy_version, unsupported_reason
 from vlcore.language.model import LanguageModel

@@ -29,7 +29,8 @@ from measure import interleave, markdown_table, progress, ratios, spread
 
 import vlcore
 from vlcore.engines.base import Engine, EngineRequest
-from vlcore.engines.transformers.engine import TransformersEngine, TransformersEngineConfig
+from vlcore.engines.transformers.config import TransformersEngineConfig
+from vlcore.engines.transformers.engine import TransformersEngine
 from vlcore.language.model import LanguageModel
 from vlcore.language.view_cache import ViewCache
 

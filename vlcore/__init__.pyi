@@ -8,7 +8,7 @@ from .checkpoint.tensor_source import TensorSource as TensorSource
 from .checkpoint.weights import empty_weights as empty_weights
 from .engines.generation import GenerationConfig as GenerationConfig
 from .engines.grammar import Grammar as Grammar
-from .engines.transformers.engine import TransformersEngineConfig as TransformersEngineConfig
+from .engines.transformers.config import TransformersEngineConfig as TransformersEngineConfig
 from .errors import CheckpointError as CheckpointError
 from .errors import CheckpointNotFoundError as CheckpointNotFoundError
 from .errors import ConfigError as ConfigError

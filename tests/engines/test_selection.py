@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from vlcore.engines import selection
 from vlcore.engines.base import Engine, EngineOutput, EngineRequest, EngineStats
 from vlcore.engines.selection import SelectedEngine, select_engine
-from vlcore.engines.transformers.engine import TransformersEngine, TransformersEngineConfig
+from vlcore.engines.transformers.config import TransformersEngineConfig
+from vlcore.engines.transformers.engine import TransformersEngine
 from vlcore.errors import EngineUnavailableError, OptionError, PluginContractError, ViewError
 from vlcore.language.model import LanguageModel
 

@@ -13,7 +13,7 @@ from PIL import Image
 from pipeline_requests import RED, SHORT, image_part, user, vlcore_threads
 from waits import wait_for
 
-from vlcore.engines.transformers.engine import TransformersEngineConfig
+from vlcore.engines.transformers.config import TransformersEngineConfig
 from vlcore.errors import (
     CheckpointNotFoundError,
     ContextLengthError,

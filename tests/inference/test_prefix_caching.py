@@ -10,7 +10,7 @@ import pytest
 from checkpoints import write_llava
 from PIL import Image
 
-from vlcore.engines.transformers.engine import TransformersEngineConfig
+from vlcore.engines.transformers.config import TransformersEngineConfig
 from vlcore.inference.factory import pipeline
 from vlcore.inference.pipeline import Pipeline
 

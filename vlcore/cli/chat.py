@@ -99,7 +99,7 @@ def chat(
 ) -> None:
     """Chat with a model about images and videos, interactively or with one message."""
     from vlcore.engines.generation import GenerationConfig
-    from vlcore.engines.transformers.engine import TransformersEngineConfig
+    from vlcore.engines.transformers.config import TransformersEngineConfig
     from vlcore.inference.factory import pipeline
     from vlcore.media.undecoded_video import UndecodedVideo
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from vlcore.engines.transformers.engine import TransformersEngineConfig
+    from vlcore.engines.transformers.config import TransformersEngineConfig
 
 _VLLM_FIELDS = {
     "max_num_seqs": "max_num_seqs",
@@ -29,7 +29,7 @@ def engine_config(engine: str, **options: Any) -> TransformersEngineConfig | dic
     Raises:
         BadParameter: An option belongs to another engine.
     """
-    from vlcore.engines.transformers.engine import TransformersEngineConfig
+    from vlcore.engines.transformers.config import TransformersEngineConfig
 
     given = {name: value for name, value in options.items() if value is not None}
     if not given:

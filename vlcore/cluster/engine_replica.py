@@ -15,7 +15,8 @@ from vlcore.cluster.stream import gather_ready
 from vlcore.engines.base import Engine, EngineOutput, EngineRequest, EngineStats
 from vlcore.engines.generation import GenerationConfig
 from vlcore.engines.selection import select_engine
-from vlcore.engines.transformers.engine import TransformersEngine, TransformersEngineConfig
+from vlcore.engines.transformers.config import TransformersEngineConfig
+from vlcore.engines.transformers.engine import TransformersEngine
 from vlcore.engines.turbomind.engine import TurbomindEngine
 from vlcore.errors import EngineClosedError, OptionError, VlcoreError
 from vlcore.plugins.stages import ModelStages

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vlcore.engines.base import Engine
-from vlcore.engines.transformers.engine import TransformersEngine, TransformersEngineConfig
+from vlcore.engines.transformers.config import TransformersEngineConfig
+from vlcore.engines.transformers.engine import TransformersEngine
 from vlcore.engines.turbomind.engine import TurbomindEngine
 from vlcore.engines.turbomind.support import is_turbomind_config
 from vlcore.engines.turbomind.support import unsupported_reason as turbomind_unsupported_reason

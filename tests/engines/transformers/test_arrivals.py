@@ -20,7 +20,8 @@ from waits import TIMEOUT_S, until
 
 from vlcore.engines.base import EngineRequest
 from vlcore.engines.detokenizer import Detokenizer
-from vlcore.engines.transformers.engine import TransformersEngine, TransformersEngineConfig
+from vlcore.engines.transformers.config import TransformersEngineConfig
+from vlcore.engines.transformers.engine import TransformersEngine
 from vlcore.errors import ContextLengthError, EngineError, OptionError
 from vlcore.language.model import LanguageModel
 from vlcore.prompts.tokenization import TokenizedPrompt

@@ -14,7 +14,8 @@ from held_engine import held
 from transformers import PreTrainedTokenizerBase
 from waits import until
 
-from vlcore.engines.transformers.engine import TransformersEngine, TransformersEngineConfig
+from vlcore.engines.transformers.config import TransformersEngineConfig
+from vlcore.engines.transformers.engine import TransformersEngine
 from vlcore.errors import EngineClosedError, EngineError
 from vlcore.language.model import LanguageModel
 

@@ -15,7 +15,8 @@ from waits import until
 
 from vlcore.engines.base import EngineRequest, EngineStats
 from vlcore.engines.generation import GenerationConfig
-from vlcore.engines.transformers.engine import TransformersEngine, TransformersEngineConfig
+from vlcore.engines.transformers.config import TransformersEngineConfig
+from vlcore.engines.transformers.engine import TransformersEngine
 from vlcore.errors import ContextLengthError, EngineClosedError, EngineError, OptionError
 from vlcore.language.model import LanguageModel
 from vlcore.prompts.tokenization import TokenizedPrompt

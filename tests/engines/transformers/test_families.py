@@ -23,7 +23,8 @@ from torch.testing import assert_close
 from transformers import PreTrainedTokenizerBase
 
 from vlcore.engines.base import EngineRequest
-from vlcore.engines.transformers.engine import TransformersEngine, TransformersEngineConfig
+from vlcore.engines.transformers.config import TransformersEngineConfig
+from vlcore.engines.transformers.engine import TransformersEngine
 from vlcore.errors import EngineError
 from vlcore.language.prompt_inputs import PromptInputs
 from vlcore.prompts.tokenization import TokenizedPrompt

@@ -17,7 +17,8 @@ from waits import TIMEOUT_S, until
 
 from vlcore.engines.base import EngineOutput, EngineRequest
 from vlcore.engines.generation import GenerationConfig
-from vlcore.engines.transformers.engine import TransformersEngine, TransformersEngineConfig
+from vlcore.engines.transformers.config import TransformersEngineConfig
+from vlcore.engines.transformers.engine import TransformersEngine
 from vlcore.errors import EngineClosedError, EngineError, OptionError
 from vlcore.language.model import LanguageModel
 from vlcore.prompts.tokenization import Span, TokenizedPrompt

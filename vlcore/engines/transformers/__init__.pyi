@@ -1,2 +1,2 @@
+from .config import TransformersEngineConfig as TransformersEngineConfig
 from .engine import TransformersEngine as TransformersEngine
-from .engine import TransformersEngineConfig as TransformersEngineConfig

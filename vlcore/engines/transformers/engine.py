@@ -13,7 +13,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterable, Sized
-from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -29,12 +28,13 @@ from vlcore.engines.generation import GenerationConfig
 from vlcore.engines.sequence import Emit
 from vlcore.engines.stop_conditions import StopConditions
 from vlcore.engines.transformers.batch import Batch, Step
+from vlcore.engines.transformers.config import TransformersEngineConfig
 from vlcore.engines.transformers.grammars.compiler import GrammarCompiler
 from vlcore.engines.transformers.grammars.matcher import GrammarMatcher
 from vlcore.engines.transformers.prefill_scheduler import PrefillScheduler
 from vlcore.engines.transformers.prefix_key import PrefixKey
 from vlcore.engines.transformers.prompt_chunk import PromptChunk
-from vlcore.engines.transformers.quantization import WEIGHTS, quantize_weights
+from vlcore.engines.transformers.quantization import quantize_weights
 from vlcore.engines.transformers.sampler import INVALID_TOKEN_ID, choose_tokens
 from vlcore.engines.transformers.sequence import SequenceGroup, TransformersSequence
 from vlcore.engines.transformers.waiting_queue import WaitingQueue
@@ -53,59 +53,6 @@ _STOP_TIMEOUT_S = 5.0
 """Time to wait for a mask of a grammar when the engine is closed."""
 CACHE_SHARE = 0.5
 """Share of the free memory, after the model is loaded, that is used for the KV cache."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TransformersEngineConfig:
-    """Settings of the embedded engine.
-
-    Raises:
-        OptionError: a setting is out of range.
-    """
-
-    max_num_seqs: int = 16
-    """Maximum number of answers that are generated at the same time; others wait in order."""
-    session_len: int | None = None
-    """Maximum length of prompt and answer together, in tokens; ``None`` for the context length of
-    the model."""
-    max_cached_tokens: int | None = None
-    """Size of the KV cache, in tokens. The answers that run at the same time need the sum of their
-    maximum lengths. ``None`` uses half of the free memory."""
-    max_prefill_tokens: int = 2048
-    """Maximum number of prompt tokens, including padding, that are computed in one forward pass. A
-    longer prompt is computed in chunks. While answers are running, chunks are so small that each
-    takes about as long as two decoding steps."""
-    prefix_caching: bool = True
-    """Keep the keys and values of answers that have ended, and reuse those of the longest beginning
-    that a prompt shares with any of them, or with a running one."""
-    weights: str | None = None
-    """``"int8"`` converts the weights of linear layers to 8 bits, which requires the extra
-    ``vlcore[int8]`` on CUDA and on CPUs without products of 8-bit integers. ``None`` does not
-    convert them."""
-    pack_weights: bool = True
-    """On a CPU, bring the weights into the order in which matrix products read them, and compute
-    linear layers that have the same input together. A copy of the embedding is kept if the output
-    layer shares its weight. ``False`` leaves the model as transformers computes it."""
-
-    def __post_init__(self) -> None:
-        for name, least, is_optional in (
-            ("max_num_seqs", 1, False),
-            ("session_len", 2, True),
-            ("max_cached_tokens", 2, True),
-            ("max_prefill_tokens", 1, False),
-        ):
-            value = getattr(self, name)
-            if value is None and is_optional:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise OptionError(f"{name} must be an integer of at least {least}; it is {value!r}")
-        for name in ("prefix_caching", "pack_weights"):
-            value = getattr(self, name)
-            if not isinstance(value, bool):
-                raise OptionError(f"{name} must be True or False; it is {value!r}")
-        if self.weights is not None and self.weights not in WEIGHTS:
-            known = ", ".join(map(repr, WEIGHTS))
-            raise OptionError(f"weights must be {known} or None; it is {self.weights!r}")
 
 
 class TransformersEngine(Engine):
