@@ -17,7 +17,7 @@ from measure import interleave, markdown_table, progress, ratios, spread
 from vlcore.clip import ClipVisionModel
 from vlcore.vision.encoder import ImageEncoder
 from vlcore.vision.model import ImageInputs
-from vlcore.vision.preprocessing import PreparedImage
+from vlcore.vision.prepared_image import PreparedImage
 
 NUM_LAYERS = 23
 BATCH_SIZES = (1, 8, 32)

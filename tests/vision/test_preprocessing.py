@@ -28,13 +28,10 @@ from vlcore.media.source import ImageSource
 from vlcore.prompts.tokenization import ImageLayout
 from vlcore.vision.embedding_cache import EmbeddingCache
 from vlcore.vision.encoder import ImageEncoder
+from vlcore.vision.image_request import ImageRequest, image_label
 from vlcore.vision.model import ImageInputs, ImageRows, VisionModel, count_tiles
-from vlcore.vision.preprocessing import (
-    ImagePreprocessor,
-    ImageRequest,
-    PreparedImage,
-    image_label,
-)
+from vlcore.vision.prepared_image import PreparedImage
+from vlcore.vision.preprocessing import ImagePreprocessor
 from vlcore.vision.stats import Meter
 
 Prepare = Callable[[ImageSource], Coroutine[Any, Any, PreparedImage]]

@@ -17,8 +17,9 @@ from vlcore.media.policy import ImageAccess
 from vlcore.plugins.stages import ModelStages
 from vlcore.prompts.tokenization import ImageLayout
 from vlcore.vision.encoder import ImageEncoder
+from vlcore.vision.image_request import ImageRequest
 from vlcore.vision.model import image_layout
-from vlcore.vision.preprocessing import ImageRequest, PreparedImage
+from vlcore.vision.prepared_image import PreparedImage
 from vlcore.vision.stats import EncoderStats
 
 _Value: TypeAlias = PackedRows | ImageReply | UnknownTicket | VlcoreError | None

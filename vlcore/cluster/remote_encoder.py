@@ -27,9 +27,9 @@ from vlcore.media.source import ImageSource
 from vlcore.media.undecoded_video import VideoInput
 from vlcore.media.video import Video
 from vlcore.prompts.tokenization import ImageLayout
+from vlcore.vision.image_request import NO_OPTIONS, image_label
 from vlcore.vision.interface import check_videos
 from vlcore.vision.model import ImageRows
-from vlcore.vision.preprocessing import NO_OPTIONS, image_label
 from vlcore.vision.stats import EncoderStats, Meter
 
 _T = TypeVar("_T")

@@ -34,16 +34,11 @@ from vlcore.media.video_loader import DEFAULT_VIDEO_LIMITS
 from vlcore.vision.batch_executor import label_error
 from vlcore.vision.device_runner import make_device_runner
 from vlcore.vision.embedding_cache import EmbeddingCache
+from vlcore.vision.image_request import NO_OPTIONS, ImageRequest, image_label, is_video
 from vlcore.vision.interface import check_videos
 from vlcore.vision.model import ImageRows, VisionModel
-from vlcore.vision.preprocessing import (
-    NO_OPTIONS,
-    ImagePreprocessor,
-    ImageRequest,
-    PreparedImage,
-    image_label,
-    is_video,
-)
+from vlcore.vision.prepared_image import PreparedImage
+from vlcore.vision.preprocessing import ImagePreprocessor
 from vlcore.vision.scheduler import ImageQueue, Scheduler
 from vlcore.vision.stats import EncoderStats, Meter
 

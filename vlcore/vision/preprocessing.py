@@ -12,10 +12,9 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -43,7 +42,6 @@ from vlcore.media.undecoded_video import SAMPLING_OPTIONS, UndecodedVideo, Video
 from vlcore.media.video import Video, VideoLimits, VideoSampling
 from vlcore.media.video_decoder import decode_video
 from vlcore.media.video_loader import DEFAULT_VIDEO_LIMITS, video_from_frames
-from vlcore.prompts.tokenization import ImageLayout
 from vlcore.vision.embedding_cache import (
     EmbeddingCache,
     file_key,
@@ -51,58 +49,12 @@ from vlcore.vision.embedding_cache import (
     video_file_key,
     video_key,
 )
-from vlcore.vision.model import ImageInputs, ImageRows, VisionModel, count_tiles, image_layout
+from vlcore.vision.image_request import ImageRequest
+from vlcore.vision.model import ImageInputs, VisionModel, count_tiles
+from vlcore.vision.prepared_image import PreparedImage
 from vlcore.vision.stats import Meter
 
 logger = logging.getLogger(__name__)
-
-NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
-
-
-@dataclass(frozen=True)
-class ImageRequest:
-    """One image or video of a request, as it passes through preprocessing."""
-
-    source: ImageSource | VideoInput
-    options: Mapping[str, Any]
-    """Options of the vision model's ``preprocess`` or ``preprocess_frames``."""
-    label: str
-    """Position in the request and description of the source, for error messages."""
-    owner: Hashable
-    """The request that the image belongs to. Requests take turns."""
-    budget: DecodedBudget | None = None
-    """Memory that the images of the request may still take."""
-    num_images: int = 1
-    """Number of images of the request."""
-    video_budget: DecodedBudget | None = None
-    """Memory that the videos of the request may still take."""
-
-
-@dataclass(frozen=True)
-class PreparedImage:
-    """A preprocessed image or video, or its embeddings if they are cached."""
-
-    label: str
-    """Position in the request, description of the source and size, for error messages."""
-    key: str
-    """Key of the image's embeddings in the cache."""
-    inputs: Any = None
-    """Result of the vision model's ``preprocess`` or ``preprocess_frames``."""
-    num_tiles: int = 1
-    """Size of the image in a batch."""
-    rows: ImageRows | None = None
-    """The cached embeddings of the image."""
-    file: str = ""
-    """Key of the image's file in the cache, if it comes from a file."""
-
-    @property
-    def layout(self) -> ImageLayout | None:
-        """Layout of the image's embeddings, if it is known before the image is encoded."""
-        if self.rows is not None:
-            return image_layout(self.rows)
-        if isinstance(self.inputs, ImageInputs) and self.inputs.num_rows is not None:
-            return ImageLayout(self.inputs.num_rows, self.inputs.layout)
-        return None
 
 
 class ImagePreprocessor:
@@ -432,17 +384,3 @@ def _count_tiles(name: str, inputs: Any) -> int:
             f"{name} must return num_tiles of at least 1, or None; it returned {num_tiles!r}"
         )
     return num_tiles
-
-
-def is_video(source: object) -> bool:
-    """Return whether a source is one of a video."""
-    return isinstance(source, VideoInput)
-
-
-def image_label(source: ImageSource | VideoInput, number: int, total: int) -> str:
-    """Return the label of an image or video: its number in the request, from 1, and its source."""
-    label = f"{'video' if is_video(source) else 'image'} {number} of {total}"
-    if isinstance(source, Image.Image):
-        return f"{label} ({source.mode}, {source.width} x {source.height})"
-    address = source.source if isinstance(source, UndecodedVideo) else source
-    return label if isinstance(address, bytes | tuple | Video) else f"{label}, {describe(address)}"

@@ -17,7 +17,7 @@ from vlcore.vision.batch_executor import BatchExecutor, Outcome
 from vlcore.vision.device_runner import DeviceRunner
 from vlcore.vision.embedding_cache import EmbeddingCache
 from vlcore.vision.model import ImageRows
-from vlcore.vision.preprocessing import PreparedImage
+from vlcore.vision.prepared_image import PreparedImage
 from vlcore.vision.stats import Meter
 
 logger = logging.getLogger(__name__)
