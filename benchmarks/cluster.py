@@ -31,7 +31,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from measure import interleave, markdown_table, progress, ratios, spread
+from measure import interleave, markdown_table, progress, quartiles, ratios, spread
 
 TITLE = "## A cluster on one machine"
 PROMPT = "Describe the picture."
@@ -285,14 +285,6 @@ def overhead(sizes: Sizes, single: Server, cluster: Cluster) -> list[list[str]]:
                 ]
             )
     return rows
-
-
-def quartiles(values: Sequence[float]) -> str:
-    """Write values as ``median (lower quartile..upper quartile)``."""
-    if len(values) < 4:
-        return spread(values)
-    low, median, high = statistics.quantiles(values, n=4)
-    return f"{median:.2f} ({low:.2f}..{high:.2f})"
 
 
 def throughput(

@@ -43,6 +43,14 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     return f"{median:.{digits}f} ({low:.{digits}f}..{high:.{digits}f})"
 
 
+def quartiles(values: Sequence[float]) -> str:
+    """Write values as ``median (lower quartile..upper quartile)``."""
+    if len(values) < 4:
+        return spread(values)
+    low, median, high = statistics.quantiles(values, n=4)
+    return f"{median:.2f} ({low:.2f}..{high:.2f})"
+
+
 def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Write a table whose first column is text and whose others are numbers."""
     rules = [":--", *["--:"] * (len(headers) - 1)]

@@ -25,7 +25,7 @@ import psutil
 import torch
 from _llama import NUM_ROWS, NUM_TEXT, requests, write_model
 from _smollm2 import SMOLLM2_135M
-from measure import interleave, markdown_table, progress, ratios, spread
+from measure import interleave, markdown_table, progress, quartiles, ratios, spread
 
 import vlcore
 from vlcore.engines.base import Engine, EngineRequest
@@ -47,11 +47,12 @@ CACHE_BLOCKS = 64
 """So few that vLLM's cache is full, and its memory touched, after the first pass."""
 VISION_ENCODER = (24, 1024)
 """Layers and width of CLIP ViT-L/14, whose tensors share the files of LLaVA's language model."""
-QUIET = {
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # binding suits a machine without other programs
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "HF_HUB_OFFLINE": "1",
-}
+IDLE_S = 1.5
+"""vLLM's processes wait for each other without sleeping until a second after the last token."""
+BUDGET_S = 90.0
+"""Time for the pairs of one workload, with vLLM alone and through vlcore."""
+MIN_PAIRS, MAX_PAIRS = 3, 24
+QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"}
 TITLE = "## vLLM on a CPU"
 
 
@@ -62,6 +63,17 @@ class Sample:
     seconds: float
     first_s: float
     """Median time to the first token."""
+    own_cpu_s: float
+    """Processor time of this process."""
+    all_cpu_s: float
+    """Processor time of this process and of vLLM's."""
+
+
+def processor_s() -> tuple[float, float]:
+    """Return the processor time of this process, and of it and its descendants."""
+    own = time.process_time()
+    times = [one.cpu_times() for one in psutil.Process().children(recursive=True)]
+    return own, own + sum(one.user + one.system for one in times)
 
 
 async def timed(tokens: Callable[[EngineRequest], Any], asked: Sequence[EngineRequest]) -> Sample:
@@ -70,6 +82,7 @@ async def timed(tokens: Callable[[EngineRequest], Any], asked: Sequence[EngineRe
     Raises:
         RuntimeError: an engine returned another number of tokens than it was asked for.
     """
+    own_s, all_s = processor_s()
     started = time.perf_counter()
     firsts: list[float] = []
 
@@ -86,7 +99,8 @@ async def timed(tokens: Callable[[EngineRequest], Any], asked: Sequence[EngineRe
     seconds = time.perf_counter() - started
     if counts != [request.config.max_new_tokens for request in asked]:
         raise RuntimeError(f"the engine returned {counts} tokens")
-    return Sample(seconds, statistics.median(firsts))
+    now_own_s, now_all_s = processor_s()
+    return Sample(seconds, statistics.median(firsts), now_own_s - own_s, now_all_s - all_s)
 
 
 def through_vlcore(engine: Engine, asked: Sequence[EngineRequest]) -> Sample:
@@ -149,7 +163,9 @@ def engines(model: LanguageModel, cache: Path) -> Iterator[tuple[Any, Transforme
         asyncio.run(embedded.close())
 
 
-def throughput(shape: dict[str, Any], parties: Sequence[int], rounds: int, num_new: int) -> str:
+def throughput(
+    shape: dict[str, Any], parties: Sequence[int], rounds: int, num_new: int, budget_s: float
+) -> str:
     """Measure all on each workload, and write the table."""
     rows = []
     with tempfile.TemporaryDirectory() as name:
@@ -159,27 +175,8 @@ def throughput(shape: dict[str, Any], parties: Sequence[int], rounds: int, num_n
         with engines(model, Path(name) / "views") as (vllm, embedded):
             for with_image, num in product((False, True), parties):
                 asked = requests(shape, num=num, num_new=num_new, with_image=with_image)
-                contenders: dict[str, Callable[[], Sample]] = {
-                    "embedded": partial(through_vlcore, embedded, asked),
-                    "alone": partial(vllm_alone, vllm, asked),
-                    "vlcore": partial(through_vlcore, vllm, asked),
-                }
-                if num < max(PARTIES):
-                    contenders["vlcore"]()  # warms up
-                # Prompts of 20,000 tokens together take minutes on a CPU.
-                is_long = with_image and num == max(PARTIES)
-                samples = interleave(1 if is_long else rounds, contenders)
-                rates = {
-                    who: [num * num_new / one.seconds for one in samples[who]] for who in samples
-                }
-                firsts = {who: [one.first_s for one in samples[who]] for who in samples}
-                row = [
-                    f"{num} with {'an image' if with_image else 'text alone'}",
-                    *(spread(rates[who], 0) for who in contenders),
-                    spread(ratios(rates["vlcore"], rates["alone"])),
-                    spread(ratios(rates["vlcore"], rates["embedded"])),
-                    *(spread(firsts[who]) for who in ("embedded", "vlcore")),
-                ]
+                label = f"{num} with {'an image' if with_image else 'text alone'}"
+                row = [label, *compare(vllm, embedded, asked, rounds, budget_s)]
                 progress(" | ".join(row))
                 rows.append(row)
     return markdown_table(
@@ -188,13 +185,68 @@ def throughput(shape: dict[str, Any], parties: Sequence[int], rounds: int, num_n
             "embedded, tokens/s",
             "vLLM alone",
             "vLLM through vlcore",
+            "pairs",
             "vlcore/alone",
+            "all processes' CPU time, vlcore/alone",
+            "this process, ms a token, alone",
+            "through vlcore",
             "vlcore/embedded",
             "first token, embedded, s",
-            "first token, vLLM, s",
+            "alone, s",
+            "vlcore, s",
         ],
         rows,
     )
+
+
+def compare(
+    vllm: Any,
+    embedded: TransformersEngine,
+    asked: Sequence[EngineRequest],
+    rounds: int,
+    budget_s: float,
+) -> list[str]:
+    """Measure one workload: in each round the embedded engine, and then pairs on vLLM."""
+    alone, vlcore_ = partial(vllm_alone, vllm, asked), partial(through_vlcore, vllm, asked)
+    alone()  # warms up
+    pair_s = alone().seconds + vlcore_().seconds
+    num_pairs = min(max(MIN_PAIRS, int(budget_s / pair_s)), MAX_PAIRS)
+    rounds = max(1, min(rounds, int(budget_s / pair_s)))
+
+    def in_embedded() -> Sample:
+        time.sleep(IDLE_S)
+        return through_vlcore(embedded, asked)
+
+    def in_pairs() -> dict[str, list[Sample]]:
+        alone()  # its processes are awake again
+        return interleave(-(-num_pairs // rounds), {"alone": alone, "vlcore": vlcore_})
+
+    contenders: dict[str, Callable[[], Any]] = {"embedded": in_embedded, "vllm": in_pairs}
+    measured = interleave(rounds, contenders)
+    samples: dict[str, list[Sample]] = {"embedded": measured["embedded"]}
+    for who in ("alone", "vlcore"):
+        samples[who] = [sample for pairs in measured["vllm"] for sample in pairs[who]]
+
+    num_tokens = sum(request.config.max_new_tokens for request in asked)
+
+    def ratio(field: str) -> str:
+        mine, bases = ([getattr(one, field) for one in samples[who]] for who in ("vlcore", "alone"))
+        return quartiles(ratios(mine, bases))
+
+    seconds = {who: [one.seconds for one in samples[who]] for who in samples}
+    rate = {who: num_tokens / statistics.median(seconds[who]) for who in samples}
+    return [
+        *(f"{rate[who]:.0f}" for who in samples),
+        str(len(seconds["alone"])),
+        quartiles(ratios(seconds["alone"], seconds["vlcore"])),
+        ratio("all_cpu_s"),
+        *(
+            f"{statistics.median(one.own_cpu_s for one in samples[who]) * 1000 / num_tokens:.2f}"
+            for who in ("alone", "vlcore")
+        ),
+        f"{rate['vlcore'] / rate['embedded']:.2f}",
+        *(f"{statistics.median(one.first_s for one in samples[who]):.2f}" for who in samples),
+    ]
 
 
 def random_questions(num: int) -> list[tuple[str, Any]]:
@@ -371,18 +423,21 @@ def main() -> None:
         return
     os.environ.update(QUIET)
     if quick:
-        tables = [loading(TINY, (2, 64), 1), throughput(TINY, (2,), 1, 4), agreement(4, 12)]
+        tables = [loading(TINY, (2, 64), 1), throughput(TINY, (2,), 1, 4, 0.1), agreement(4, 12)]
     else:
         tables = [
             loading(SHAPE, VISION_ENCODER, 5),
-            throughput(SHAPE, PARTIES, 5, 32),
+            throughput(SHAPE, PARTIES, 3, 16, BUDGET_S),
             agreement(NUM_QUESTIONS, NUM_REQUESTS),
         ]
     print(
         f"{TITLE}\n\nA random Llama of SmolLM2-135M's shape, float32; "
-        f"prompts of {NUM_TEXT} tokens, alone or around an image of {NUM_ROWS} embeddings; 32 new "
-        "tokens. vLLM 0.32 in its build for CPUs, compiled. Neither caches prefixes. Alone, it "
-        "returns token ids and no text. `median (min..max)`.\n"
+        f"prompts of {NUM_TEXT} tokens, alone or around an image of {NUM_ROWS} embeddings; 16 new "
+        "tokens. vLLM 0.32 in its build for CPUs, compiled, with its own choice of threads, which "
+        "leaves a processor to its scheduler. Neither caches prefixes. Alone, it returns token ids "
+        "and no text. Medians; ratios are those within a pair of runs, with the lower and upper "
+        "quartiles (less than four pairs: the range). CPU time includes vLLM's processes while "
+        "they wait for each other, which they do without sleeping.\n"
     )
     print("\n\n".join(tables))
 

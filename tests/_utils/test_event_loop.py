@@ -346,6 +346,45 @@ def test_a_mailbox_wakes_its_loop_once_for_all_that_arrives(
     assert num_wakes == 2
 
 
+def test_a_loop_that_sends_wakes_the_receiver_after_its_callbacks(
+    loop: LoopThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body() -> tuple[list[int], list[int]]:
+        receiver = asyncio.get_running_loop()
+        wakes: list[object] = []
+        call_soon = receiver.call_soon_threadsafe
+        arrived: list[int] = []
+        send = LoopMailboxes(loop).sender(arrived.append)
+        num_wakes: list[int] = []
+        is_sent = asyncio.Event()
+
+        def count(callback: Callable[..., object], *arguments: Any) -> asyncio.Handle:
+            wakes.append(callback)
+            return call_soon(callback, *arguments)
+
+        async def send_one(number: int) -> None:
+            send(number)
+            num_wakes.append(len(wakes))
+
+        async def send_all() -> None:
+            await asyncio.gather(*map(send_one, range(10)))
+            await asyncio.sleep(0)
+            num_wakes.append(len(wakes))
+            call_soon(is_sent.set)
+
+        monkeypatch.setattr(receiver, "call_soon_threadsafe", count)
+        sending = loop.submit(send_all())
+        await is_sent.wait()
+        sending.result(TIMEOUT_S)
+        send(10)  # from the receiver's own thread
+        await asyncio.sleep(0)
+        return arrived, [*num_wakes, len(wakes)]
+
+    arrived, num_wakes = asyncio.run(body())
+    assert arrived == list(range(11))
+    assert num_wakes == [0] * 10 + [1, 2]
+
+
 def test_a_mailbox_of_a_closed_loop_refuses() -> None:
     async def body() -> Callable[[int], None]:
         send = LoopMailboxes().sender(print)

@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from types import AsyncGeneratorType
 from typing import Any, TypeVar
@@ -65,7 +66,7 @@ class LoopThread:
         Raises:
             EngineClosedError: the loop was closed before the coroutine ended.
         """
-        if self._runs_here():
+        if self.runs_here():
             return await coroutine
         future = self.submit(coroutine)
         try:
@@ -98,7 +99,7 @@ class LoopThread:
 
         A caller on this loop gets the given generator itself.
         """
-        return generator if self._runs_here() else self._aiterate_elsewhere(generator)
+        return generator if self.runs_here() else self._aiterate_elsewhere(generator)
 
     async def _aiterate_elsewhere(self, generator: AsyncGenerator[_T]) -> AsyncGenerator[_T]:
         try:
@@ -148,6 +149,10 @@ class LoopThread:
                 "achat or astream_chat there, and close the pipeline elsewhere"
             )
 
+    def runs_here(self) -> bool:
+        """Return whether the caller is on the loop."""
+        return threading.current_thread() is self._thread
+
     def call_soon(self, callback: Callable[[], object]) -> None:
         """Call a function on the loop, unless the loop was closed."""
         if self._fork_guard.is_child:
@@ -178,9 +183,6 @@ class LoopThread:
     def _is_usable(self) -> bool:
         return not self._closed and not self._fork_guard.is_child
 
-    def _runs_here(self) -> bool:
-        return threading.current_thread() is self._thread
-
     async def _finish(self) -> None:
         while others := asyncio.all_tasks() - {asyncio.current_task()}:
             for task in others:
@@ -194,9 +196,15 @@ class LoopMailboxes:
 
     A loop is woken once for all items that arrive before it runs. With one ``call_soon_threadsafe``
     per item, an engine that generates tokens for many requests would spend much time on wake-ups.
+
+    Args:
+        sending_loop: the loop that sends the items, if one does. It wakes a receiver after its
+            current callbacks rather than at the first item: the two threads would otherwise take
+            turns at Python's lock, and wake each other for every few items.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sending_loop: LoopThread | None = None) -> None:
+        self._sending_loop = sending_loop
         self._mailboxes: WeakKeyDictionary[asyncio.AbstractEventLoop, _Mailbox] = (
             WeakKeyDictionary()
         )
@@ -207,7 +215,7 @@ class LoopMailboxes:
         The function raises RuntimeError if the loop was closed.
         """
         loop = asyncio.get_running_loop()
-        mailbox = self._mailboxes.setdefault(loop, _Mailbox(loop))
+        mailbox = self._mailboxes.setdefault(loop, _Mailbox(loop, self._sending_loop))
 
         def send(item: _T) -> None:
             mailbox.put(partial(take, item))
@@ -216,21 +224,31 @@ class LoopMailboxes:
 
 
 class _Mailbox:
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, sending_loop: LoopThread | None) -> None:
         self._loop = ref(loop)  # weak, as the loop is the key of this mailbox
+        self._sending_loop = sending_loop
         self._calls: deque[Callable[[], object]] = deque()
         self._is_due = False
 
     def put(self, call: Callable[[], object]) -> None:
         loop = self._loop()
-        if loop is None:
+        if loop is None or loop.is_closed():
             raise RuntimeError("the event loop was closed")
         # Before the flag is looked at: a delivery clears the flag before it looks at the calls.
         self._calls.append(call)
-        if self._is_due and not loop.is_closed():
+        if self._is_due:
             return
         self._is_due = True
-        loop.call_soon_threadsafe(self._deliver)
+        if self._sending_loop is not None and self._sending_loop.runs_here():
+            asyncio.get_running_loop().call_soon(self._wake)
+        else:
+            loop.call_soon_threadsafe(self._deliver)
+
+    def _wake(self) -> None:
+        loop = self._loop()
+        if loop is not None:
+            with suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(self._deliver)
 
     def _deliver(self) -> None:
         self._is_due = False

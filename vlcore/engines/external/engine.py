@@ -49,7 +49,7 @@ class ExternalEngine(Engine):
         self._requests: set[ExternalRequest] = set()
         self._is_closed = False
         self._loop = LoopThread(f"vlcore-{self.name}")
-        self._mailboxes = LoopMailboxes()
+        self._mailboxes = LoopMailboxes(self._loop)
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput]:
         """Continue a prompt, chunk by chunk. Closing the iterator cancels the request."""
