@@ -1,16 +1,22 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from engine_requests import CPU
 from tiny_families import TEXT, config_of
+from torch import Tensor
 from torch.testing import assert_close
-from transformers import PreTrainedModel
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from vlcore.engines.transformers.attention import attention_name
 from vlcore.engines.transformers.batch import Batch
+from vlcore.engines.transformers.cache_layer import AttentionCall, Prefill
+from vlcore.engines.transformers.kv_cache import KeyValueLayer
 from vlcore.errors import EngineUnavailableError
 from vlcore.language.causal_lm import build_causal_lm
 
@@ -54,3 +60,43 @@ def test_a_model_with_an_attention_of_its_own_is_refused(monkeypatch: pytest.Mon
     model.config._attn_implementation = "sdpa"  # reads the cache without the engine's function
     with torch.inference_mode(), pytest.raises(EngineUnavailableError, match="does not keep"):
         batch.measure_cache()
+
+
+class ResultSizes(TorchDispatchMode):
+    """Records how many elements the results of operations have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        results = func(*args, **kwargs or {})
+        for result in results if isinstance(results, tuple) else (results,):
+            if isinstance(result, Tensor):
+                self.sizes.append(result.numel())
+        return results
+
+
+def test_the_keys_that_a_chunk_attends_to_are_not_copied_for_each_query_head() -> None:
+    num_cached, num_new, num_heads, num_key_heads = 40, 4, 6, 2
+    num_tokens = num_cached + num_new
+    module: Any = SimpleNamespace(num_key_value_groups=num_heads // num_key_heads)
+    draw = torch.Generator().manual_seed(0)
+    query = torch.randn(1, num_heads, num_new, 8, generator=draw)
+    keys, values = torch.randn(2, 1, num_key_heads, num_tokens, 8, generator=draw)
+    distances = torch.arange(num_cached, num_tokens)[:, None] - torch.arange(num_tokens)
+    mask = (distances >= 0)[None, None]
+    layer = KeyValueLayer("full_attention")
+    layer.reserve(64)
+    call = AttentionCall(slice(0, 1), 0, 0, num_tokens, mask)
+    for columns, begins in ((range(num_cached), True), (range(num_cached, num_tokens), False)):
+        layer.begin(Prefill((columns,), {"full_attention": [call]}, begins))
+        one = slice(columns.start, columns.stop)
+        cached = layer.update(keys[:, :, one], values[:, :, one])
+    placeholder = torch.ones(1, 1, 1, 1, dtype=torch.bool)
+    with ResultSizes() as results:
+        output, _ = AttentionInterface()["vlcore_sdpa"](module, query, *cached, placeholder)
+    assert_close(output, sdpa_attention_forward(module, query, keys, values, mask)[0])
+    assert 0 < max(results.sizes) < num_heads * num_tokens * 8

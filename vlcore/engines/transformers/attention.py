@@ -112,9 +112,11 @@ def _attend(
         )
     layer.is_read = True
     key, value = key.as_subclass(Tensor), value.as_subclass(Tensor)
-    is_usual = attention is sdpa_attention_forward and not _CHANGES.intersection(options)
-    if is_usual and query.shape[2] == 1:
-        attention = _one_token_sdpa
+    if attention is sdpa_attention_forward and not _CHANGES.intersection(options):
+        if query.shape[2] == 1:
+            attention = _one_token_sdpa
+        elif query.device.type == "cpu" and layer.calls[0].mask is not None:
+            attention = _cpu_sdpa
     outputs = []
     for call in layer.calls:
         keys, values = layer.attended(call, key), layer.attended(call, value)
@@ -146,6 +148,33 @@ def _one_token_sdpa(
     packed = query.reshape(num_sequences, num_keys, num_heads // num_keys, head_dim)
     output = scaled_dot_product_attention(packed, key, value, attention_mask, scale=scaling)
     return output.reshape(num_sequences, 1, num_heads, value.shape[3]), None
+
+
+def _cpu_sdpa(
+    module: nn.Module,  # noqa: ARG001
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Compute attention with a mask, without copies of the keys for each query head.
+
+    transformers makes these copies, which take longest where few tokens attend to many. The results
+    are equal.
+
+    Shapes:
+        query: [sequences, heads, tokens, head_dim].
+        key, value: [sequences, key heads, columns, head_dim].
+        attention_mask: [sequences, 1, tokens, columns].
+        result: [sequences, tokens, heads, head_dim].
+    """
+    is_grouped = query.shape[1] != key.shape[1]
+    output = scaled_dot_product_attention(
+        query, key, value, attention_mask, scale=scaling, enable_gqa=is_grouped
+    )
+    return output.transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(_PREFIX + "sdpa", _sdpa)
