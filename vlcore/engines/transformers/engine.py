@@ -289,10 +289,10 @@ class TransformersEngine(Engine):
             failure = error.with_traceback(None)
         else:
             if step is not None:
-                self._sample(step)
-                for chunk in chunks:
+                for chunk in chunks:  # before their first tokens arrive, which may be the last ones
                     self._counts["prompt"] += chunk.first.num_prompt_tokens
                     self._counts["cached"] += chunk.first.num_cached
+                self._sample(step)
             return
         if len(chunks) == 1:
             self._batch.drop(chunks[0].group, is_damaged=True)
