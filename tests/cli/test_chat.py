@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from checkpoints import write_llava
@@ -15,6 +16,8 @@ import vlcore
 from vlcore.cli import app
 from vlcore.errors import OptionError
 from vlcore.prompts.regions import Region, draw_regions
+
+Answers = Callable[..., list[str]]
 
 
 @pytest.fixture(scope="module")
@@ -34,22 +37,27 @@ def chat(checkpoint: Path, *arguments: str | Path, typed: str | bytes = "") -> R
     return CliRunner().invoke(app, command, input=typed)
 
 
-def answers(checkpoint: Path, prompts: Sequence[object]) -> list[str]:
+@pytest.fixture(scope="module")
+def answers(checkpoint: Path) -> Iterator[Answers]:
     """Return the pipeline's answers to the same prompts, one after another."""
-    texts = []
     with vlcore.pipeline(checkpoint) as pipe:
-        session = None
-        for prompt in prompts:
-            session = pipe.chat(prompt, session, {"max_new_tokens": 6})  # type: ignore[arg-type]
-            assert session.response is not None
-            texts.append(session.response.text)
-    return texts
+
+        def answers(*prompts: Any) -> list[str]:
+            texts = []
+            session = None
+            for prompt in prompts:
+                session = pipe.chat(prompt, session, {"max_new_tokens": 6})
+                assert session.response is not None
+                texts.append(session.response.text)
+            return texts
+
+        yield answers
 
 
-def test_one_question(checkpoint: Path, image: Path) -> None:
+def test_one_question(checkpoint: Path, answers: Answers, image: Path) -> None:
     result = chat(checkpoint, "--image", image, "What is this?")
     assert result.exit_code == 0
-    assert result.stdout == f"{answers(checkpoint, [('What is this?', image)])[0]}\n"
+    assert result.stdout == f"{answers(('What is this?', image))[0]}\n"
     assert "6 tokens" in result.stderr
     assert "tokens/s" in result.stderr
     assert "[1 image(s), 1 encoded in 1 forward(s), " in result.stderr
@@ -64,73 +72,79 @@ def test_a_conversation_ends_with_what_was_done_to_its_images(
     assert "image(s)" not in chat(checkpoint, "Hello").stderr
 
 
-def test_several_images(checkpoint: Path, image: Path) -> None:
+def test_several_images(checkpoint: Path, answers: Answers, image: Path) -> None:
     result = chat(checkpoint, "-i", image, "-i", image, "Same?")
-    assert result.stdout == f"{answers(checkpoint, [('Same?', [image, image])])[0]}\n"
+    assert result.stdout == f"{answers(('Same?', [image, image]))[0]}\n"
 
 
 def test_a_conversation_has_history_and_forgets_it_when_asked(
-    checkpoint: Path, image: Path
+    checkpoint: Path, answers: Answers, image: Path
 ) -> None:
     typed = f"/image {image}\nWhat is this?\n\nAre you sure?\n/reset\nAre you sure?\n/exit\nHi\n"
     result = chat(checkpoint, typed=typed)
-    with_history = answers(checkpoint, [("What is this?", image), "Are you sure?"])
-    without = answers(checkpoint, ["Are you sure?"])
+    with_history = answers(("What is this?", image), "Are you sure?")
+    without = answers("Are you sure?")
     assert result.exit_code == 0
     assert result.stdout == "".join(f"{text}\n" for text in (*with_history, *without))
     assert with_history[1] != without[0]
 
 
-def test_errors_in_a_conversation_leave_it_running(checkpoint: Path) -> None:
+def test_errors_in_a_conversation_leave_it_running(checkpoint: Path, answers: Answers) -> None:
     result = chat(checkpoint, typed="/image nowhere.png\n/dance\n/help\nHello\n")
     assert result.exit_code == 0
     assert "there is no file 'nowhere.png'" in result.stderr
     assert "unknown command: /dance" in result.stderr
     assert "/reset" in result.stderr
-    assert result.stdout == f"{answers(checkpoint, ['Hello'])[0]}\n"
+    assert result.stdout == f"{answers('Hello')[0]}\n"
 
 
-def test_an_image_may_be_quoted_escaped_or_a_file_url(checkpoint: Path, tmp_path: Path) -> None:
+def test_an_image_may_be_quoted_escaped_or_a_file_url(
+    checkpoint: Path, answers: Answers, tmp_path: Path
+) -> None:
     path = tmp_path / "my photo.png"
     Image.new("RGB", (40, 30), "red").save(path)
-    expected = f"{answers(checkpoint, [('What is this?', path)])[0]}\n"
+    expected = f"{answers(('What is this?', path))[0]}\n"
     escaped = str(path).replace(" ", "\\ ")
-    for argument in (str(path), f"'{path}'", f'"{path}"', escaped, path.as_uri(), f"file://{path}"):
-        result = chat(checkpoint, typed=f"/image {argument}\nWhat is this?\n")
-        assert "is attached to the next message" in result.stderr, argument
-        assert result.stdout == expected, argument
+    written = (str(path), f"'{path}'", f'"{path}"', escaped, path.as_uri(), f"file://{path}")
+    typed = [f"/image {argument}\nWhat is this?\n/reset\n" for argument in written]
+    result = chat(checkpoint, typed="".join(typed))
+    assert result.stderr.count("is attached to the next message") == len(written), result.stderr
+    assert result.stdout == expected * len(written)
 
 
 def test_an_image_that_cannot_be_read_attaches_none_of_its_line(
-    checkpoint: Path, image: Path, tmp_path: Path
+    checkpoint: Path, answers: Answers, image: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "broken.png").write_bytes(b"no image")
     typed = f"/image {image} {tmp_path / 'broken.png'}\nHello\n"
     result = chat(checkpoint, typed=typed)
     assert "broken.png" in result.stderr
     assert "is attached" not in result.stderr
-    assert result.stdout == f"{answers(checkpoint, ['Hello'])[0]}\n"
+    assert result.stdout == f"{answers('Hello')[0]}\n"
 
 
 def test_invalid_bytes_fail_one_message_and_keep_the_conversation(
-    checkpoint: Path, image: Path
+    checkpoint: Path, answers: Answers, image: Path
 ) -> None:
     typed = f"/image {image}\nWhat is this?\n".encode() + b"caf\xe9?\nAre you sure?\n"
     result = chat(checkpoint, typed=typed)
     assert result.exit_code == 0
     assert "the message contains bytes that are not valid utf-8: caf\\udce9?" in result.stderr
-    expected = answers(checkpoint, [("What is this?", image), "Are you sure?"])
+    expected = answers(("What is this?", image), "Are you sure?")
     assert result.stdout == "".join(f"{text}\n" for text in expected)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, file names are text")
-def test_an_image_whose_name_is_not_utf_8(checkpoint: Path, tmp_path: Path) -> None:
+def test_an_image_whose_name_is_not_utf_8(
+    checkpoint: Path, answers: Answers, tmp_path: Path
+) -> None:
     path = tmp_path / os.fsdecode(b"caf\xe9.png")
     Image.new("RGB", (40, 30), "red").save(path)
-    expected = f"{answers(checkpoint, [('What is this?', path)])[0]}\n"
-    for argument in (os.fsencode(path), path.as_uri().encode()):
-        result = chat(checkpoint, typed=b"/image " + argument + b"\nWhat is this?\n")
-        assert result.stdout == expected, result.stderr
+    expected = f"{answers(('What is this?', path))[0]}\n"
+    written = (os.fsencode(path), path.as_uri().encode())
+    typed = [b"/image " + argument + b"\nWhat is this?\n/reset\n" for argument in written]
+    result = chat(checkpoint, typed=b"".join(typed))
+    assert result.stdout == expected * len(written), result.stderr
 
 
 def test_a_message_of_invalid_bytes_on_the_command_line_is_refused(checkpoint: Path) -> None:
