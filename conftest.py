@@ -42,7 +42,7 @@ _ISOLATION = "vlcore.testing.checks.isolation"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option that sets which processor the tests find."""
+    """Add options that set which processor the tests find, and which thread runs first."""
     parser.addoption(
         "--cpu-bfloat16",
         choices=("denied", "claimed"),
@@ -50,6 +50,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="whether the tests find a CPU that multiplies bfloat16 natively, whatever this one "
         "does: dtype='auto' is float32 without it (the default) and bfloat16 with it",
     )
+    parser.addoption(
+        "--main-thread-first",
+        action="store_true",
+        help="let other threads continue only while the main thread waits, so that a test fails "
+        "which asserts something else than what it waits for (several times slower)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the plugin of an option."""
+    if config.getoption("--main-thread-first"):
+        from main_thread_first import MainThreadFirst
+
+        config.pluginmanager.register(MainThreadFirst())
 
 
 @pytest.hookimpl(tryfirst=True)  # before the tests are selected
