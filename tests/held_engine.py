@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from waits import TIMEOUT_S
+from waits import TIMEOUT_S, until
 
 from vlcore.engines.transformers import TransformersEngine
 
@@ -52,6 +52,22 @@ class Hold:
             assert self._changed.wait_for(
                 lambda: self._is_released or self._num_left >= 0, TIMEOUT_S
             )
+
+
+def is_idle(engine: Any) -> bool:
+    """Return whether the engine's thread waits for a request, and nothing is left of earlier ones.
+
+    An empty batch does not show that: a request is in neither the queue nor the batch during its
+    first forward pass, and leaves the batch before its part of the cache is cleared and counted.
+    """
+    assert isinstance(engine, TransformersEngine)
+    waiting: Any = engine._waiting._changed
+    return bool(waiting._waiters)  # of the condition; adding a request wakes the thread
+
+
+async def until_idle(engine: Any) -> None:
+    """Wait until the engine is idle, and let the event loop run."""
+    await until(lambda: is_idle(engine))
 
 
 @contextmanager

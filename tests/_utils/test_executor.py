@@ -66,6 +66,7 @@ def test_stopping_does_not_wait_for_a_call_that_hangs() -> None:
     executor.submit(gate.wait, TIMEOUT_S)
     assert not asyncio.run(executor.stop(0.01))
     gate.set()
+    assert asyncio.run(executor.stop(TIMEOUT_S))
 
 
 def test_a_call_that_hangs_does_not_block_the_exit_of_the_interpreter() -> None:

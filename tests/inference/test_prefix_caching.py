@@ -24,14 +24,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def pipe(checkpoint: Path) -> Iterator[Pipeline]:
-    with pipeline(checkpoint, device="cpu") as made:
+    with pipeline(checkpoint, device="cpu", dtype="float32") as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def uncached(checkpoint: Path) -> Iterator[Pipeline]:
     settings = TransformersEngineConfig(prefix_caching=False)
-    with pipeline(checkpoint, device="cpu", engine_config=settings) as made:
+    with pipeline(checkpoint, device="cpu", dtype="float32", engine_config=settings) as made:
         yield made
 
 

@@ -12,12 +12,14 @@ import schemathesis
 from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import events, from_schema
 from server_client import GOOD, GOOD_COMPLETION, post, request, send
+from waits import TIMEOUT_S
 
 NUM_EXAMPLES = int(os.environ.get("VLCORE_FUZZ_EXAMPLES", "5"))
 CONFIG = """
 seed = 7
+suppress-health-check = ["too_slow"]  # of the machine
 continue-on-failure = true
-request-timeout = 60
+request-timeout = {timeout_s}
 [generation]
 max-examples = {num_examples}
 database = "none"
@@ -34,7 +36,9 @@ def test_responses_are_as_documented(url: str) -> None:
     chat = document["components"]["schemas"]["ChatRequest"]["properties"]
     chat["model"]["enum"] = ["tiny"]
     del chat["ignore_eos"]  # long completions would only take time
-    config = SchemathesisConfig.from_str(CONFIG.format(num_examples=NUM_EXAMPLES))
+    config = SchemathesisConfig.from_str(
+        CONFIG.format(num_examples=NUM_EXAMPLES, timeout_s=TIMEOUT_S)
+    )
     config.projects.default.update(base_url=url)
     num_requests = 0
     num_successful = 0

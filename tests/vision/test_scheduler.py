@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
-from grey_model import FakeModel, GatedModel, image, run, values, waiting
+from grey_model import FakeModel, GatedModel, image, run, values, vlcore_threads, waiting
 from waits import TIMEOUT_S, until
 
 from vlcore.errors import EngineClosedError, OptionError
@@ -102,6 +102,16 @@ def test_a_busy_device_prepares_only_a_full_batch_in_advance(
     run(body)
 
 
+@pytest.fixture
+def _without_abandoned_threads() -> Iterator[None]:
+    """Wait for the threads that a test abandons, which others would count."""
+    before = vlcore_threads()
+    yield
+    for thread in vlcore_threads() - before:
+        thread.join(TIMEOUT_S)
+
+
+@pytest.mark.usefixtures("_without_abandoned_threads")
 def test_closing_abandons_a_forward_pass_that_hangs(caplog: pytest.LogCaptureFixture) -> None:
     async def body() -> None:
         model = GatedModel()
@@ -116,11 +126,9 @@ def test_closing_abandons_a_forward_pass_that_hangs(caplog: pytest.LogCaptureFix
         model.gate.release()
 
     run(body)
-    for thread in threading.enumerate():
-        if thread.name.startswith("vlcore-vision"):
-            thread.join(TIMEOUT_S)
 
 
+@pytest.mark.usefixtures("_without_abandoned_threads")
 def test_closing_abandons_a_preprocess_that_hangs(caplog: pytest.LogCaptureFixture) -> None:
     gate, entered = threading.Event(), threading.Event()
 

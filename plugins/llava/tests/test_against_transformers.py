@@ -194,7 +194,7 @@ def test_answers_are_those_of_transformers(
         (random_images()[1:3], "  Compare, 比較 🙂\n"),
         ([], "Hello"),
     ]
-    with vlcore.pipeline(directory, device="cpu") as pipe:
+    with vlcore.pipeline(directory, device="cpu", dtype="float32") as pipe:
         for images, question in cases:
             content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
             messages = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]

@@ -14,7 +14,7 @@ import pytest
 import torch
 from crowds import crowd, keep_company
 from engine_requests import CPU, LONG, answer, chunks, request, run, token_ids, watch_batches
-from held_engine import held
+from held_engine import held, until_idle
 from transformers import PreTrainedTokenizerBase
 from waits import TIMEOUT_S, until
 
@@ -42,14 +42,6 @@ def small(
     )
     yield made
     asyncio.run(made.close())
-
-
-def is_idle(engine: TransformersEngine) -> bool:
-    return not engine._batch.sequences and not engine._waiting
-
-
-async def until_idle(engine: TransformersEngine) -> None:
-    await until(lambda: is_idle(engine))
 
 
 def watch_shapes(engine: TransformersEngine) -> list[tuple[int, int]]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from engine_requests import CPU, LONG, answer, chunks, request, run, token_ids
-from held_engine import held
+from held_engine import held, until_idle
 from transformers import PreTrainedTokenizerBase
 from waits import until
 
@@ -171,7 +171,7 @@ def test_a_request_is_cancelled_between_two_chunks(
             await asyncio.to_thread(hold.wait_until_held)  # at the third chunk
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        await until(lambda: engine.stats().num_waiting == 0 and not engine._batch.partial)
+        await until_idle(engine)
         assert shapes == [(1, 16)] * 3
         outputs = await chunks(engine, asked)
         assert outputs[0].cached_tokens == 48
@@ -199,7 +199,7 @@ def test_nan_in_a_chunk_is_neither_reused_nor_left_behind(
                 (result,) = await asyncio.gather(task, return_exceptions=True)
             if num_chunks == 10:
                 assert isinstance(result, EngineError)
-            await until(lambda: not engine._batch.memory._regions.num_used)
+            await until_idle(engine)
         assert engine.stats().num_kept_tokens == 0
         for layer in engine._batch._cache.key_value_layers:
             assert not layer.keys.isnan().any()

@@ -21,8 +21,8 @@ from engine_requests import (
     token_ids,
     watch_batches,
 )
+from held_engine import until_idle
 from transformers import PreTrainedTokenizerBase
-from waits import until
 
 from vlcore.engines.transformers.engine import TransformersEngine
 from vlcore.errors import EngineError, OptionError
@@ -88,7 +88,7 @@ def test_a_failure_of_one_answer_ends_the_request(engine: TransformersEngine) ->
         with pytest.raises(EngineError, match="could not be continued: TypeError"):
             await chunks(engine, asked)
         engine._batch.prefill = prefill  # type: ignore[method-assign]
-        await until(lambda: not engine._batch.sequences)
+        await until_idle(engine)
         assert [sequence.is_finished for sequence in sequences] == [True] * 3
 
     run(body)

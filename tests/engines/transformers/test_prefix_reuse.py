@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from engine_requests import CPU, LONG, answer, chunks, request, run, token_ids
-from held_engine import held
+from held_engine import held, until_idle
 from transformers import PreTrainedTokenizerBase
 from waits import TIMEOUT_S, until
 
@@ -263,7 +263,7 @@ def test_nothing_that_holds_nan_is_reused(
             for _ in range(2):
                 with pytest.raises(EngineError, match="NaN or infinite"):
                     await answer(engine, bad)
-            await until(lambda: not engine._batch.sequences)
+            await until_idle(engine)
             assert engine.stats().num_kept_tokens == 0
             assert await cached_and_tokens(engine, good) == (0, expected)
             weight[5] = 0.01
@@ -319,7 +319,7 @@ def test_kept_tokens_make_room_for_requests(make_engine: MakeEngine) -> None:
             await answer(engine, asked(tokens(30, seed), max_new_tokens=20))
         several = [asked(tokens(35, seed), max_new_tokens=20) for seed in range(20, 24)]
         await asyncio.gather(*(answer(engine, one) for one in several))
-        await until(lambda: not engine._batch.sequences)
+        await until_idle(engine)
         assert max(used) <= 220
         assert engine.stats().num_kept_tokens <= 220
         latest = max([(await cached_and_tokens(engine, one))[0] for one in reversed(several)])
