@@ -1,22 +1,14 @@
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch import Tensor, nn
 
 from vlcore.engines.transformers.cpu_linear import (
     CpuLinear,
-    Int8Weight,
     PackedWeight,
     SharedProduct,
     can_pack,
-    can_use_int8,
-)
-
-needs_int8_products = pytest.mark.skipif(
-    not can_use_int8(), reason="torch has no exact products of 8-bit integers for this CPU"
 )
 
 
@@ -44,41 +36,6 @@ def test_a_packed_weight_gives_what_linear_gives(
 def test_other_dtypes_are_not_packed() -> None:
     assert not can_pack(torch.float64)
     assert not can_pack(torch.float16)
-
-
-@needs_int8_products
-def test_activations_keep_15_bits() -> None:
-    weight, activations = torch.eye(24), drawn(7, 24) * torch.logspace(-9, 9, 7)[:, None]
-    errors = (Int8Weight(weight, None)(activations) - activations).abs().amax(dim=1)
-    assert (errors <= activations.abs().amax(dim=1) / 2**15).all()
-
-
-@needs_int8_products
-def test_a_tokens_result_does_not_depend_on_the_others() -> None:
-    product, activations = Int8Weight(drawn(40, 24), drawn(40)), drawn(9, 24)
-    whole = product(activations * 1e3)
-    for index in range(9):
-        alone = product(activations[index : index + 1] * 1e3)
-        torch.testing.assert_close(alone[0], whole[index], atol=1e-3, rtol=1e-6)
-
-
-@needs_int8_products
-@pytest.mark.parametrize("damage", [math.nan, math.inf, -math.inf])
-def test_a_damaged_token_has_no_finite_result_and_damages_no_other(damage: float) -> None:
-    product, activations = Int8Weight(drawn(40, 24), None), drawn(3, 24)
-    expected = product(activations)
-    activations[1, 5] = damage
-    result = product(activations)
-    assert not result[1].isfinite().any()
-    assert torch.equal(result[[0, 2]], expected[[0, 2]])
-
-
-@needs_int8_products
-def test_zeros_stay_zeros() -> None:
-    weight = drawn(40, 24)
-    weight[3] = 0
-    assert not Int8Weight(weight, None)(torch.zeros(2, 24)).any()
-    assert not Int8Weight(weight, None)(drawn(2, 24))[:, 3].any()
 
 
 class Counting:

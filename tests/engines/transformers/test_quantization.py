@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from vlcore.engines.transformers import quantization
-from vlcore.engines.transformers.cpu_linear import CpuLinear, can_use_int8
+from vlcore.engines.transformers.cpu_linear import CpuLinear
+from vlcore.engines.transformers.int8_weight import can_decode_int8, can_multiply_int8
 from vlcore.engines.transformers.quantization import (
     convert_by_torchao,
     convert_for_cpu,
@@ -23,7 +24,7 @@ from vlcore.engines.transformers.quantization import (
 from vlcore.errors import EngineUnavailableError, OptionError
 
 needs_int8_products = pytest.mark.skipif(
-    not can_use_int8(), reason="torch has no exact products of 8-bit integers for this CPU"
+    not can_decode_int8(), reason="this build of torch has no products with 8-bit integers for CPUs"
 )
 IDS = torch.arange(2, 34).reshape(2, 16)
 
@@ -99,15 +100,36 @@ def test_the_cpus_logits_are_those_of_the_rounded_weights(
     for layer in [*layers(expected).values(), expected.lm_head]:
         layer.weight.data = rounded(layer.weight, 127)
     convert_for_cpu(model)
-    assert not any(isinstance(module, nn.Linear) for module in model.modules())
+    assert [name for name, one in model.named_modules() if isinstance(one, nn.Linear)] == []
     assert model.get_input_embeddings().weight is embedding
-    tolerance = 1e-4 if dtype is torch.float32 else 0.02
-    torch.testing.assert_close(logits(model).float(), logits(expected), atol=tolerance, rtol=0)
+    torch.testing.assert_close(logits(model).float(), logits(expected), atol=0.02, rtol=0)
     assert not torch.equal(logits(model).float(), logits(make_model(is_tied=is_tied)))
 
 
 @needs_int8_products
-def test_weights_are_converted_for_the_cpu_where_it_multiplies_8_bit_integers(
+def test_logits_in_float32_are_not_rounded_to_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    for is_possible in {False, can_multiply_int8()}:
+        monkeypatch.setattr(quantization, "can_multiply_int8", lambda: is_possible)  # noqa: B023
+        model = make_model()
+        convert_for_cpu(model)
+        assert isinstance(model.lm_head, CpuLinear) == is_possible
+        result = logits(model)
+        assert not torch.equal(result, result.bfloat16().float())
+
+
+@needs_int8_products
+def test_what_stays_as_loaded_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    model = make_model(dtype=torch.bfloat16)
+    with caplog.at_level(logging.INFO, "vlcore"):
+        convert_for_cpu(model)
+    remaining = sum(parameter.nbytes for parameter in model.parameters())
+    assert (
+        f"15 linear layers were converted to 8-bit integers; {remaining // 1024} KiB" in caplog.text
+    )
+
+
+@needs_int8_products
+def test_weights_are_converted_for_the_cpu_where_torch_multiplies_8_bit_integers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
@@ -116,10 +138,10 @@ def test_weights_are_converted_for_the_cpu_where_it_multiplies_8_bit_integers(
     assert isinstance(model.lm_head, CpuLinear)
 
 
-def test_torchao_converts_where_the_cpu_does_not_multiply_8_bit_integers(
+def test_torchao_converts_where_torch_does_not_multiply_8_bit_integers(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(quantization, "_can_use_int8", lambda: False)
+    monkeypatch.setattr(quantization, "can_decode_int8", lambda: False)
     model = make_model()
     with caplog.at_level(logging.INFO, "vlcore"):
         quantize_weights(model, "int8")
@@ -180,7 +202,7 @@ def test_anything_else_than_int8_is_refused(weights: Any) -> None:
 
 def test_without_torchao_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
-    monkeypatch.setattr(quantization, "_can_use_int8", lambda: False)
+    monkeypatch.setattr(quantization, "can_decode_int8", lambda: False)
     model = make_model()
     before = logits(model)
     with pytest.raises(EngineUnavailableError, match=r"pip install 'vlcore\[int8\]'"):

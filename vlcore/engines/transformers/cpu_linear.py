@@ -15,9 +15,6 @@ from torch import Tensor, nn
 _TYPICAL_BATCH = 64
 """oneDNN chooses the order of a packed weight by a number of tokens. The order for 64 is also good
 for all others."""
-_HIGH, _LOW = 127, 254
-"""An activation is ``scale * (high + low / _LOW)``, where both are integers up to _HIGH."""
-_LEAST = torch.finfo(torch.float32).tiny
 
 Product: TypeAlias = Callable[[Tensor], Tensor]
 """Multiplies activations [..., in_features] with a weight, and adds a bias."""
@@ -41,71 +38,20 @@ class PackedWeight:
         return cast("Tensor", product(activations, self._weight, self._bias, "none", [], ""))
 
 
-class Int8Weight:
-    """A weight in 8-bit integers with one scale per row, multiplied in integers.
-
-    Activations are rounded as well, to 16 bits: each token's are two 8-bit integers times a scale.
-    The integers of both are multiplied in one product, which reads the weight once.
-
-    Shapes:
-        weight: [out_features, in_features].
-        bias: [out_features].
-        result of a call: [..., out_features], in the dtype of the input.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        scale = weight.abs().amax(dim=1).float() / _HIGH
-        rounded = (weight / scale.clamp(min=_LEAST)[:, None]).round_().to(torch.int8)
-        self._weight = torch.ops.onednn.qlinear_prepack(rounded, [_TYPICAL_BATCH, weight.shape[1]])
-        self._scale = scale
-        self._zero_point = torch.zeros(len(weight), dtype=torch.int32)
-        self._bias = None if bias is None else bias.float()
-
-    def __call__(self, activations: Tensor) -> Tensor:  # noqa: D102
-        tokens = activations.reshape(-1, activations.shape[-1]).float()
-        # NaN and infinity remain in the scale, and make all of the token's results NaN or infinite.
-        scale = torch.linalg.vector_norm(tokens, torch.inf, 1, True).clamp_(min=_LEAST).div_(_HIGH)
-        scaled = tokens / scale
-        high = scaled.round()
-        low = scaled.sub_(high).mul_(_LOW).round_()
-        both = self._multiply(torch.cat([high, low]).to(torch.int8)).view(2, *scale.shape[:1], -1)
-        result = torch.add(both[0], both[1], alpha=1 / _LOW).mul_(scale)
-        if self._bias is not None:
-            result += self._bias
-        return result.to(activations.dtype).view(*activations.shape[:-1], -1)
-
-    def _multiply(self, integers: Tensor) -> Tensor:
-        """Multiply [tokens, in_features] int8; return [tokens, out_features] float32."""
-        weight = (self._weight, self._scale, self._zero_point)
-        product: Any = torch.ops.onednn.qlinear_pointwise
-        result = product(integers, 1.0, 0, *weight, None, 1.0, 0, torch.float32, "none", [], "")
-        return cast("Tensor", result)
-
-
 def can_pack(dtype: torch.dtype) -> bool:
     """Return whether this CPU and this build of torch have oneDNN's products of a dtype."""
     if dtype not in (torch.float32, torch.bfloat16):
         return False
     activations = torch.eye(3, 16, dtype=dtype)
     weight = torch.arange(256.0).view(16, 16).to(dtype)
-    return _gives(lambda: PackedWeight(weight, None)(activations), weight.T[:3])
+    return gives(lambda: PackedWeight(weight, None)(activations), weight.T[:3])
 
 
-def can_use_int8() -> bool:
-    """Return whether this CPU and this build of torch have oneDNN's products of 8-bit integers.
-
-    Without instructions for them (VNNI, AMX), sums of two large products may overflow.
-    """
-    weight = torch.full((16, 64), 1.0)
-    activations = torch.full((3, 64), 127.0)
-    expected = torch.full((3, 16), 64 * 127.0)
-    return _gives(lambda: Int8Weight(weight, None)(activations), expected)
-
-
-def _gives(compute: Callable[[], Tensor], expected: Tensor) -> bool:
+def gives(compute: Callable[[], Tensor], expected: Tensor) -> bool:
+    """Return whether torch can compute something, and the result is as expected."""
     try:
         with torch.inference_mode():
-            return torch.allclose(compute(), expected, rtol=1e-4)
+            return torch.allclose(compute().float(), expected.float(), rtol=1e-4)
     except (RuntimeError, AttributeError, NotImplementedError):
         return False
 

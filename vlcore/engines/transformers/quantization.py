@@ -1,20 +1,26 @@
 """8-bit weights: the linear layers of a loaded model, converted in place.
 
-Each row of a layer's weight is stored as 8-bit integers with one scale. On a CPU, oneDNN multiplies
-integers. Otherwise torchao converts the layers, and converts the integers back for every matrix
-product, which saves memory rather than time. Embeddings and norms are not changed.
+Each row of a layer's weight is stored as 8-bit integers with one scale. On a CPU, torch multiplies
+with the integers. On CUDA, torchao converts the layers, and converts the integers back for every
+matrix product, which saves memory rather than time. Embeddings and norms are not changed.
 ``benchmarks/int8.py`` measures memory, time and the effect of rounding on the logits.
 """
 
 from __future__ import annotations
 
 import logging
-from functools import cache
+from functools import partial
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
-from vlcore.engines.transformers.cpu_linear import Int8Weight, can_use_int8
+from vlcore._utils.sizes import readable_size
+from vlcore.engines.transformers.int8_weight import (
+    Int8Weight,
+    can_decode_int8,
+    can_multiply_int8,
+)
 from vlcore.engines.transformers.linear_usage import find_linear_groups
 from vlcore.engines.transformers.weight_packing import replace_layers
 from vlcore.errors import EngineUnavailableError, OptionError
@@ -23,7 +29,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
-_can_use_int8 = cache(can_use_int8)
 
 WEIGHTS = ("int8",)
 """The formats that weights can be converted to."""
@@ -53,12 +58,12 @@ def quantize_weights(model: PreTrainedModel, weights: str) -> None:
             "except its output layer"
         )
     if model.device.type == "cpu":
-        if _can_use_int8():
+        if can_decode_int8():
             convert_for_cpu(model)
             return
         logger.info(
-            "torchao converts the weights, because torch has no exact products of 8-bit integers "
-            "for this CPU; they save memory rather than time"
+            "torchao converts the weights, because this build of torch has no products with 8-bit "
+            "integers for CPUs; they save memory rather than time"
         )
     convert_by_torchao(model)
 
@@ -66,7 +71,9 @@ def quantize_weights(model: PreTrainedModel, weights: str) -> None:
 def convert_for_cpu(model: PreTrainedModel) -> None:
     """Convert the linear layers that a forward pass calls, the output layer included.
 
-    A copy of the output layer is converted if its weight is shared with the embedding.
+    A copy of the output layer is converted if its weight is shared with the embedding. In float32,
+    it is not converted where the CPU has no exact products of 8-bit integers, because logits in
+    bfloat16 would often be equal.
 
     Raises:
         EngineUnavailableError: a forward pass over three tokens failed.
@@ -78,7 +85,19 @@ def convert_for_cpu(model: PreTrainedModel) -> None:
             f"the weights of {type(model).__name__} cannot be converted, because a forward pass "
             f"over three tokens failed: {type(error).__name__}: {error}"
         ) from error
-    replace_layers(groups, Int8Weight)
+    output_layer: object = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    output = [group for group in groups if group[0].module is output_layer]
+    inner = [group for group in groups if group not in output]
+    if model.dtype == torch.float32:
+        replace_layers(output if can_multiply_int8() else (), partial(Int8Weight, is_exact=True))
+    else:
+        replace_layers(output, Int8Weight)
+    replace_layers(inner, Int8Weight)
+    logger.info(
+        "%d linear layers were converted to 8-bit integers; %s of other weights stay as loaded",
+        sum(map(len, groups)),
+        readable_size(sum(parameter.nbytes for parameter in model.parameters())),
+    )
 
 
 def convert_by_torchao(model: PreTrainedModel) -> None:
