@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from vlcore.engines.transformers import quantization
 from vlcore.engines.transformers.cpu_linear import CpuLinear
+from vlcore.engines.transformers.int4_weight import block_size
 from vlcore.engines.transformers.int8_weight import can_decode_int8, can_multiply_int8
 from vlcore.engines.transformers.quantization import (
     convert_by_torchao,
@@ -25,6 +26,9 @@ from vlcore.errors import EngineUnavailableError, OptionError
 
 needs_int8_products = pytest.mark.skipif(
     not can_decode_int8(), reason="this build of torch has no products with 8-bit integers for CPUs"
+)
+needs_int4_products = pytest.mark.skipif(
+    block_size() is None, reason="torch has no fast products with 4-bit integers for this CPU"
 )
 IDS = torch.arange(2, 34).reshape(2, 16)
 
@@ -69,6 +73,15 @@ def rounded(weight: Tensor, highest: float) -> Tensor:
     return (wide * (1 / scale)).round().clamp(-128, 127) * scale
 
 
+def rounded_to_4_bits(weight: Tensor) -> Tensor:
+    """What 4 bits, and a scale and an offset for 64 columns, keep of a narrower weight."""
+    wide = weight.float()
+    scale = (wide.amax(dim=1, keepdim=True).clamp(min=0) - wide.amin(1, True).clamp(max=0)) / 15
+    scale = scale.bfloat16().float()
+    offset = (wide.amin(dim=1, keepdim=True).clamp(max=0) + 8 * scale).bfloat16().float()
+    return ((wide - offset) / scale).round().clamp(-8, 7) * scale + offset
+
+
 @pytest.mark.parametrize("is_tied", [False, True], ids=["own output layer", "tied"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_torchaos_logits_are_those_of_the_rounded_weights(
@@ -99,11 +112,41 @@ def test_the_cpus_logits_are_those_of_the_rounded_weights(
     expected.lm_head.weight = nn.Parameter(expected.lm_head.weight.detach().clone())
     for layer in [*layers(expected).values(), expected.lm_head]:
         layer.weight.data = rounded(layer.weight, 127)
-    convert_for_cpu(model)
+    convert_for_cpu(model, "int8")
     assert [name for name, one in model.named_modules() if isinstance(one, nn.Linear)] == []
     assert model.get_input_embeddings().weight is embedding
     torch.testing.assert_close(logits(model).float(), logits(expected), atol=0.02, rtol=0)
     assert not torch.equal(logits(model).float(), logits(make_model(is_tied=is_tied)))
+
+
+@needs_int4_products
+@pytest.mark.parametrize("is_tied", [False, True], ids=["own output layer", "tied"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_in_4_bits_the_output_layer_keeps_8(is_tied: bool, dtype: torch.dtype) -> None:
+    model = make_model(is_tied=is_tied, dtype=dtype)
+    embedding = model.get_input_embeddings().weight
+    expected: Any = copy.deepcopy(model)
+    expected.float()
+    expected.lm_head.weight = nn.Parameter(rounded(expected.lm_head.weight.detach(), 127))
+    for layer in layers(expected).values():
+        layer.weight.data = rounded_to_4_bits(layer.weight.detach())
+    quantize_weights(model, "int4")
+    assert isinstance(model.lm_head, CpuLinear)
+    assert model.get_input_embeddings().weight is embedding
+    torch.testing.assert_close(logits(model).float(), logits(expected), atol=0.02, rtol=0)
+    assert not torch.equal(logits(model).float(), logits(make_model(is_tied=is_tied)))
+
+
+def test_4_bits_are_refused_where_torch_has_no_fast_product(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(quantization, "block_size", lambda: None)
+    model = make_model()
+    with pytest.raises(EngineUnavailableError, match="'int4' is not available on this CPU"):
+        quantize_weights(model, "int4")
+    with pytest.raises(EngineUnavailableError, match="'int4' is not available on a GPU"):
+        quantize_weights(model.to("meta"), "int4")
+    assert type(model.lm_head) is nn.Linear
 
 
 @needs_int8_products
@@ -111,7 +154,7 @@ def test_logits_in_float32_are_not_rounded_to_bfloat16(monkeypatch: pytest.Monke
     for is_possible in {False, can_multiply_int8()}:
         monkeypatch.setattr(quantization, "can_multiply_int8", lambda: is_possible)  # noqa: B023
         model = make_model()
-        convert_for_cpu(model)
+        convert_for_cpu(model, "int8")
         assert isinstance(model.lm_head, CpuLinear) == is_possible
         result = logits(model)
         assert not torch.equal(result, result.bfloat16().float())
@@ -121,7 +164,7 @@ def test_logits_in_float32_are_not_rounded_to_bfloat16(monkeypatch: pytest.Monke
 def test_what_stays_as_loaded_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     model = make_model(dtype=torch.bfloat16)
     with caplog.at_level(logging.INFO, "vlcore"):
-        convert_for_cpu(model)
+        convert_for_cpu(model, "int8")
     remaining = sum(parameter.nbytes for parameter in model.parameters())
     assert (
         f"15 linear layers were converted to 8-bit integers; {remaining // 1024} KiB" in caplog.text
@@ -192,10 +235,10 @@ def test_each_weight_is_freed_before_the_next_is_converted(monkeypatch: pytest.M
     assert num_alive == list(range(14, 0, -1))
 
 
-@pytest.mark.parametrize("weights", ["int4", "", "INT8", None])
-def test_anything_else_than_int8_is_refused(weights: Any) -> None:
+@pytest.mark.parametrize("weights", ["int2", "", "INT8", None])
+def test_an_unknown_format_is_refused(weights: Any) -> None:
     model = make_model()
-    with pytest.raises(OptionError, match="weights must be one of int8; it is") as caught:
+    with pytest.raises(OptionError, match="weights must be one of int8, int4; it is") as caught:
         quantize_weights(model, weights)
     assert repr(weights) in str(caught.value)
 

@@ -7,14 +7,19 @@ bring the weight in each call. Here that is done once. ``benchmarks/engine.py`` 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 
+from vlcore._utils.device import has_native_bfloat16
+
 _TYPICAL_BATCH = 64
 """oneDNN chooses the order of a packed weight by a number of tokens. The order for 64 is also good
 for all others."""
+_ALIGNMENT = 32
+"""In bytes."""
 
 Product: TypeAlias = Callable[[Tensor], Tensor]
 """Multiplies activations [..., in_features] with a weight, and adds a bias."""
@@ -54,6 +59,19 @@ def gives(compute: Callable[[], Tensor], expected: Tensor) -> bool:
             return torch.allclose(compute().float(), expected.float(), rtol=1e-4)
     except (RuntimeError, AttributeError, NotImplementedError):
         return False
+
+
+def aligned(tokens: Tensor) -> Tensor:
+    """Return tokens as torch's products with integers need them: contiguous and
+    aligned in memory."""
+    tokens = tokens.contiguous()
+    return tokens.clone() if tokens.data_ptr() % _ALIGNMENT else tokens
+
+
+@cache
+def fast_dtype() -> torch.dtype:
+    """Return the dtype in which this CPU multiplies many tokens fastest."""
+    return torch.bfloat16 if has_native_bfloat16() else torch.float32
 
 
 class SharedProduct:

@@ -13,8 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from vlcore._utils.device import has_native_bfloat16
-from vlcore.engines.transformers.cpu_linear import gives
+from vlcore.engines.transformers.cpu_linear import aligned, fast_dtype, gives
 
 _MAX_DECODED = 4
 """Up to so many tokens, the product in bfloat16 reads the weight once."""
@@ -22,8 +21,6 @@ _MAX_INTEGER = 64
 """For more tokens, the conversion of the weight takes less time than that of the activations."""
 _TILE_ELEMENTS = 2**23
 """A weight is converted in tiles of about this many elements."""
-_ALIGNMENT = 32
-"""In bytes. The product in bfloat16 needs aligned rows."""
 _COLUMNS = 16
 """The product in bfloat16 reads so many columns at a time."""
 _HIGH, _LOW = 127, 254
@@ -67,7 +64,7 @@ class Int8Weight:
         self._bias = bias
         self._has_integer_products = can_multiply_int8()
         self._max_decoded = 0 if is_exact else _MAX_DECODED
-        self._dtype = torch.float32 if is_exact else _fast_dtype()
+        self._dtype = torch.float32 if is_exact else fast_dtype()
 
     def __call__(self, activations: Tensor) -> Tensor:  # noqa: D102
         tokens = activations.reshape(-1, activations.shape[-1])
@@ -114,11 +111,8 @@ class Int8Weight:
 
 
 def _product_in_bfloat16(tokens: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    tokens = tokens.contiguous()
-    if tokens.data_ptr() % _ALIGNMENT:
-        tokens = tokens.clone()
     product: Any = torch.ops.aten._weight_int8pack_mm.default
-    return cast("Tensor", product(tokens, weight, scale))
+    return cast("Tensor", product(aligned(tokens), weight, scale))
 
 
 @cache
@@ -143,8 +137,3 @@ def can_multiply_int8() -> bool:
     weight = torch.full((16, 64), 127, dtype=torch.int8)
     expected = torch.full((5, 16), 64 * 127 * 127, dtype=torch.int32)
     return gives(lambda: torch._int_mm(integers, weight.t()), expected)
-
-
-@cache
-def _fast_dtype() -> torch.dtype:
-    return torch.bfloat16 if has_native_bfloat16() else torch.float32

@@ -1,9 +1,9 @@
-"""8-bit weights: the linear layers of a loaded model, converted in place.
+"""Weights in 8 or 4 bits: the linear layers of a loaded model, converted in place.
 
-Each row of a layer's weight is stored as 8-bit integers with one scale. On a CPU, torch multiplies
-with the integers. On CUDA, torchao converts the layers, and converts the integers back for every
-matrix product, which saves memory rather than time. Embeddings and norms are not changed.
-``benchmarks/int8.py`` measures memory, time and the effect of rounding on the logits.
+On a CPU, torch multiplies with the integers: see :mod:`int8_weight` and :mod:`int4_weight`. On
+CUDA, torchao converts the layers to 8 bits, and converts the integers back for every matrix
+product, which saves memory rather than time. Embeddings and norms are not changed.
+``benchmarks/quantization.py`` measures memory, time and the effect of rounding on the logits.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from vlcore._utils.sizes import readable_size
+from vlcore.engines.transformers.int4_weight import Int4Weight, block_size
 from vlcore.engines.transformers.int8_weight import (
     Int8Weight,
     can_decode_int8,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS = ("int8",)
+WEIGHTS = ("int8", "int4")
 """The formats that weights can be converted to."""
 
 
@@ -41,12 +42,13 @@ def quantize_weights(model: PreTrainedModel, weights: str) -> None:
 
     Args:
         model: a loaded transformers model, on its final device and in its final dtype.
-        weights: format of the converted weights: ``"int8"``.
+        weights: format of the converted weights: ``"int8"``, or ``"int4"`` on a CPU, which leaves
+            the output layer in 8 bits.
 
     Raises:
         OptionError: ``weights`` is not a known format.
-        EngineUnavailableError: torchao is needed and not installed, or the model has no linear
-            layers that could be converted.
+        EngineUnavailableError: the format is not available on this device, torchao is needed and
+            not installed, or the model has no linear layers that could be converted.
     """
     if weights not in WEIGHTS:
         raise OptionError(f"weights must be one of {', '.join(WEIGHTS)}; it is {weights!r}")
@@ -57,9 +59,16 @@ def quantize_weights(model: PreTrainedModel, weights: str) -> None:
             f"weights={weights!r} converts linear layers, and {type(model).__name__} has none "
             "except its output layer"
         )
-    if model.device.type == "cpu":
+    is_cpu = model.device.type == "cpu"
+    if weights == "int4" and not (is_cpu and block_size() and can_decode_int8()):
+        place = "on this CPU, which needs AVX2 and torch for Linux" if is_cpu else "on a GPU"
+        raise EngineUnavailableError(
+            f"weights='int4' is not available {place}: use weights='int8', or a checkpoint in 4 "
+            "bits (AWQ) with the TurboMind engine"
+        )
+    if is_cpu:
         if can_decode_int8():
-            convert_for_cpu(model)
+            convert_for_cpu(model, weights)
             return
         logger.info(
             "torchao converts the weights, because this build of torch has no products with 8-bit "
@@ -68,8 +77,8 @@ def quantize_weights(model: PreTrainedModel, weights: str) -> None:
     convert_by_torchao(model)
 
 
-def convert_for_cpu(model: PreTrainedModel) -> None:
-    """Convert the linear layers that a forward pass calls, the output layer included.
+def convert_for_cpu(model: PreTrainedModel, weights: str) -> None:
+    """Convert the linear layers that a forward pass calls, and the output layer to 8 bits.
 
     A copy of the output layer is converted if its weight is shared with the embedding. In float32,
     it is not converted where the CPU has no exact products of 8-bit integers, because logits in
@@ -92,10 +101,11 @@ def convert_for_cpu(model: PreTrainedModel) -> None:
         replace_layers(output if can_multiply_int8() else (), partial(Int8Weight, is_exact=True))
     else:
         replace_layers(output, Int8Weight)
-    replace_layers(inner, Int8Weight)
+    replace_layers(inner, Int4Weight if weights == "int4" else Int8Weight)
     logger.info(
-        "%d linear layers were converted to 8-bit integers; %s of other weights stay as loaded",
+        "%d linear layers were converted to %s; %s of other weights stay as loaded",
         sum(map(len, groups)),
+        weights,
         readable_size(sum(parameter.nbytes for parameter in model.parameters())),
     )
 
