@@ -184,7 +184,7 @@ def test_weights_are_converted_on_request(checkpoint: Path, image: Path) -> None
     assert "6 tokens" in result.stderr
     refused = chat(checkpoint, "--weights", "int3", "What is this?")
     assert isinstance(refused.exception, OptionError)
-    assert "weights must be 'int8' or None; it is 'int3'" in str(refused.exception)
+    assert "weights must be 'int8', 'int4' or None; it is 'int3'" in str(refused.exception)
 
 
 def test_a_template_is_chosen_by_name(checkpoint: Path) -> None:

@@ -68,7 +68,8 @@ ImageBackground: TypeAlias = Annotated[
 Weights: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        help="Quantize the weights: int8. Transformers engine only. Default: no quantization."
+        help="Quantize the weights: int8, or int4 on a CPU. Transformers engine only. Default: no "
+        "quantization."
     ),
 ]
 Revision: TypeAlias = Annotated[

@@ -100,9 +100,9 @@ def test_weights_are_converted_on_request(
     run(body)
 
 
-@pytest.mark.parametrize("weights", ["int4", "", 8])
+@pytest.mark.parametrize("weights", ["int2", "", 8])
 def test_unknown_formats_of_weights_are_refused(weights: Any) -> None:
-    with pytest.raises(OptionError, match="weights must be 'int8' or None; it is"):
+    with pytest.raises(OptionError, match="weights must be 'int8', 'int4' or None; it is"):
         TransformersEngineConfig(weights=weights)
 
 

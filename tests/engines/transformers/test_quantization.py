@@ -141,7 +141,7 @@ def test_4_bits_are_refused_where_torch_has_no_fast_product(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(quantization, "block_size", lambda: None)
-    model = make_model()
+    model: Any = make_model()
     with pytest.raises(EngineUnavailableError, match="'int4' is not available on this CPU"):
         quantize_weights(model, "int4")
     with pytest.raises(EngineUnavailableError, match="'int4' is not available on a GPU"):
@@ -165,10 +165,7 @@ def test_what_stays_as_loaded_is_logged(caplog: pytest.LogCaptureFixture) -> Non
     model = make_model(dtype=torch.bfloat16)
     with caplog.at_level(logging.INFO, "vlcore"):
         convert_for_cpu(model, "int8")
-    remaining = sum(parameter.nbytes for parameter in model.parameters())
-    assert (
-        f"15 linear layers were converted to 8-bit integers; {remaining // 1024} KiB" in caplog.text
-    )
+    assert "15 linear layers were converted to int8; 4 KiB" in caplog.text
 
 
 @needs_int8_products

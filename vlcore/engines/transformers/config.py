@@ -33,7 +33,8 @@ class TransformersEngineConfig:
     that a prompt shares with any of them, or with a running one."""
     weights: str | None = None
     """``"int8"`` converts the weights of linear layers to 8 bits, which requires the extra
-    ``vlcore[int8]`` on CUDA and on CPUs without products of 8-bit integers. ``None`` does not
+    ``vlcore[int8]`` on CUDA. ``"int4"``, on a CPU only, converts them to 4 bits, and those of the
+    output layer to 8. On a CPU, both are faster than other weights. ``None`` does not
     convert them."""
     pack_weights: bool = True
     """On a CPU, bring the weights into the order in which matrix products read them, and compute

@@ -49,7 +49,7 @@ class Int4Weight:
         # [groups, rows, 2]: the scales and the offsets
         self._scales = torch.empty(width // GROUP_SIZE, height, 2, dtype=torch.bfloat16)
         start = 0
-        for tile in weight.split(self._rows_per_tile):
+        for tile in torch.split(weight, self._rows_per_tile):
             padded = nn.functional.pad(
                 tile.float(), (0, self._num_padded, 0, -len(tile) % self._block_size)
             )
@@ -83,8 +83,8 @@ class Int4Weight:
         scales = self._scales.transpose(0, 1).to(tokens.dtype)
         results = []
         for integers, scale in zip(
-            self._integers.split(self._rows_per_tile),
-            scales.split(self._rows_per_tile),
+            torch.split(self._integers, self._rows_per_tile),
+            torch.split(scales, self._rows_per_tile),
             strict=True,
         ):
             wide = unpack(integers, self._block_size).to(tokens.dtype)

@@ -53,7 +53,7 @@ class Int8Weight:
         # The product in bfloat16 takes scales in bfloat16.
         self._scale = weight.new_empty(num_rows, dtype=torch.bfloat16)
         start = 0
-        for tile in weight.split(self._rows_per_tile):
+        for tile in torch.split(weight, self._rows_per_tile):
             stop = start + len(tile)
             highest = tile.abs().amax(dim=1).float()
             self._scale[start:stop] = (highest / _HIGH).clamp_(min=_LEAST)
@@ -104,7 +104,7 @@ class Int8Weight:
         tokens = tokens.to(self._dtype)
         tiles = [
             nn.functional.linear(tokens, tile.to(self._dtype))
-            for tile in self._weight.split(self._rows_per_tile)
+            for tile in torch.split(self._weight, self._rows_per_tile)
         ]
         result = tiles[0] if len(tiles) == 1 else torch.cat(tiles, dim=-1)
         return result.mul_(self._scale if self._dtype is torch.bfloat16 else self._wide_scale)

@@ -1,4 +1,4 @@
-"""8-bit weights next to the stored ones: memory, time, and what the rounding does to the logits."""
+"""Weights in 8 and 4 bits next to those as loaded: memory, time, and the effect on the logits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from vlcore._utils.device import as_dtype
 from vlcore.engines.transformers.cpu_linear import CpuLinear
-from vlcore.engines.transformers.quantization import quantize_weights
+from vlcore.engines.transformers.quantization import WEIGHTS, quantize_weights
+from vlcore.engines.transformers.weight_packing import pack_weights
 from vlcore.media.image import load_image
 from vlcore.plugins.stages import ModelStages
 from vlcore.prompts.messages import ImageSlot, Message, Text
@@ -29,32 +30,34 @@ DEMO = Path(__file__).parents[1] / "demo"
 TINY = SMOLLM2_135M | {"num_hidden_layers": 2, "vocab_size": 1024}
 DTYPES = ("float32", "bfloat16")
 PROMPT_LENGTH = 64
+LONG_PROMPT_LENGTH = 576
 LONGEST_ANSWER = 16
-
-
-def num_bytes(tensor: Any) -> int:
-    """Return the size of a tensor in bytes, also of one with inner tensors."""
-    if hasattr(tensor, "__tensor_flatten__"):
-        return sum(num_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
-    size: int = tensor.nbytes
-    return size
 
 
 def mebibytes(model: nn.Module) -> float:
     """Return the size of a model's weights in MiB, shared ones counted once."""
-    # Each row has a scale and a zero point in addition to its 8-bit integers.
-    converted = sum(
-        (layer.in_features + 8) * layer.out_features
+    products = {
+        id(layer._shared._product): layer._shared._product
         for layer in model.modules()
         if isinstance(layer, CpuLinear)
-    )
-    return (converted + sum(map(num_bytes, model.parameters()))) / 2**20
+    }
+    tensors = [*model.parameters()]
+    for product in products.values():
+        tensors += [value for value in vars(product).values() if isinstance(value, Tensor)]
+    return sum(tensor.nbytes for tensor in tensors) / 2**20
 
 
-def quantized(model: Any) -> Any:
-    """Return a copy of a model with 8-bit weights."""
+def quantized(model: Any, weights: str) -> Any:
+    """Return a copy of a model with weights in another format."""
     converted = copy.deepcopy(model)
-    quantize_weights(converted, "int8")
+    quantize_weights(converted, weights)
+    return converted
+
+
+def packed(model: Any) -> Any:
+    """Return a copy of a model with packed weights, which is the engine's default."""
+    converted = copy.deepcopy(model)
+    pack_weights(converted)
     return converted
 
 
@@ -74,6 +77,7 @@ class Decoder:
         draw = torch.Generator().manual_seed(1)
         vocab_size = model.config.vocab_size
         self.prompt = torch.randint(vocab_size, (batch_size, PROMPT_LENGTH), generator=draw)
+        self.long_prompt = torch.randint(vocab_size, (1, LONG_PROMPT_LENGTH), generator=draw)
         self.next = torch.randint(vocab_size, (num_steps, batch_size, 1), generator=draw)
 
     def __call__(self) -> float:
@@ -84,6 +88,12 @@ class Decoder:
         for token_ids in self.next:
             self._forward(token_ids, cache)
         return (time.perf_counter() - started) / self.num_steps
+
+    def first_token(self) -> float:
+        """Time a long prompt, in seconds."""
+        started = time.perf_counter()
+        self._forward(self.long_prompt, DynamicCache(config=self.model.config))
+        return time.perf_counter() - started
 
     @torch.inference_mode()
     def _forward(self, token_ids: Tensor, cache: DynamicCache) -> None:
@@ -96,15 +106,15 @@ def compare(logits: Tensor, reference: Tensor) -> list[str]:
     Shapes:
         logits, reference: [positions, vocab].
     """
-    logits, reference = logits.float(), reference.float()
+    reference = reference.float()
+    spread_of_logits = reference.std()
+    logits, reference = logits.float().log_softmax(-1), reference.log_softmax(-1)
     difference = (logits - reference).abs()
-    divergence = nn.functional.kl_div(
-        logits.log_softmax(-1), reference.log_softmax(-1), log_target=True, reduction="none"
-    ).sum(-1)
+    divergence = nn.functional.kl_div(logits, reference, log_target=True, reduction="none").sum(-1)
     agreement = (logits.argmax(-1) == reference.argmax(-1)).float().mean()
     return [
         str(len(logits)),
-        f"{reference.std():.3f}",
+        f"{spread_of_logits:.3f}",
         f"{difference.max():.4f}",
         f"{difference.mean():.4f}",
         f"{divergence.mean():.2g}",
@@ -134,7 +144,6 @@ class DemoQuestions:
         prompt_tokenizer = PromptTokenizer(tokenizer)
         vision_model = stages.vision_model("cpu", dtype)
         self.model: Any = language_model.to_transformers("cpu", dtype)
-        self.converted = quantized(self.model)
         self._eos_id = tokenizer.eos_token_id
         self._embedding = self.model.get_input_embeddings()
         questions = json.loads((DEMO / "images" / "questions.json").read_text("utf-8"))
@@ -154,14 +163,15 @@ class DemoQuestions:
                 self.prompts.append(embeddings)
 
     @torch.inference_mode()
-    def compare(self) -> tuple[list[str], str]:
-        """Compare logits along the stored weights' answers, and the two models' own answers."""
+    def compare(self, weights: str) -> tuple[list[str], str]:
+        """Compare along the answers of the weights as loaded, and the two models' own answers."""
+        converted = quantized(self.model, weights)
         logits, reference, num_equal = [], [], 0
         for prompt in self.prompts:
             answer = self._answer(self.model, prompt)
-            num_equal += answer == self._answer(self.converted, prompt)
+            num_equal += answer == self._answer(converted, prompt)
             whole = torch.cat([prompt, self._embed(answer[:-1])])[None]
-            logits.append(self._logits(self.converted, whole, len(answer)))
+            logits.append(self._logits(converted, whole, len(answer)))
             reference.append(self._logits(self.model, whole, len(answer)))
         row = compare(torch.cat(logits), torch.cat(reference))
         return row, f"{num_equal} of {len(self.prompts)}"
@@ -195,46 +205,60 @@ def main() -> None:
     for dtype in DTYPES:
         progress(f"{dtype}: a random Llama")
         model = random_model(config, dtype)
-        converted = quantized(model)
-        cells = [dtype, f"{mebibytes(model):.0f}", f"{mebibytes(converted):.0f}"]
+        models = {"as loaded": model, "packed": packed(model)}
+        models |= {weights: quantized(model, weights) for weights in WEIGHTS}
+        cells = {
+            name: [f"{dtype}, {name}", f"{mebibytes(one):.0f}"] for name, one in models.items()
+        }
         for batch_size in (1, 8):
-            measured = interleave(
-                rounds,
-                {
-                    "stored": Decoder(model, batch_size, num_steps),
-                    "int8": Decoder(converted, batch_size, num_steps),
-                },
-            )
-            cells.append(spread(ratios(measured["int8"], measured["stored"])))
-        costs.append(cells)
-        random_row = on_random_tokens(model, converted, shape)
-        effects.append([f"random model and tokens, {dtype}", *random_row, "–"])
+            decoders = {name: Decoder(one, batch_size, num_steps) for name, one in models.items()}
+            measured = interleave(rounds, decoders)
+            for name in models:
+                cells[name].append(spread(ratios(measured["as loaded"], measured[name])))
+        prompts = {name: decoder.first_token for name, decoder in decoders.items()}
+        measured = interleave(rounds, prompts)
+        for name in models:
+            cells[name].append(spread(ratios(measured[name], measured["as loaded"])))
+        costs += cells.values()
         progress(f"{dtype}: the demo model's questions")
-        demo_row, equal = DemoQuestions(dtype, 2 if options.quick else None).compare()
-        effects.append([f"demo model and questions, {dtype}", *demo_row, equal])
+        questions = DemoQuestions(dtype, 2 if options.quick else None)
+        for weights in WEIGHTS:
+            random_row = on_random_tokens(model, models[weights], shape)
+            effects.append([f"random model and tokens, {dtype}, {weights}", *random_row, "–"])
+            demo_row, equal = questions.compare(weights)
+            effects.append([f"demo model and questions, {dtype}, {weights}", *demo_row, equal])
     shape_name = "a toy's" if options.quick else "SmolLM2-135M's"
-    print("## 8-bit weights\n")
+    print("## Weights in 8 and 4 bits\n")
     print(
-        '`quantize_weights(model, "int8")` next to the weights as stored, on the CPU with '
-        f"{torch.get_num_threads()} thread(s). The embedding stays as stored, and a copy of it is "
-        f"converted as the output layer. Costs are those of a random Llama of {shape_name} "
-        f"shape: its weights in MiB, and the time of a decoding step after {PROMPT_LENGTH} tokens "
-        f"as a ratio to the stored weights' in the same of {rounds} interleaved rounds, as median "
-        "(lowest..highest); above 1 is slower. Logits are compared at every position of random "
-        "tokens, and along the demo model's answers to the questions about its images.\n"
+        '`weights="int8"` and `"int4"` next to the weights as loaded and to packed ones, the '
+        f"default, on the CPU with {torch.get_num_threads()} thread(s), in transformers' own loop. "
+        f"Costs are those of a random Llama of {shape_name} shape: its weights in MiB, where the "
+        "embedding stays as loaded and a copy of it is packed or converted as the output layer; "
+        f"decoding steps after {PROMPT_LENGTH} tokens; and the time of a prompt of "
+        f"{LONG_PROMPT_LENGTH} tokens. Ratios to the weights as loaded are taken in the same of "
+        f"{rounds} interleaved rounds, as median (lowest..highest). Log-probabilities of all "
+        "tokens are compared at every position of random tokens, and along the demo model's "
+        "answers to the questions about its images.\n"
     )
     print(
         markdown_table(
-            ["dtype", "stored, MiB", "int8, MiB", "step time, batch of 1", "batch of 8"], costs
+            [
+                "weights",
+                "MiB",
+                "steps/s, batch of 1, times as loaded",
+                "batch of 8",
+                "time of a prompt, times as loaded",
+            ],
+            costs,
         )
     )
     print()
     print(
         markdown_table(
             [
-                "logits of",
+                "log-probabilities of",
                 "positions",
-                "standard deviation",
+                "standard deviation of logits",
                 "largest difference",
                 "mean difference",
                 "mean KL divergence, nats",
