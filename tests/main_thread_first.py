@@ -30,8 +30,8 @@ _WAITING = (
 for sockets, which are read in C code."""
 _PER_LINE_S = 0.05
 """How long the main thread may run before another thread continues: it may wait elsewhere."""
-_PER_TEST_S = 5.0
-"""How long other threads are delayed in one test."""
+_PER_WAIT_S = 5.0
+"""How long other threads are delayed in all, from the begin of a test or of one of its waits."""
 
 
 class MainThreadFirst:
@@ -48,7 +48,7 @@ class MainThreadFirst:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self) -> Generator[None, object, object]:
         """Give each test time of its own."""
-        self._left_s = _PER_TEST_S
+        self._left_s = _PER_WAIT_S
         return (yield)
 
     def _count_polls(self, condition: Callable[[], object]) -> Iterator[None]:
@@ -59,6 +59,7 @@ class MainThreadFirst:
         if threading.get_ident() != self._main_id:
             yield from self._polls(condition)
             return
+        self._left_s = _PER_WAIT_S
         self._num_waits += 1
         try:
             yield from self._polls(counted)
