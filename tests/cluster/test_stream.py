@@ -29,6 +29,19 @@ def test_items_that_arrived_together_are_yielded_together() -> None:
     asyncio.run(body())
 
 
+def test_a_batch_has_a_maximum_size() -> None:
+    async def items() -> AsyncGenerator[int]:
+        for item in range(600):
+            yield item
+
+    async def body() -> None:
+        batches = [batch async for batch in gather_ready(items())]
+        assert [item for batch in batches for item in batch] == list(range(600))
+        assert max(map(len, batches)) == 256
+
+    asyncio.run(body())
+
+
 def test_an_error_follows_the_items_before_it() -> None:
     async def items() -> AsyncGenerator[int]:
         yield 1

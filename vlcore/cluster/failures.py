@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from grpc.aio import AioRpcError
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
@@ -55,7 +56,7 @@ def translated(deployment: str) -> Iterator[None]:
         if task is None or task.cancelling():  # the request itself was cancelled
             raise
         raise ReplicaDiedError from None  # Serve tells the end of a stopped replica like this
-    except RayError as error:
+    except (RayError, AioRpcError) as error:
         logger.warning("a %s is lost: %s", deployment, error)
         raise ReplicaDiedError from None
 

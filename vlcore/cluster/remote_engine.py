@@ -15,6 +15,10 @@ from vlcore.engines.base import Engine, EngineOutput, EngineRequest, EngineStats
 from vlcore.engines.generation import GenerationConfig
 from vlcore.errors import VlcoreError
 
+_MAX_TOKENS_BY_VALUE = 100_000
+"""Maximum length of a prompt that gRPC sends, in messages of at most 4 MiB. It is faster than Ray's
+own calls, which alone resolve references to embeddings."""
+
 
 class RemoteEngine(Engine):
     """Continues prompts elsewhere; image embeddings reach the engine by reference.
@@ -25,7 +29,9 @@ class RemoteEngine(Engine):
     """
 
     def __init__(self, handle: DeploymentHandle[Any], facts: EngineFacts) -> None:
-        self._generate = handle.options(method_name="generate", stream=True, _by_reference=True)
+        generate = handle.options(method_name="generate", stream=True)
+        self._generate_by_reference = generate.options(_by_reference=True)
+        self._generate_by_value = generate.options(_by_reference=False)
         self._prepare = handle.options(method_name="prepare", _by_reference=True)
         self._row_width = facts.row_width
         self._num_running = 0
@@ -63,10 +69,12 @@ class RemoteEngine(Engine):
         """
         refs = [cast("RemoteRows", rows).ref for rows in request.rows]
         self._num_running += 1
+        is_short = not refs and len(request.prompt.token_ids) <= _MAX_TOKENS_BY_VALUE
+        generate = self._generate_by_value if is_short else self._generate_by_reference
         response = None
         try:
             with _reported(), translated("language model"):
-                response = self._generate.remote(PromptMessage.of(request), *refs)
+                response = generate.remote(PromptMessage.of(request), *refs)
                 is_first = True
                 async for outputs in response:
                     if isinstance(outputs, VlcoreError):

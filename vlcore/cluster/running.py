@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from vlcore.cluster.environment import environment
 from vlcore.cluster.installation import import_ray
 from vlcore.cluster.serve_config import APPLICATION
 from vlcore.errors import EngineUnavailableError
@@ -18,12 +19,6 @@ from vlcore.plugins.stages import ModelStages
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.2
-_ENVIRONMENT = {
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",  # a token changes threads less often
-    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-    "RAY_worker_niceness": "0",  # Ray's 15 puts replicas behind all other programs
-}
-"""Settings of Ray for a cluster of one machine. Variables that are set take precedence."""
 
 
 def run_here(config: Mapping[str, Any], *, num_cpus: int | None = None) -> None:
@@ -44,31 +39,40 @@ def run_here(config: Mapping[str, Any], *, num_cpus: int | None = None) -> None:
     ModelStages(  # what no replica could open is an error before Ray is started
         args["model"], plugin=args.get("plugin"), revision=args.get("revision")
     )
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    with environment(), _exit_at_sigterm():
+        try:
+            _start(num_cpus or max(os.cpu_count() or 1, _num_cpus(config)))
+            with _stop_event() as stopped:
+                _serve(config, stopped)
+        finally:
+            ray.shutdown()
+
+
+def _start(num_cpus: int) -> None:
+    """Start Ray on this machine."""
     try:
-        ray.init(
+        import_ray("ray").init(
             "local",  # without it, Ray would connect to any instance that runs on this machine
             include_dashboard=False,
-            num_cpus=num_cpus or max(os.cpu_count() or 1, _num_cpus(config)),
+            num_cpus=num_cpus,
             log_to_driver=True,
             namespace="serve",
         )
     except Exception as error:  # Ray raises bare ones
         raise EngineUnavailableError(f"Ray does not start here: {error}") from error
-    try:
-        with _stop_event() as stopped:
-            _apply(config)
-            if _wait_until_running(stopped):
-                options = config["http_options"]
-                address = ray.get_runtime_context().gcs_address
-                logger.info("the address of Ray is %s", address)
-                logger.info("served at http://%s:%d", options["host"], options["port"])
-                stopped.wait()
-            logger.info("stopping: running requests are finished first")
-            import_ray("ray.serve").shutdown()
-    finally:
-        ray.shutdown()
+
+
+def _serve(config: Mapping[str, Any], stopped: threading.Event) -> None:
+    """Serve on the Ray of this process until it is stopped."""
+    _apply(config)
+    if _wait_until_running(stopped):
+        options = config["http_options"]
+        address = import_ray("ray").get_runtime_context().gcs_address
+        logger.info("the address of Ray is %s", address)
+        logger.info("served at http://%s:%d", options["host"], options["port"])
+        stopped.wait()
+    logger.info("stopping: running requests are finished first")
+    import_ray("ray.serve").shutdown()
 
 
 def deploy(config: Mapping[str, Any], address: str) -> None:
@@ -163,6 +167,20 @@ def _num_cpus(config: Mapping[str, Any]) -> int:
         num_replicas = deployment.get("num_replicas") or scaling["max_replicas"]
         total += num_replicas * deployment["ray_actor_options"]["num_cpus"]
     return int(total + 0.999)
+
+
+@contextmanager
+def _exit_at_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the process by an exception, so that the started part of Ray ends too."""
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -9,6 +9,9 @@ from typing import TypeVar
 
 _T = TypeVar("_T")
 
+_MAX_ITEMS = 256
+"""Maximum number of items that are yielded together: a message has a maximum size."""
+
 
 async def gather_ready(items: AsyncGenerator[_T]) -> AsyncGenerator[tuple[_T, ...]]:
     """Yield all items that have arrived since the last ones were taken.
@@ -35,11 +38,12 @@ async def gather_ready(items: AsyncGenerator[_T]) -> AsyncGenerator[tuple[_T, ..
     reader = asyncio.create_task(read())
     try:
         while arrived or not has_ended:
-            await has_news.wait()
+            if not arrived:
+                await has_news.wait()
             has_news.clear()
             if arrived:
-                batch = tuple(arrived)
-                arrived.clear()
+                batch = tuple(arrived[:_MAX_ITEMS])
+                del arrived[:_MAX_ITEMS]
                 yield batch
         await reader  # raises the error of the stream
     finally:
