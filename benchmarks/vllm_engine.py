@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import importlib.util
 import os
 import random
 import statistics
-import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,16 +22,15 @@ import psutil
 import torch
 from _llama import NUM_ROWS, NUM_TEXT, requests, write_model
 from _smollm2 import SMOLLM2_135M
+from _vllm_answers import agreement
 from measure import interleave, markdown_table, progress, quartiles, ratios, spread
 
-import vlcore
 from vlcore.engines.base import Engine, EngineRequest
 from vlcore.engines.transformers.config import TransformersEngineConfig
 from vlcore.engines.transformers.engine import TransformersEngine
 from vlcore.language.model import LanguageModel
 from vlcore.language.view_cache import ViewCache
 
-ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 PARTIES = (1, 8, 32)
 SHAPE = SMOLLM2_135M | {"max_position_embeddings": 1024}
@@ -42,16 +38,13 @@ TINY = SHAPE | {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 
 TINY |= {"num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 1024}
 NUM_QUESTIONS = 200
 NUM_REQUESTS = 1000
-NUM_PASSES = 4
-CACHE_BLOCKS = 64
-"""So few that vLLM's cache is full, and its memory touched, after the first pass."""
 VISION_ENCODER = (24, 1024)
 """Layers and width of CLIP ViT-L/14, whose tensors share the files of LLaVA's language model."""
 IDLE_S = 1.5
 """vLLM's processes wait for each other without sleeping until a second after the last token."""
-BUDGET_S = 90.0
+BUDGET_S = 60.0
 """Time for the pairs of one workload, with vLLM alone and through vlcore."""
-MIN_PAIRS, MAX_PAIRS = 3, 24
+MIN_PAIRS, MAX_PAIRS = 4, 24
 QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"}
 TITLE = "## vLLM on a CPU"
 
@@ -187,6 +180,7 @@ def throughput(
             "vLLM through vlcore",
             "pairs",
             "vlcore/alone",
+            "of the fastest runs",
             "all processes' CPU time, vlcore/alone",
             "this process, ms a token, alone",
             "through vlcore",
@@ -208,8 +202,7 @@ def compare(
 ) -> list[str]:
     """Measure one workload: in each round the embedded engine, and then pairs on vLLM."""
     alone, vlcore_ = partial(vllm_alone, vllm, asked), partial(through_vlcore, vllm, asked)
-    alone()  # warms up
-    pair_s = alone().seconds + vlcore_().seconds
+    pair_s = 2 * alone().seconds  # it warms up
     num_pairs = min(max(MIN_PAIRS, int(budget_s / pair_s)), MAX_PAIRS)
     rounds = max(1, min(rounds, int(budget_s / pair_s)))
 
@@ -218,7 +211,6 @@ def compare(
         return through_vlcore(embedded, asked)
 
     def in_pairs() -> dict[str, list[Sample]]:
-        alone()  # its processes are awake again
         return interleave(-(-num_pairs // rounds), {"alone": alone, "vlcore": vlcore_})
 
     contenders: dict[str, Callable[[], Any]] = {"embedded": in_embedded, "vllm": in_pairs}
@@ -239,6 +231,7 @@ def compare(
         *(f"{rate[who]:.0f}" for who in samples),
         str(len(seconds["alone"])),
         quartiles(ratios(seconds["alone"], seconds["vlcore"])),
+        f"{min(seconds['alone']) / min(seconds['vlcore']):.2f}",
         ratio("all_cpu_s"),
         *(
             f"{statistics.median(one.own_cpu_s for one in samples[who]) * 1000 / num_tokens:.2f}"
@@ -247,127 +240,6 @@ def compare(
         f"{rate['vlcore'] / rate['embedded']:.2f}",
         *(f"{statistics.median(one.first_s for one in samples[who]):.2f}" for who in samples),
     ]
-
-
-def random_questions(num: int) -> list[tuple[str, Any]]:
-    """Draw images and ask about them, as demo/evaluate.py does with other seeds."""
-    sys.path.insert(0, str(ROOT / "demo"))
-    drawing, questions = import_module("drawing"), import_module("questions")
-    asked: list[tuple[str, Any]] = []
-    for number in range(num):
-        rng = random.Random(f"vllm-{number}")  # noqa: S311  (seeded)
-        drawn = drawing.draw_image(rng)
-        turns = [questions.ask(rng, kind, drawn.things) for kind in questions.KINDS]
-        asked += [(turn.question, drawn.image) for turn in turns if turn is not None]
-        if len(asked) >= num:
-            break
-    return asked[:num]
-
-
-def agreement(num_questions: int, num_requests: int) -> str:
-    """Compare answers of the demo model with the embedded engine's, and look for what is left."""
-    asked = random_questions(num_questions)
-    options: dict[str, Any] = {"max_new_tokens": 40, "logprobs": 0}
-    model = ROOT / "demo" / "tiny-llava"
-    settings: dict[str, Any] = {"device": "cpu", "dtype": "float32"}
-    with vlcore.pipeline(model, engine="transformers", **settings) as pipe:
-        expected = pipe(asked, options)
-    settings["engine_config"] = {"num_gpu_blocks_override": CACHE_BLOCKS}
-    with vlcore.pipeline(model, engine="vllm", **settings) as pipe:
-        answers = pipe(asked, options)
-        equal = sum(
-            mine.token_ids == other.token_ids for mine, other in zip(answers, expected, strict=True)
-        )
-        difference = max(
-            abs(one[token] - two[token])
-            for mine, other in zip(answers, expected, strict=True)
-            if mine.token_ids == other.token_ids
-            for token, one, two in zip(mine.token_ids, mine.logprobs, other.logprobs, strict=True)
-        )
-        left = leftovers(pipe, asked, num_requests)
-    rows = [
-        ["greedy answers that are equal", f"{equal} of {len(asked)}"],
-        ["largest difference of a token's log-probability", f"{difference:.1e}"],
-        *left,
-    ]
-    return markdown_table(["the demo model in float32, next to the embedded engine", ""], rows)
-
-
-async def send_all(
-    send: Callable[[int], AsyncGenerator[Any, None]], num: int, draw: random.Random
-) -> None:
-    """Send requests, 32 at once, and leave every third one after a random number of chunks."""
-    permits = asyncio.Semaphore(32)
-
-    async def one(number: int) -> None:
-        limit = draw.randrange(0, 12) if number % 3 == 0 else None
-        async with permits, aclosing(send(number)) as stream:
-            received = 0
-            async for _ in stream:
-                received += 1
-                if limit is not None and received > limit:
-                    return
-
-    await asyncio.gather(*map(one, range(num)))
-
-
-def leftovers(pipe: vlcore.Pipeline, asked: Sequence[Any], num: int) -> list[list[str]]:
-    """Send requests of which a third is cancelled at random, and measure what they leave.
-
-    The same number of prompts goes to vLLM alone in turn, to tell its own growth from vlcore's.
-    """
-    engine: Any = pipe.engine
-    draw = random.Random(0)  # noqa: S311  (seeded)
-
-    def through(number: int) -> AsyncGenerator[Any, None]:
-        return pipe.astream_infer(
-            asked[number % len(asked)], {"max_new_tokens": 20, "ignore_eos": True}
-        )
-
-    def alone(number: int) -> AsyncGenerator[Any, None]:
-        from vllm import SamplingParams
-
-        del number
-        ids = [draw.randrange(3, 200) for _ in range(80)]
-        options = SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True, detokenize=False)
-        return engine._llm.generate(  # type: ignore[no-any-return]
-            {"prompt_token_ids": ids}, options, f"alone-{draw.getrandbits(64)}"
-        )
-
-    growth: dict[str, list[tuple[float, float]]] = {"through": [], "alone": []}
-    for number in range(NUM_PASSES):
-        for who in growth:
-            progress(f"{num} requests {who}, time {number + 1}")
-            before = resident_mib()
-            if who == "through":
-                asyncio.run(send_all(through, num, draw))
-            else:
-                engine._loop.run(send_all(alone, num, draw))
-            gc.collect()
-            here, others = resident_mib()
-            growth[who].append((here - before[0], others - before[1]))
-    works: Callable[[], Awaitable[bool]] = partial(
-        engine._llm.engine_core.call_utility_async, "has_work"
-    )
-    has_work = engine._loop.run(works())
-    in_vllm = engine._llm.get_num_unfinished_requests() + has_work
-
-    def column(who: str, index: int) -> str:
-        return ", ".join(f"{grown[index]:+.1f}" for grown in growth[who][1:])
-
-    return [
-        [f"requests left in vLLM after {NUM_PASSES * num}, a third cancelled", str(int(in_vllm))],
-        [f"memory of this process at each further {num}, MiB", column("through", 0)],
-        ["memory of vLLM's processes meanwhile, MiB", column("through", 1)],
-        [f"the same at {num} prompts to vLLM alone, in turn with these, MiB", column("alone", 1)],
-    ]
-
-
-def resident_mib() -> tuple[float, float]:
-    """Return the memory of this process, and of its descendants."""
-    here = psutil.Process()
-    others = sum(process.memory_info().rss for process in here.children(recursive=True))
-    return here.memory_info().rss / 2**20, others / 2**20
 
 
 def loading(shape: dict[str, Any], vision: tuple[int, int], rounds: int) -> str:
@@ -422,6 +294,8 @@ def main() -> None:
         print(markdown_table(["requests at once", "tokens/s"], [["-", "-"]]))
         return
     os.environ.update(QUIET)
+    if (os.cpu_count() or 1) == 1:
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # vLLM would reserve the only processor
     if quick:
         tables = [loading(TINY, (2, 64), 1), throughput(TINY, (2,), 1, 4, 0.1), agreement(4, 12)]
     else:

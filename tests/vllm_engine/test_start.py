@@ -121,7 +121,10 @@ def test_embeddings_without_effect_are_found_before_the_first_request(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_process_is_left")
-def test_a_process_that_is_killed_ends_every_request_with_an_error(start: Start) -> None:
+@pytest.mark.parametrize("killed", ["core", "worker"])
+def test_a_process_that_is_killed_ends_every_request_with_an_error(
+    start: Start, killed: str
+) -> None:
     engine = start(self_test=False)
     assert engine.failure is None
 
@@ -132,7 +135,8 @@ def test_a_process_that_is_killed_ends_every_request_with_an_error(start: Start)
             await anext(one)
             await anext(two)
             (core,) = engine._llm.engine_core.resources.engine_manager.processes
-            os.kill(core.pid, signal.SIGKILL)
+            (worker,) = psutil.Process(core.pid).children()
+            os.kill({"core": core, "worker": worker}[killed].pid, signal.SIGKILL)
             for generated in (one, two):
                 with pytest.raises(EngineClosedError, match="vLLM's engine process has ended"):
                     async for _ in generated:
