@@ -115,6 +115,21 @@ _TEXT_FAMILIES: dict[str, dict[str, Any]] = {
         "topk_group": 1,
         "moe_intermediate_size": 16,
     },
+    "gemma4_text": {  # the last two layers read the keys and values of earlier ones
+        "num_hidden_layers": 5,
+        "num_kv_shared_layers": 2,
+        "layer_types": [
+            "sliding_attention",
+            "full_attention",
+            "sliding_attention",
+            "sliding_attention",
+            "full_attention",
+        ],
+        "sliding_window": 8,
+        "per_layer_config": None,
+        "vocab_size_per_layer_input": VOCABULARY,
+        "hidden_size_per_layer_input": 8,
+    },
     "gpt_oss": {
         "sliding_window": 8,
         "num_local_experts": 4,

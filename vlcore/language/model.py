@@ -126,7 +126,7 @@ class LanguageModel:
         Raises:
             ConfigError: ``generation_config.json`` states something other than token ids.
         """
-        stated = self._stated_eos_ids() or self.transformers_config.eos_token_id
+        stated = self._stated_eos_ids() or getattr(self.transformers_config, "eos_token_id", None)
         ids = stated if isinstance(stated, list) else [stated]
         return tuple(token_id for token_id in ids if token_id is not None)
 

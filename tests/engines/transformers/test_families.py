@@ -29,7 +29,7 @@ from vlcore.errors import EngineError
 from vlcore.language.prompt_inputs import PromptInputs
 from vlcore.prompts.tokenization import TokenizedPrompt
 
-_TEXT_ONLY = ("lfm2", "deepseek_v3", "gemma2", "gpt_oss")
+_TEXT_ONLY = ("lfm2", "deepseek_v3", "gemma2", "gemma4_text", "gpt_oss")
 
 
 _FAST = ("qwen3_vl", "qwen3_5", "gemma3", "gemma2")

@@ -16,6 +16,7 @@ from vlcore.engines.transformers.attention_masks import AttentionMasks
 from vlcore.engines.transformers.cache_layer import Decode, Prefill
 from vlcore.engines.transformers.kv_cache import KVCache
 from vlcore.engines.transformers.kv_cache_manager import KVCacheManager
+from vlcore.engines.transformers.model_check import CHECKED_TOKEN_IDS, check_model
 from vlcore.engines.transformers.prefix import Prefix
 from vlcore.engines.transformers.prompt_batch import PromptBatch
 from vlcore.engines.transformers.prompt_chunk import PromptChunk
@@ -27,6 +28,7 @@ from vlcore.engines.transformers.strided_rows import (
     strided_rows,
 )
 from vlcore.errors import EngineUnavailableError
+from vlcore.language.prompt_inputs import PromptInputs
 from vlcore.prompts.tokenization import TokenizedPrompt
 
 if TYPE_CHECKING:
@@ -105,14 +107,45 @@ class Batch:
         return len(cast("Tensor", self._embedding.weight))
 
     def measure_cache(self) -> None:
-        """Run one token through the model, after which the sizes in bytes are known.
+        """Run two tokens through the model, after which the sizes in bytes are known.
 
         Raises:
-            EngineUnavailableError: the model keeps its keys, values or states elsewhere.
+            EngineUnavailableError: the model keeps its keys, values or states elsewhere, or would
+                compute wrong results with what the engine gives to it.
         """
-        self._cache.reserve(1)
-        probe = EngineRequest(TokenizedPrompt((0,)))
-        self._compute_prompts(PromptBatch([probe], [range(1)], self._embedding, self._device), [0])
+        self._cache.reserve(len(CHECKED_TOKEN_IDS))
+        whole = range(len(CHECKED_TOKEN_IDS))
+
+        def compute(positions: tuple[int, ...], columns: range = whole) -> Tensor:
+            inputs = PromptInputs(torch.tensor([positions]))
+            checked = EngineRequest(TokenizedPrompt(CHECKED_TOKEN_IDS), inputs=inputs)
+            prompts = PromptBatch([checked], [columns], self._embedding, self._device)
+            return self._compute_prompts(prompts, [0])[0][0]
+
+        def compute_token_ids() -> Tensor:
+            self._cache.begin(
+                Prefill((whole,), self._masks.whole_prompts([len(whole)], None), True)
+            )
+            logits: Tensor = self._model(
+                input_ids=torch.tensor([CHECKED_TOKEN_IDS], device=self._device),
+                position_ids=torch.tensor([whole], device=self._device),
+                attention_mask=self._masks.placeholder,
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits
+            return logits[0, -1].float()
+
+        def compute_in_chunks() -> Tensor:
+            compute(tuple(whole), whole[:1])
+            return compute(tuple(whole), whole[1:])
+
+        check_model(
+            type(self._model).__name__,
+            compute,
+            compute_token_ids,
+            None if self.needs_whole_prompts else compute_in_chunks,
+        )
         layers = self._cache.key_value_layers
         is_read = all(layer.is_read for layer in layers if layer.is_initialized)
         if not is_read or not self.bytes_per_token + self.bytes_per_sequence:
