@@ -21,7 +21,7 @@ import waits
 
 _ROOT = Path(__file__).parents[1]
 _TRACED = tuple(f"{_ROOT / name}/" for name in ("vlcore", "plugins", "examples", "tests"))
-"""Directories whose code is delayed; that of libraries is not."""
+"""Directories whose code is delayed, as is uvicorn's, which the server's code extends."""
 _WAITING = (
     *("/threading.py", "/selectors.py", "/subprocess.py", "/waits.py"),
     *("/socket.py", "/_backends/sync.py", "/wire.py", "/server_client.py"),
@@ -68,8 +68,9 @@ class MainThreadFirst:
 
     def _trace_call(self, frame: FrameType, event: str, argument: Any) -> Any:
         path = frame.f_code.co_filename
-        is_delayed = path.startswith(_TRACED) and path not in (__file__, waits.__file__)
-        return self._trace_line if is_delayed else None
+        is_delayed = path.startswith(_TRACED) or "/uvicorn/" in path
+        is_own = path in (__file__, waits.__file__)
+        return self._trace_line if is_delayed and not is_own else None
 
     def _trace_line(self, frame: FrameType, event: str, argument: Any) -> Any:
         if event in ("line", "return") and self._left_s > 0:

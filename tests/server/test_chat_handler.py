@@ -18,6 +18,7 @@ from server.wire import (
     chat_body,
     closing,
     connect,
+    is_write_paused,
     metric,
     outcomes,
     post,
@@ -81,12 +82,6 @@ def num_receiving(server: Server) -> int:
     connections: list[Any] = list(server.server_state.connections)
     cycles = [connection.cycle for connection in connections if connection.is_responding]
     return sum(cycle.more_body for cycle in cycles)
-
-
-def is_write_paused(server: Server) -> bool:
-    """Return whether every buffer between the server and a client that does not read is full."""
-    connections: list[Any] = list(server.server_state.connections)
-    return any(connection.flow.write_paused for connection in connections)
 
 
 @pytest.mark.parametrize("streams", [True, False])

@@ -15,6 +15,7 @@ from server.wire import (
     chat_body,
     closing,
     connect,
+    is_write_paused,
     post,
     read_all,
     read_until,
@@ -184,12 +185,7 @@ def test_a_client_that_never_reads_is_disconnected(
         reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         reader.connect(server.address)
         reader.sendall(f"GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode() * 60)
-        wait_for(
-            lambda: any(
-                connection.flow.write_paused  # type: ignore[union-attr]
-                for connection in list(server.server_state.connections)
-            )
-        )
+        wait_for(lambda: is_write_paused(server))
         clock.advance(WRITE_TIMEOUT_S)
         wait_for(lambda: not server.server_state.connections)
 

@@ -60,6 +60,13 @@ def send_and_read(server: Server, request: bytes) -> tuple[int, str]:
     return int(received.split(" ", 2)[1]), received
 
 
+def is_write_paused(server: Server) -> bool:
+    """Return whether every buffer between the server and a client that does not read is full."""
+    connections: list[Any] = list(server.server_state.connections)
+    flows = [connection.flow for connection in connections]  # None while one is being accepted
+    return any(flow is not None and flow.write_paused for flow in flows)
+
+
 def metric(server: Server, name: str) -> float:
     """Return one of the server's metrics; 0 if it has not been counted yet."""
     _, text = send_and_read(server, b"GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n")
