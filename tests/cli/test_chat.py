@@ -169,6 +169,28 @@ def test_temperature_zero_is_greedy(checkpoint: Path) -> None:
     assert chat(checkpoint, "--temperature", "1", "--top-p", "0", "Hello").stdout == greedy
 
 
+def test_a_response_has_the_form_that_is_asked_for(checkpoint: Path, tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"enum": [12, 34]}', encoding="utf-8-sig")
+    assert chat(checkpoint, "--json-schema", schema, "What?").stdout in ("12\n", "34\n")
+    assert chat(checkpoint, "--regex", "[xy]{2}", "What?").stdout.strip("xy") == "\n"
+    lines = chat(checkpoint, "--choice", "yes", "--choice", "no", typed="Is it?\nIs it?").stdout
+    assert set(lines.splitlines()) <= {"yes", "no"}
+
+
+def test_a_form_that_cannot_be_read_is_refused_before_the_model_loads(tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"enum": ')
+    result = chat(tmp_path, "--json-schema", schema, "What?")
+    assert "the JSON schema is not JSON" in str(result.exception)
+    schema.write_bytes(b"[" * 200_000)
+    result = chat(tmp_path, "--json-schema", schema, "What?")
+    assert "at most 131072 bytes" in str(result.exception)
+    result = chat(tmp_path, "--json-schema", schema, "--regex", "a", "What?")
+    assert result.exit_code == 2
+    assert "exclude each other" in result.stderr
+
+
 def test_an_engine_that_cannot_run_here_is_an_error_without_a_fallback(
     checkpoint: Path,
 ) -> None:

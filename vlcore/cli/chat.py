@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from vlcore.cli.grammar_options import Choices, JsonSchema, Regex, read_grammar
 from vlcore.cli.image_argument import read_image_argument
 from vlcore.cli.options import (
     Device,
@@ -88,6 +89,9 @@ def chat(
         int | None,
         typer.Option(help="Seed that makes sampling reproducible. Requires --temperature."),
     ] = None,
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
+    choice: Choices = None,
     draw: Annotated[
         Path | None,
         typer.Option(
@@ -112,6 +116,7 @@ def chat(
         do_sample=temperature is not None,
         frequency_penalty=frequency_penalty,
         presence_penalty=presence_penalty,
+        grammar=read_grammar(json_schema, regex, choice),
         **options,
     )
     template: str | ChatTemplate | None = chat_template
