@@ -41,7 +41,7 @@ def mebibytes(model: nn.Module) -> float:
         for layer in model.modules()
         if isinstance(layer, CpuLinear)
     }
-    tensors = [*model.parameters()]
+    tensors: list[Tensor] = [*model.parameters()]
     for product in products.values():
         tensors += [value for value in vars(product).values() if isinstance(value, Tensor)]
     return sum(tensor.nbytes for tensor in tensors) / 2**20
@@ -201,7 +201,8 @@ def main() -> None:
     config = TINY if options.quick else SMOLLM2_135M
     rounds, num_steps = (2, 1) if options.quick else (options.rounds, 4)
     shape = (2, 16) if options.quick else (4, 128)
-    costs, effects = [], []
+    costs: list[list[str]] = []
+    effects: list[list[str]] = []
     for dtype in DTYPES:
         progress(f"{dtype}: a random Llama")
         model = random_model(config, dtype)

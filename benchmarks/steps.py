@@ -1,4 +1,4 @@
-"""Decoding steps of the embedded engine on a CPU, with weights as loaded, packed and in 8 bits."""
+"""Decoding steps of the embedded engine on a CPU, with several formats of weights."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "as loaded": {"pack_weights": False},
     "packed": {},
     "int8": {"weights": "int8"},
+    "int4": {"weights": "int4"},
 }
 BATCHES = (1, 8)
 
@@ -145,9 +146,9 @@ def main() -> None:
         "The median time of a step of the embedded engine after the first token, greedy, for "
         "random Llamas with the shapes of SmolLM2-135M and Qwen2-0.5B, on "
         f"{torch.get_num_threads()} thread(s): with `pack_weights=False`, with the default "
-        f'settings, and with `weights="int8"`. Ratios are taken within each of {rounds} '
-        "interleaved rounds, as median (min..max). The last column is the share of a step that "
-        "linear layers take.\n"
+        'settings, and with `weights="int8"` and `"int4"`. Ratios are taken within each of '
+        f"{rounds} interleaved rounds, as median (min..max). The last column is the share of "
+        "a step that linear layers take.\n"
     )
     header = ["model", "weights", "step, ms", "tokens/s, times as loaded", "linear layers"]
     print(markdown_table(header, rows))
