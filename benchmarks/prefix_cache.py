@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, aclosing
 from dataclasses import replace
 from itertools import count, pairwise
+from typing import Any, NamedTuple
 
 import torch
 from _smollm2 import SMOLLM2_135M, VOCAB_SIZE
@@ -25,6 +26,7 @@ from vlcore.prompts.tokenization import Span, TokenizedPrompt
 SYSTEM_TOKENS = 12
 QUESTION_TOKENS = 20
 ANSWER_TOKENS = 8
+PARTS = ("turn", "questions", "texts", "wait")
 
 
 class Prompts:
@@ -104,13 +106,21 @@ def second_turn(engine: TransformersEngine, prompts: Prompts) -> float:
     return asyncio.run(body())
 
 
-def together(engine: TransformersEngine, asked: list[EngineRequest]) -> float:
-    """Time requests that arrive together, in seconds."""
+class Seconds(NamedTuple):
+    """How long something took."""
 
-    async def body() -> float:
-        started = time.perf_counter()
+    wall: float
+    cpu: float
+    """CPU time of all threads, which other programs affect less."""
+
+
+def together(engine: TransformersEngine, asked: list[EngineRequest]) -> Seconds:
+    """Time requests that arrive together."""
+
+    async def body() -> Seconds:
+        started, cpu_started = time.perf_counter(), time.process_time()
         await asyncio.gather(*(answer(engine, one) for one in asked))
-        return time.perf_counter() - started
+        return Seconds(time.perf_counter() - started, time.process_time() - cpu_started)
 
     return asyncio.run(body())
 
@@ -151,6 +161,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--layers", type=int, default=SMOLLM2_135M["num_hidden_layers"])
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, help="what is measured")
     parser.add_argument("--quick", action="store_true", help="a tiny model, one round")
     options = parser.parse_args()
     rounds, shape = (
@@ -190,16 +201,17 @@ def main() -> None:
         def texts() -> list[EngineRequest]:
             return [prompts.text(length, 32) for length in range(32, 96, 8)]
 
+        contenders: dict[str, Callable[[], Any]] = {
+            "turn": lambda: second_turn(cached, prompts),
+            "questions": lambda: together(cached, shared("questions", questions)),
+            "questions without": lambda: together(uncached, shared("questions", questions)),
+            "texts": lambda: together(cached, shared("texts", texts)),
+            "texts without": lambda: together(uncached, shared("texts", texts)),
+            "wait": lambda: longest_wait(cached, prompts, long),
+        }
         measured = interleave(
             rounds,
-            {
-                "turn": lambda: second_turn(cached, prompts),
-                "questions": lambda: together(cached, shared("questions", questions)),
-                "questions without": lambda: together(uncached, shared("questions", questions)),
-                "texts": lambda: together(cached, shared("texts", texts)),
-                "texts without": lambda: together(uncached, shared("texts", texts)),
-                "wait": lambda: longest_wait(cached, prompts, long),
-            },
+            {name: own for name, own in contenders.items() if name.split()[0] in options.parts},
         )
     print("## Prefix caching and long prompts\n")
     print(
@@ -211,20 +223,26 @@ def main() -> None:
         f"which have nothing in common; and a prompt of {long} tokens next to 7 running answers. "
         "Ratios are taken within a round.\n"
     )
-    rows = [
-        ("first token of the second turn, of that of the first", spread(measured["turn"]), "0.15"),
-        (
-            "16 questions, of the time without prefix caching",
-            spread(ratios(measured["questions"], measured["questions without"])),
-            "0.35",
-        ),
-        (
-            "nothing in common, of the time without prefix caching",
-            spread(ratios(measured["texts"], measured["texts without"])),
-            "1.02",
-        ),
-        ("longest wait next to a long prompt, in steps", spread(measured["wait"]), "4"),
-    ]
+
+    def without(name: str, kind: str) -> str:
+        """Return the time with prefix caching, divided by that without."""
+        both = measured[name], measured[f"{name} without"]
+        return spread(ratios(*([getattr(one, kind) for one in times] for times in both)))
+
+    rows = []
+    if "turn" in measured:
+        turn = spread(measured["turn"])
+        rows.append(("first token of the second turn, of that of the first", turn, "0.15"))
+    if "questions" in measured:
+        times = without("questions", "wall")
+        rows.append(("16 questions, of the time without prefix caching", times, "0.35"))
+    if "texts" in measured:
+        times, cpu_times = without("texts", "wall"), without("texts", "cpu")
+        rows.append(("nothing in common, of the time without prefix caching", times, "1.02"))
+        rows.append(("nothing in common, of the CPU time without", cpu_times, "1.02"))
+    if "wait" in measured:
+        wait = spread(measured["wait"])
+        rows.append(("longest wait next to a long prompt, in steps", wait, "4"))
     print(markdown_table(["", "median (min..max)", "at most"], rows))
 
 
