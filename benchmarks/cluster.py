@@ -113,6 +113,18 @@ class Server:
         finally:
             connection.close()
 
+    def get(self, path: str) -> tuple[int, float]:
+        """Return the status of a page, and the milliseconds that it took."""
+        started = time.perf_counter()
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            response.read()
+            return response.status, (time.perf_counter() - started) * 1000
+        finally:
+            connection.close()
+
     def times(self, content: Any, num_tokens: int) -> tuple[float, float]:
         """Return milliseconds to the first text, and for each further token."""
         started = time.perf_counter()
@@ -287,6 +299,19 @@ def overhead(sizes: Sizes, single: Server, cluster: Cluster) -> list[list[str]]:
     return rows
 
 
+def floor(sizes: Sizes, cluster: Cluster) -> list[list[str]]:
+    """Measure requests that Serve answers without a model."""
+    import _floor
+    from ray import serve
+
+    serve.run(_floor.application(), name="floor", route_prefix=_floor.ROUTE)
+    wait_for(lambda: cluster.server.get(f"{_floor.ROUTE}/")[0] == 200)
+    times_ms = [cluster.server.get(f"{_floor.ROUTE}/")[1] for _ in range(sizes.rounds)]
+    serve.delete("floor")
+    name = "a request that an empty application on Ray Serve answers, ms in all"
+    return [[name, quartiles(times_ms), ""]]
+
+
 def throughput(
     sizes: Sizes, single: Server, cluster: Cluster, checkpoint: Path, set_pace: Any
 ) -> list[list[str]]:
@@ -425,6 +450,7 @@ def measure(sizes: Sizes) -> list[list[str]]:
             return [
                 *killing(sizes, single, cluster, checkpoint, _paced.set_pace),
                 *overhead(sizes, single, cluster),
+                *floor(sizes, cluster),
                 *throughput(sizes, single, cluster, checkpoint, _paced.set_pace),
                 *rows_between_deployments(sizes),
                 *scaling(sizes, cluster, checkpoint, _paced.set_pace),
