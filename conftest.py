@@ -36,6 +36,9 @@ os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _CACHE = tempfile.mkdtemp(prefix="vlcore-tests-")
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": f"{_CACHE}/hub", "VLCORE_CACHE": f"{_CACHE}/views"}
 
+# Until the tests run: hardly anything of what is imported and collected is garbage.
+gc.disable()
+
 # These tests replace CUDA by a substitute for the whole session.
 _TURBOMIND = Path(__file__).parent / "tests" / "turbomind"
 _ISOLATION = "vlcore.testing.checks.isolation"
@@ -83,6 +86,12 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """Let the garbage collector run, here and in the process that distributes the tests."""
+    gc.enable()
 
 
 def pytest_unconfigure() -> None:
