@@ -18,12 +18,11 @@ async def answer() -> PlainTextResponse:
     return PlainTextResponse("x")
 
 
-@serve.deployment(ray_actor_options={"num_cpus": 0})
-@serve.ingress(_app)
 class Floor:
     """An ingress that computes nothing."""
 
 
 def application() -> Any:
     """Compose the application."""
-    return Floor.bind()
+    deployment = serve.deployment(ray_actor_options={"num_cpus": 0})
+    return deployment(serve.ingress(_app)(Floor)).bind()
