@@ -61,9 +61,9 @@ def quantize_weights(model: PreTrainedModel, weights: str) -> None:
         )
     is_cpu = model.device.type == "cpu"
     if weights == "int4" and not (is_cpu and block_size() and can_decode_int8()):
-        place = "on this CPU, which needs AVX2 and torch for Linux" if is_cpu else "on a GPU"
+        where = "on this CPU, which needs AVX2 and torch for Linux" if is_cpu else "on a GPU"
         raise EngineUnavailableError(
-            f"weights='int4' is not available {place}: use weights='int8', or a checkpoint in 4 "
+            f"weights='int4' is not available {where}: use weights='int8', or a checkpoint in 4 "
             "bits (AWQ) with the TurboMind engine"
         )
     if is_cpu:
