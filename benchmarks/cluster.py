@@ -40,6 +40,8 @@ IMAGE_S = 0.05
 STEP_S = 0.02
 """Time of a step of the language model under 32 requests."""
 START_S = 600.0
+HEALTH_CHECK_S = 6.0
+"""Time until HAProxy has checked a new ingress; Ray's own proxy answers before."""
 _numbers = count()
 
 
@@ -306,6 +308,7 @@ def floor(sizes: Sizes, cluster: Cluster) -> list[list[str]]:
 
     serve.run(_floor.application(), name="floor", route_prefix=_floor.ROUTE)
     wait_for(lambda: cluster.server.get(f"{_floor.ROUTE}/")[0] == 200)
+    time.sleep(HEALTH_CHECK_S)
     times_ms = [cluster.server.get(f"{_floor.ROUTE}/")[1] for _ in range(sizes.rounds)]
     serve.delete("floor")
     name = "a request that an empty application on Ray Serve answers, ms in all"
