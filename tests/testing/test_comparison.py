@@ -46,6 +46,7 @@ def test_a_right_plugin_passes(site: Site, checkpoint: Path) -> None:
         "transformers-pixels",
         "transformers-rows",
         "transformers-ids",
+        "transformers-settings",
         "transformers-logits",
         "transformers-tokens",
     ]
@@ -69,8 +70,14 @@ def test_a_right_plugin_passes(site: Site, checkpoint: Path) -> None:
             {"pixels", "rows", "ids"},
             id="no tiles at all",
         ),
+        pytest.param(
+            {'"tie_word_embeddings": checkpoint': '"rms_norm_eps": 1e-5, "tie_word_embeddings": '
+             "checkpoint"},
+            {"settings"},
+            id="a setting that shows in no value",
+        ),
     ],
-)
+)  # fmt: skip
 def test_a_wrong_plugin_fails(
     site: Site, checkpoint: Path, edits: dict[str, str], failing: set[str]
 ) -> None:
@@ -87,7 +94,7 @@ def test_a_wrong_plugin_fails(
         pytest.param(
             {'"tie_word_embeddings": checkpoint': '"rms_norm_eps": 1.0, "tie_word_embeddings": '
              "checkpoint"},
-            {"logits", "tokens"},
+            {"settings", "logits", "tokens"},
             id="another epsilon of the language model",
         ),
         pytest.param(
@@ -178,6 +185,7 @@ def test_a_processor_without_lists_of_lists_of_images_is_called_with_the_prompt(
         "transformers-pixels",  # no conversation has a single image
         "transformers-rows",
         "transformers-videos",
+        "transformers-frames",
     }
     monkeypatch.setattr(processor, "apply_chat_template", lambda *_, **__: 1 / 0)
     with pytest.raises(ConfigError, match="none of the conversations with an image"):

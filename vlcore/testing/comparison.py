@@ -29,6 +29,7 @@ from vlcore.testing.conversations import (
 )
 from vlcore.testing.report import CheckFailedError, DoesNotApplyError, NotRunError, Report, fail
 from vlcore.testing.samples import encode
+from vlcore.testing.settings_comparison import compare_language_settings, compare_sampling
 from vlcore.testing.subject import Subject
 from vlcore.testing.transformers_reference import TransformersReference
 from vlcore.vision.model import ImageInputs, encode_batch
@@ -54,11 +55,13 @@ def compare_with_transformers(
     """Compare a plugin with the model and the processor that transformers has for a checkpoint.
 
     Both run on the CPU in float32. The comparisons are ``transformers-pixels``,
-    ``transformers-rows``, ``transformers-videos``, ``transformers-ids``, ``transformers-logits``
-    and ``transformers-tokens``: the pixels and the embeddings of single images, the embeddings of
-    single videos, and the token ids, logits and most likely answer of conversations. Conversations
-    that the chat template refuses are left out, if others with an image remain. Videos are compared
-    if the plugin takes them, and the processor too: transformers' own need torchvision.
+    ``transformers-rows``, ``transformers-videos``, ``transformers-ids``, ``transformers-frames``,
+    ``transformers-settings``, ``transformers-logits`` and ``transformers-tokens``: the pixels and
+    the embeddings of single images, the embeddings of single videos, the token ids of
+    conversations, which frames of a video are sampled, the settings of the language model, and the
+    logits and most likely answer of conversations. Conversations that the chat template refuses
+    are left out, if others with an image remain. Videos are compared if the plugin takes them, and
+    the processor too: transformers' own need torchvision.
 
     Args:
         checkpoint: a directory, a Hub repo id or an opened checkpoint, preferably a tiny one, whose
@@ -83,6 +86,7 @@ def compare_with_transformers(
         NoPluginError: there is no such plugin, or none for the checkpoint.
         ConfigError: the processor cannot be built from the settings of the checkpoint, does not fit
             its model, or supports none of the conversations with an image.
+        PluginContractError: the plugin cannot load the vision model.
         PluginError: a package that the processor needs is not installed.
     """
     expected_failures = dict(excused or {})
@@ -94,6 +98,7 @@ def compare_with_transformers(
     if not any(map(images_of, conversations.values())):
         raise OptionError("the conversations to compare must have an image")
     with Subject(plugin, checkpoint) as subject:
+        subject.load("vision_model")  # without it, there is nothing to compare
         if is_default and subject.vision_model.takes_video:
             conversations = {**conversations, **sample_video_conversations()}
         reference = TransformersReference(
@@ -155,6 +160,14 @@ class _Comparison:
                 "prompts have the token ids of transformers' processor, and embeddings in the "
                 "same positions",
                 self._compare_ids,
+            ),
+            "transformers-frames": (
+                "the frames of a video that are sampled are those of transformers' processor",
+                self._compare_frames,
+            ),
+            "transformers-settings": (
+                "the settings and the end tokens of the language model are those of transformers",
+                self._compare_settings,
             ),
             "transformers-logits": (
                 "logits of the prompts equal those of transformers' model",
@@ -245,7 +258,8 @@ class _Comparison:
                 self._rows_tolerance,
                 f"{type(model).__name__}, {where}",
                 "compare stage by stage: pixels, hidden states and which layer, the order of "
-                "patches and tiles, projector; norms and their epsilon",
+                "patches and tiles, projector; activations, norms and their epsilon, buffers that "
+                "are computed, such as rotary frequencies (empty_weights keeps them)",
             )
 
     def _compare_videos(self) -> None:
@@ -255,23 +269,43 @@ class _Comparison:
         ]
         if not single:
             raise DoesNotApplyError("no conversation has a single video")
-        if not self._reference.takes_video:
-            raise NotRunError(
-                "the processor takes no videos: install torchvision, or pass a processor that does"
-            )
+        self._need_videos()
         model = self._builder.vision_model
         for name in single:
             if name not in self._inputs:
                 raise NotRunError(f"the processor refuses the conversation {name!r}")
             (video,) = asked[name]
+            expected = self._reference.video_rows(self._inputs[name])
+            placed = self._reference.token_ids(self._inputs[name]).count(self._reference.row_id)
+            if placed != len(expected):
+                raise DoesNotApplyError(
+                    f"of {len(expected)} features of a video, transformers' model places {placed} "
+                    "in the prompt; transformers-logits compares what follows from them"
+                )
             _expect_close(
                 encode_batch(model, [model.preprocess_frames(video)])[0].rows,
-                self._reference.video_rows(self._inputs[name]),
+                expected,
                 self._rows_tolerance,
                 f"{type(model).__name__}, the video of {name!r}",
                 "compare the size of the frames, the resampling filter, how frames are merged in "
                 "time, and the order of the rows; the processor must not sample again",
             )
+
+    def _compare_frames(self) -> None:
+        model = self._builder.vision_model
+        if not model.takes_video:
+            raise DoesNotApplyError("the vision model takes no videos")
+        self._need_videos()
+        compare_sampling(model.video_sampling, self._reference.processor.video_processor)
+
+    def _need_videos(self) -> None:
+        if not self._reference.takes_video:
+            raise NotRunError(
+                "the processor takes no videos: install torchvision, or pass a processor that does"
+            )
+
+    def _compare_settings(self) -> None:
+        compare_language_settings(self._subject.language_model, self._reference)
 
     def _compare_ids(self) -> None:
         tokenizer = self._builder.transformers_tokenizer
@@ -301,8 +335,8 @@ class _Comparison:
                 self._reference.logits(self._inputs[name]),
                 self._logits_tolerance,
                 f"the language model, the conversation {name!r}",
-                "compare the rows first; then the configuration of the language model, and what it "
-                "reads in addition to embeddings: LanguageModel.requires",
+                "compare transformers-rows and transformers-settings first; then what the language "
+                "model reads in addition to embeddings (LanguageModel.requires), and its tensors",
             )
 
     def _compare_tokens(self) -> None:
@@ -310,8 +344,11 @@ class _Comparison:
         for name, response in self._responses.items():
             expected = self._reference.generate(self._inputs[name], self._num_tokens)
             actual = list(response.token_ids)
-            ended = response.finish_reason == "stop"  # the end token is not part of the response
-            if actual == (expected[: len(actual)] if ended else expected):
+            rest = expected[len(actual) :]
+            # The end token is not part of the response. Of several, each ends the answer.
+            ended = response.finish_reason == "stop" and len(rest) == 1
+            ended = ended and rest[0] in self._reference.end_token_ids
+            if actual == (expected[:-1] if ended else expected):
                 continue
             fail(
                 expected=f"the answer {expected}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from PIL import Image
@@ -45,20 +46,34 @@ def sample_conversations() -> dict[str, list[dict[str, Any]]]:
 def sample_video_conversations() -> dict[str, list[dict[str, Any]]]:
     """Return conversations with videos, under ``video`` of a part, by their names.
 
-    All videos have the same number of frames, as some processors of transformers need.
+    All videos have the same number of frames, as some processors of transformers need. They were
+    sampled: the numbers of the frames and their times are not those of a video that was not. In one
+    of them, nothing moves from the first frame to the second.
     """
-    first, second = sample_video((64, 48), 6), sample_video((48, 80), 6, seed=3)
+    moving, still = _sampled_video((64, 48)), _sampled_video((48, 80), seed=3)
+    still = replace(still, frames=(still.frames[0], *still.frames[:-1]))
     return {
-        "one video": [_user(first, "What happens?")],
+        "one video": [_user(moving, "What happens?")],
         "a video, an image and a video": [
-            _user(first, sample_image((64, 64)), "Is the image in it, or in", second, "?")
+            _user(moving, sample_image((64, 64)), "Is the image in it, or in", still, "?")
         ],
         "videos in two turns": [
-            _user(second, "What happens?"),
+            _user(still, "What happens?"),
             _message("assistant", "A dog runs."),
-            _user("And here?", first),
+            _user("And here?", moving),
         ],
     }
+
+
+def _sampled_video(size: tuple[int, int], seed: int = 0) -> Video:
+    """Draw 6 of 60 frames at 23.976 frames a second.
+
+    The number of a frame cannot be computed from its time without rounding.
+    """
+    frames = sample_video(size, 6, seed).frames
+    indices, fps = (0, 12, 23, 29, 46, 58), 23.976
+    times = tuple(index / fps for index in indices)
+    return Video(frames, times, 60 / fps, fps, 60)
 
 
 def images_of(messages: Messages) -> list[Image.Image]:

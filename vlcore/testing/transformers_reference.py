@@ -55,6 +55,18 @@ class TransformersReference:
         """Whether the processor takes videos, for which transformers' own need torchvision."""
         return getattr(self.processor, "video_processor", None) is not None
 
+    @property
+    def end_token_ids(self) -> set[int]:
+        """The ids of the tokens that end an answer."""
+        stated = self.model.generation_config.eos_token_id
+        return set(stated if isinstance(stated, list) else [stated]) - {None}
+
+    @property
+    def ties_embeddings(self) -> bool:
+        """Whether the output layer has the weights of the token embeddings."""
+        output = self.model.get_output_embeddings()
+        return output is not None and output.weight is self.model.get_input_embeddings().weight
+
     def token_ids(self, inputs: Mapping[str, Any]) -> list[int]:
         """Return the ids of a prompt, with ``row_id`` for each embedding of an image or video."""
         video_token = getattr(self.processor, "video_token", None)

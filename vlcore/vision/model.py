@@ -93,13 +93,15 @@ class VisionModel:
 
     @property
     def device(self) -> torch.device:
-        """Device of the weights; by default, that of the first tensor among the attributes."""
+        """Device of the weights; by default, that of the first module, or else tensor, among the
+        attributes."""
         tensor = self._first_tensor()
         return torch.device("cpu") if tensor is None else tensor.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the weights; by default, that of the first tensor among the attributes."""
+        """Dtype of the weights; by default, that of the first module, or else tensor, among the
+        attributes."""
         tensor = self._first_tensor()
         return torch.float32 if tensor is None else tensor.dtype
 
@@ -215,14 +217,12 @@ class VisionModel:
         return self.forward(inputs)
 
     def _first_tensor(self) -> Tensor | None:
-        for value in vars(self).values():
-            if isinstance(value, Tensor):
-                return value
-            if isinstance(value, nn.Module):
-                parameter = next(value.parameters(), None)
-                if parameter is not None:
-                    return parameter
-        return None
+        values = vars(self).values()
+        modules = (value for value in values if isinstance(value, nn.Module))
+        parameters = (next(module.parameters(), None) for module in modules)
+        found = next((parameter for parameter in parameters if parameter is not None), None)
+        # A tensor that is no weight, such as a mean of pixels, may stay on the CPU in float32.
+        return next((v for v in values if isinstance(v, Tensor)), None) if found is None else found
 
     def _missing_methods(self) -> str:
         return f"{type(self).__name__} must define `forward`, or both `tower` and `assemble`"
