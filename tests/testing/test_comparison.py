@@ -71,8 +71,8 @@ def test_a_right_plugin_passes(site: Site, checkpoint: Path) -> None:
             id="no tiles at all",
         ),
         pytest.param(
-            {'"tie_word_embeddings": checkpoint': '"rms_norm_eps": 1e-5, "tie_word_embeddings": '
-             "checkpoint"},
+            {'"tie_word_embeddings": checkpoint': '"max_position_embeddings": 4000, '
+             '"tie_word_embeddings": checkpoint'},
             {"settings"},
             id="a setting that shows in no value",
         ),

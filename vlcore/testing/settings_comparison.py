@@ -77,6 +77,8 @@ def compare_sampling(sampling: VideoSampling, video_processor: Any) -> None:
         CheckFailedError: they differ.
         DoesNotApplyError: the processor states no sampling.
     """
+    if not hasattr(video_processor, "sample_frames"):
+        raise DoesNotApplyError("the video processor has no sample_frames")
     settings = {
         name: getattr(video_processor, name, None)
         for name in inspect.signature(video_processor.sample_frames).parameters
