@@ -62,11 +62,11 @@ def test_a_model_with_an_attention_of_its_own_is_refused(monkeypatch: pytest.Mon
         batch.measure_cache()
 
 
-class ResultSizes(TorchDispatchMode):
+class ResultSizes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records how many elements the results of operations have."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.sizes: list[int] = []
 
     def __torch_dispatch__(
@@ -96,7 +96,8 @@ def test_the_keys_that_a_chunk_attends_to_are_not_copied_for_each_query_head() -
         one = slice(columns.start, columns.stop)
         cached = layer.update(keys[:, :, one], values[:, :, one])
     placeholder = torch.ones(1, 1, 1, 1, dtype=torch.bool)
+    attention = AttentionInterface()["vlcore_sdpa"]  # type: ignore[no-untyped-call]
     with ResultSizes() as results:
-        output, _ = AttentionInterface()["vlcore_sdpa"](module, query, *cached, placeholder)
+        output, _ = attention(module, query, *cached, placeholder)
     assert_close(output, sdpa_attention_forward(module, query, keys, values, mask)[0])
     assert 0 < max(results.sizes) < num_heads * num_tokens * 8
