@@ -34,8 +34,8 @@ class TransformersEngineConfig:
     weights: str | None = None
     """``"int8"`` converts the weights of linear layers to 8 bits, which requires the extra
     ``vlcore[int8]`` on CUDA. ``"int4"``, on a CPU only, converts them to 4 bits, and those of the
-    output layer to 8. On a CPU, both are faster than other weights. ``None`` does not
-    convert them."""
+    output layer to 8. Both save memory; ``docs/engine.md`` states which are faster, and the effect
+    on results. ``None`` does not convert them."""
     pack_weights: bool = True
     """On a CPU, bring the weights into the order in which matrix products read them, and compute
     linear layers that have the same input together. A copy of the embedding is kept if the output
