@@ -149,4 +149,10 @@ TEMPLATES = [
         "no added token of this name",
         {'    stop=("</s>",),': '    stop=("</S>",),'},
     ),
+    Broken(
+        "an answer whose last token ends nothing",
+        "stop-words",
+        "stop ('</s>',)",
+        {'    answer_suffix="</s>",': '    answer_suffix="<s>",'},
+    ),
 ]

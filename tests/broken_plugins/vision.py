@@ -20,6 +20,18 @@ VISION = [
         also=("rest",),
     ),
     Broken(
+        "a module in training mode",
+        "vision-loads",
+        "Dropout in training mode",
+        {
+            "checkpoint.load_module(self.projector, sources, device=device, dtype=dtype)": (
+                "checkpoint.load_module(self.projector, sources, device=device, dtype=dtype)\n"
+                "        self.dropout = nn.Dropout(0.1)"
+            )
+        },
+        also=("rest",),
+    ),
+    Broken(
         "a module that cannot be imported alone",
         "light-import",
         "No module named 'patchwork_extras'",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers_families.checkpoints import write_checkpoint
 from transformers_families.conversations import sample_image
 from transformers_families.families import FAMILIES as TINY
@@ -178,8 +179,15 @@ def test_a_checkpoint_without_a_chat_template_is_refused(internvl: Path, tmp_pat
 
 
 @pytest.fixture(scope="module")
-def checkpoint(internvl: Path) -> Path:
-    return internvl
+def checkpoint(internvl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose answers end with the token that its template writes after them."""
+    directory = tmp_path_factory.mktemp("ends") / "model"
+    shutil.copytree(internvl, directory)
+    token_id = AutoTokenizer.from_pretrained(directory).convert_tokens_to_ids("<|im_end|>")
+    file = directory / "generation_config.json"
+    settings = json.loads(file.read_text("utf-8"))
+    file.write_text(json.dumps(settings | {"eos_token_id": [2, token_id]}), "utf-8")
+    return directory
 
 
 @pytest.mark.slow

@@ -9,8 +9,10 @@ import torch
 from vlcore.engines.base import EngineOutput, EngineRequest
 from vlcore.engines.stop_conditions import StopConditions
 from vlcore.engines.transformers.sequence import TransformersSequence
-from vlcore.errors import EngineError, EngineUnavailableError
+from vlcore.errors import EngineError, EngineUnavailableError, VlcoreError
 from vlcore.inference.factory import pipeline
+from vlcore.prompts.chat_template import write_prompt
+from vlcore.prompts.conversation import read_conversation
 from vlcore.prompts.tokenization import TokenizedPrompt
 from vlcore.testing.check import check
 from vlcore.testing.report import DoesNotApplyError, NotRunError, fail
@@ -19,6 +21,7 @@ from vlcore.testing.subject import Subject
 
 _CONTROL = re.compile(r"<\|?[\w/ .-]+\|?>|\[/?[A-Z_]+\]")
 _NUM_NEW_TOKENS = 3
+_ANSWER = "It is a boat."
 
 
 @check("stop-words", "each stop string of the template and each end token ends a response")
@@ -62,6 +65,37 @@ def stop_words(subject: Subject) -> None:
         _expect_end(subject, stop_conditions, ids, f"{where}, {text!r}")
     for token_id in stop_conditions.eos_token_ids:
         _expect_end(subject, stop_conditions, [token_id], f"end token {token_id}")
+    _expect_end_after_answer(subject, stop_conditions)
+
+
+def _expect_end_after_answer(subject: Subject, stop_conditions: StopConditions) -> None:
+    """Check that the token which the template writes after an answer ends a response."""
+    history = [
+        {"role": "user", "content": "What is it?"},
+        {"role": "assistant", "content": _ANSWER},
+    ]
+    try:
+        begun, whole = (
+            subject.prompt_tokenizer.build(
+                write_prompt(subject.template, read_conversation(messages)), [], subject.template
+            ).token_ids
+            for messages in (history, [*history, {"role": "user", "content": "Why?"}])
+        )
+    except VlcoreError:  # not supported, or wrong, which other checks report
+        return
+    after = whole[len(begun)] if whole[: len(begun)] == begun else None
+    names = {i: text for text, i in stop_conditions.special_token_ids.items()}
+    if after not in names or after in stop_conditions.eos_token_ids:
+        return
+    if names[after] not in subject.template.stop:
+        fail(
+            expected=f"a stop or an end token: {names[after]!r}, which is written after an answer",
+            actual=f"stop {subject.template.stop!r}, end tokens "
+            f"{sorted(map(names.get, stop_conditions.eos_token_ids), key=str)}",
+            where=f"stop of {type(subject.template).__name__}, and end_token_ids of the language "
+            "model",
+            advice="name what ends an answer in stop, or in generation_config.json",
+        )
 
 
 def _expect_end(

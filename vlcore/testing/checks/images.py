@@ -8,7 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 
 from vlcore.errors import VlcoreError
 from vlcore.testing.check import check
@@ -22,10 +24,28 @@ _NUM_ROUNDS = 3
 _SHORT_SWITCH_S = 1e-6
 
 
-@check("vision-loads", "vl_vision_model returns a VisionModel with a hidden_size")
+def _depends_on_mode(module: nn.Module) -> bool:
+    """Return whether a module may compute something else in training mode."""
+    is_torchs = type(module).__module__.startswith("torch.nn.")
+    return not is_torchs or isinstance(module, _DropoutNd | _NormBase)
+
+
+@check(
+    "vision-loads", "vl_vision_model returns a VisionModel with a hidden_size, in evaluation mode"
+)
 def vision_loads(subject: Subject) -> None:
-    """Load the vision model."""
-    subject.load("vision_model")
+    """Load the vision model, and look for modules that would apply dropout."""
+    model = subject.load("vision_model")
+    for attribute, value in vars(model).items():
+        for name, module in value.named_modules() if isinstance(value, nn.Module) else ():
+            if module.training and _depends_on_mode(module):
+                fail(
+                    expected="modules in evaluation mode",
+                    actual=f"{type(module).__name__} in training mode",
+                    where=".".join(filter(None, (type(model).__name__, attribute, name))),
+                    advice="call eval(), as load_module does: with dropout in config.json, an "
+                    "image has other embeddings each time",
+                )
 
 
 @check("plain-pictures", "every RGB image is preprocessed and encoded, one result each")
