@@ -8,6 +8,7 @@ import pytest
 import torch
 from engine_requests import CPU
 from tiny_families import TEXT, config_of
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from vlcore.engines.transformers.batch import Batch
@@ -57,22 +58,25 @@ def test_a_model_that_reads_prompts_in_another_way_is_refused(model_type: str) -
     options, message = MODELS[model_type]
     batch = Batch(build(model_type, **options), CPU, max_num_seqs=1)
     with torch.inference_mode(), pytest.raises(EngineUnavailableError, match=message):
-        batch.measure_cache()
+        batch.check()
 
 
 def test_a_model_without_positions_is_checked_in_chunks() -> None:
     logits = torch.randn(9, generator=torch.Generator().manual_seed(0))
-    check_model("Model", lambda _: logits, lambda: logits, lambda: logits + 1e-4)
-    check_model("Model", lambda _: logits, lambda: logits, None)
+
+    def same() -> Tensor:
+        return logits
+
+    check_model("Model", same, same, same, lambda: logits + 1e-4)
+    check_model("Model", same, same, same, None)
     with pytest.raises(EngineUnavailableError, match="Model, because it counts positions"):
-        check_model("Model", lambda _: logits, lambda: logits, lambda: logits.flip(0))
+        check_model("Model", same, same, same, lambda: logits.flip(0))
 
 
 def test_a_model_that_reads_positions_is_not_checked_in_chunks() -> None:
     logits = torch.tensor([1.0, 2.0, 3.0])
-    check_model("Model", lambda positions: logits * sum(positions), lambda: logits, pytest.fail)
+    check_model("Model", lambda: logits, lambda: logits, lambda: 5 * logits, pytest.fail)
 
 
 def test_a_model_that_returns_nan_is_not_refused() -> None:
-    logits = torch.full((4,), torch.nan)
-    check_model("Model", lambda _: logits, lambda: logits, lambda: logits)
+    check_model("Model", *[lambda: torch.full((4,), torch.nan)] * 4)

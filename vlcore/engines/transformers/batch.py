@@ -16,7 +16,11 @@ from vlcore.engines.transformers.attention_masks import AttentionMasks
 from vlcore.engines.transformers.cache_layer import Decode, Prefill
 from vlcore.engines.transformers.kv_cache import KVCache
 from vlcore.engines.transformers.kv_cache_manager import KVCacheManager
-from vlcore.engines.transformers.model_check import CHECKED_TOKEN_IDS, check_model
+from vlcore.engines.transformers.model_check import (
+    CHECKED_TOKEN_IDS,
+    OTHER_POSITIONS,
+    check_model,
+)
 from vlcore.engines.transformers.prefix import Prefix
 from vlcore.engines.transformers.prompt_batch import PromptBatch
 from vlcore.engines.transformers.prompt_chunk import PromptChunk
@@ -33,6 +37,8 @@ from vlcore.prompts.tokenization import TokenizedPrompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_CHECKED = range(len(CHECKED_TOKEN_IDS))
 
 
 @dataclass(frozen=True)
@@ -106,46 +112,17 @@ class Batch:
         """Number of tokens in the model's embedding table."""
         return len(cast("Tensor", self._embedding.weight))
 
-    def measure_cache(self) -> None:
-        """Run two tokens through the model, after which the sizes in bytes are known.
+    def measure_cache(self) -> Tensor:
+        """Run a prompt of two tokens through the model, after which the sizes in bytes are known.
+
+        Shapes:
+            result: [vocab] float32, the logits of the last token.
 
         Raises:
-            EngineUnavailableError: the model keeps its keys, values or states elsewhere, or would
-                compute wrong results with what the engine gives to it.
+            EngineUnavailableError: the model keeps its keys, values or states elsewhere.
         """
         self._cache.reserve(len(CHECKED_TOKEN_IDS))
-        whole = range(len(CHECKED_TOKEN_IDS))
-
-        def compute(positions: tuple[int, ...], columns: range = whole) -> Tensor:
-            inputs = PromptInputs(torch.tensor([positions]))
-            checked = EngineRequest(TokenizedPrompt(CHECKED_TOKEN_IDS), inputs=inputs)
-            prompts = PromptBatch([checked], [columns], self._embedding, self._device)
-            return self._compute_prompts(prompts, [0])[0][0]
-
-        def compute_token_ids() -> Tensor:
-            self._cache.begin(
-                Prefill((whole,), self._masks.whole_prompts([len(whole)], None), True)
-            )
-            logits: Tensor = self._model(
-                input_ids=torch.tensor([CHECKED_TOKEN_IDS], device=self._device),
-                position_ids=torch.tensor([whole], device=self._device),
-                attention_mask=self._masks.placeholder,
-                past_key_values=self._cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits
-            return logits[0, -1].float()
-
-        def compute_in_chunks() -> Tensor:
-            compute(tuple(whole), whole[:1])
-            return compute(tuple(whole), whole[1:])
-
-        check_model(
-            type(self._model).__name__,
-            compute,
-            compute_token_ids,
-            None if self.needs_whole_prompts else compute_in_chunks,
-        )
+        logits = self._compute_checked(_CHECKED)
         layers = self._cache.key_value_layers
         is_read = all(layer.is_read for layer in layers if layer.is_initialized)
         if not is_read or not self.bytes_per_token + self.bytes_per_sequence:
@@ -153,6 +130,27 @@ class Batch:
                 f"the transformers engine cannot run {type(self._model).__name__}, because it does "
                 "not keep its keys, values or states in the cache that it is given"
             )
+        return logits
+
+    def check(self) -> None:
+        """Measure the cache, and check that the model computes what the engine needs of it.
+
+        Raises:
+            EngineUnavailableError: the model keeps its keys, values or states elsewhere, would
+                compute wrong results with what the engine gives to it, or a forward pass failed.
+        """
+
+        def compute_in_chunks() -> Tensor:
+            self._compute_checked(_CHECKED[:1])
+            return self._compute_checked(_CHECKED[1:])
+
+        check_model(
+            type(self._model).__name__,
+            self.measure_cache,
+            self._compute_checked_token_ids,
+            lambda: self._compute_checked(_CHECKED, OTHER_POSITIONS),
+            None if self.needs_whole_prompts else compute_in_chunks,
+        )
 
     @property
     def bytes_per_token(self) -> int:
@@ -331,6 +329,28 @@ class Batch:
         groups = arrange(cached, padding)
         self._reorder([index for group in groups for index in group])
         return list(strided_rows(groups, [one.start for one in cached]))
+
+    def _compute_checked(
+        self, columns: range, positions: tuple[int, ...] = tuple(_CHECKED)
+    ) -> Tensor:
+        """Compute a part of the prompt of :meth:`check`, from embeddings."""
+        inputs = PromptInputs(torch.tensor([positions]))
+        checked = EngineRequest(TokenizedPrompt(CHECKED_TOKEN_IDS), inputs=inputs)
+        prompts = PromptBatch([checked], [columns], self._embedding, self._device)
+        return self._compute_prompts(prompts, [0])[0][0]
+
+    def _compute_checked_token_ids(self) -> Tensor:
+        calls = self._masks.whole_prompts([len(_CHECKED)], None)
+        self._cache.begin(Prefill((_CHECKED,), calls, True))
+        logits: Tensor = self._model(
+            input_ids=torch.tensor([CHECKED_TOKEN_IDS], device=self._device),
+            position_ids=torch.tensor([_CHECKED], device=self._device),
+            attention_mask=self._masks.placeholder,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits
+        return logits[0, -1].float()
 
     def _compute_prompts(
         self, prompts: PromptBatch, starts: Sequence[int], *, keep_all_logits: bool = False

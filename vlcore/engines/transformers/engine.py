@@ -185,7 +185,7 @@ class TransformersEngine(Engine):
     def _set_cache_size(self, model_name: str) -> None:
         """Set the maximum number of cached tokens, and limit the context length to it."""
         with torch.inference_mode():
-            self._batch.measure_cache()
+            self._batch.check()
         bytes_per_token = self._batch.bytes_per_token
         max_cached_tokens = self._config.max_cached_tokens
         if max_cached_tokens is None:

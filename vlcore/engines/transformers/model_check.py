@@ -10,15 +10,16 @@ from torch import Tensor
 from vlcore.errors import EngineUnavailableError
 
 CHECKED_TOKEN_IDS = (0, 1)
-_OTHER_POSITIONS = (0, 5)
+OTHER_POSITIONS = (0, 5)
 _TOLERANCE = 0.02
 """Largest difference of logits that rounding explains, as a share of their standard deviation."""
 
 
 def check_model(
     name: str,
-    compute: Callable[[tuple[int, ...]], Tensor],
+    compute: Callable[[], Tensor],
     compute_token_ids: Callable[[], Tensor],
+    compute_elsewhere: Callable[[], Tensor],
     compute_in_chunks: Callable[[], Tensor] | None,
 ) -> None:
     """Check how a model reads a prompt of :data:`CHECKED_TOKEN_IDS`.
@@ -29,8 +30,9 @@ def check_model(
 
     Args:
         name: the name of the model's class.
-        compute: computes the prompt from embeddings, at the given positions.
+        compute: computes the prompt from embeddings.
         compute_token_ids: computes the prompt from its token ids.
+        compute_elsewhere: computes the prompt from embeddings, at :data:`OTHER_POSITIONS`.
         compute_in_chunks: computes the prompt in two chunks; ``None`` if the engine never does so.
 
     Shapes:
@@ -40,9 +42,9 @@ def check_model(
         EngineUnavailableError: results would be wrong, or a forward pass failed.
     """
     try:
-        logits = compute((0, 1))
+        logits = compute()
         is_equal_by_token_ids = _is_close(compute_token_ids(), logits)
-        reads_positions = not torch.equal(compute(_OTHER_POSITIONS), logits)
+        reads_positions = not torch.equal(compute_elsewhere(), logits)
         # A model without positions is right to read none, as long as it counts none itself.
         is_equal_in_chunks = (
             reads_positions or compute_in_chunks is None or _is_close(compute_in_chunks(), logits)
