@@ -27,7 +27,7 @@ _SMALL: dict[str, Any] = {
 }
 MODELS: dict[str, tuple[dict[str, Any], str]] = {
     "bart": (_SMALL, "BartForCausalLM, because it counts positions itself"),
-    "bert": ({}, "BertSelfAttention, because its tokens attend to later ones"),
+    "bert": ({}, "because its tokens attend to later ones"),
     "bloom": ({"n_layer": 1, "n_head": 2}, "because a forward pass over two tokens failed"),
     "gemma3n_text": (
         {

@@ -110,12 +110,8 @@ def _attend(
             f"the transformers engine cannot run {type(module).__name__}, because it masks tokens "
             "in a way of its own"
         )
-    if not getattr(module, "is_causal", True):
-        raise EngineUnavailableError(
-            f"the transformers engine cannot run {type(module).__name__}, because its tokens "
-            "attend to later ones"
-        )
     layer.is_read = True
+    layer.is_causal = bool(getattr(module, "is_causal", True))
     key, value = key.as_subclass(Tensor), value.as_subclass(Tensor)
     if attention is sdpa_attention_forward and not _CHANGES.intersection(options):
         if query.shape[2] == 1:

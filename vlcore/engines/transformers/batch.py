@@ -132,8 +132,11 @@ class Batch:
             )
         return logits
 
-    def check(self) -> None:
+    def check(self, *, has_attention_groups: bool = False) -> None:
         """Measure the cache, and check that the model computes what the engine needs of it.
+
+        Args:
+            has_attention_groups: whether prompts state which tokens attend to later ones.
 
         Raises:
             EngineUnavailableError: the model keeps its keys, values or states elsewhere, would
@@ -151,6 +154,12 @@ class Batch:
             lambda: self._compute_checked(_CHECKED, OTHER_POSITIONS),
             None if self.needs_whole_prompts else compute_in_chunks,
         )
+        is_causal = all(layer.is_causal for layer in self._cache.key_value_layers)
+        if not is_causal and not has_attention_groups:
+            raise EngineUnavailableError(
+                f"the transformers engine cannot run {type(self._model).__name__}, because its "
+                'tokens attend to later ones, and its plugin does not declare "attention_groups"'
+            )
 
     @property
     def bytes_per_token(self) -> int:

@@ -107,6 +107,9 @@ class TransformersEngine(Engine):
         self.vocab_size = self._batch.vocab_size
         own_length = language_model.context_length
         self.context_length = min(config.session_len or own_length, own_length)
+        with torch.inference_mode():
+            groups = "attention_groups" in language_model.requires
+            self._batch.check(has_attention_groups=groups)
         self._set_cache_size(language_model.checkpoint.name)
         if self.context_length == own_length:
             self.context_limit_reason = language_model.context_limit_reason
@@ -184,8 +187,6 @@ class TransformersEngine(Engine):
 
     def _set_cache_size(self, model_name: str) -> None:
         """Set the maximum number of cached tokens, and limit the context length to it."""
-        with torch.inference_mode():
-            self._batch.check()
         bytes_per_token = self._batch.bytes_per_token
         max_cached_tokens = self._config.max_cached_tokens
         if max_cached_tokens is None:

@@ -125,6 +125,8 @@ class KeyValueLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         """How the attention of the current forward pass is computed."""
         self.is_read = False
         """Whether ``attention`` has read the layer in the current forward pass."""
+        self.is_causal = True
+        """Whether no token of the model attends to later ones, unless a prompt states so."""
         self._step: Prefill | Decode
         self._num_columns = 0
 
