@@ -39,7 +39,17 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 def run(tests: str, directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     (directory / "test_patchwork.py").write_text(tests)
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rfxs", *arguments],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:randomly",
+            "-rfxs",
+            *arguments,
+        ],
         cwd=directory,
         capture_output=True,
         text=True,
