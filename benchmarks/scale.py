@@ -56,9 +56,9 @@ class Costs:
     image_bytes: int = 575 * 1024
     transfer_s: float = 0.01
     """Embeddings from the encoder to the language model ("A cluster on one machine": the limit)."""
-    token_cpu_s: float = 0.0018
+    token_cpu_s: float = 0.0004
     """CPU time that a token takes in Ray and the ingress, beyond that of a single process ("A
-    cluster on one machine", on a busy machine)."""
+    cluster on one machine")."""
 
     def prefill_s(self) -> float:
         """Time to prefill a prompt of 624 tokens with an image.
