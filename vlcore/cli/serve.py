@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vlcore._utils.signals import exit_on_sigterm
 from vlcore.cli.engine_options import engine_config
 from vlcore.cli.options import (
     Device,
@@ -24,7 +25,6 @@ from vlcore.cli.options import (
     TemplateName,
     Weights,
 )
-from vlcore.cli.signals import exit_on_sigterm
 
 _KEY_VARIABLE = "VLCORE_API_KEY"
 _FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "PNG", "WEBP")

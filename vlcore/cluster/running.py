@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from vlcore._utils.signals import exit_on_sigterm
 from vlcore.cluster.environment import environment
 from vlcore.cluster.installation import import_ray
 from vlcore.cluster.serve_config import APPLICATION
@@ -39,7 +40,7 @@ def run_here(config: Mapping[str, Any], *, num_cpus: int | None = None) -> None:
     ModelStages(  # what no replica could open is an error before Ray is started
         args["model"], plugin=args.get("plugin"), revision=args.get("revision")
     )
-    with environment(), _exit_at_sigterm():
+    with environment(), exit_on_sigterm():
         try:
             _start(num_cpus or max(os.cpu_count() or 1, _num_cpus(config)))
             with _stop_event() as stopped:
@@ -167,20 +168,6 @@ def _num_cpus(config: Mapping[str, Any]) -> int:
         num_replicas = deployment.get("num_replicas") or scaling["max_replicas"]
         total += num_replicas * deployment["ray_actor_options"]["num_cpus"]
     return int(total + 0.999)
-
-
-@contextmanager
-def _exit_at_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the process by an exception, so that the started part of Ray ends too."""
-
-    def leave(number: int, _: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
