@@ -78,6 +78,14 @@ def serve(
             "from 0 to 1. Requires --engine vllm. Default: 0.9, or what is free."
         ),
     ] = None,
+    compile_step: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile",
+            help="Compile the model for decoding steps at startup, which takes up to a minute and "
+            "requires a C++ compiler. Transformers engine on a CPU only. Default: no.",
+        ),
+    ] = None,
     prefix_caching: Annotated[
         bool | None,
         typer.Option(
@@ -288,6 +296,7 @@ def serve(
                     tensor_parallel_size=tensor_parallel_size,
                     memory_share=memory_share,
                     prefix_caching=prefix_caching,
+                    compile=compile_step,
                 ),
                 shrink_on_load=shrink_on_load,
                 image_background=image_background,

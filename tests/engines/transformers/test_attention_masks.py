@@ -35,8 +35,10 @@ def shown(calls: Sequence[AttentionCall]) -> list[str]:
     for call in calls:
         assert call.mask is not None
         assert call.mask.shape[-1] == call.length
-        lines += call.mask.reshape(-1, call.length).tolist()
-    return ["".join("x" if is_seen else "." for is_seen in line) for line in lines]
+        is_added = call.mask.dtype != torch.bool
+        is_seen = call.mask == 0 if is_added else call.mask
+        lines += is_seen.reshape(-1, call.length).tolist()
+    return ["".join("x" if one else "." for one in line) for line in lines]
 
 
 def rows(start: int, num: int, stride: int = 0, first: int = 0) -> StridedRows:

@@ -8,7 +8,10 @@ model would have used otherwise. With any other cache, they are that function.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -24,6 +27,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from vlcore.engines.transformers.kv_cache import KeyValueLayer
+from vlcore.engines.transformers.operators import decode_attention
 from vlcore.errors import EngineUnavailableError
 
 Attention: TypeAlias = Callable[..., tuple[Tensor, Tensor | None]]
@@ -31,6 +35,34 @@ Attention: TypeAlias = Callable[..., tuple[Tensor, Tensor | None]]
 _PREFIX = "vlcore_"
 _CHANGES = frozenset({"position_bias", "softcap"})
 """Options of attention that torch's own does not have."""
+COMPILED = "vlcore_attention"
+"""The attribute of a module that has the operator and the layer of a compiled step's attention."""
+
+
+@dataclass(frozen=True)
+class ObservedAttention:
+    """How a model computed the attention of a layer."""
+
+    attention: Attention
+    module: nn.Module
+    options: dict[str, Any]
+    layer: KeyValueLayer
+    is_unchanged: bool
+    """Whether the keys and values were those of the cache."""
+
+
+_observed: ContextVar[list[ObservedAttention] | None] = ContextVar("_observed", default=None)
+
+
+@contextmanager
+def observed_attention() -> Iterator[list[ObservedAttention]]:
+    """Collect how the forward passes of this thread compute attention."""
+    observed: list[ObservedAttention] = []
+    token = _observed.set(observed)
+    try:
+        yield observed
+    finally:
+        _observed.reset(token)
 
 
 def attention_name(config: PretrainedConfig) -> str:
@@ -102,6 +134,8 @@ def _attend(
         query: [sequences, heads, tokens, head_dim].
         result: [sequences, tokens, heads, head_dim].
     """
+    if torch.compiler.is_compiling():
+        return decode_attention(query, key, value, getattr(module, COMPILED)), None
     layer: KeyValueLayer | None = getattr(key, "cache_layer", None)
     if layer is None:
         return attention(module, query, key, value, attention_mask, **options)
@@ -112,18 +146,43 @@ def _attend(
         )
     layer.is_read = True
     layer.is_causal = bool(getattr(module, "is_causal", True))
-    key, value = key.as_subclass(Tensor), value.as_subclass(Tensor)
+    if (observed := _observed.get()) is not None:
+        is_unchanged = layer.holds(key, value)
+        observed.append(ObservedAttention(attention, module, options, layer, is_unchanged))
+    return compute_attention(attention, module, layer, query, key, value, options), None
+
+
+def compute_attention(
+    attention: Attention,
+    module: nn.Module,
+    layer: KeyValueLayer,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    options: dict[str, Any],
+) -> Tensor:
+    """Compute the attention of a layer in the calls of the current forward pass.
+
+    Shapes:
+        query: [sequences, heads, tokens, head_dim].
+        result: [sequences, tokens, heads, head_dim].
+    """
+    key, value = layer.plain(key), layer.plain(value)
     if attention is sdpa_attention_forward and not _CHANGES.intersection(options):
         if query.shape[2] == 1:
             attention = _one_token_sdpa
         elif query.device.type == "cpu" and layer.calls[0].mask is not None:
             attention = _cpu_sdpa
+    if len(layer.calls) == 1:
+        call = layer.calls[0]
+        keys, values = layer.attended(call, key), layer.attended(call, value)
+        return attention(module, query, keys, values, call.mask, **options)[0]
     outputs = []
     for call in layer.calls:
         keys, values = layer.attended(call, key), layer.attended(call, value)
         output, _ = attention(module, query[call.rows], keys, values, call.mask, **options)
         outputs.append(output)
-    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)), None
+    return torch.cat(outputs)
 
 
 def _one_token_sdpa(
@@ -147,6 +206,8 @@ def _one_token_sdpa(
     num_sequences, num_heads, _one, head_dim = query.shape
     num_keys = key.shape[1]
     packed = query.reshape(num_sequences, num_keys, num_heads // num_keys, head_dim)
+    if attention_mask is not None and attention_mask.dtype != query.dtype:
+        attention_mask = attention_mask.to(query.dtype)
     output = scaled_dot_product_attention(packed, key, value, attention_mask, scale=scaling)
     return output.reshape(num_sequences, 1, num_heads, value.shape[3]), None
 

@@ -42,8 +42,10 @@ def layer_types(config: PretrainedConfig) -> list[str]:
 
 
 class AttentionMasks:
-    """Writes masks in the form that the model's attention reads: bool, where True is attended to,
-    or numbers that are added to the scores ("eager").
+    """Writes masks in the form that the model's attention reads.
+
+    That is bool, where True is attended to, or numbers that are added to the scores: for attention
+    that is "eager", and for next tokens, because torch would convert a mask in each layer.
 
     Args:
         config: configuration of the language model.
@@ -62,7 +64,8 @@ class AttentionMasks:
             kind: window if kind == SLIDING else None for kind in self._types if kind not in STATES
         }
         """How many columns, up to its own, a token attends to, by the type of the layer."""
-        self._added_dtype = dtype if is_eager else None
+        self._dtype = dtype
+        self._is_eager = is_eager
         # transformers passes on a mask with four dimensions, and writes none of its own.
         one = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
         by_type = {kind: None if kind in STATES else one for kind in self._types}
@@ -85,7 +88,7 @@ class AttentionMasks:
         for kind, window in self._windows.items():
             is_causal = groups is None and (window is None or longest <= window)
             mask = None
-            if not is_causal or self._added_dtype is not None:
+            if not is_causal or self._is_eager:
                 # A padded query attends to what the last one does, so that its result is finite.
                 queries = torch.arange(longest).expand(len(lengths), -1)
                 queries = queries.minimum(torch.tensor(lengths)[:, None] - 1)
@@ -133,6 +136,7 @@ class AttentionMasks:
                 if shortest < longest:
                     queries = torch.tensor(own, device=self._device)[:, None] - 1
                     mask = self._mask(queries, first, longest, None, window)
+                    mask = mask if self._is_eager else self._added(mask)
                 start, length = group.start + first, longest - first
                 calls[kind].append(AttentionCall(group.rows, start, group.stride, length, mask))
         return calls
@@ -155,7 +159,8 @@ class AttentionMasks:
         if window is not None:
             mask = mask & (distance < window)
         mask = mask[:, None]
-        if self._added_dtype is None:
-            return mask
-        lowest = torch.finfo(self._added_dtype).min
-        return torch.zeros_like(mask, dtype=self._added_dtype).masked_fill(~mask, lowest)
+        return self._added(mask) if self._is_eager else mask
+
+    def _added(self, mask: Tensor) -> Tensor:
+        lowest = torch.finfo(self._dtype).min if self._is_eager else -torch.inf
+        return torch.zeros_like(mask, dtype=self._dtype).masked_fill(~mask, lowest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
@@ -14,6 +15,7 @@ from vlcore.engines.logprobs import copy_to_host
 from vlcore.engines.transformers.attention import attention_name, use_ragged_attention
 from vlcore.engines.transformers.attention_masks import AttentionMasks
 from vlcore.engines.transformers.cache_layer import Decode, Prefill
+from vlcore.engines.transformers.compiled_layers import CompiledLayers
 from vlcore.engines.transformers.kv_cache import KVCache
 from vlcore.engines.transformers.kv_cache_manager import KVCacheManager
 from vlcore.engines.transformers.model_check import (
@@ -100,6 +102,7 @@ class Batch:
         """The columns of the cache, and what is kept of sequences that have ended."""
         self._partial_logits: list[Tensor | None] = []
         """The logits of the tokens of :attr:`partial`, if they are requested."""
+        self._compiled_layers: CompiledLayers | None = None
         self._rows: list[StridedRows] | None = None
         """How the sequences are read in a step; ``None`` if they have to be arranged again."""
         self._inputs: _StepInputs | None = None
@@ -160,6 +163,21 @@ class Batch:
                 f"the transformers engine cannot run {type(self._model).__name__}, because its "
                 'tokens attend to later ones, and its plugin does not declare "attention_groups"'
             )
+
+    def compile(self) -> None:
+        """Compile the decoder layers for decoding steps, after :meth:`measure_cache`.
+
+        Raises:
+            EngineUnavailableError: the device is not a CPU, there is no C++ compiler, or the model
+                does not allow it.
+        """
+        if self._device.type != "cpu":
+            raise EngineUnavailableError(
+                f"compile=True is for a CPU, and the model is on {self._device}"
+            )
+        self._compiled_layers = CompiledLayers(
+            self._model, self._cache, self._run_probe, self.max_num_seqs
+        )
 
     @property
     def bytes_per_token(self) -> int:
@@ -248,19 +266,13 @@ class Batch:
         inputs = self._inputs or self._step_inputs()
         lengths = [sequence.num_tokens for sequence in self.sequences]
         self._cache.begin(Decode(inputs.columns, self._masks.next_tokens(rows, lengths)))
-        logits = self._model(
-            input_ids=inputs.token_ids[:, None],
-            position_ids=inputs.positions[:, None],
-            attention_mask=self._masks.placeholder,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
+        with self._compiled_layers.use() if self._compiled_layers else nullcontext():
+            logits = self._compute_step(inputs.token_ids, inputs.positions)
         self._inputs = None
         self._following = _StepInputs(inputs.token_ids, inputs.positions + 1, inputs.columns + 1)
         for sequence, length in zip(self.sequences, lengths, strict=True):
             sequence.num_computed = length
-        return Step(tuple(self.sequences), logits.float())
+        return Step(tuple(self.sequences), logits)
 
     def set_next_token_ids(self, token_ids: Tensor) -> None:
         """Set the inputs of the next step, which saves copying them from the host.
@@ -315,6 +327,31 @@ class Batch:
         self.sequences[:] = [self.sequences[index] for index in order]
         self._cache.arrange(order)
         self._rows = None
+
+    def _compute_step(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+        """Compute a decoding step.
+
+        Shapes:
+            token_ids, positions: [sequences] int64.
+            result: [sequences, vocab] float32.
+        """
+        logits: Tensor = self._model(
+            input_ids=token_ids[:, None],
+            position_ids=positions[:, None],
+            attention_mask=self._masks.placeholder,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits
+        return logits[:, -1].float()
+
+    def _run_probe(self, num_sequences: int) -> Tensor:
+        """Compute a decoding step whose sequences all have the first column of the cache."""
+        zeros = torch.zeros(num_sequences, dtype=torch.long, device=self._device)
+        rows = [StridedRows(slice(0, num_sequences), 0, 0)]
+        calls = self._masks.next_tokens(rows, [1] * num_sequences)
+        self._cache.begin(Decode(zeros, calls))
+        return self._compute_step(zeros, zeros)
 
     def _step_inputs(self) -> _StepInputs:
         positions = [sequence.num_tokens - 1 for sequence in self.sequences]

@@ -40,6 +40,9 @@ class TransformersEngineConfig:
     """On a CPU, bring the weights into the order in which matrix products read them, and compute
     linear layers that have the same input together. A copy of the embedding is kept if the output
     layer shares its weight. ``False`` leaves the model as transformers computes it."""
+    compile: bool = False
+    """On a CPU, compile the decoder layers for decoding steps with ``torch.compile`` when the
+    engine starts. This takes up to a minute, and requires a C++ compiler."""
 
     def __post_init__(self) -> None:
         for name, least, is_optional in (
@@ -53,7 +56,7 @@ class TransformersEngineConfig:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise OptionError(f"{name} must be an integer of at least {least}; it is {value!r}")
-        for name in ("prefix_caching", "pack_weights"):
+        for name in ("prefix_caching", "pack_weights", "compile"):
             value = getattr(self, name)
             if not isinstance(value, bool):
                 raise OptionError(f"{name} must be True or False; it is {value!r}")

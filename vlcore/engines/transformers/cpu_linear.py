@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vlcore._utils.device import has_native_bfloat16
+from vlcore.engines.transformers.operators import Operator, matrix_product
 
 _TYPICAL_BATCH = 64
 """oneDNN chooses the order of a packed weight by a number of tokens. The order for 64 is also good
@@ -84,12 +85,18 @@ class SharedProduct:
 
     def __init__(self, product: Product, sizes: Sequence[int]) -> None:
         self._product = product
+        self._operator = Operator(product)
         self._sizes = list(sizes)
         self._input: Tensor | None = None
         self._results: list[Tensor | None] = []
 
     def result(self, index: int, activations: Tensor) -> Tensor:
         """Return the result of one layer, and compute those of all if the input is a new one."""
+        if torch.compiler.is_compiling():
+            # merge_equal_products lets the layers share it.
+            handle, num_all = self._operator.handle, sum(self._sizes)
+            results = torch.split(matrix_product(activations, handle, num_all), self._sizes, dim=-1)
+            return results[index].contiguous()
         # Kept until each layer was called, so that another tensor cannot have its identity.
         if activations is not self._input or self._results[index] is None:
             self._results = list(torch.split(self._product(activations), self._sizes, dim=-1))

@@ -68,7 +68,8 @@ class TransformersEngine(Engine):
 
     Raises:
         EngineUnavailableError: the type of some layers is not supported, there is no memory
-            left for the KV cache, or ``weights`` requires torchao and it is not installed.
+            left for the KV cache, ``weights`` requires torchao and it is not installed, or
+            ``compile`` is set and the step cannot be compiled.
     """
 
     name = "transformers"
@@ -99,7 +100,8 @@ class TransformersEngine(Engine):
         if config.weights is not None:
             quantize_weights(self._model, config.weights)
         if config.pack_weights and device.type == "cpu":
-            pack_weights(self._model)
+            expects_batches = config.compile and config.max_num_seqs > 1
+            pack_weights(self._model, expects_batches=expects_batches)
         self._batch = Batch(self._model, device, config.max_num_seqs)
         self._has_prefix_caching = config.prefix_caching and not self._batch.needs_whole_prompts
         self._running: Sized = self._batch.sequences  # remains readable after the batch is freed
@@ -113,6 +115,9 @@ class TransformersEngine(Engine):
         self._set_cache_size(language_model.checkpoint.name)
         if self.context_length == own_length:
             self.context_limit_reason = language_model.context_limit_reason
+        if config.compile:
+            with torch.inference_mode():
+                self._batch.compile()
         self._stop_conditions = StopConditions.from_model(language_model, tokenizer)
         self._grammars = GrammarCompiler(
             tokenizer, self.vocab_size, self._stop_conditions.eos_token_ids

@@ -188,19 +188,32 @@ class KeyValueLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
             return LayerStates.of(self, key_states), LayerStates.of(self, value_states)
         return self._columns
 
+    def holds(self, keys: Tensor, values: Tensor) -> bool:
+        """Return whether these are the columns that :meth:`update` returned, unchanged."""
+        return keys is self._columns[0] and values is self._columns[1]
+
+    def plain(self, states: Tensor) -> Tensor:
+        """Return keys or values as a plain tensor, whose operations take less time."""
+        if states is self._columns[0]:
+            return self._plain[0]
+        if states is self._columns[1]:
+            return self._plain[1]
+        return states.as_subclass(Tensor)
+
     def attended(self, call: AttentionCall, states: Tensor) -> Tensor:
         """Return the keys or the values that the sequences of a call attend to.
 
         Args:
             call: the call.
-            states: what :meth:`update` returned, or what the model computed from it.
+            states: what :meth:`update` returned, or what the model computed from it, as a plain
+                tensor.
 
         Shapes:
             result: [sequences, heads, columns, head_dim].
         """
         if self._attends_to_new:
             return states
-        return _strided(states[0], call.rows.stop - call.rows.start, call)
+        return _strided(states, call.rows.stop - call.rows.start, call)
 
     @property
     def _attends_to_new(self) -> bool:
@@ -213,6 +226,7 @@ class KeyValueLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
     def _set(self, keys: Tensor, values: Tensor) -> None:
         self.keys, self.values = keys, values
+        self._plain = keys[None], values[None]
         self._columns = LayerStates.of(self, keys[None]), LayerStates.of(self, values[None])
 
     def get_mask_sizes(self, query_length: int | Tensor) -> tuple[int, int]:
@@ -271,10 +285,12 @@ class LayerStates(Tensor):
 
 
 def _strided(states: Tensor, num_rows: int, call: AttentionCall) -> Tensor:
-    """Read equally distant columns of all heads as [sequences, heads, columns, head_dim]."""
-    by_head, by_column, by_element = states.stride()
+    """Read equally distant columns of all heads, [1, heads, columns, head_dim], as
+    [sequences, heads, columns, head_dim]."""
+    _, by_head, by_column, by_element = states.stride()
+    _, num_heads, _, head_dim = states.shape
     return states.as_strided(
-        (num_rows, states.shape[0], call.length, states.shape[2]),
+        (num_rows, num_heads, call.length, head_dim),
         (call.stride * by_column, by_head, by_column, by_element),
         states.storage_offset() + call.start * by_column,
     )
