@@ -385,6 +385,36 @@ def test_a_prefix_gives_way_where_there_is_no_room_for_both(
         run(lambda: body(engine))
 
 
+def test_the_end_of_a_prefix_gives_way_to_a_prompt_of_the_same_forward(
+    make_engine: MakeEngine, uncached: TransformersEngine
+) -> None:
+    async def body(engine: TransformersEngine) -> None:
+        system, question = tokens(40, 1), tokens(20, 2)
+        # While the first columns are taken, the system message is computed behind them. They are
+        # free again when the question is, whose columns then do not follow those before it.
+        long = asked(tokens(2, 9), max_new_tokens=148)
+        async with aclosing(engine.generate(long)) as generated:
+            await anext(generated)
+            await answer(engine, asked((*system, *tokens(10, 3)), max_new_tokens=4))
+        await until_idle(engine)
+        await answer(engine, asked((*system, *question), max_new_tokens=4))
+        await until_idle(engine)
+        # There is room for the first of them where the question is, and for the second one after
+        # the system message.
+        pair = [
+            asked(tokens(10, 5), max_new_tokens=160),
+            asked((*system, *question, *tokens(5, 6)), max_new_tokens=4),
+        ]
+        with engine._waiting._changed:  # the engine's thread takes both at once
+            tasks = [asyncio.create_task(cached_and_tokens(engine, one)) for one in pair]
+            await until(lambda: engine.stats().num_waiting == 2)
+        expected = [await answer(uncached, one) for one in pair]
+        assert await asyncio.gather(*tasks) == list(zip([0, 40], expected, strict=True))
+
+    with make_engine(max_cached_tokens=300) as engine:
+        run(lambda: body(engine))
+
+
 def test_sequences_are_moved_together_where_no_free_columns_are_consecutive(
     make_engine: MakeEngine, uncached: TransformersEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

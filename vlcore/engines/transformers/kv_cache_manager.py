@@ -138,11 +138,13 @@ class KVCacheManager:
             self._cache.copy(source.start, sequence.region.start, prefix.length)
             return prefix.length
         elements = key.elements[: prefix.length]
-        path = self.kept.find(elements).path
-        self.kept.touch(path)
-        sequence.region = self._take_over(path, prefix.length, max_length)
+        # Parts of it may have given way to prompts that are computed together with this one.
+        kept = self.kept.find(elements)
+        length = Prefix(kept.length).for_prompt(sequence).length
+        self.kept.touch(kept.path)
+        sequence.region = self._take_over(kept.path, length, max_length)
         if sequence.region is not None:
-            return prefix.length
+            return length
         sequence.region = self._allocate(max_length)
         kept = self.kept.find(elements)  # it may have given way to the sequence
         length = Prefix(kept.length).for_prompt(sequence).length
