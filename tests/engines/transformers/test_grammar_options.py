@@ -89,6 +89,19 @@ def test_an_answer_is_one_of_the_choices(engine: TransformersEngine, choices: li
     assert seen
 
 
+@pytest.mark.parametrize("only", ["</s>", "a<s>b"])
+def test_the_text_of_a_special_token_is_written_as_other_text(
+    engine: TransformersEngine, tokenizer: PreTrainedTokenizerBase, only: str
+) -> None:
+    for grammar, expected in (
+        (Grammar.choice([only]), only),
+        (Grammar.json_schema({"const": only}), f'"{only}"'),
+    ):
+        outputs = generate(engine, grammar)
+        assert text(outputs) == expected
+        assert not set(token_ids(outputs)) & set(tokenizer.all_special_ids)
+
+
 def test_an_end_token_is_allowed_exactly_where_the_grammar_is_complete(
     engine: TransformersEngine,
 ) -> None:

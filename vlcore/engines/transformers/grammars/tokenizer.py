@@ -1,7 +1,8 @@
 """The tokenizer of a model, as llguidance should read it.
 
 llguidance takes every added token for a special one, which no text contains. Added tokens that are
-not special, such as ``<box>``, are text of an answer.
+not special, such as ``<box>``, are text of an answer. So is ``</s>`` where a grammar requires these
+characters; llguidance would write them as the special token.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def read_backend(backend: Any) -> tuple[str, Any]:
     Returns:
         The JSON, without truncation and padding, which llguidance refuses, and without added tokens
         that are text; and a tokenizer that knows these and no special tokens, or ``None`` where
-        there are none.
+        there are no added tokens, or it cannot split text without a space before it.
     """
     from tokenizers import Tokenizer
 
@@ -38,15 +39,30 @@ def read_backend(backend: Any) -> tuple[str, Any]:
     text = [token for token in added if not token["special"] and _PLAIN.fullmatch(token["content"])]
     others = [token for token in added if token not in text]
     as_json = json.dumps(values | {"added_tokens": others})
-    if not text:
+    if not added:
         return as_json, None
     tokenizer = Tokenizer.from_str(
-        json.dumps(values | {"added_tokens": text, "post_processor": None})
+        json.dumps(_without_prefix(values) | {"added_tokens": text, "post_processor": None})
     )
-    is_plain = all(
+    is_plain = tokenizer.encode("a", add_special_tokens=False).tokens == ["a"] and all(
         tokenizer.encode(token["content"]).ids == [token["id"]] for token in text
     )  # a tokenizer that adds a prefix to every text is of no use here
     return as_json, tokenizer if is_plain else None
+
+
+def _without_prefix(value: Any) -> Any:
+    """Return a part of a tokenizer's JSON without what puts a space before every text."""
+    if isinstance(value, list):
+        return [_without_prefix(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if value.get("type") == "Prepend":
+        return {"type": "Sequence", "normalizers": []}
+    never = {"add_prefix_space": False, "prepend_scheme": "never"}
+    return {
+        key: item if key in ("model", "added_tokens") else never.get(key, _without_prefix(item))
+        for key, item in value.items()
+    }
 
 
 class TextTokenizer:
