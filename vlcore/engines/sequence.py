@@ -12,12 +12,12 @@ from vlcore.engines.base import EngineOutput, EngineRequest, FinishReason
 from vlcore.engines.detokenizer import Detokenizer
 from vlcore.engines.logprobs import compute_logprobs, copy_to_host
 from vlcore.engines.stop_conditions import StopConditions
-from vlcore.errors import EngineError
+from vlcore.errors import VlcoreError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Emit = Callable[[EngineOutput | EngineError], None]
+Emit = Callable[[EngineOutput | VlcoreError], None]
 """Receives the chunks of an answer, or the error that ended it. Raises RuntimeError where the
 receiver's event loop was closed."""
 
@@ -75,7 +75,7 @@ class RunningSequence:
         """Whether the request asks for the logits of the prompt's tokens."""
         return self.request.config.output_logits == "all"
 
-    def fail(self, error: EngineError) -> None:
+    def fail(self, error: VlcoreError) -> None:
         """End the answer with an error, unless it has ended already."""
         if not self.is_finished:
             self.is_finished = True
@@ -151,7 +151,7 @@ class RunningSequence:
             self.is_finished = True
         self._send(output)
 
-    def _send(self, chunk: EngineOutput | EngineError) -> None:
+    def _send(self, chunk: EngineOutput | VlcoreError) -> None:
         try:
             self._emit(chunk)
         except RuntimeError:  # the receiver's event loop was closed

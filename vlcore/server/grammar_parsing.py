@@ -57,7 +57,7 @@ def _candidates(request: ChatRequest) -> list[tuple[str, Callable[[], Grammar], 
     schema = response_format.json_schema if isinstance(response_format, JsonSchemaFormat) else None
     candidates: list[tuple[str, Callable[[], Grammar], Any]] = [
         ("response_format", Grammar.json_object, is_object),
-        ("guided_json", lambda: Grammar.json_schema(request.guided_json or {}),
+        ("guided_json", lambda: Grammar.json_schema(_stated(request.guided_json)),
          request.guided_json is not None),
         ("guided_regex", lambda: Grammar.regex(request.guided_regex or ""), request.guided_regex),
         ("guided_choice", lambda: Grammar.choice(request.guided_choice or []),
@@ -68,7 +68,7 @@ def _candidates(request: ChatRequest) -> list[tuple[str, Callable[[], Grammar], 
         candidates.append((field, lambda: Grammar.json_schema(schema.schema_), True))
     if outputs is not None:
         candidates += [
-            ("structured_outputs.json", lambda: Grammar.json_schema(outputs.json_ or {}),
+            ("structured_outputs.json", lambda: Grammar.json_schema(_stated(outputs.json_)),
              outputs.json_ is not None),
             ("structured_outputs.regex", lambda: Grammar.regex(outputs.regex or ""), outputs.regex),
             ("structured_outputs.choice", lambda: Grammar.choice(outputs.choice or []),
@@ -76,3 +76,7 @@ def _candidates(request: ChatRequest) -> list[tuple[str, Callable[[], Grammar], 
             ("structured_outputs.json_object", Grammar.json_object, outputs.json_object),
         ]  # fmt: skip
     return candidates
+
+
+def _stated(schema: dict[str, Any] | str | None) -> dict[str, Any] | str:
+    return {} if schema is None else schema

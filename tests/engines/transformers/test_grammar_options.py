@@ -213,7 +213,7 @@ def test_a_grammar_that_fails_in_an_answer_fails_this_request_alone(
             chunks(engine, request(5)),
             return_exceptions=True,
         )
-        assert isinstance(results[0], EngineError)
+        assert isinstance(results[0], GrammarError)
         assert "the grammar cannot be followed after" in str(results[0])
         assert isinstance(results[1], list)
 

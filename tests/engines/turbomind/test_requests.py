@@ -17,7 +17,7 @@ from vlcore.engines.external.sequence import ExternalSequence
 from vlcore.engines.generation import GenerationConfig
 from vlcore.engines.stop_conditions import StopConditions
 from vlcore.engines.turbomind.requests import InstancePool, TurbomindRequest
-from vlcore.errors import EngineClosedError, EngineError
+from vlcore.errors import EngineClosedError, EngineError, VlcoreError
 from vlcore.prompts.tokenization import TokenizedPrompt
 
 PROMPT = HostPrompt((5, 6))
@@ -58,7 +58,7 @@ class Instance:
 def make_run(
     tokenizer: PreTrainedTokenizerBase,
     instances: InstancePool,
-    emitted: list[EngineOutput | EngineError],
+    emitted: list[EngineOutput | VlcoreError],
     max_new_tokens: int = 6,
     **options: Any,
 ) -> TurbomindRequest:
@@ -86,10 +86,10 @@ def serve(
     while_it_runs: Callable[[TurbomindRequest], Coroutine[Any, Any, None]] | None = None,
     max_new_tokens: int = 6,
     **options: Any,
-) -> tuple[Instance, list[EngineOutput | EngineError]]:
+) -> tuple[Instance, list[EngineOutput | VlcoreError]]:
     """Serve one answer by scripts; gives the instance, and what came out."""
     instance = Instance(*scripts)
-    emitted: list[EngineOutput | EngineError] = []
+    emitted: list[EngineOutput | VlcoreError] = []
 
     async def body() -> None:
         run = make_run(
@@ -104,11 +104,11 @@ def serve(
     return instance, emitted
 
 
-def ids_of(emitted: list[EngineOutput | EngineError]) -> list[int]:
+def ids_of(emitted: list[EngineOutput | VlcoreError]) -> list[int]:
     return [i for chunk in emitted if isinstance(chunk, EngineOutput) for i in chunk.token_ids]
 
 
-def reason_of(emitted: list[EngineOutput | EngineError]) -> str | None:
+def reason_of(emitted: list[EngineOutput | VlcoreError]) -> str | None:
     last = emitted[-1]
     assert isinstance(last, EngineOutput)
     return last.finish_reason
@@ -206,7 +206,7 @@ def test_an_instance_is_reused_only_after_its_cancellation(
 
     async def body() -> None:
         instances = InstancePool(lambda: instance, 1)
-        emitted: list[EngineOutput | EngineError] = []
+        emitted: list[EngineOutput | VlcoreError] = []
         first = make_run(tokenizer, instances, emitted)
         task = asyncio.create_task(first.run())
         while not emitted:
@@ -225,8 +225,8 @@ def test_an_answer_whose_receiver_is_closed_is_cancelled(
 ) -> None:
     instance = Instance([("SUCCESS", [300]), ("WAIT", []), ("CANCEL", [])])
 
-    class Gone(list[EngineOutput | EngineError]):
-        def append(self, chunk: EngineOutput | EngineError) -> None:
+    class Gone(list[EngineOutput | VlcoreError]):
+        def append(self, chunk: EngineOutput | VlcoreError) -> None:
             raise RuntimeError("Event loop is closed")
 
     async def body() -> None:

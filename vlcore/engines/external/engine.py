@@ -19,7 +19,7 @@ from vlcore.engines.external.prompt import HostPrompt, to_host_prompt
 from vlcore.engines.external.request import ExternalRequest
 from vlcore.engines.external.sequence import ExternalSequence
 from vlcore.engines.stop_conditions import StopConditions
-from vlcore.errors import EngineClosedError, EngineError, EngineUnavailableError
+from vlcore.errors import EngineClosedError, EngineError, EngineUnavailableError, VlcoreError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,7 +59,7 @@ class ExternalEngine(Engine):
         max_new_tokens = min(
             request.config.max_new_tokens, self.context_length - len(prompt.token_ids)
         )
-        chunks: asyncio.Queue[EngineOutput | EngineError] = asyncio.Queue()
+        chunks: asyncio.Queue[EngineOutput | VlcoreError] = asyncio.Queue()
         emit = self._mailboxes.sender(chunks.put_nowait)
         running = [
             self._make_request(
@@ -81,7 +81,7 @@ class ExternalEngine(Engine):
             num_running = len(running)
             while num_running:
                 chunk = await chunks.get()
-                if isinstance(chunk, EngineError):
+                if isinstance(chunk, VlcoreError):
                     raise chunk
                 num_running -= chunk.finish_reason is not None
                 for copy in chunk.for_each_answer(request.config):

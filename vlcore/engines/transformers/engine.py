@@ -39,7 +39,13 @@ from vlcore.engines.transformers.sampler import INVALID_TOKEN_ID, choose_tokens
 from vlcore.engines.transformers.sequence import SequenceGroup, TransformersSequence
 from vlcore.engines.transformers.waiting_queue import WaitingQueue
 from vlcore.engines.transformers.weight_packing import pack_weights
-from vlcore.errors import EngineClosedError, EngineError, EngineUnavailableError, OptionError
+from vlcore.errors import (
+    EngineClosedError,
+    EngineError,
+    EngineUnavailableError,
+    OptionError,
+    VlcoreError,
+)
 from vlcore.language.features import FEATURES
 
 if TYPE_CHECKING:
@@ -147,7 +153,7 @@ class TransformersEngine(Engine):
         grammar: GrammarMatcher | None = None
         if request.config.grammar is not None:
             grammar = await self._grammars.compile(request.config.grammar)
-        chunks: asyncio.Queue[EngineOutput | EngineError] = asyncio.Queue()
+        chunks: asyncio.Queue[EngineOutput | VlcoreError] = asyncio.Queue()
         emit = self._mailboxes.sender(chunks.put_nowait)
         group = self._make_group(request, grammar, emit)
         self._waiting.add(group)
@@ -155,7 +161,7 @@ class TransformersEngine(Engine):
             num_running = len(group)
             while num_running:
                 chunk = await chunks.get()
-                if isinstance(chunk, EngineError):
+                if isinstance(chunk, VlcoreError):
                     raise chunk
                 num_running -= chunk.finish_reason is not None
                 for copy in chunk.for_each_answer(request.config):

@@ -17,7 +17,7 @@ from vlcore.engines.transformers.grammars.matcher import GrammarMatcher
 from vlcore.engines.transformers.prefix_key import PrefixKey, common_length
 from vlcore.engines.transformers.regions import Region
 from vlcore.engines.transformers.sampler import Sampler
-from vlcore.errors import EngineError, OptionError
+from vlcore.errors import EngineError, GrammarError, OptionError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -163,7 +163,7 @@ class TransformersSequence(RunningSequence):
             self.fail(EngineError(_NOT_FINITE))
         elif grammar.error is not None:
             self.fail(
-                EngineError(
+                GrammarError(
                     f"the grammar cannot be followed after {len(self.token_ids)} tokens of the "
                     f"answer, because {grammar.error}: simplify it"
                 )

@@ -9,7 +9,7 @@ import torch
 from vlcore.engines.base import EngineOutput, EngineRequest
 from vlcore.engines.stop_conditions import StopConditions
 from vlcore.engines.transformers.sequence import TransformersSequence
-from vlcore.errors import EngineError, EngineUnavailableError, VlcoreError
+from vlcore.errors import EngineUnavailableError, VlcoreError
 from vlcore.inference.factory import pipeline
 from vlcore.prompts.chat_template import write_prompt
 from vlcore.prompts.conversation import read_conversation
@@ -105,8 +105,8 @@ def _expect_end(
     before, after = (subject.prompt_tokenizer.encode_plain(text) for text in ("Yes, it is.", "No."))
     chunks: list[EngineOutput] = []
 
-    def collect(chunk: EngineOutput | EngineError) -> None:
-        if isinstance(chunk, EngineError):
+    def collect(chunk: EngineOutput | VlcoreError) -> None:
+        if isinstance(chunk, VlcoreError):
             raise chunk
         chunks.append(chunk)
 
