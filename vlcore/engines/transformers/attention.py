@@ -36,7 +36,8 @@ _PREFIX = "vlcore_"
 _CHANGES = frozenset({"position_bias", "softcap"})
 """Options of attention that torch's own does not have."""
 COMPILED = "vlcore_attention"
-"""The attribute of a module that has the operator and the layer of a compiled step's attention."""
+"""The attribute of a module with the handle of the operator that computes its attention in compiled
+code."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +18,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vlcore.engines.transformers.attention import (
     COMPILED,
-    Attention,
     ObservedAttention,
     compute_attention,
     observed_attention,
 )
 from vlcore.engines.transformers.graph_call import CannotRepeatError, RepeatedCall
-from vlcore.engines.transformers.kv_cache import KeyValueLayer, KVCache
+from vlcore.engines.transformers.kv_cache import KVCache
 from vlcore.engines.transformers.layer_compiler import LayerCompiler, has_compiler
 from vlcore.engines.transformers.operators import Operator
 from vlcore.errors import EngineUnavailableError
@@ -34,16 +33,6 @@ if TYPE_CHECKING:
 
 _UNUSED = frozenset({"position_ids", "cache_position", "position_embeddings"})
 """Tensors that models pass to attention, which torch's and transformers' functions ignore."""
-
-
-@dataclass(frozen=True)
-class _Site:
-    """How a model computes the attention of a layer."""
-
-    attention: Attention
-    module: nn.Module
-    options: dict[str, Any]
-    layer: KeyValueLayer
 
 
 class CompiledLayers:
@@ -132,8 +121,10 @@ class CompiledLayers:
             reason = " ".join(lines[:2]).removesuffix(".")
             raise self._unavailable(f"{type(error).__name__}: {reason}") from error
 
-    def _find_sites(self, cache: KVCache, observed: list[ObservedAttention]) -> Iterator[_Site]:
-        """Check that the model computes attention in a way that an operator can replace."""
+    def _find_sites(
+        self, cache: KVCache, observed: list[ObservedAttention]
+    ) -> Iterator[ObservedAttention]:
+        """Check that operators can replace attention, and leave out options without effect."""
         layers = [layer for layer in cache.key_value_layers if layer.is_initialized]
         by_layer = [one.layer for one in observed]
         if len(set(map(id, by_layer))) < len(by_layer) or len(by_layer) < len(layers):
@@ -152,7 +143,7 @@ class CompiledLayers:
                     raise self._unavailable(
                         f"{type(one.module).__name__} gives its attention a tensor, {option}"
                     )
-            yield _Site(one.attention, one.module, options, one.layer)
+            yield replace(one, options=options)
 
     def _unavailable(self, reason: str) -> EngineUnavailableError:
         return EngineUnavailableError(
@@ -165,7 +156,7 @@ def _is_decoder_layer(module: nn.Module) -> bool:
     return isinstance(module, GradientCheckpointingLayer) and "forward" not in vars(module)
 
 
-def _attend(site: _Site, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def _attend(site: ObservedAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Store the new keys and values of a layer, and compute its attention."""
     keys, values = site.layer.update(key, value)
     return compute_attention(
